@@ -1,0 +1,29 @@
+"""The one exception a user's mistake raises, and the exit status it maps to."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+EXIT_BAD_INPUT = 2
+
+
+class UserError(Exception):
+    """Bad input: `where` (file, line or field), `cause`, and `mend` (what to do about it).
+
+    The command line prints the three on one line and exits with status 2; library callers get an ordinary
+    exception whose text is the same line.
+    """
+
+    def __init__(self, where: str | Path, cause: str, mend: str) -> None:
+        self.where, self.cause, self.mend = str(where), cause, mend
+        super().__init__(f"{self.where}: {cause}; {mend}")
+
+
+def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UserError:
+    """A `UserError` for a name that does not exist: the valid ones, nearest first."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    ordered = near + [n for n in names if n not in near]
+    return UserError(kind, f"there is no {kind} named {name!r}", "choose one of: " + ", ".join(ordered))

@@ -1,0 +1,54 @@
+"""Files are written whole or not at all, and read with errors that a user can act on."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from saga_rl.errors import UserError
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` that is renamed to it on success and removed on failure."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(path, "is a folder", "name a file")
+    if not path.parent.is_dir():
+        raise UserError(path, f"its folder {path.parent} does not exist", "create it or name another place")
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as e:
+        raise UserError(path, f"cannot write there ({e.strerror})", "check permissions and free space") from None
+    os.close(handle)
+    tmp = Path(name)
+    try:
+        yield tmp
+        tmp.chmod(0o644)
+        tmp.replace(path)
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def must_exist(path: str | Path) -> Path:
+    """`path` as a readable file, else `UserError`."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(path, "no such file", "check the path")
+    if path.is_dir():
+        raise UserError(path, "is a folder, not a file", "name the file itself")
+    if not os.access(path, os.R_OK):
+        raise UserError(path, "cannot be read", "check its permissions")
+    return path
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Indented JSON with a final newline, atomically; NaN and infinities are refused (write null instead)."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    with atomic(path) as tmp:
+        tmp.write_text(text)

@@ -1,0 +1,69 @@
+"""The four seams. A policy is a compiled score over one feature row, plus its parameters.
+
+Every seam has the same shape: the caller (simulator, environment or vLLM adapter) fills one row of features through
+`saga_rl.policies.features`, calls `policy.score(row, params, scratch)` and acts on the number:
+
+| seam | row describes | the caller |
+|---|---|---|
+| eviction | one evictable chain on one worker | evicts from the *highest* score first, tail blocks first |
+| placement | one worker, for one request | sends the request to the *highest* score; ties: lowest worker |
+| ordering | one waiting request | schedules the *lowest* score first; ties: earliest arrival, then step number |
+| admission | the request at the head of a queue | lets it in if the score is > 0 |
+
+The constraints stand outside: a running request's blocks are never evicted, a block goes only after every block that
+depends on it, an idle worker always admits. A score therefore can slow a cluster down but not break it.
+
+`score` is compiled with the explicit signature `SCORE`, so one compiled engine serves every policy, also a user's own.
+It must not allocate, must not raise, and reads only its three arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+Seam = Literal["eviction", "placement", "ordering", "admission"]
+SEAMS: tuple[Seam, ...] = ("eviction", "placement", "ordering", "admission")
+
+_ROW = types.Array(types.float64, 1, "C")
+SCORE = types.float64(_ROW, _ROW, _ROW)
+"""(features, params, scratch) -> score: decorate with `@njit(SCORE, cache=True)`."""
+SCORE_TYPE = types.FunctionType(SCORE)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One policy of one seam, ready to be called from compiled code."""
+
+    seam: Seam
+    name: str
+    score: Callable[[NDArray, NDArray, NDArray], float]
+    params: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
+    scratch: int = 1
+    """Floats of work space that `score` wants."""
+    oracle: bool = False
+    """True only for references that may read the ORACLE feature; everyone else gets NaN there."""
+    whole_chain: bool = False
+    """Eviction: take all of a victim at once instead of as many tail blocks as are needed."""
+    drop_expired: bool = False
+    """Eviction: free a chain as soon as its TTL has run out, pressure or not (literal TTL)."""
+    doc: dict[str, Any] = field(default_factory=dict)
+    """What a report says of it: parameters by name, checkpoint hash, ..."""
+
+
+@dataclass(frozen=True)
+class PolicySet:
+    """One policy for each seam: what a scheduler runs with."""
+
+    eviction: Policy
+    placement: Policy
+    ordering: Policy
+    admission: Policy
+
+    def names(self) -> dict[str, str]:
+        return {seam: getattr(self, seam).name for seam in SEAMS}

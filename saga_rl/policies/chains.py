@@ -1,0 +1,122 @@
+"""What a scheduler knows of every chain (one agent's context within a session), as rows of one float array.
+
+The simulator and the vLLM adapter call the same functions at the same moments, so the same history gives the same rows:
+`arrive` when a request is queued, `schedule` when it first gets blocks, `preempt` when it loses them, `finish` when its
+answer is complete. Nothing here knows the future: the tool that a finished step called is in its answer, the end of a
+session is known only through the hint (`ended=True`) or through `expire`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from saga_rl.policies.tables import observe_end, observe_return, observe_step
+
+# columns
+(
+    SESSION,       # session row or number
+    SESSION_S,     # first request of the *session*, s
+    TENANT,
+    TYPE,          # agent type code
+    DEADLINE,      # s on the same clock; NaN = none
+    STEPS,         # finished steps
+    LAST,          # end of the last finished step, s
+    QUEUED,        # since when its request waits, s
+    STARTED,       # when its running request was scheduled, s
+    CONTEXT,       # tokens: prompt + output of the last finished step
+    TOOL,          # code of the tool it called, -1 = none
+    WAITING,       # 1 = its request is queued
+    RUNNING,       # 1 = its request holds blocks
+    QPOS,          # requests ahead of it in its worker's queue, in the queue's order; read while WAITING
+    ENDED,         # 1 = hinted end, 2 = presumed ended (expired)
+    ATTAINED,      # service seconds so far
+) = range(16)
+COLUMNS = 16
+
+
+def make_chains(n: int) -> NDArray[np.float64]:
+    """(n, COLUMNS) rows of chains that have not been seen yet."""
+    rows = np.zeros((n, COLUMNS))
+    rows[:, DEADLINE] = np.nan
+    rows[:, TOOL] = -1
+    return rows
+
+
+@njit(cache=True)
+def describe(chains, c, session, session_s, tenant, agent_type, deadline_s):
+    """Set what does not change while the chain lives; call before its first `arrive`."""
+    chains[c, SESSION] = session
+    chains[c, SESSION_S] = session_s
+    chains[c, TENANT] = tenant
+    chains[c, TYPE] = agent_type
+    chains[c, DEADLINE] = deadline_s
+
+
+@njit(cache=True)
+def arrive(chains, tables, w, c, now, prompt_tokens):
+    """A request of chain c is queued at worker w."""
+    row = chains[c]
+    if row[STEPS] > 0 and row[WAITING] == 0 and row[RUNNING] == 0:
+        if row[ENDED] == 2:  # presumed ended, and here it is: take the presumption back
+            tables.ends[w, int(row[TOOL]) + 1] -= 1
+            tables.ends[w, tables.hist.shape[1] - 1] -= 1
+        observe_return(tables, w, int(row[TOOL]), now - row[LAST], max(prompt_tokens - row[CONTEXT], 0.0))
+    row[ENDED] = 0
+    row[WAITING] = 1
+    row[QUEUED] = now
+
+
+@njit(cache=True)
+def schedule(chains, c, now):
+    """Its request got its first blocks."""
+    chains[c, WAITING] = 0
+    chains[c, RUNNING] = 1
+    chains[c, STARTED] = now
+
+
+@njit(cache=True)
+def preempt(chains, c, now):
+    """Its request lost its blocks and waits again."""
+    row = chains[c]
+    row[ATTAINED] += now - row[STARTED]
+    row[WAITING] = 1
+    row[RUNNING] = 0
+
+
+@njit(cache=True)
+def finish(chains, tables, w, c, now, prompt_tokens, output_tokens, tool, ended):
+    """Its answer is complete; it called `tool` (-1 = none). `ended`: the client said that this was the last step."""
+    row = chains[c]
+    growth = prompt_tokens + output_tokens - row[CONTEXT]
+    service = now - row[STARTED]
+    row[ATTAINED] += service
+    row[WAITING] = 0
+    row[RUNNING] = 0
+    row[STEPS] += 1
+    row[LAST] = now
+    row[CONTEXT] = prompt_tokens + output_tokens
+    row[TOOL] = tool
+    observe_step(tables, w, int(row[TYPE]), output_tokens, service, max(growth, 0.0))
+    if ended:
+        row[ENDED] = 1
+        observe_end(tables, w, tool, int(row[TYPE]), row[STEPS])
+
+
+@njit(cache=True)
+def abort(chains, c, now):
+    """Its request went away (client gone) without finishing."""
+    if chains[c, RUNNING] == 1:
+        chains[c, ATTAINED] += now - chains[c, STARTED]
+    chains[c, WAITING] = 0
+    chains[c, RUNNING] = 0
+
+
+@njit(cache=True)
+def expire(chains, tables, w, c):
+    """Nobody heard of idle chain c for longer than the expiry: presume that it ended."""
+    row = chains[c]
+    if row[ENDED] == 0 and row[WAITING] == 0 and row[RUNNING] == 0 and row[STEPS] > 0:
+        row[ENDED] = 2
+        observe_end(tables, w, int(row[TOOL]), int(row[TYPE]), row[STEPS])

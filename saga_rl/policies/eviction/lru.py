@@ -1,0 +1,17 @@
+"""Least recently used: what vLLM does. The chain whose blocks were released longest ago goes first."""
+
+from numba import njit
+
+from saga_rl.policies.base import SCORE, Policy
+from saga_rl.policies.features import E_IDLE_S
+from saga_rl.policies.registry import register
+
+
+@njit(SCORE, cache=True)
+def _score(x, params, scratch):
+    return x[E_IDLE_S]
+
+
+@register("eviction", "lru")
+def lru() -> Policy:
+    return Policy("eviction", "lru", _score)

@@ -1,0 +1,68 @@
+"""Policies by name. A policy file registers one factory; `make` builds a policy from a spec string.
+
+Spec: `NAME` or `NAME:key=value,key=value`, and for learned policies `learned:CHECKPOINT_FOLDER`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+
+from saga_rl.errors import UserError, unknown_name
+from saga_rl.policies.base import SEAMS, Policy, Seam
+
+Factory = Callable[..., Policy]
+_FACTORIES: dict[str, dict[str, Factory]] = {seam: {} for seam in SEAMS}
+
+
+def register(seam: Seam, name: str) -> Callable[[Factory], Factory]:
+    """Decorator: the factory's keyword arguments, with their defaults, are the policy's parameters."""
+
+    def add(factory: Factory) -> Factory:
+        if name in _FACTORIES[seam]:
+            raise ValueError(f"{seam} policy {name!r} is registered twice")
+        _FACTORIES[seam][name] = factory
+        return factory
+
+    return add
+
+
+def _load() -> None:
+    for seam in SEAMS:
+        import_module(f"saga_rl.policies.{seam}")
+
+
+def names(seam: Seam) -> list[str]:
+    """Every registered name of a seam."""
+    _load()
+    return sorted(_FACTORIES[seam])
+
+
+def make(seam: Seam, spec: str) -> Policy:
+    """The policy that `spec` names.
+
+    Raises `UserError` for a name or parameter that does not exist (the valid ones, nearest first) or a value that is
+    not a number; factories raise it for values out of range.
+    """
+    _load()
+    name, _, rest = spec.partition(":")
+    if name not in _FACTORIES[seam]:
+        raise unknown_name(f"{seam} policy", name, _FACTORIES[seam])
+    factory = _FACTORIES[seam][name]
+    if name == "learned":
+        if not rest:
+            raise UserError(f"{seam} policy 'learned'", "names no checkpoint", "write learned:CHECKPOINT_FOLDER")
+        return factory(rest)
+    valid = inspect.signature(factory).parameters
+    kwargs: dict[str, float] = {}
+    for item in filter(None, rest.split(",")):
+        key, eq, value = item.partition("=")
+        if key not in valid:
+            raise unknown_name(f"parameter of {seam} policy {name!r}", key, valid)
+        try:
+            kwargs[key] = float(value)
+        except ValueError:
+            raise UserError(f"{seam} policy {spec!r}", f"{key} is not a number: {value!r}",
+                            f"write {key}=NUMBER" if eq else f"write {key}=NUMBER, with '='") from None
+    return factory(**kwargs)
