@@ -1,0 +1,311 @@
+"""A worker's KV block pool with a block-exact prefix cache, as counts over the segments of a `Forest`.
+
+Every block of worker w's pool is in exactly one state (invariant I1: free + private + resident = pool):
+
+- free: holds nothing;
+- private: held by a running request and not shareable: its partly filled last block, or a copy of a block that
+  another request has published meanwhile;
+- resident: a full block of some segment, found by later prompts. *Pinned* while a running request's path holds the
+  segment (I4: never evicted), else *idle* and evictable.
+
+A segment's resident blocks are its first `res` ones, and its parent is full while it has any (I5): eviction takes tail
+blocks of segments without resident children. As in vLLM, full blocks are published when they are allocated, and blocks
+are released tail first when a request ends. One deviation from vLLM, which shows only while two requests compute the
+same prefix at the same time: a running request pins the published copy of its whole path, also of blocks of which it
+computed its own copy, and that copy is freed at release instead of staying cached twice.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from saga_rl.aeg.forest import Forest
+from saga_rl.policies import chains as ch
+from saga_rl.policies import tables as tb
+from saga_rl.policies.features import E_TTL_LEFT, G_LIVE, G_SIZE_MAX, G_USED, eviction_row
+
+# columns of Pool.n
+POOL, FREE, PRIVATE, RESIDENT, PINNED, EVICTED, SEQ, IDLE = range(8)
+COUNTERS = 8
+
+
+class Tree(NamedTuple):
+    """`Forest` as compiled code reads it."""
+
+    parent: NDArray[np.int32]
+    start: NDArray[np.int32]
+    blocks: NDArray[np.int32]
+    path_off: NDArray[np.int64]
+    path: NDArray[np.int32]
+    hit: NDArray[np.int32]
+    chain: NDArray[np.int32]
+
+
+class Pool(NamedTuple):
+    """Cache state, (W, segments) unless said otherwise. Built by `make_pool`."""
+
+    n: NDArray[np.int64]
+    """(W, COUNTERS) blocks by state, blocks evicted so far, release sequence, length of `idle`."""
+    res: NDArray[np.int32]
+    ref: NDArray[np.int32]
+    kids: NDArray[np.int32]
+    """Child segments with resident blocks."""
+    last: NDArray[np.float64]
+    """When its last holder released it, s."""
+    seq: NDArray[np.int64]
+    owner: NDArray[np.int32]
+    """Chain that released it last, -1 = none yet."""
+    user: NDArray[np.int32]
+    """First chain that held it, -1 = none yet; -2 = several have (a shared prefix)."""
+    idle: NDArray[np.int32]
+    """(W, segments) the first n[w, IDLE] entries: segments with resident blocks and no holder."""
+    slot: NDArray[np.int32]
+    """Its place in `idle`, -1 = not there."""
+    owned: NDArray[np.int32]
+    """(W, chains) idle resident blocks by owner."""
+    ever: NDArray[np.int32]
+    """(segments,) blocks ever computed anywhere: what an infinite cache would hold."""
+
+
+def make_tree(forest: Forest) -> Tree:
+    return Tree(forest.seg_parent, forest.seg_start, forest.seg_blocks, forest.path_offsets, forest.path,
+                forest.hit_blocks, forest.chain)
+
+
+def make_pool(workers: int, pool_blocks: int, n_segments: int, n_chains: int) -> Pool:
+    n = np.zeros((workers, COUNTERS), np.int64)
+    n[:, POOL] = n[:, FREE] = pool_blocks
+    shape = (workers, n_segments)
+
+    def table(value: int) -> NDArray[np.int32]:
+        return np.full(shape, value, np.int32)
+
+    return Pool(n, table(0), table(0), table(0), np.zeros(shape), np.zeros(shape, np.int64), table(-1), table(-1),
+                table(0), table(-1), np.zeros((workers, n_chains), np.int32), np.zeros(n_segments, np.int32))
+
+
+@njit(cache=True)
+def cached_blocks(t, p, w, step):
+    """Leading blocks of the step's prompt that are resident on worker w, at most `hit[step]`."""
+    total = 0
+    for i in range(t.path_off[step], t.path_off[step + 1]):
+        seg = t.path[i]
+        total += p.res[w, seg]
+        if p.res[w, seg] < t.blocks[seg]:
+            break
+    return min(total, t.hit[step])
+
+
+@njit(cache=True)
+def known_blocks(t, p, step):
+    """Leading blocks of the step's prompt that an infinite cache would hold, at most `hit[step]`."""
+    total = 0
+    for i in range(t.path_off[step], t.path_off[step + 1]):
+        seg = t.path[i]
+        total += p.ever[seg]
+        if p.ever[seg] < t.blocks[seg]:
+            break
+    return min(total, t.hit[step])
+
+
+@njit(cache=True)
+def idle_hit_blocks(t, p, w, step, cached):
+    """Of the step's first `cached` blocks: those that are idle now, so that pinning them shrinks what is evictable.
+    Counts whole resident segments, since a pin holds all of a segment."""
+    total = 0
+    for i in range(t.path_off[step], t.path_off[step + 1]):
+        seg = t.path[i]
+        if t.start[seg] >= cached:
+            break
+        if p.ref[w, seg] == 0:
+            total += p.res[w, seg]
+    return total
+
+
+@njit(cache=True)
+def evictable(p, w):
+    """Idle resident blocks of worker w."""
+    return p.n[w, RESIDENT] - p.n[w, PINNED]
+
+
+@njit(cache=True)
+def _leave_idle(p, w, seg):
+    at, n = p.slot[w, seg], p.n[w, IDLE] - 1
+    moved = p.idle[w, n]
+    p.idle[w, at] = moved
+    p.slot[w, moved] = at
+    p.slot[w, seg] = -1
+    p.n[w, IDLE] = n
+    p.owned[w, p.owner[w, seg]] -= p.res[w, seg]
+
+
+@njit(cache=True)
+def pin(t, p, w, step, first, blocks):
+    """Hold the segments of the step's path that hold any of its first `blocks` blocks, from path index `first` on.
+    Returns the path index after the last one held."""
+    base = t.path_off[step]
+    i = first
+    while base + i < t.path_off[step + 1] and t.start[t.path[base + i]] < blocks:
+        seg = t.path[base + i]
+        if p.ref[w, seg] == 0:
+            p.n[w, PINNED] += p.res[w, seg]
+            if p.slot[w, seg] >= 0:
+                _leave_idle(p, w, seg)
+        p.ref[w, seg] += 1
+        if p.user[w, seg] == -1:
+            p.user[w, seg] = t.chain[step]
+        elif p.user[w, seg] != t.chain[step]:
+            p.user[w, seg] = -2
+        i += 1
+    return i
+
+
+@njit(cache=True)
+def grow(t, p, w, step, held, have_tokens, want_tokens, block):
+    """Allocate blocks for tokens have_tokens..want_tokens of the step on worker w; the caller made room first.
+
+    held: path index from `pin`, which this extends. Returns (held, copies): copies = full blocks that stay private
+    because another request published them first.
+    """
+    need = (want_tokens + block - 1) // block - (have_tokens + block - 1) // block
+    full = want_tokens // block
+    held = pin(t, p, w, step, held, full)
+    published = 0
+    copies = 0
+    base = t.path_off[step]
+    i = 0
+    position = have_tokens // block
+    while position < full:
+        seg = t.path[base + i]
+        if position >= t.start[seg] + t.blocks[seg]:
+            i += 1
+            continue
+        offset = position - t.start[seg]
+        stop = min(full - t.start[seg], t.blocks[seg])
+        fresh = max(offset, p.res[w, seg])
+        copies += min(fresh, stop) - offset
+        if fresh < stop:
+            if p.res[w, seg] == 0 and t.parent[seg] >= 0:
+                p.kids[w, t.parent[seg]] += 1
+            p.res[w, seg] = stop
+            published += stop - fresh
+            p.ever[seg] = max(p.ever[seg], stop)
+        position = t.start[seg] + stop
+    p.n[w, FREE] -= need
+    p.n[w, PRIVATE] += need - published
+    p.n[w, RESIDENT] += published
+    p.n[w, PINNED] += published
+    return held, copies
+
+
+@njit(cache=True)
+def release(t, p, w, step, held, tokens, copies, now, block):
+    """A request that held `tokens` tokens lets go: its path becomes idle, tail first, its private blocks free."""
+    private = copies + (1 if tokens % block else 0)
+    p.n[w, PRIVATE] -= private
+    p.n[w, FREE] += private
+    base = t.path_off[step]
+    for i in range(held - 1, -1, -1):
+        seg = t.path[base + i]
+        p.ref[w, seg] -= 1
+        if p.ref[w, seg] == 0:
+            p.n[w, PINNED] -= p.res[w, seg]
+            p.n[w, SEQ] += 1
+            p.last[w, seg] = now
+            p.seq[w, seg] = p.n[w, SEQ]
+            p.owner[w, seg] = t.chain[step]
+            if p.res[w, seg] > 0:
+                p.slot[w, seg] = p.n[w, IDLE]
+                p.idle[w, p.n[w, IDLE]] = seg
+                p.n[w, IDLE] += 1
+                p.owned[w, t.chain[step]] += p.res[w, seg]
+
+
+@njit(cache=True)
+def take(t, p, w, seg, blocks):
+    """Evict `blocks` tail blocks of idle segment `seg`, which has no resident children."""
+    p.res[w, seg] -= blocks
+    p.owned[w, p.owner[w, seg]] -= blocks
+    p.n[w, RESIDENT] -= blocks
+    p.n[w, FREE] += blocks
+    p.n[w, EVICTED] += blocks
+    if p.res[w, seg] == 0:
+        _leave_idle(p, w, seg)
+        if t.parent[seg] >= 0:
+            p.kids[w, t.parent[seg]] -= 1
+
+
+@njit(cache=True)
+def refresh(p, chains, tables, g, w, now):
+    """Bring the worker's G columns up to date before rows are made."""
+    pool = float(p.n[w, POOL])
+    live = p.n[w, PINNED] + p.n[w, PRIVATE]
+    largest = 0
+    used = (p.n[w, RESIDENT] + p.n[w, PRIVATE]) / pool
+    pressure = min(max((used - 0.7) / 0.2, 0.0), 1.0)
+    for k in range(p.n[w, IDLE]):
+        seg = p.idle[w, k]
+        c = p.owner[w, seg]
+        largest = max(largest, p.owned[w, c])
+        ttl = tb.ttl(tables, w, int(chains[c, ch.TOOL]), pressure)
+        if chains[c, ch.WAITING] == 1 or (chains[c, ch.ENDED] == 0 and now - p.last[w, seg] <= ttl):
+            live += p.res[w, seg]
+    g[w, G_USED] = used
+    g[w, G_LIVE] = live / pool
+    g[w, G_SIZE_MAX] = largest
+
+
+@njit(cache=True)
+def row_of(p, chains, tables, g, w, seg, now, next_use, out):
+    """The eviction feature row of idle segment `seg`."""
+    c = p.owner[w, seg]
+    shared = 1.0 if p.user[w, seg] == -2 else 0.0
+    eviction_row(chains, tables, g, w, c, now, p.last[w, seg], p.owned[w, c], shared, next_use[seg], out)
+
+
+@njit(cache=True)
+def make_room(t, p, chains, tables, g, w, need, now, next_use, score, params, scratch, whole, row, scores):
+    """Evict until `need` blocks are free, highest score first (ties: released earliest). The caller checked that
+    FREE + `evictable` suffices. Every candidate is scored once a call."""
+    if p.n[w, FREE] >= need:
+        return
+    refresh(p, chains, tables, g, w, now)
+    for k in range(p.n[w, IDLE]):
+        seg = p.idle[w, k]
+        row_of(p, chains, tables, g, w, seg, now, next_use, row)
+        scores[seg] = score(row, params, scratch)
+    while p.n[w, FREE] < need:
+        best = -1
+        for k in range(p.n[w, IDLE]):
+            seg = p.idle[w, k]
+            if p.kids[w, seg] == 0 and (best < 0 or scores[seg] > scores[best] or (
+                    scores[seg] == scores[best] and p.seq[w, seg] < p.seq[w, best])):
+                best = seg
+        owner = p.owner[w, best]
+        while True:
+            blocks = p.res[w, best] if whole else min(p.res[w, best], need - p.n[w, FREE])
+            take(t, p, w, best, blocks)
+            up = t.parent[best]
+            if not whole or up < 0 or p.slot[w, up] < 0 or p.kids[w, up] > 0 or p.owner[w, up] != owner:
+                break
+            best = up
+
+
+@njit(cache=True)
+def drop_expired(t, p, chains, tables, g, w, now, next_use, row):
+    """Literal TTL: free every idle chain whose TTL has run out and which does not wait."""
+    refresh(p, chains, tables, g, w, now)
+    k = 0
+    while k < p.n[w, IDLE]:
+        seg = p.idle[w, k]
+        if p.kids[w, seg] == 0 and chains[p.owner[w, seg], ch.WAITING] == 0:
+            row_of(p, chains, tables, g, w, seg, now, next_use, row)
+            if row[E_TTL_LEFT] < 0.0:
+                take(t, p, w, seg, p.res[w, seg])
+                k = 0  # its parent may have become a leaf anywhere in the list
+                continue
+        k += 1
