@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from saga_rl.policies.tables import observe_end, observe_return, observe_step
+from saga_rl.policies.tables import observe_end, observe_return, observe_step, retract_end
 
 # columns
 (
@@ -60,8 +60,7 @@ def arrive(chains, tables, w, c, now, prompt_tokens):
     row = chains[c]
     if row[STEPS] > 0 and row[WAITING] == 0 and row[RUNNING] == 0:
         if row[ENDED] == 2:  # presumed ended, and here it is: take the presumption back
-            tables.ends[w, int(row[TOOL]) + 1] -= 1
-            tables.ends[w, tables.hist.shape[1] - 1] -= 1
+            retract_end(tables, w, int(row[TOOL]))
         observe_return(tables, w, int(row[TOOL]), now - row[LAST], max(prompt_tokens - row[CONTEXT], 0.0))
     row[ENDED] = 0
     row[WAITING] = 1

@@ -1,7 +1,7 @@
 """The feature rows of the four seams: the one place where observations are made.
 
 Simulator, environments and vLLM adapter call these functions, so a policy sees in service what it was trained on. The
-hash of this file, `chains.py` and `tables.py` is written into every checkpoint (`feature_hash`).
+hash of this file's code, `chains.py`'s and `tables.py`'s is written into every checkpoint (`feature_hash`).
 
 All rows are float64. Seconds and tokens enter learned policies as log(1 + x); raw values stay beside them for the
 heuristics. The ORACLE column is NaN for every policy that does not declare `oracle=True`.
@@ -9,7 +9,7 @@ heuristics. The ORACLE column is NaN for every policy that does not declare `ora
 
 from __future__ import annotations
 
-import hashlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from numba import njit
 
 from saga_rl.policies import chains as ch
 from saga_rl.policies import tables as tb
+from saga_rl.policies.source import code_hash
 
 # ---------------------------------------------------------------- eviction: one evictable chain on one worker
 EVICTION = (
@@ -220,10 +221,9 @@ def admission_row(need, free, evictable, older_idle, growth, pool, pinned, new, 
     out[A_WAIT] = wait_s
 
 
+@cache
 def feature_hash() -> str:
-    """SHA-256 over the source of everything that makes a feature row; a checkpoint trained on other code is refused."""
-    digest = hashlib.sha256()
+    """SHA-256 over the code, comments and docstrings aside, of everything that makes a feature row; a checkpoint that was
+    trained on other code is refused."""
     here = Path(__file__).parent
-    for name in ("features.py", "chains.py", "tables.py"):
-        digest.update((here / name).read_bytes())
-    return digest.hexdigest()
+    return code_hash(*((here / name).read_text(encoding="utf-8") for name in ("features.py", "chains.py", "tables.py")))

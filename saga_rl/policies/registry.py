@@ -58,6 +58,8 @@ def make(seam: Seam, spec: str) -> Policy:
     kwargs: dict[str, float] = {}
     for item in filter(None, rest.split(",")):
         key, eq, value = item.partition("=")
+        if not valid:
+            raise UserError(f"{seam} policy {spec!r}", f"{name} takes no parameters", f"write just {name}")
         if key not in valid:
             raise unknown_name(f"parameter of {seam} policy {name!r}", key, valid)
         try:

@@ -1,4 +1,4 @@
-"""What a worker has learned from the requests it served: per tool (latency, observation, termination) and per agent type.
+"""What a worker has learned from the requests it served: per tool (latency, observation, end) and per agent type.
 
 Online and windowed: the simulator and the vLLM adapter update the same arrays through the same functions.
 Tool latencies are kept as a log-spaced histogram over the last `WINDOW` returns of each tool (`saga.md` section 4:
@@ -70,8 +70,9 @@ def latency_bin(seconds):
     """The bin that holds `seconds`; below and above the range count as the first and the last."""
     if seconds <= MIN_S:
         return 0
-    b = int((np.log(seconds) - _LOG_MIN) / _WIDTH)
-    return min(max(b, 0), BINS - 1)
+    if not seconds < MAX_S:  # infinity has no integer
+        return BINS - 1
+    return min(max(int((np.log(seconds) - _LOG_MIN) / _WIDTH), 0), BINS - 1)
 
 
 @njit(cache=True)
@@ -120,6 +121,15 @@ def observe_end(t, w, tool, agent_type, steps):
 
 
 @njit(cache=True)
+def retract_end(t, w, tool):
+    """A chain that was presumed to have ended came back. The presumption may stand in another worker's tables: counts
+    never go below zero."""
+    row, pooled = tool + 1, t.hist.shape[1] - 1
+    t.ends[w, row] = max(t.ends[w, row] - 1, 0)
+    t.ends[w, pooled] = max(t.ends[w, pooled] - 1, 0)
+
+
+@njit(cache=True)
 def observe_step(t, w, agent_type, out_tokens, service_s, growth_tokens):
     """A step of a chain of `agent_type` finished."""
     a = t.types[w, agent_type]
@@ -139,7 +149,7 @@ def _warm_row(t, w, tool):
 
 @njit(cache=True)
 def ttl(t, w, tool, pressure):
-    """Seconds that an idle chain is worth keeping: P95 x (1 - 0.5 m), at most 300 s; m = clip((used - .7) / .2, 0, 1)."""
+    """Seconds that an idle chain is worth keeping: P95 x (1 - 0.5 m), at most 300; m = clip((used - .7) / .2, 0, 1)."""
     row = _warm_row(t, w, tool)
     base = t.p95[w, row] if row >= 0 else COLD_TTL_S
     return min(base * (1.0 - 0.5 * pressure), MAX_TTL_S)

@@ -1,0 +1,23 @@
+"""LRU that spares the queue: the cached KV of a request that waits goes after every idle chain's.
+
+vLLM holds no reference to a waiting request's cached blocks, so plain LRU throws away exactly what is needed next.
+Among waiting chains the one farthest back in the queue goes first: it is needed last.
+"""
+
+from numba import njit
+
+from saga_rl.policies.base import SCORE, Policy
+from saga_rl.policies.features import E_IDLE_S, E_QUEUE_LOG, E_WAITING
+from saga_rl.policies.registry import register
+
+
+@njit(SCORE, cache=True)
+def _score(x, params, scratch):
+    if x[E_WAITING] > 0:
+        return -1.0 / (1.0 + x[E_QUEUE_LOG])  # in [-1, 0): below every idle chain, rising with the queue position
+    return x[E_IDLE_S]
+
+
+@register("eviction", "lru-protect")
+def lru_protect() -> Policy:
+    return Policy("eviction", "lru-protect", _score)

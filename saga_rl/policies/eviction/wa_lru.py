@@ -1,0 +1,52 @@
+"""Workflow-aware LRU with a lazy TTL: a chain past its TTL is preferred as a victim, not dropped when the timer fires.
+
+P_evict = (alpha R + beta (1 - P_reuse) + gamma S) / (alpha + beta + gamma)   (SAGA section 3; R recency, S size)
+
+orders chains within a tier; tiers, first to go: ended, past its TTL, within its TTL, waiting in the queue (farthest
+back first). Takes as many tail blocks as are needed. The literal reading is `wa-lru-literal`.
+"""
+
+import numpy as np
+from numba import njit
+
+from saga_rl.errors import UserError
+from saga_rl.policies.base import SCORE, Policy
+from saga_rl.policies.features import E_ENDED, E_P_REUSE, E_QUEUE_LOG, E_RECENCY, E_SIZE, E_TTL_LEFT, E_WAITING
+from saga_rl.policies.parameters import bounded
+from saga_rl.policies.registry import register
+
+ALPHA, BETA, GAMMA = 0.3, 0.5, 0.2
+
+
+@njit(SCORE, cache=True)
+def p_evict(x, params, scratch):
+    """In [0, 1]. An ended chain has no successor, so its P_reuse is 0. params: alpha, beta, gamma."""
+    reuse = 0.0 if x[E_ENDED] > 0 else x[E_P_REUSE]
+    weighed = params[0] * x[E_RECENCY] + params[1] * (1.0 - reuse) + params[2] * x[E_SIZE]
+    return weighed / (params[0] + params[1] + params[2])
+
+
+@njit(SCORE, cache=True)
+def _score(x, params, scratch):
+    if x[E_WAITING] > 0:
+        return -1.0 / (1.0 + x[E_QUEUE_LOG])
+    tier = 0.0
+    if x[E_ENDED] > 0:
+        tier = 4.0
+    elif x[E_TTL_LEFT] <= 0:
+        tier = 2.0
+    return tier + p_evict(x, params, scratch)
+
+
+def weights(policy: str, alpha: float, beta: float, gamma: float) -> np.ndarray:
+    """The three weights as params; `UserError` unless each is in [0, 1000] and their sum is above 0."""
+    w = [bounded(policy, k, v, 0.0, 1000.0) for k, v in (("alpha", alpha), ("beta", beta), ("gamma", gamma))]
+    if sum(w) <= 0:
+        raise UserError(f"policy {policy!r}", "alpha, beta and gamma are all 0", "give one of them weight")
+    return np.array(w)
+
+
+@register("eviction", "wa-lru")
+def wa_lru(alpha: float = ALPHA, beta: float = BETA, gamma: float = GAMMA) -> Policy:
+    params = weights("wa-lru", alpha, beta, gamma)
+    return Policy("eviction", "wa-lru", _score, params, doc={"alpha": alpha, "beta": beta, "gamma": gamma})

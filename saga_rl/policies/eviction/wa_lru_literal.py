@@ -1,0 +1,29 @@
+"""Workflow-aware LRU as SAGA writes it (sections 3 and 4): sessions are dropped whole, and dropped when their TTL ends.
+
+By share of the pool in use: up to 0.9 chains within their TTL are protected; above 0.9 they become candidates like any
+other; above 0.95 plain LRU. The queue is not spared.
+"""
+
+from numba import njit
+
+from saga_rl.policies.base import SCORE, Policy
+from saga_rl.policies.eviction.wa_lru import ALPHA, BETA, GAMMA, p_evict, weights
+from saga_rl.policies.features import E_ENDED, E_IDLE_S, E_TTL_LEFT, E_USED
+from saga_rl.policies.registry import register
+
+HARD, LRU_ABOVE = 0.9, 0.95
+
+
+@njit(SCORE, cache=True)
+def _score(x, params, scratch):
+    if x[E_USED] > LRU_ABOVE:
+        return x[E_IDLE_S]
+    candidate = x[E_USED] > HARD or x[E_TTL_LEFT] <= 0 or x[E_ENDED] > 0
+    return (2.0 if candidate else 0.0) + p_evict(x, params, scratch)
+
+
+@register("eviction", "wa-lru-literal")
+def wa_lru_literal(alpha: float = ALPHA, beta: float = BETA, gamma: float = GAMMA) -> Policy:
+    params = weights("wa-lru-literal", alpha, beta, gamma)
+    return Policy("eviction", "wa-lru-literal", _score, params, whole_chain=True, drop_expired=True,
+                  doc={"alpha": alpha, "beta": beta, "gamma": gamma})

@@ -1,0 +1,34 @@
+"""Youngest session first: what has been in the system longest is closest to done and keeps its KV.
+
+The companion of `reserve-older` admission, which counts on older sessions' blocks staying. Tiers, first to go: ended;
+silent for longer than `expiry_s` (it may have ended without saying so); live; waiting in the queue.
+"""
+
+import numpy as np
+from numba import njit
+
+from saga_rl.policies.base import SCORE, Policy
+from saga_rl.policies.features import E_AGE_S, E_ENDED, E_IDLE_S, E_WAITING
+from saga_rl.policies.parameters import bounded
+from saga_rl.policies.registry import register
+
+TIER = 1e9
+"""Above every age in seconds; leaves ages exact to a microsecond."""
+
+
+@njit(SCORE, cache=True)
+def _score(x, params, scratch):
+    tier = 0.0
+    if x[E_WAITING] > 0:
+        tier = -TIER
+    elif x[E_ENDED] > 0:
+        tier = 2.0 * TIER
+    elif x[E_IDLE_S] > params[0]:
+        tier = TIER
+    return tier - min(x[E_AGE_S], 0.9 * TIER)
+
+
+@register("eviction", "youngest")
+def youngest(expiry_s: float = 300.0) -> Policy:
+    expiry_s = bounded("youngest", "expiry_s", expiry_s, 0.0, 1e8)
+    return Policy("eviction", "youngest", _score, np.array([expiry_s]), doc={"expiry_s": expiry_s})

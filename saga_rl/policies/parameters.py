@@ -1,0 +1,15 @@
+"""Checks on what a user may set on a policy."""
+
+from __future__ import annotations
+
+import math
+
+from saga_rl.errors import UserError
+
+
+def bounded(policy: str, key: str, value: float, low: float, high: float) -> float:
+    """`value` as a float; `UserError` unless it is finite and low <= value <= high."""
+    if not math.isfinite(value) or not low <= value <= high:
+        raise UserError(f"policy {policy!r}", f"{key} is {value:g}, outside [{low:g}, {high:g}]",
+                        f"choose {key} between {low:g} and {high:g}")
+    return float(value)

@@ -1,0 +1,17 @@
+"""Least load: the worker with the smallest load (`features.load`), wherever the chain's KV may be."""
+
+from numba import njit
+
+from saga_rl.policies.base import SCORE, Policy
+from saga_rl.policies.features import P_LOAD
+from saga_rl.policies.registry import register
+
+
+@njit(SCORE, cache=True)
+def _score(x, params, scratch):
+    return -x[P_LOAD]
+
+
+@register("placement", "least-load")
+def least_load() -> Policy:
+    return Policy("placement", "least-load", _score)

@@ -1,0 +1,42 @@
+"""One word for all four seams: `lru`, `saga`, `saga+`, or a checkpoint folder with the companions that it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from saga_rl.errors import UserError, unknown_name
+from saga_rl.policies.base import SEAMS, PolicySet
+from saga_rl.policies.registry import make
+
+PRESETS: dict[str, dict[str, str]] = {
+    # what vLLM and a session-affine router do
+    "lru": {"eviction": "lru", "placement": "sticky", "ordering": "fcfs", "admission": "none"},
+    # SAGA, with the lazy reading of its TTL
+    "saga": {"eviction": "wa-lru", "placement": "saga", "ordering": "afs", "admission": "none"},
+    # the strongest heuristics measured on real vLLM
+    "saga+": {"eviction": "youngest", "placement": "saga", "ordering": "session-fcfs", "admission": "reserve-older"},
+}
+
+
+def preset_names() -> list[str]:
+    return list(PRESETS)
+
+
+def from_specs(specs: dict[str, str]) -> PolicySet:
+    """The policies that four specs (seam -> spec, see `registry.make`) name."""
+    return PolicySet(**{seam: make(seam, specs[seam]) for seam in SEAMS})
+
+
+def preset(name: str) -> PolicySet:
+    """The set that `name` names: a preset, or the folder of a checkpoint.
+
+    Raises `UserError` for a name that is neither (listing the presets, nearest first) and for a damaged checkpoint.
+    """
+    if name in PRESETS:
+        return from_specs(PRESETS[name])
+    if Path(name).is_dir():
+        from saga_rl.policies.checkpoint import load_checkpoint
+
+        return load_checkpoint(name).policies()
+    error = unknown_name("policy preset", name, PRESETS)
+    raise UserError(error.where, error.cause, error.mend + ", or name a checkpoint's folder")
