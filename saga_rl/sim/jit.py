@@ -1,0 +1,64 @@
+"""Compile the simulator's loops once, for every policy.
+
+Numba specialises a lazily compiled function for each dispatcher that is passed to it, so a loop that takes a policy's
+`score` would be compiled again for every policy. Here the signature is built from the arguments with `SCORE_TYPE` at the
+score positions: one compiled loop then accepts any function that was compiled with the signature `SCORE`, and the
+result is kept on disk (`saga_rl.compile_cache`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from numba import njit, typeof
+from rich.console import Console
+from rich.status import Status
+
+from saga_rl.policies.base import SCORE_TYPE
+
+_COMPILED: dict[tuple[Callable, tuple], Callable] = {}
+_QUIET_S = 1.0
+
+
+def compiled(pyfunc: Callable, args: Sequence[Any], score_positions: Sequence[int] = ()) -> Callable:
+    """`pyfunc` compiled for arguments of the types of `args`, to be called with exactly such arguments.
+
+    pyfunc: a plain, module-level function without defaults, not yet decorated. score_positions: which of `args` are
+    policies' `score` functions. The first call for a set of types compiles or loads from disk and says so on standard
+    error when that takes longer than a second; later calls look up a dictionary.
+    """
+    scores = set(score_positions)
+    types = tuple(SCORE_TYPE if i in scores else typeof(a) for i, a in enumerate(args))
+    key = (pyfunc, types)
+    if key not in _COMPILED:
+        with _say_when_slow(pyfunc.__name__.strip("_")):
+            _COMPILED[key] = njit(types, cache=True)(pyfunc)
+    return _COMPILED[key]
+
+
+@contextmanager
+def _say_when_slow(what: str) -> Iterator[None]:
+    console = Console(stderr=True)
+    shown: list[Status] = []
+
+    def say() -> None:
+        text = f"compiling {what} (once for this version; kept on disk)"
+        if console.is_terminal:
+            shown.append(console.status(text))
+            shown[0].start()
+        else:
+            console.print(text, highlight=False)
+
+    timer = threading.Timer(_QUIET_S, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        for status in shown:
+            status.stop()
