@@ -1,0 +1,79 @@
+"""MaskablePPO over rows: the actor is a `RowNet`, the critic a mean over rows, so both ignore the rows' order.
+
+The actor's logits are the scores themselves, one a row; the action mask takes padding out of the softmax. After
+training the actor is exported like any other `RowNet`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.type_aliases import Schedule
+from torch import nn
+
+from saga_rl.learn.network import HIDDEN, RowNet
+
+
+class RowActorCritic(nn.Module):
+    """Stands where Stable-Baselines3 expects an MLP extractor: flat rows -> (logits (B, R), critic latent (B, H)).
+
+    Padding rows are all zeros in the observation, which no candidate's row is (its context is never empty); the critic
+    averages over the others.
+    """
+
+    def __init__(self, rows: int, actor: RowNet, latent: int) -> None:
+        super().__init__()
+        self.rows, self.actor = rows, actor
+        self.latent_dim_pi, self.latent_dim_vf = rows, latent
+        self.critic_rows = nn.Sequential(nn.Linear(actor.features, latent), nn.Tanh(),
+                                         nn.Linear(latent, latent), nn.Tanh())
+
+    def forward(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.forward_actor(flat), self.forward_critic(flat)
+
+    def forward_actor(self, flat: torch.Tensor) -> torch.Tensor:
+        return self.actor(self._split(flat))
+
+    def forward_critic(self, flat: torch.Tensor) -> torch.Tensor:
+        x = self._split(flat)
+        real = (x != 0).any(dim=2, keepdim=True).float()
+        h = self.critic_rows((x - self.actor.mean) / self.actor.std)
+        return (h * real).sum(dim=1) / real.sum(dim=1).clamp(min=1.0)
+
+    def _split(self, flat: torch.Tensor) -> torch.Tensor:
+        return flat.reshape(flat.shape[0], self.rows, self.actor.features)
+
+
+class RowPolicy(MaskableActorCriticPolicy):
+    """`MaskablePPO(RowPolicy, env, policy_kwargs={"row_net": net})`; `row_net` None starts from fresh weights."""
+
+    mlp_extractor: Any
+
+    def __init__(self, observation_space: spaces.Box, action_space: spaces.Discrete, lr_schedule: Schedule,
+                 row_net: RowNet | None = None, latent: int = 32, **kwargs: Any) -> None:
+        self._start = (row_net, latent)  # in a tuple: a module may not be assigned before nn.Module is set up
+        kwargs.update(features_extractor_class=FlattenExtractor, ortho_init=False)
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    def _build_mlp_extractor(self) -> None:
+        rows, features = self.observation_space.shape  # type: ignore[misc]
+        row_net, latent = self._start
+        self.mlp_extractor = RowActorCritic(rows, row_net or RowNet(features, HIDDEN), latent).to(self.device)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        self.action_net = nn.Identity()  # the actor's scores are the logits
+        options = {"lr": lr_schedule(1), **self.optimizer_kwargs}
+        self.optimizer = self.optimizer_class(self.parameters(), **options)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "row_net": self._start[0], "latent": self._start[1]}
+
+    @property
+    def actor(self) -> RowNet:
+        """The network to export."""
+        return self.mlp_extractor.actor
