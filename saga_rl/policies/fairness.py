@@ -16,7 +16,7 @@ def afs(chains, tables, w, active, n_active, now, epoch_s, out):
     """Fill `out` (tenants,) with AFS = sum over a tenant's live chains of work_remain / (deadline - now).
 
     active[:n_active]: chain numbers; ended ones count nothing. work_remain: service seconds of the steps that a chain
-    of its agent type is expected to have left, at least one. Slack is floored at `epoch_s` seconds, so a late chain weighs
+    of its agent type is expected to have left, at least one. Slack is floored at `epoch_s` seconds: a late chain weighs
     work_remain / epoch_s instead of dividing by zero or less. What a chain's steps cost is read from worker w's tables.
     """
     out[:] = 0.0

@@ -221,9 +221,14 @@ def admission_row(need, free, evictable, older_idle, growth, pool, pinned, new, 
     out[A_WAIT] = wait_s
 
 
+COLUMNS = {"eviction": len(EVICTION), "placement": len(PLACEMENT), "ordering": len(ORDERING),
+           "admission": len(ADMISSION)}
+"""Width of a row of each seam."""
+
+
 @cache
 def feature_hash() -> str:
-    """SHA-256 over the code, comments and docstrings aside, of everything that makes a feature row; a checkpoint that was
-    trained on other code is refused."""
+    """SHA-256 over the code, comments and docstrings aside, of everything that makes a feature row; a checkpoint that
+    was trained on other code is refused."""
     here = Path(__file__).parent
     return code_hash(*((here / name).read_text(encoding="utf-8") for name in ("features.py", "chains.py", "tables.py")))

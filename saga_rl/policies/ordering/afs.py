@@ -1,8 +1,8 @@
 """Agent Fair Share (SAGA section 7): requests of the tenant with the highest AFS first, oldest session first within it.
 
 Preempted requests go ahead of all. The three keys are folded into one number: 64 for preempted (log AFS stays below
-it), log1p(AFS), and 1e-9 a second of session start: a session that began 1,000 s earlier outweighs an AFS that is larger by
-one part in a million, and no more.
+it), log1p(AFS), and 1e-9 a second of session start: a session that began 1,000 s earlier outweighs an AFS that is
+larger by one part in a million, and no more.
 """
 
 import numpy as np

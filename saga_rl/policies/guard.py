@@ -1,0 +1,79 @@
+"""A learned policy in service: every decision within its time budget, or the heuristic's, loudly and counted."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saga_rl.errors import UserError
+from saga_rl.policies.base import Policy
+from saga_rl.policies.batch import score_rows
+from saga_rl.policies.features import COLUMNS
+
+log = logging.getLogger(__name__)
+
+CHUNK = 64
+"""Rows between two looks at the clock: about 30 us of a small network."""
+LOG_EVERY_S = 60.0
+
+
+class Guard:
+    """Scores rows with `policy`; a decision in which that fails is scored by `fallback` alone.
+
+    Causes, counted in `fallbacks`: "over budget" (not done after `budget_s` seconds; checked every `CHUNK` rows, so a
+    late policy stops early) and "non-finite score". Each is logged at once and then at most once a minute.
+    A decision never mixes the two policies' scores: their scales differ.
+    """
+
+    def __init__(self, policy: Policy, fallback: Policy, budget_s: float,
+                 clock: Callable[[], float] = time.perf_counter) -> None:
+        for p in (policy, fallback):
+            if p.oracle:
+                raise UserError(f"policy {p.name!r}", "needs to know the future", "serve an online policy")
+        if policy.seam != fallback.seam:
+            raise UserError(f"policy {policy.name!r}", f"is of {policy.seam}, its fallback of {fallback.seam}",
+                            "name two policies of one seam")
+        if not budget_s > 0:
+            raise UserError("budget_s", f"is {budget_s}", "give a decision more than 0 seconds")
+        self.policy, self.fallback, self.budget_s = policy, fallback, budget_s
+        self.fallbacks: Counter[str] = Counter()
+        self.decisions = 0
+        self._clock = clock
+        self._logged: dict[str, float] = {}
+        self._out = np.empty(256)
+        self._scratch = np.empty(max(policy.scratch, fallback.scratch, 1))
+        for p in (policy, fallback):  # a policy's first call links its code, which no decision should pay for
+            score_rows(p.score, np.zeros((1, COLUMNS[p.seam])), 0, 1, p.params, self._scratch, self._out)
+
+    def scores(self, rows: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+        """(n,) scores of rows[:n]; rows: (>= n, features) float64, C order. The result is reused by the next call."""
+        if n > len(self._out):
+            self._out = np.empty(max(n, 2 * len(self._out)))
+        out = self._out[:n]
+        self.decisions += 1
+        cause = self._try(rows, n, out)
+        if cause is not None:
+            self._report(cause)
+            score_rows(self.fallback.score, rows, 0, n, self.fallback.params, self._scratch, out)
+        return out
+
+    def _try(self, rows: NDArray[np.float64], n: int, out: NDArray[np.float64]) -> str | None:
+        deadline = self._clock() + self.budget_s
+        for start in range(0, n, CHUNK):
+            score_rows(self.policy.score, rows, start, min(start + CHUNK, n), self.policy.params, self._scratch, out)
+            if self._clock() > deadline:
+                return "over budget"
+        return None if np.isfinite(out).all() else "non-finite score"
+
+    def _report(self, cause: str) -> None:
+        self.fallbacks[cause] += 1
+        now = self._clock()
+        if now - self._logged.get(cause, -np.inf) >= LOG_EVERY_S:
+            self._logged[cause] = now
+            log.error("%s policy %r: %s; %r decides instead (%d of %d decisions so far)", self.policy.seam,
+                      self.policy.name, cause, self.fallback.name, self.fallbacks[cause], self.decisions)
