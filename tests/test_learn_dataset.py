@@ -51,7 +51,7 @@ def test_minari_opens_it_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     episodes = list(dataset.iterate_episodes())
     assert [len(e.actions) for e in episodes] == [5, 7, 2]
     assert all(len(e.observations) == len(e.actions) + 1 == len(e.infos["next_use"]) for e in episodes)
-    facts = list(dataset.storage.get_episode_metadata([1]))[0]
+    facts = next(iter(dataset.storage.get_episode_metadata([1])))
     assert (facts["behaviour"], facts["kv_tokens"], facts["seed"]) == ("belady", 102, 2)
 
 
@@ -82,5 +82,5 @@ def test_what_is_no_dataset_is_refused(tmp_path: Path, folder: Path) -> None:
 def test_an_empty_dataset_is_refused(tmp_path: Path) -> None:
     with new_dataset(tmp_path / "toy-v0", ROWS, FEATURES) as out:
         out.finish({}, "")
-    with pytest.raises(UserError, match="no episode|cannot be read"):
+    with pytest.raises(UserError, match=r"no episode|cannot be read"):
         read_dataset(tmp_path / "toy-v0")

@@ -1,0 +1,15 @@
+"""Gymnasium environments over the simulator. Importing this package registers them:
+
+- `saga_rl/Eviction-v0`: open-loop replay, which chain loses blocks (`saga_rl.env.eviction`);
+- `saga_rl/Placement-v0`: closed-loop cluster, which worker serves a request (`saga_rl.env.placement`).
+
+`gymnasium.make("saga_rl.env:saga_rl/Eviction-v0", ...)` imports and makes in one call.
+"""
+
+from gymnasium.envs.registration import register, registry
+
+EVICTION_ID, PLACEMENT_ID = "saga_rl/Eviction-v0", "saga_rl/Placement-v0"
+
+if EVICTION_ID not in registry:
+    register(EVICTION_ID, entry_point="saga_rl.env.eviction:EvictionEnv")
+    register(PLACEMENT_ID, entry_point="saga_rl.env.placement:PlacementEnv")

@@ -14,13 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from saga_rl.policies.mlp import CLIP
+
 HIDDEN = (24, 24)
 MIN_STD = 1e-3
 """A column that (almost) never varied in training is not blown up when it varies in service."""
 
 
 class RowNet(nn.Module):
-    """score(x) = MLP((x - mean) / std), F -> hidden (ReLU) -> 1, for x of shape (..., F); returns shape (...)."""
+    """score(x) = MLP(clip((x - mean) / std)), F -> hidden (ReLU) -> 1, for x of shape (..., F); returns shape (...).
+
+    The same network as `saga_rl.policies.mlp`, which runs it in service, and with its clipping bound.
+    """
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -38,7 +43,7 @@ class RowNet(nn.Module):
         return int(self.mean.shape[0])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = (x - self.mean) / self.std
+        h = ((x - self.mean) / self.std).clamp(-CLIP, CLIP)
         *hidden, last = self._linears()
         for linear in hidden:
             h = torch.relu(linear(h))

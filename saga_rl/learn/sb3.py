@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
 from saga_rl.learn.network import HIDDEN, RowNet
+from saga_rl.policies.mlp import CLIP
 
 
 class RowActorCritic(nn.Module):
@@ -41,7 +42,7 @@ class RowActorCritic(nn.Module):
     def forward_critic(self, flat: torch.Tensor) -> torch.Tensor:
         x = self._split(flat)
         real = (x != 0).any(dim=2, keepdim=True).float()
-        h = self.critic_rows((x - self.actor.mean) / self.actor.std)
+        h = self.critic_rows(((x - self.actor.mean) / self.actor.std).clamp(-CLIP, CLIP))
         return (h * real).sum(dim=1) / real.sum(dim=1).clamp(min=1.0)
 
     def _split(self, flat: torch.Tensor) -> torch.Tensor:
