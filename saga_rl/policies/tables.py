@@ -9,6 +9,7 @@ Row of a tool code t is t + 1 (row 0: the step called no tool); the last row poo
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 WINDOW = 256
 BINS = 96
 MIN_S, MAX_S = 1e-3, 1e4
-_LOG_MIN = np.log(MIN_S)
-_WIDTH = (np.log(MAX_S) - np.log(MIN_S)) / BINS
+_LOG_MIN = math.log(MIN_S)
+_WIDTH = (math.log(MAX_S) - _LOG_MIN) / BINS
+_SECONDS = np.array([math.exp(_LOG_MIN + (b + 0.5) * _WIDTH) for b in range(BINS)])
 COLD = 20
 """Fewer returns than this: use the pooled row; fewer there too: the cold-start constants below."""
 COLD_TTL_S = 10.0
@@ -78,7 +80,7 @@ def latency_bin(seconds):
 @njit(cache=True)
 def bin_seconds(b):
     """Geometric middle of bin b, seconds."""
-    return np.exp(_LOG_MIN + (b + 0.5) * _WIDTH)
+    return _SECONDS[b]
 
 
 @njit(cache=True)

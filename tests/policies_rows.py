@@ -1,0 +1,71 @@
+"""Valid feature rows for policy tests, by seam: named columns for hand-made ones, ranges for random ones."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from hypothesis import strategies as st
+
+from saga_rl.policies import features as F
+from saga_rl.policies import registry
+from saga_rl.policies.base import SEAMS, Policy
+from saga_rl.policies.checkpoint import LEARNED_FEATURES, save_checkpoint
+
+COLUMNS = {"eviction": F.EVICTION, "placement": F.PLACEMENT, "ordering": F.ORDERING, "admission": F.ADMISSION}
+ALL = [(seam, name) for seam in SEAMS for name in registry.names(seam)]
+COMPANIONS = {"eviction": "lru", "placement": "saga", "ordering": "fcfs", "admission": "none"}
+
+_FLAGS = {"waiting", "ended", "shared", "preempted", "home", "new"}
+_SHARES = {"p_return_10s", "p_end", "p_reuse", "recency", "size", "used", "live", "pinned", "hit", "slots"}
+_RANGES = {"ttl_left": (-1.0, 1.0), "age_s": (0.0, 1e8), "afs": (0.0, 1e9), "arrival_s": (0.0, 2e9),
+           "session_s": (0.0, 2e9)}
+
+
+def row(seam: str, **values: float) -> np.ndarray:
+    """A row of zeros (oracle NaN) with the named columns set."""
+    out = np.zeros(len(COLUMNS[seam]))
+    if seam == "eviction":
+        out[F.E_ORACLE] = np.nan
+    for name, value in values.items():
+        out[COLUMNS[seam].index(name)] = value
+    return out
+
+
+def score(policy: Policy, **values: float) -> float:
+    return policy.score(row(policy.seam, **values), policy.params, np.zeros(policy.scratch))
+
+
+def _column(seam: str, name: str) -> st.SearchStrategy[float]:
+    if name in _FLAGS:
+        return st.sampled_from([0.0, 1.0])
+    if name == "oracle":
+        return st.floats(0, 1e12) | st.just(np.inf)
+    if name in _SHARES and seam != "admission":
+        return st.floats(0, 1)
+    if name.endswith("_log"):
+        return st.floats(0, 25)
+    return st.floats(*_RANGES.get(name, (0.0, 1e6)))
+
+
+def rows(seam: str) -> st.SearchStrategy[np.ndarray]:
+    """Random rows within what `features.py` can write."""
+    return st.tuples(*(_column(seam, n) for n in COLUMNS[seam])).map(np.array)
+
+
+def network(n_in: int, hidden: tuple[int, ...] = (8, 8), seed: int = 0) -> tuple[list, np.ndarray, np.ndarray]:
+    """(layers, mean, std) with random weights."""
+    rng = np.random.default_rng(seed)
+    sizes = (n_in, *hidden, 1)
+    layers = [(rng.normal(size=(o, i)).astype(np.float32), rng.normal(size=o).astype(np.float32))
+              for i, o in pairwise(sizes)]
+    return layers, rng.normal(size=n_in), rng.uniform(0.5, 2.0, n_in)
+
+
+def write_checkpoint(folder: Path, seam: str = "eviction", **more) -> Path:
+    """A random but valid checkpoint."""
+    layers, mean, std = network(len(LEARNED_FEATURES[seam]))
+    companions = {s: spec for s, spec in COMPANIONS.items() if s != seam}
+    kwargs = {"card": "# A test policy", "meta": {"seed": 0}, "companions": companions} | more
+    return save_checkpoint(folder, seam, layers, mean, std, **kwargs)

@@ -1,0 +1,133 @@
+"""One battery that every registered policy passes."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from policies_rows import ALL, COLUMNS, rows, write_checkpoint
+
+from saga_rl.errors import UserError
+from saga_rl.policies import registry
+from saga_rl.policies.base import SEAMS, Policy
+from saga_rl.policies.batch import score_rows
+from saga_rl.policies.features import E_ORACLE
+
+quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(scope="module", params=ALL, ids=lambda p: f"{p[0]}-{p[1]}")
+def policy(request, tmp_path_factory) -> Policy:
+    seam, name = request.param
+    if name == "learned":
+        name = f"learned:{write_checkpoint(tmp_path_factory.mktemp('ckpt') / seam, seam)}"
+    return registry.make(seam, name)
+
+
+def test_declares_itself(policy):
+    assert policy.seam in SEAMS
+    assert policy.name in registry.names(policy.seam)
+    assert policy.params.dtype == np.float64 and policy.params.flags.c_contiguous
+    assert policy.scratch >= 1
+
+
+@quick
+@given(data=st.data())
+def test_same_row_same_score_whatever_scratch_holds(policy, data):
+    x = data.draw(rows(policy.seam))
+    a = policy.score(x, policy.params, np.zeros(policy.scratch))
+    b = policy.score(x, policy.params, np.full(policy.scratch, np.nan))
+    assert a == b
+
+
+@quick
+@given(data=st.data())
+def test_score_is_a_number(policy, data):
+    x = data.draw(rows(policy.seam))
+    value = policy.score(x, policy.params, np.zeros(policy.scratch))
+    if policy.oracle and np.isinf(x[E_ORACLE]):
+        assert value == np.inf
+    else:
+        assert np.isfinite(value)
+
+
+@quick
+@given(data=st.data())
+def test_writes_neither_row_nor_params(policy, data):
+    x = data.draw(rows(policy.seam))
+    before, params = x.copy(), policy.params.copy()
+    policy.score(x, policy.params, np.zeros(policy.scratch))
+    np.testing.assert_array_equal(x, before)
+    np.testing.assert_array_equal(policy.params, params)
+
+
+@quick
+@given(data=st.data(), future=st.floats(0, 1e9) | st.sampled_from([np.nan, np.inf]))
+def test_only_an_oracle_sees_the_future(policy, data, future):
+    if policy.seam != "eviction":
+        assert not policy.oracle
+        return
+    x = data.draw(rows("eviction"))
+    y = x.copy()
+    y[E_ORACLE] = future
+    a, b = (policy.score(r, policy.params, np.zeros(policy.scratch)) for r in (x, y))
+    if policy.oracle:
+        np.testing.assert_equal((a, b), (x[E_ORACLE], future))
+    else:
+        assert a == b
+
+
+@quick
+@given(data=st.data())
+def test_batch_equals_single(policy, data):
+    x = np.array(data.draw(st.lists(rows(policy.seam), min_size=1, max_size=5)))
+    out = np.full(len(x), np.nan)
+    scratch = np.zeros(policy.scratch)
+    score_rows(policy.score, x, 0, len(x), policy.params, scratch, out)
+    np.testing.assert_array_equal(out, [policy.score(r, policy.params, scratch) for r in x])
+    assert len(score_rows.signatures) == 1
+
+
+def test_bad_parameters(policy):
+    if policy.name == "learned":
+        with pytest.raises(UserError, match="names no checkpoint"):
+            registry.make(policy.seam, "learned")
+        with pytest.raises(UserError, match="no such checkpoint folder"):
+            registry.make(policy.seam, "learned:nowhere")
+        return
+    with pytest.raises(UserError, match=r"no parameter|takes no parameters"):
+        registry.make(policy.seam, f"{policy.name}:bogus=1")
+    for key in inspect.signature(registry._FACTORIES[policy.seam][policy.name]).parameters:
+        for value in ("nan", "inf", "-1", "much", ""):
+            with pytest.raises(UserError, match=key):
+                registry.make(policy.seam, f"{policy.name}:{key}={value}")
+        with pytest.raises(UserError, match="with '='"):
+            registry.make(policy.seam, f"{policy.name}:{key}")
+
+
+def test_misspelt_name_lists_the_nearest_first(policy):
+    with pytest.raises(UserError) as e:
+        registry.make(policy.seam, policy.name + "x")
+    assert e.value.mend.startswith(f"choose one of: {policy.name}")
+    assert all(name in e.value.mend for name in registry.names(policy.seam))
+
+
+def test_expected_policies_are_there():
+    have = {seam: set(registry.names(seam)) for seam in SEAMS}
+    assert have["eviction"] >= {"lru", "lru-protect", "wa-lru", "wa-lru-literal", "youngest", "belady", "learned"}
+    assert have["placement"] >= {"least-load", "sticky", "saga", "learned"}
+    assert have["ordering"] >= {"fcfs", "session-fcfs", "afs"}
+    assert have["admission"] >= {"none", "grow", "reserve-older"}
+
+
+def test_registering_twice_is_refused():
+    with pytest.raises(ValueError, match="twice"):
+        registry.register("eviction", "lru")(lambda: None)
+
+
+@pytest.mark.parametrize("seam", SEAMS)
+def test_column_names_are_unique(seam):
+    assert len(set(COLUMNS[seam])) == len(COLUMNS[seam])
