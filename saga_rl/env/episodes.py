@@ -16,7 +16,7 @@ from saga_rl.sim.cost import load_profile
 
 
 def load_source(trace: Trace | str | Path | None, generator: str | None, params: dict[str, Any] | None) -> Trace:
-    """The trace that `trace` is or names, or that `generator` makes from `params` (its `seed` among them, default 0)."""
+    """The trace that `trace` is or names, or that `generator` makes from `params` (among them `seed`, default 0)."""
     if (trace is None) == (generator is None):
         raise UserError("environment", "needs exactly one of trace and generator", "pass one of the two")
     if isinstance(trace, Trace):

@@ -2,7 +2,7 @@
 
 | | |
 |---|---|
-| observation | Box (max_rows, F) float32: row i describes candidate i, columns `LEARNED_EVICTION`; padding rows are zero |
+| observation | Box (max_rows, F) float32: row i is candidate i, columns `LEARNED_EVICTION`; padding rows are zero |
 | action | Discrete(max_rows): take blocks, tail first, from candidate i, as many as are needed |
 | reward | -(tokens computed again since the last decision) / 1000 |
 | mask | `action_masks()` and `info["action_mask"]`: rows that hold a candidate |
@@ -26,6 +26,7 @@ from saga_rl.aeg.trace import Trace
 from saga_rl.env.episodes import load_source, resample, sim_config
 from saga_rl.errors import UserError
 from saga_rl.policies.features import LEARNED_EVICTION
+from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
 
 REWARD_TOKENS = 1000.0
@@ -40,10 +41,10 @@ class EvictionEnv(gym.Env[NDArray[np.float32], np.int64]):
     """Parameters:
 
     trace: a Trace or a file, or generator + params (see `saga_rl.aeg.generators.generate`; `seed` may be among params);
-    kv_tokens: the pool, also for the recording of the reference string; max_rows: candidates offered at most (those that
-    LRU would take first); sessions: sessions of one episode, 0 = all; population: closed population while recording, 0 =
-    the trace's arrivals; max_decisions: truncate after so many, 0 = never; shuffle: False replays the trace as it is;
-    profile: cost profile, None = the simulator's default.
+    kv_tokens: the pool, also for the recording of the reference string; max_rows: candidates offered at most (those
+    that LRU would take first); sessions: sessions of one episode, 0 = all; population: closed population while
+    recording, 0 = the trace's arrivals; max_decisions: truncate after so many, 0 = never; shuffle: False replays the
+    trace as it is; profile: cost profile, None = the simulator's default; record: preset that records the string.
 
     Raises `UserError` for a bad trace or parameter, and at reset if nothing ever has to be evicted.
     """
@@ -52,11 +53,13 @@ class EvictionEnv(gym.Env[NDArray[np.float32], np.int64]):
 
     def __init__(self, trace: Trace | str | Path | None = None, kv_tokens: int = 240_000, max_rows: int = 32, *,
                  generator: str | None = None, params: dict[str, Any] | None = None, sessions: int = 0,
-                 population: int = 0, max_decisions: int = 0, shuffle: bool = True, profile: str | None = None) -> None:
+                 population: int = 0, max_decisions: int = 0, shuffle: bool = True, profile: str | None = None,
+                 record: str = "lru") -> None:
         if max_rows < 2:
             raise UserError("max_rows", f"is {max_rows}", "offer at least 2 candidates")
         self.trace = load_source(trace, generator, params)
         self.config = sim_config(kv_tokens, population=population, profile=profile)
+        self.record = preset(record)
         self.max_rows, self.sessions, self.max_decisions, self.shuffle = max_rows, sessions, max_decisions, shuffle
         self.observation_space = spaces.Box(-BOUND, BOUND, (max_rows, len(LEARNED_EVICTION)), np.float32)
         self.action_space = spaces.Discrete(max_rows)
@@ -102,7 +105,7 @@ class EvictionEnv(gym.Env[NDArray[np.float32], np.int64]):
         from saga_rl.sim.stepper import EvictionStepper
 
         trace = resample(self.trace, self.np_random, self.sessions) if self.shuffle else self.trace
-        return EvictionStepper(record_reference(trace, self.config), self.config.kv_tokens, self.max_rows)
+        return EvictionStepper(record_reference(trace, self.config, self.record), self.config.kv_tokens, self.max_rows)
 
     def _observation(self) -> NDArray[np.float32]:
         obs = np.zeros((self.max_rows, len(LEARNED_EVICTION)), np.float32)

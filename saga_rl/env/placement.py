@@ -5,7 +5,7 @@
 | observation | Box (workers, len(PLACEMENT)) float32: row i describes worker i for the request at hand |
 | action | Discrete(workers): send it there |
 | reward | sum of -log(TCT seconds) over the sessions that finished since the last decision |
-| mask | `action_masks()` and `info["action_mask"]`: workers that can take the request; all of them, as workers are equal |
+| mask | `action_masks()` and `info["action_mask"]`: workers that can take the request; all, as workers are equal |
 | episode | one run over a random subset of the trace's sessions; terminated when no request is left to place |
 
 The log makes a session that takes twice as long cost the same whether it is short or long. Raw features without a

@@ -12,7 +12,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from saga_rl.aeg.io import read_trace
+from saga_rl.aeg.validate import check_fits
+from saga_rl.env.episodes import capacity_for, sim_config
 from saga_rl.errors import EXIT_BAD_INPUT, UserError
+from saga_rl.sim.config import SimConfig
 
 EXIT_INTERRUPTED = 130
 
@@ -80,6 +84,19 @@ def check_range(option: str, value: float, low: float, high: float = float("inf"
     """`UserError` naming the option unless low <= value <= high."""
     if not low <= value <= high:
         raise UserError(option, f"{value:g} is out of range", f"choose from {low:g} to {high:g}")
+
+
+def capacities(path: Path, kv_tokens: str, pressure: str, population: int, profile: str | None) -> list[int]:
+    """KV capacities for the trace in `path`: those of `--kv-tokens`, or those that `--pressure` works out to."""
+    if bool(kv_tokens) == bool(pressure):
+        raise UserError("--kv-tokens and --pressure", "the capacity is said twice or not at all", "give one of the two")
+    trace = read_trace(path)
+    if kv_tokens:
+        given = [int(v) for v in numbers("--kv-tokens", kv_tokens, 16)]
+        check_fits(trace, kv_tokens=min(given))
+        return given
+    config = sim_config(SimConfig.kv_tokens, population=population, profile=profile)
+    return [capacity_for(trace, config, p) for p in numbers("--pressure", pressure, 0.1, 1000)]
 
 
 def new_folder(path: Path, overwrite: bool) -> Path:

@@ -1,0 +1,119 @@
+"""Is a checkpoint better? Open loop against Belady, closed loop in pairs under common random numbers.
+
+A *seed* fixes one arrangement of the held-out sessions (`saga_rl.env.episodes.resample`): every policy is run on the
+same arrangements, and what is reported is the distribution of the paired ratio, with a bootstrap interval over seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saga_rl.aeg.trace import Trace
+from saga_rl.env.episodes import resample
+from saga_rl.policies.presets import preset
+from saga_rl.sim.cluster import simulate
+from saga_rl.sim.config import SimConfig
+
+STOCK = "lru"
+LOW_PRESSURE = 0.005
+"""Belady computes less than this share of the prompt tokens again: the ratio's denominator is noise; not averaged."""
+COLLAPSE = 5.0
+"""Mean TCT above so many times that of infinite memory is a collapse; ratios measured inside one say nothing."""
+RESAMPLES = 10_000
+
+Tick = Callable[[str], None]
+
+
+def bootstrap(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap, 95 %, of the mean of `values` (n,); a single value is its own interval."""
+    rng = np.random.default_rng(seed)
+    means = values[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def paired_ratio(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> dict[str, Any]:
+    """Geometric mean of ours / theirs over pairs, its 95 % interval, and what that says of a cost: `better` if the
+    whole interval is below 1, `worse` if above, else `no difference shown`."""
+    logs = np.log(ours / theirs)
+    low, high = np.exp(bootstrap(logs))
+    verdict = "better" if high < 1 else "worse" if low > 1 else "no difference shown"
+    return {"ratio": float(np.exp(logs.mean())), "low": float(low), "high": float(high), "verdict": verdict}
+
+
+def open_loop(trace: Trace, config: SimConfig, capacities: Sequence[int], policies: dict[str, str],
+              seeds: Sequence[int], tick: Tick) -> list[dict[str, Any]]:
+    """Tokens computed again over Belady's, by capacity. policies: label -> eviction spec.
+
+    Totals over `seeds` arrangements; every policy replays the same reference strings. A capacity where Belady computes
+    under `LOW_PRESSURE` of the prompt tokens again is marked.
+    """
+    from saga_rl.sim.replay import bound
+
+    rows = []
+    prompt = int(trace.steps.prompt_tokens.sum()) * len(seeds)
+    for kv in capacities:
+        totals = dict.fromkeys(policies, 0)
+        belady = 0
+        for seed in seeds:
+            arranged = resample(trace, np.random.default_rng(seed))
+            result = bound(arranged, replace(config, kv_tokens=kv, workers=1), list(policies.values()))
+            belady += result["belady_recomputed_tokens"]
+            for label, spec in policies.items():
+                totals[label] += result["policies"][spec]["recomputed_tokens"]
+            tick(f"open loop at {kv:,}")
+        rows.append({"capacity_tokens": kv, "belady_recomputed_tokens": belady, "low_pressure":
+                     belady < LOW_PRESSURE * prompt, "policies": {
+                         label: {"recomputed_tokens": t, "ratio": t / belady if belady else None}
+                         for label, t in totals.items()}})
+    return rows
+
+
+def closed_loop(trace: Trace, config: SimConfig, arms: dict[str, str], seeds: Sequence[int],
+                tick: Tick) -> dict[str, Any]:
+    """Task completion times of every arm (label -> preset or checkpoint folder) on the same arrangements.
+
+    Result: `arms[label]` holds `tct_mean_s`, `tct_p95_s` (lists over seeds), `collapsed` (seeds in which its mean TCT
+    exceeds `COLLAPSE` x that of infinite memory), and for all but stock `mean_vs_stock`, `p95_vs_stock`: `paired_ratio`
+    over the seeds in which stock did not collapse (`pairs` of them), None if it always did. `infinite_memory`:
+    `tct_mean_s`, stock with a pool that never fills.
+    """
+    context = int((trace.steps.prompt_tokens + trace.steps.output_tokens).sum())
+    roomy = replace(config, kv_tokens=context + config.block_tokens * (trace.n_steps + 1))
+    policies = {label: preset(name) for label, name in arms.items()}
+    mean: dict[str, list[float]] = {label: [] for label in arms}
+    p95: dict[str, list[float]] = {label: [] for label in arms}
+    infinite: list[float] = []
+    for seed in seeds:
+        arranged = resample(trace, np.random.default_rng(seed))
+        infinite.append(simulate(arranged, roomy, preset(STOCK), seed=seed).metrics["tct_mean_s"])
+        for label, policy in policies.items():
+            metrics = simulate(arranged, config, policy, seed=seed).metrics
+            mean[label].append(metrics["tct_mean_s"])
+            p95[label].append(metrics["tct_p95_s"])
+            tick(f"{label}, seed {seed}, {config.kv_tokens:,} tokens")
+    return {"kv_tokens": config.kv_tokens, "workers": config.workers, "seeds": list(seeds),
+            "infinite_memory": {"tct_mean_s": infinite}, "arms": _compare(mean, p95, np.array(infinite))}
+
+
+def _compare(mean: dict[str, list[float]], p95: dict[str, list[float]],
+             infinite: NDArray[np.float64]) -> dict[str, dict[str, Any]]:
+    stock = next(iter(mean))
+    sound = np.array(mean[stock]) <= COLLAPSE * infinite
+    arms: dict[str, dict[str, Any]] = {}
+    for label in mean:
+        collapsed = np.array(mean[label]) > COLLAPSE * infinite
+        arms[label] = {"tct_mean_s": mean[label], "tct_p95_s": p95[label], "collapsed": int(collapsed.sum()),
+                       "vs_infinite": float(np.exp(np.log(np.array(mean[label]) / infinite).mean()))}
+        if label == stock:
+            continue
+        arms[label]["pairs"] = int(sound.sum())
+        for name, values in (("mean_vs_stock", mean), ("p95_vs_stock", p95)):
+            ours, theirs = np.array(values[label])[sound], np.array(values[stock])[sound]
+            arms[label][name] = paired_ratio(ours, theirs) if sound.any() else None
+    return arms

@@ -1,0 +1,141 @@
+"""Evaluate a checkpoint on held-out sessions: against Belady (open loop) and presets (closed loop, paired seeds).
+
+Losses are printed as plainly as gains. `--out` receives `evaluation.json` and `evaluation.png`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.console import Console
+from rich.table import Table
+from typer import Argument, Option
+
+from saga_rl.aeg.io import read_trace
+from saga_rl.env.episodes import sim_config
+from saga_rl.errors import UserError
+from saga_rl.files import write_json
+from saga_rl.learn.evaluation import COLLAPSE, LOW_PRESSURE, STOCK, closed_loop, open_loop
+from saga_rl.learn.plots import evaluation_picture
+from saga_rl.learn.script import capacities, check_range, progress, run_script
+from saga_rl.learn.tracking import Tracker
+from saga_rl.policies.checkpoint import load_checkpoint
+from saga_rl.policies.presets import preset_names
+from saga_rl.provenance import provenance
+
+HEURISTICS = {"lru": "lru", "lru-protect": "lru-protect", "wa-lru": "wa-lru", "wa-lru-literal": "wa-lru-literal"}
+
+
+def main(
+    checkpoint: Annotated[Path, Argument(help="Checkpoint folder (eviction).")],
+    trace_file: Annotated[Path, Argument(metavar="TRACE", help="Trace file: sessions that training never saw.")],
+    out: Annotated[Path, Option(help="Folder for evaluation.json and evaluation.png; made if absent.")],
+    kv_tokens: Annotated[str, Option(help="KV capacities of a worker, tokens, with commas between.")] = "",
+    pressure: Annotated[str, Option(help="Instead: demand of the live sessions over capacity, e.g. 1.5,3.")] = "",
+    workers: Annotated[int, Option(help="Workers of the closed-loop cluster.")] = 1,
+    population: Annotated[int, Option(help="Closed population: sessions alive at once; 0 = the trace's arrivals.")] = 0,
+    seeds: Annotated[int, Option(help="Arrangements for the closed loop.")] = 10,
+    open_seeds: Annotated[int, Option(help="Arrangements for the open loop.")] = 2,
+    seed: Annotated[int, Option(help="The first arrangement's seed.")] = 1000,
+    profile: Annotated[str | None, Option(help="Cost profile of the simulator.")] = None,
+    wandb: Annotated[str, Option(help="disabled, offline or online: log the results as an artifact.")] = "disabled",
+    project: Annotated[str, Option(help="W&B project.")] = "saga-rl",
+) -> None:
+    """Evaluate a checkpoint on held-out sessions."""
+    for option, value in (("--workers", workers), ("--seeds", seeds), ("--open-seeds", open_seeds)):
+        check_range(option, value, 1)
+    check_range("--population", population, 0)
+    check_range("--seed", seed, 0)
+    loaded = load_checkpoint(checkpoint)
+    if loaded.seam != "eviction":
+        raise UserError(checkpoint, f"is a checkpoint of {loaded.seam}", "name one of eviction")
+    trace = read_trace(trace_file)
+    sizes = capacities(trace_file, kv_tokens, pressure, population, profile)
+    make_folder(out)
+    arms = {name: name for name in (STOCK, *(n for n in preset_names() if n != STOCK))} | {"learned": str(checkpoint)}
+    config = sim_config(max(sizes), workers, population, profile)
+    specs = HEURISTICS | {"learned": f"learned:{checkpoint}"}
+    with progress() as bar:
+        job = bar.add_task("evaluating", total=len(sizes) * (open_seeds + seeds * len(arms)), note="compiling")
+
+        def tick(note: str) -> None:
+            bar.update(job, advance=1, note=note)
+
+        opened = open_loop(trace, config, sizes, specs, range(seed, seed + open_seeds), tick)
+        configs = [sim_config(kv, workers, population, profile) for kv in sizes]
+        closed = [closed_loop(trace, c, arms, range(seed, seed + seeds), tick) for c in configs]
+    result = {"kind": "simulated", "checkpoint": {"name": checkpoint.name, "sha256": loaded.sha256},
+              "rules": {"low_pressure_share": LOW_PRESSURE, "collapse_factor": COLLAPSE},
+              "open_loop": opened, "closed_loop": closed, "provenance": provenance(seed=seed, trace=trace_file)}
+    write_json(out / "evaluation.json", result)
+    evaluation_picture(result, out / "evaluation.png")
+    report(result, Console())
+    with Tracker(wandb, project, out, {"checkpoint": checkpoint.name, "trace": trace.meta.name}, "evaluate") as tracker:
+        tracker.artifact("evaluation", f"{checkpoint.name}-on-{trace.meta.name}", out, {"sha256": loaded.sha256})
+
+
+def make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(out, f"cannot be made ({e.strerror})", "name another folder") from None
+
+
+def report(result: dict[str, Any], console: Console) -> None:
+    """Both tables, and a sentence for every difference that the learned policy shows."""
+    labels = list(result["open_loop"][0]["policies"])
+    table = Table(title="open loop: tokens computed again, over Belady (1 = the bound)")
+    for column in ("KV tokens", *labels):
+        table.add_column(column, justify="right")
+    for row in result["open_loop"]:
+        cells = [p["ratio"] for p in row["policies"].values()]
+        table.add_row(f"{row['capacity_tokens']:,}" + (" *" if row["low_pressure"] else ""),
+                      *("-" if c is None else f"{c:.3f}" for c in cells))
+    console.print(table)
+    if any(row["low_pressure"] for row in result["open_loop"]):
+        console.print(f"* Belady computes under {LOW_PRESSURE:.1%} of the prompts again: too little to compare")
+    for run in result["closed_loop"]:
+        console.print(closed_table(run))
+    for line in verdicts(result):
+        console.print(line, markup=False)
+
+
+def closed_table(run: dict[str, Any]) -> Table:
+    table = Table(title=f"closed loop, simulated: {run['workers']} worker(s) x {run['kv_tokens']:,} KV tokens, "
+                        f"{len(run['seeds'])} paired seeds")
+    for column in ("policy", "mean TCT, s", "P95 TCT, s", "mean / lru [95 %]", "P95 / lru [95 %]", "/ infinite memory",
+                   "collapsed"):
+        table.add_column(column, justify="left" if column == "policy" else "right")
+    for label, arm in run["arms"].items():
+        table.add_row(label, f"{_mean(arm['tct_mean_s']):.1f}", f"{_mean(arm['tct_p95_s']):.1f}",
+                      _interval(arm.get("mean_vs_stock")), _interval(arm.get("p95_vs_stock")),
+                      f"{arm['vs_infinite']:.2f}", f"{arm['collapsed']} of {len(run['seeds'])}")
+    return table
+
+
+def verdicts(result: dict[str, Any]) -> list[str]:
+    """What the learned policy gains and loses, a line for each capacity and figure."""
+    lines = []
+    for run in result["closed_loop"]:
+        learned = run["arms"]["learned"]
+        for key, what in (("mean_vs_stock", "mean TCT"), ("p95_vs_stock", "P95 TCT")):
+            where = f"learned at {run['kv_tokens']:,}: {what}"
+            if learned[key] is None:
+                lines.append(f"{where}: stock collapsed in every seed, no ratio is quoted")
+            else:
+                lines.append(f"{where}: {learned[key]['verdict']} against stock, x{_interval(learned[key])} "
+                             f"over {learned['pairs']} pairs")
+    return lines
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _interval(ratio: dict[str, Any] | None) -> str:
+    return "-" if ratio is None else f"{ratio['ratio']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+
+
+if __name__ == "__main__":
+    run_script(main)

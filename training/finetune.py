@@ -1,0 +1,117 @@
+"""Fine-tune an eviction checkpoint by reinforcement learning (MaskablePPO on saga_rl/Eviction-v0).
+
+The actor is the checkpoint's own network, so the result has the same form. The reward is tokens computed again.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.console import Console
+from typer import Argument, Option
+
+from saga_rl.env.eviction import EvictionEnv
+from saga_rl.errors import UserError
+from saga_rl.learn.cards import checkpoint_card
+from saga_rl.learn.script import capacities, check_range, progress, run_script
+from saga_rl.learn.tracking import Tracker
+from saga_rl.learn.train import deterministic
+from saga_rl.policies.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from saga_rl.policies.features import LEARNED_EVICTION
+from saga_rl.provenance import provenance, sha256
+
+
+def main(
+    checkpoint: Annotated[Path, Argument(help="Checkpoint folder to start from (eviction).")],
+    traces: Annotated[list[Path], Argument(help="Trace files (training split).")],
+    out: Annotated[Path, Option(help="Checkpoint folder to write; an older checkpoint there is replaced.")],
+    kv_tokens: Annotated[str, Option(help="KV capacities, tokens, with commas between.")] = "",
+    pressure: Annotated[str, Option(help="Instead: demand of the live sessions over capacity, e.g. 1.5,3.")] = "",
+    population: Annotated[int, Option(help="Closed population: sessions alive at once; 0 = the trace's arrivals.")] = 0,
+    sessions: Annotated[int, Option(help="Sessions of one episode; 0 = all of the trace.")] = 0,
+    steps: Annotated[int, Option(help="Decisions to learn from, all environments together.")] = 20_000,
+    rollout: Annotated[int, Option(help="Decisions of each environment between updates.")] = 512,
+    lr: Annotated[float, Option(help="Learning rate.")] = 1e-4,
+    gamma: Annotated[float, Option(help="Discount a decision; what is computed again lies many ahead.")] = 0.995,
+    entropy: Annotated[float, Option(help="Weight of the entropy bonus.")] = 0.0,
+    max_rows: Annotated[int, Option(help="Candidates offered at a decision, at most.")] = 32,
+    profile: Annotated[str | None, Option(help="Cost profile of the simulator.")] = None,
+    seed: Annotated[int, Option(help="Everything follows from it.")] = 0,
+    wandb: Annotated[str, Option(help="disabled, offline (written beside --out) or online.")] = "offline",
+    project: Annotated[str, Option(help="W&B project.")] = "saga-rl",
+) -> None:
+    """Fine-tune an eviction checkpoint with MaskablePPO."""
+    for option, value, low, high in (("--steps", steps, 1, 1e9), ("--rollout", rollout, 2, 1e6), ("--lr", lr, 1e-9, 1),
+                                     ("--gamma", gamma, 0, 1), ("--entropy", entropy, 0, 10), ("--seed", seed, 0, 2e9),
+                                     ("--population", population, 0, 1e6), ("--sessions", sessions, 0, 1e9)):
+        check_range(option, value, low, high)
+    start = load_checkpoint(checkpoint)
+    if start.seam != "eviction":
+        raise UserError(checkpoint, f"is a checkpoint of {start.seam}", "name one of eviction")
+    if not out.parent.is_dir():
+        raise UserError(out, f"its folder {out.parent} does not exist", "create it or name another place")
+    places = [(path, kv) for path in traces for kv in capacities(path, kv_tokens, pressure, population, profile)]
+    envs = [EvictionEnv(path, kv, max_rows, sessions=sessions, population=population, profile=profile)
+            for path, kv in places]
+    settings: dict[str, Any] = {"learning_rate": lr, "gamma": gamma, "ent_coef": entropy, "n_steps": rollout}
+    tracked = {**settings, "steps": steps, "start": checkpoint.name}
+    with Tracker(wandb, project, out.parent, tracked, "finetune") as tracker:
+        net, figures = learn(start, envs, settings, steps, seed, tracker)
+        meta = {"algorithm": f"MaskablePPO, {steps} decisions, from {checkpoint.name} (sha256 {start.sha256[:12]})",
+                "config": settings, "figures": figures, "figures_of": "rollouts on the training traces",
+                "source": provenance(seed=seed, trace=None),
+                "data": {"traces": ", ".join(f"{p.name} (sha256 {sha256(p)[:12]})" for p in traces),
+                         "KV capacities": ", ".join(str(kv) for _, kv in places), "began as": checkpoint.name}}
+        card = checkpoint_card(out.name, meta, LEARNED_EVICTION, start.companions)
+        save_checkpoint(out, "eviction", net.layers(), start.mean, start.std, card, meta, start.companions)
+        tracker.summary(figures)
+        tracker.artifact("checkpoint", out.name, out, {"sha256": sha256(out / "policy.safetensors")})
+    Console().print(f"{out}: mean reward a decision {figures['reward_first']:.4f} in the first update, "
+                    f"{figures['reward_last']:.4f} in the last", highlight=False)
+
+
+def learn(start: Checkpoint, envs: list[EvictionEnv], settings: dict[str, Any], steps: int, seed: int,
+          tracker: Tracker) -> tuple[Any, dict[str, float]]:
+    """The fine-tuned `RowNet`, and the mean reward a decision in the first and last rollout."""
+    from sb3_contrib import MaskablePPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    from saga_rl.learn.network import RowNet
+    from saga_rl.learn.sb3 import RowPolicy
+
+    deterministic(seed)
+    rewards: list[float] = []
+
+    class Watch(BaseCallback):
+        def __init__(self, bar: Any, job: Any) -> None:
+            super().__init__()
+            self.bar, self.job = bar, job
+
+        def _on_step(self) -> bool:
+            self.bar.update(self.job, completed=min(self.num_timesteps, steps))
+            return True
+
+        def _on_rollout_end(self) -> None:
+            rewards.append(float(self.model.rollout_buffer.rewards.mean()))  # type: ignore[attr-defined]
+            tracker.log({"reward_per_decision": rewards[-1]}, self.num_timesteps)
+            self.bar.update(self.job, note=f"reward a decision {rewards[-1]:.4f}")
+
+    vec = DummyVecEnv([partial(_same, env) for env in envs])
+    net = RowNet.from_layers(start.layers, start.mean, start.std)
+    rollout = settings["n_steps"] * len(envs)
+    model = MaskablePPO(RowPolicy, vec, seed=seed, device="cpu", batch_size=max(2, min(256, rollout)),
+                        policy_kwargs={"row_net": net}, **settings)
+    with progress() as bar:
+        model.learn(steps, callback=Watch(bar, bar.add_task("fine-tuning", total=steps, note="")))
+    return net, {"reward_first": rewards[0], "reward_last": rewards[-1]}
+
+
+def _same(env: EvictionEnv) -> EvictionEnv:
+    return env
+
+
+if __name__ == "__main__":
+    run_script(main)
