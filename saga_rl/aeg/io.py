@@ -175,7 +175,8 @@ def _decode_v1(table: pa.Table, head: dict[str, Any]) -> Trace:
     parent_offsets, parents = _ragged(table["parents"], np.int32)
     hash_offsets, hashes = _ragged(table["hashes"], np.int64)
     steps = Steps(session=session, parent_offsets=parent_offsets, parents=parents, hash_offsets=hash_offsets,
-                  hashes=hashes, tool=coded["tool"], shared_prefix=coded["shared_prefix"], **{k: cols[k] for k in _PLAIN})
+                  hashes=hashes, tool=coded["tool"], shared_prefix=coded["shared_prefix"],
+                  **{k: cols[k] for k in _PLAIN})
     sessions = Sessions(firsts["session_id"], firsts["group"], coded["tenant"][starts], coded["agent_type"][starts],
                         cols["arrival_s"][starts], cols["deadline_s"][starts])
     return Trace(meta, **vocabularies, sessions=sessions, steps=steps, session_offsets=offsets)

@@ -148,8 +148,9 @@ def _check_parents(trace: Trace) -> None:
     has[child[parent == previous[child]]] = True
     lone = _first((previous >= 0) & ~has)
     if lone is not None:
-        raise _step_error(trace, lone, "parents", f"leave out step {previous[lone] - off[t.session[lone]]}, the previous "
-                          f"step of agent {t.agent[lone]}", "add it, or give a concurrent request an agent number of its own")
+        raise _step_error(trace, lone, "parents", f"leave out step {previous[lone] - off[t.session[lone]]}, the "
+                          f"previous step of agent {t.agent[lone]}",
+                          "add it, or give a concurrent request an agent number of its own")
 
 
 def _check_prefixes(trace: Trace) -> None:
