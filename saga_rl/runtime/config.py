@@ -1,0 +1,74 @@
+"""The configuration that travels to every engine as `additional_config["saga"]`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from saga_rl.errors import UserError, unknown_name
+from saga_rl.policies.base import SEAMS, PolicySet
+from saga_rl.policies.presets import PRESETS, from_specs, preset, preset_names
+
+STOCK = "stock"
+KEY = "saga"
+
+
+@dataclass(frozen=True)
+class SagaConfig:
+    """What a person may set."""
+
+    policy: str | dict[str, str] = "saga+"
+    """A preset, a checkpoint's folder, or specs by seam; seams left out are the preset `lru`'s."""
+    record: str | None = None
+    """The Trace file to write; engines keep their journals in a folder beside it."""
+    record_key: str = ""
+    """Secret of this recording: block hashes are salted with it, so that a trace gives no prompt away."""
+    expiry_s: float = 300.0
+    """A chain that nobody heard of for so long is presumed to have ended."""
+    budget_s: float = 0.02
+    """A policy whose one decision takes longer is replaced by its fallback, see `saga_rl.policies.guard`."""
+    metrics: str | None = None
+    """Folder for each engine's counters (JSON), written every `metrics_s` seconds."""
+    metrics_s: float = 30.0
+    allow_untested: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_config(additional_config: Any) -> SagaConfig:
+    """The configuration in vLLM's `additional_config`; `UserError` for unknown keys and values out of range."""
+    raw = additional_config.get(KEY, {}) if isinstance(additional_config, Mapping) else {}
+    if not isinstance(raw, Mapping):
+        raise UserError(f"additional_config[{KEY!r}]", f"is {type(raw).__name__}, not an object",
+                        "give keys and values")
+    known = {f.name for f in fields(SagaConfig)}
+    for key in raw:
+        if key not in known:
+            raise unknown_name(f"key of additional_config[{KEY!r}]", key, known)
+    config = SagaConfig(**raw)
+    for key in ("expiry_s", "budget_s", "metrics_s"):
+        value = getattr(config, key)
+        if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+            raise UserError(f"additional_config[{KEY!r}], {key}", f"is {value!r}", "give seconds above 0")
+    return config
+
+
+def policies_of(policy: str | Mapping[str, str]) -> PolicySet:
+    """The four policies that the configuration names; `UserError` lists the valid names, nearest first."""
+    if isinstance(policy, str):
+        if policy not in PRESETS and not Path(policy).is_dir():
+            raise unknown_name("policy", policy, [*preset_names(), STOCK, "a checkpoint's folder"])
+        return preset(policy)
+    for seam in policy:
+        if seam not in SEAMS:
+            raise unknown_name("seam", seam, SEAMS)
+    chosen = from_specs({**PRESETS["lru"], **policy})
+    oracles = [seam for seam in SEAMS if getattr(chosen, seam).oracle]
+    if oracles:
+        raise UserError(f"{oracles[0]} policy {policy[oracles[0]]!r}", "needs to know the future",
+                        "choose one that can serve")
+    return chosen

@@ -1,0 +1,83 @@
+"""What a client may tell the engine about a request: `session_id` and the `saga_*` keys of `vllm_xargs`.
+
+Every hint is optional. One that cannot be read is left out and counted; a request is never refused for its hints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MAX_NAME = 200
+"""Characters kept of a name; longer ones are cut, so that a client cannot fill the engine's memory."""
+
+
+@dataclass(frozen=True)
+class Hints:
+    session: str | None = None
+    """None: the request names no session and is a chain of its own."""
+    agent: int = 0
+    tool: str | None = None
+    """The tool that ran before this request."""
+    next_tool: str | None = None
+    """The tool that this request's answer will call (a replayed trace knows)."""
+    tenant: str = "default"
+    agent_type: str = "agent"
+    final: bool = False
+    deadline_s: float = math.nan
+    """Seconds from now."""
+    unread: int = 0
+    """Hints that were given and could not be read."""
+
+
+def read_hints(session_id: str | None, extra: Mapping[str, Any] | None) -> Hints:
+    """The hints of one request from vLLM's `request.session_id` and `sampling_params.extra_args`."""
+    extra = extra or {}
+    bad = 0
+
+    def take(key: str, convert: Any, default: Any) -> Any:
+        nonlocal bad
+        if key not in extra:
+            return default
+        try:
+            return convert(extra[key])
+        except (TypeError, ValueError, OverflowError):
+            bad += 1
+            return default
+
+    return Hints(
+        session=session_id[:MAX_NAME] if session_id else None, agent=take("saga_agent", _agent, 0),
+        tool=take("saga_tool", _name, None), next_tool=take("saga_next_tool", _name, None),
+        tenant=take("saga_tenant", _name, None) or "default",
+        agent_type=take("saga_agent_type", _name, None) or "agent", final=take("saga_final", _flag, False),
+        deadline_s=take("saga_deadline_s", _seconds, math.nan), unread=bad,
+    )
+
+
+def _agent(value: Any) -> int:
+    n = int(value)
+    if not 0 <= n < 2**31 or n != float(value):
+        raise ValueError(value)
+    return n
+
+
+def _name(value: Any) -> str | None:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value[:MAX_NAME] or None
+
+
+def _flag(value: Any) -> bool:
+    n = float(value)
+    if n not in (0.0, 1.0):
+        raise ValueError(value)
+    return n == 1.0
+
+
+def _seconds(value: Any) -> float:
+    s = float(value)
+    if not 0.0 <= s < 1e9:
+        raise ValueError(value)
+    return s

@@ -1,0 +1,250 @@
+"""The engine's memory of every chain: owner of the rows (`policies.chains`), tables and pool state that features read.
+
+It calls `arrive`, `schedule`, `preempt`, `finish`, `abort` and `expire` at the moments at which the simulator does, so
+the same history gives the same rows. Memory is bounded: rows of chains that ended or expired are reused once their
+blocks are gone, and names beyond a limit share one code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saga_rl.policies import chains as ch
+from saga_rl.policies.features import G_COLUMNS
+from saga_rl.policies.tables import Tables, make_tables
+from saga_rl.runtime.hints import Hints
+
+NOBODY = 0
+"""Row of the chain that owns blocks of unknown origin: it never began, so age orders keep it longest."""
+MAX_NAMES = 512
+KEEP_S = 3600.0
+"""A chain without blocks is remembered for so long, unless rows run out before."""
+W = 0
+"""The tracker describes one worker."""
+
+
+@dataclass
+class Served:
+    """One request as the tracker and the recorder see it; times on the tracker's clock, NaN until they happen."""
+
+    chain: int
+    hints: Hints
+    queued_s: float
+    prompt_tokens: int
+    number: int = 0
+    """Counts arrivals: breaks ties of the queue's order."""
+    scheduled_s: float = math.nan
+    first_token_s: float = math.nan
+    cached_tokens: int = -1
+    preemptions: int = 0
+
+
+@dataclass
+class _Session:
+    number: int
+    first_s: float
+    deadline_s: float
+    chains: int = 0
+
+
+@dataclass
+class _Names:
+    """Strings to dense codes; beyond `MAX_NAMES` every new name is `other`."""
+
+    codes: dict[str, int] = field(default_factory=dict)
+
+    def code(self, name: str | None) -> int:
+        if name is None:
+            return -1
+        if name not in self.codes:
+            if len(self.codes) >= MAX_NAMES:
+                return self.codes["other"]
+            if len(self.codes) == MAX_NAMES - 1:
+                name = "other"
+            self.codes[name] = len(self.codes)
+        return self.codes[name]
+
+
+Key = tuple[str, int, int]
+"""(session id, agent, lane): requests that one agent sends at the same time each take a lane of their own."""
+
+
+class Tracker:
+    """Rows of every chain that one engine (or one router) has seen. Time is whatever the caller passes as `now`, s."""
+
+    def __init__(self, expiry_s: float = 300.0, max_chains: int = 200_000) -> None:
+        self.expiry_s, self.max_chains = expiry_s, max_chains
+        self.chains: NDArray[np.float64] = ch.make_chains(256)
+        self.tables: Tables = make_tables(1, 16, 8)
+        self.g = np.zeros((1, G_COLUMNS))
+        self.tools, self.tenants, self.types = _Names(), _Names(), _Names()
+        self.version = 0
+        """Changes with every event: scores made before are stale."""
+        self._key: list[Key | None] = [None] * 256
+        self._row: dict[Key, int] = {}
+        self._free = list(range(255, NOBODY, -1))
+        self._sessions: dict[str, _Session] = {}
+        self._numbered = self._arrivals = 0
+        self.chains[NOBODY, ch.SESSION] = -1
+
+    # ------------------------------------------------------------------ events
+    def arrive(self, hints: Hints, now: float, prompt_tokens: int) -> Served:
+        """A request is queued."""
+        c = self.chain_for(hints, now)
+        if self.chains[c, ch.STEPS] > 0 and hints.tool is not None:
+            self._called(c, self._tool(hints.tool))
+        ch.arrive(self.chains, self.tables, W, c, now, prompt_tokens)
+        self.version += 1
+        self._arrivals += 1
+        return Served(c, hints, now, prompt_tokens, self._arrivals)
+
+    def schedule(self, served: Served, now: float) -> None:
+        """Its request got its first blocks (again, after a preemption)."""
+        if math.isnan(served.scheduled_s):
+            served.scheduled_s = now
+        ch.schedule(self.chains, served.chain, now)
+        self.version += 1
+
+    def unschedule(self, served: Served, first: bool, started: float) -> None:
+        """Take back a `schedule` that found no blocks. first: it was its request's first; started: STARTED before."""
+        if first:
+            served.scheduled_s = math.nan
+        row = self.chains[served.chain]
+        row[ch.WAITING], row[ch.RUNNING], row[ch.STARTED] = 1, 0, started
+
+    def preempt(self, served: Served, now: float) -> None:
+        """Its request lost its blocks and waits again."""
+        served.preemptions += 1
+        ch.preempt(self.chains, served.chain, now)
+        self.version += 1
+
+    def finish(self, served: Served, now: float, output_tokens: int) -> None:
+        """Its answer is complete."""
+        c, h = served.chain, served.hints
+        if self.chains[c, ch.RUNNING] == 0:
+            self.chains[c, ch.STARTED] = now  # its last tokens came after a preemption: nothing more was attained
+        ch.finish(self.chains, self.tables, W, c, now, served.prompt_tokens, output_tokens, self._tool(h.next_tool),
+                  h.final)
+        self.version += 1
+
+    def abort(self, served: Served, now: float) -> None:
+        """Its request went away."""
+        ch.abort(self.chains, served.chain, now)
+        self.version += 1
+
+    def expire(self, now: float, holding: Iterable[int]) -> int:
+        """Presume ended those of the chains `holding` (rows that hold idle blocks) that were unheard of for `expiry_s`;
+        returns how many. Chains without blocks follow when they are forgotten."""
+        x, late = self.chains, 0
+        for c in holding:
+            if now - x[c, ch.LAST] > self.expiry_s and x[c, ch.ENDED] == 0:
+                ch.expire(x, self.tables, W, c)
+                late += x[c, ch.ENDED] > 0
+        self.version += late
+        return late
+
+    def forget(self, now: float, holding: Iterable[int]) -> int:
+        """Reuse rows of idle chains that hold no blocks (`holding`: rows that do) and were unheard of for `KEEP_S` and
+        for `expiry_s`; with more than `max_chains` rows in use, for `expiry_s` only. Returns how many."""
+        x = self.chains
+        patience = self.expiry_s if len(self._row) > self.max_chains else max(KEEP_S, self.expiry_s)
+        idle = (x[:, ch.WAITING] == 0) & (x[:, ch.RUNNING] == 0)
+        idle &= now - np.maximum(x[:, ch.LAST], x[:, ch.QUEUED]) > patience
+        keep = set(holding)
+        gone = [c for c in np.flatnonzero(idle).tolist() if self._key[c] is not None and c not in keep]
+        for c in gone:
+            ch.expire(x, self.tables, W, c)
+            self._drop(c)
+        return len(gone)
+
+    # ------------------------------------------------------------------ reading
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def chain_of(self, session: str, agent: int = 0, lane: int = 0) -> int:
+        """Row of a chain, -1 if it is not known."""
+        return self._row.get((session, agent, lane), -1)
+
+    def live(self) -> NDArray[np.int64]:
+        """Rows of chains that have not ended, for AFS."""
+        known = np.fromiter(self._row.values(), np.int64, len(self._row))
+        return known[self.chains[known, ch.ENDED] == 0]
+
+    # ------------------------------------------------------------------ rows
+    def chain_for(self, hints: Hints, now: float) -> int:
+        """Row of the chain that a request with these hints belongs to, made if it is new."""
+        session = hints.session
+        if session is None:
+            self._numbered += 1
+            session = f"\0{self._numbered}"  # no client can send this name
+        for lane in range(1 << 20):
+            c = self._row.get((session, hints.agent, lane))
+            if c is None:
+                return self._new((session, hints.agent, lane), hints, now)
+            if self.chains[c, ch.WAITING] == 0 and self.chains[c, ch.RUNNING] == 0:
+                return c
+        raise RuntimeError("a million requests of one agent at once")
+
+    def _new(self, key: Key, hints: Hints, now: float) -> int:
+        if not self._free:
+            self._grow()
+        c = self._free.pop()
+        s = self._sessions.get(key[0])
+        if s is None:
+            self._numbered += 1
+            s = self._sessions[key[0]] = _Session(self._numbered, now, now + hints.deadline_s)
+        s.chains += 1
+        self.chains[c] = ch.make_chains(1)[0]
+        tenant, agent_type = self.tenants.code(hints.tenant), self.types.code(hints.agent_type)
+        if agent_type >= self.tables.types.shape[1]:
+            self.tables = _grown(self.tables, types=2 * agent_type)
+        ch.describe(self.chains, c, s.number, s.first_s, tenant, agent_type, s.deadline_s)
+        self._key[c], self._row[key] = key, c
+        return c
+
+    def _called(self, c: int, tool: int) -> None:
+        """What the chain's last answer called is known only now."""
+        row, ends = self.chains[c], self.tables.ends
+        if row[ch.ENDED] > 0:  # its end was counted under the tool believed then
+            ends[W, int(row[ch.TOOL]) + 1] -= 1
+            ends[W, tool + 1] += 1
+        row[ch.TOOL] = tool
+
+    def _drop(self, c: int) -> None:
+        key = self._key[c]
+        assert key is not None
+        self._key[c] = None
+        del self._row[key]
+        s = self._sessions[key[0]]
+        s.chains -= 1
+        if s.chains == 0:
+            del self._sessions[key[0]]
+        self.chains[c] = ch.make_chains(1)[0]
+        self._free.append(c)
+
+    def _grow(self) -> None:
+        n = len(self.chains)
+        self.chains = np.concatenate([self.chains, ch.make_chains(n)])
+        self._key += [None] * n
+        self._free = list(range(2 * n - 1, n - 1, -1))
+
+    def _tool(self, name: str | None) -> int:
+        code = self.tools.code(name)
+        if code >= self.tables.hist.shape[1] - 2:
+            self.tables = _grown(self.tables, tools=2 * code)
+        return code
+
+
+def _grown(t: Tables, tools: int = 0, types: int = 0) -> Tables:
+    """The same tables with room for at least `tools` tools and `types` agent types; the pooled row stays last."""
+    n = t.hist.shape[1] - 2
+    bigger = make_tables(1, max(tools, n), max(types, t.types.shape[1]))
+    for old, new in zip(t[:-1], bigger[:-1], strict=True):
+        new[:, : n + 1], new[:, -1] = old[:, : n + 1], old[:, -1]
+    bigger.types[:, : t.types.shape[1]] = t.types
+    return bigger

@@ -1,0 +1,99 @@
+"""A real vLLM scheduler without a model: what the runtime tests drive. Answers are made up, block by block real."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+vllm = pytest.importorskip("vllm", reason="vLLM is not installed (extra serve or serve-cpu)")
+
+import torch  # noqa: E402
+from vllm import SamplingParams  # noqa: E402
+from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig  # noqa: E402
+from vllm.utils.hashing import sha256  # noqa: E402
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash  # noqa: E402
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec  # noqa: E402
+from vllm.v1.outputs import ModelRunnerOutput  # noqa: E402
+from vllm.v1.request import Request  # noqa: E402
+from vllm.v1.structured_output import StructuredOutputManager  # noqa: E402
+
+from saga_rl.runtime.tiny_model import build_tiny_model  # noqa: E402
+
+BLOCK = 16
+
+
+class Clock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make_scheduler(cls: type, folder: Path, *, blocks: int = 64, seqs: int = 16, batched: int = 512,
+                   max_len: int = 1024, clock: Clock | None = None, saga: dict[str, Any] | None = None) -> Any:
+    """A scheduler of class `cls` over `blocks` KV blocks (one of them vLLM's null block)."""
+    model = build_tiny_model(folder, max_len=max_len) if not (folder / "config.json").exists() else folder
+    scheduler_config = SchedulerConfig(max_num_seqs=seqs, max_num_batched_tokens=batched, max_model_len=max_len,
+                                       enable_chunked_prefill=True, is_encoder_decoder=False,
+                                       async_scheduling="Async" in cls.__name__ or cls.__name__ == "SagaScheduler")
+    model_config = ModelConfig(model=str(model), skip_tokenizer_init=True, dtype="float32", seed=0, max_model_len=max_len)
+    cache_config = CacheConfig(block_size=BLOCK, enable_prefix_caching=True)
+    config = VllmConfig(scheduler_config=scheduler_config, model_config=model_config, cache_config=cache_config,
+                        device_config=DeviceConfig(device="cpu"), additional_config={"saga": saga or {}})
+    spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
+    kv = KVCacheConfig(num_blocks=blocks, kv_cache_tensors=[],
+                       kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)])
+    cache_config.num_gpu_blocks = blocks
+    if clock is not None:
+        cls = type(cls.__name__, (cls,), {"clock": staticmethod(clock)})
+    return cls(vllm_config=config, kv_cache_config=kv, structured_output_manager=StructuredOutputManager(config),
+               block_size=BLOCK, hash_block_size=BLOCK, log_stats=True)
+
+
+init_none_hash(sha256)
+_HASHER = get_request_block_hasher(BLOCK, sha256)
+
+
+def make_request(name: str, tokens: list[int], *, output: int = 4, session: str | None = None, **hints: Any) -> Request:
+    """A request for `output` tokens after the prompt `tokens`; hints without their prefix `saga_`."""
+    params = SamplingParams(max_tokens=output, ignore_eos=True,
+                            extra_args={f"saga_{k}": v for k, v in hints.items()} or None)
+    params.update_from_generation_config({}, 2)
+    return Request(request_id=name, prompt_token_ids=list(tokens), sampling_params=params, pooling_params=None,
+                   block_hasher=_HASHER, session_id=session)
+
+
+def step(scheduler: Any, token: int = 7) -> list[str]:
+    """One iteration: schedule, answer `token` for all that finished their prefill. Returns the requests that ended."""
+    out = scheduler.schedule()
+    ids = list(out.num_scheduled_tokens)
+    sampled = []
+    for rid in ids:
+        r = scheduler.requests[rid]
+        sampled.append([token] if r.num_computed_tokens >= r.num_tokens else [])
+    before = set(scheduler.requests)
+    scheduler.update_from_output(out, ModelRunnerOutput(
+        req_ids=ids, req_id_to_index={r: i for i, r in enumerate(ids)}, sampled_token_ids=sampled, logprobs=None,
+        prompt_logprobs_dict={}, pooler_output=[]))
+    return sorted(before - set(scheduler.requests))
+
+
+def drain(scheduler: Any, clock: Clock | None = None, limit: int = 2000) -> list[str]:
+    """Step until nothing is left; requests in the order in which they ended."""
+    done: list[str] = []
+    for _ in range(limit):
+        if not scheduler.has_unfinished_requests():
+            return done
+        done += step(scheduler)
+        if clock is not None:
+            clock.now += 0.05
+    raise AssertionError(f"not done after {limit} steps: {sorted(scheduler.requests)}")
