@@ -1,0 +1,43 @@
+# Everything a person types. Needs make and Python 3.11 or newer; PYTHON=/path/to/python3.11 chooses another one.
+PYTHON ?= $(shell for p in python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+PY := .venv/bin/python
+STAMP := .venv/.installed
+EXTRAS := train,serve-cpu,dev
+TRACE ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+
+setup: $(STAMP) ## install everything into .venv (quick when nothing changed)
+
+# uv reads neither pip's configuration nor its environment, so local wheels are passed on by hand; without them the
+# CPU build of torch comes from its own index.
+$(STAMP): pyproject.toml constraints.txt overrides.txt
+	@if [ -z "$(PYTHON)" ] || ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+		echo "saga-rl needs Python 3.11 or newer and found none; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; \
+		exit 2; fi
+	@rm -f $(STAMP)
+	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	@links="$${PIP_FIND_LINKS:-$$($(PY) -m pip config get global.find-links 2>/dev/null | tr '\n' ' ')}"; \
+	if [ -n "$$links" ]; then export UV_FIND_LINKS="$$links"; else torch=--torch-backend=cpu; fi; \
+	VIRTUAL_ENV=.venv .venv/bin/uv pip install --python $(PY) $$torch --override overrides.txt -c constraints.txt \
+		-e '.[$(EXTRAS)]'
+	@touch $(STAMP)
+
+demo: setup ## the whole ring on this machine, in minutes; TRACE=file uses a trace of yours
+	@$(PY) -m saga_rl.demo $(if $(TRACE),--trace '$(TRACE)')
+
+test: setup ## every test
+	@$(PY) -m pytest
+
+lint: setup ## ruff and mypy
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+
+bench: setup ## the benchmarks, one command each
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script"; done
