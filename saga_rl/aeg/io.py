@@ -130,10 +130,10 @@ def from_table(table: pa.Table) -> Trace:
         raise UserError(_HEAD, "is not the JSON object it should be", _AGAIN) from None
     if kind != FORMAT:
         raise UserError(f"{_HEAD}, format", f"is {kind!r}, not {FORMAT!r}", _CONVERT)
-    if isinstance(version, int) and version > VERSION:
+    if type(version) is int and version > VERSION:
         raise UserError(f"{_HEAD}, version", f"is {version}, and this saga-rl reads up to {VERSION}",
                         "upgrade saga-rl")
-    if version not in _DECODERS:
+    if type(version) is not int or version not in _DECODERS:
         raise UserError(f"{_HEAD}, version", f"is {version!r}, which never existed", _AGAIN)
     return _DECODERS[version](table, head)
 

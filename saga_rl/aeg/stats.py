@@ -46,7 +46,7 @@ def stats(trace: Trace) -> dict[str, Any]:
 
 
 def nominal_start_s(trace: Trace) -> NDArray[np.float64]:
-    """(n_steps,) recorded start times; where a session lacks one, its arrival and gaps, with calls that take no time."""
+    """(n_steps,) recorded start times; where a session lacks one, arrival and gaps, with calls taking no time."""
     t = trace.steps
     start = t.start_s.copy()
     known = np.isfinite(start)
