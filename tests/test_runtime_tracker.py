@@ -1,0 +1,124 @@
+"""The tracker keeps the rows that the simulator would keep, in bounded memory."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saga_rl.policies import chains as ch
+from saga_rl.policies.tables import make_tables
+from saga_rl.runtime.hints import Hints, read_hints
+from saga_rl.runtime.tracker import KEEP_S, MAX_NAMES, NOBODY, Tracker
+
+TOOLS = ("bash", "edit", None)
+STEP = st.tuples(st.integers(0, 3), st.floats(0.01, 20.0), st.integers(1, 900), st.integers(1, 200),
+                 st.sampled_from(TOOLS), st.booleans(), st.sampled_from(("finish", "preempt", "abort")))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(STEP, min_size=1, max_size=30))
+def test_rows_equal_those_of_the_simulators_calls(history):
+    """One history told to the tracker, and told to `policies.chains` in the order in which the simulator calls it."""
+    tracker = Tracker()
+    chains, tables = ch.make_chains(4), make_tables(1, 16, 8)
+    codes: dict[str, int] = {}
+    born: dict[int, float] = {}
+    now = 50.0
+    for c, gap, prompt, output, tool, final, fate in history:
+        now += gap
+        hints = Hints(session=f"s{c}", next_tool=tool, final=final)
+        served = tracker.arrive(hints, now, prompt)
+        if c not in born:
+            born[c] = now
+            ch.describe(chains, c, len(born), now, 0, 0, math.nan)
+        ch.arrive(chains, tables, 0, c, now, float(prompt))
+        now += 0.5
+        tracker.schedule(served, now)
+        ch.schedule(chains, c, now)
+        if fate == "preempt":
+            now += 0.25
+            tracker.preempt(served, now)
+            ch.preempt(chains, c, now)
+            now += 0.25
+            tracker.schedule(served, now)
+            ch.schedule(chains, c, now)
+        now += 1.0
+        if fate == "abort":
+            tracker.abort(served, now)
+            ch.abort(chains, c, now)
+        else:
+            tracker.finish(served, now, output)
+            if tool is not None:
+                codes.setdefault(tool, len(codes))
+            ch.finish(chains, tables, 0, c, now, float(prompt), float(output), codes.get(tool, -1), final)
+        for k in born:
+            row = tracker.chain_of(f"s{k}")
+            assert np.array_equal(tracker.chains[row], chains[k], equal_nan=True)
+        for mine, theirs in zip(tracker.tables, tables, strict=True):
+            assert np.array_equal(mine, theirs)
+
+
+def test_the_tool_that_a_client_names_afterwards_gets_the_latency():
+    t = Tracker()
+    served = t.arrive(Hints(session="s"), 1.0, 10)
+    t.schedule(served, 1.0)
+    t.finish(served, 2.0, 5)
+    t.arrive(Hints(session="s", tool="web"), 5.0, 20)
+    row = t.tools.codes["web"] + 1
+    assert t.tables.returns[0, row] == 1
+    assert t.tables.returns[0, 0] == 0
+
+
+def test_a_presumed_end_is_taken_back_from_where_it_was_counted():
+    t = Tracker(expiry_s=10.0)
+    served = t.arrive(Hints(session="s"), 0.0, 10)
+    t.schedule(served, 0.0)
+    t.finish(served, 1.0, 5)
+    assert t.expire(12.0, [served.chain]) == 1
+    assert t.tables.ends.sum() == 2  # its tool's row and the pooled one
+    t.arrive(Hints(session="s", tool="bash"), 20.0, 20)
+    assert t.tables.ends.sum() == 0
+    assert (t.tables.ends >= 0).all()
+    assert t.chains[served.chain, ch.ENDED] == 0
+
+
+def test_requests_of_one_agent_at_once_take_lanes_and_anonymous_ones_stay_apart():
+    t = Tracker()
+    a, b = t.arrive(Hints(session="s"), 0.0, 1), t.arrive(Hints(session="s"), 0.0, 1)
+    assert a.chain != b.chain
+    assert t.chains[a.chain, ch.SESSION] == t.chains[b.chain, ch.SESSION]
+    x, y = t.arrive(Hints(), 0.0, 1), t.arrive(Hints(), 0.0, 1)
+    assert len({a.chain, b.chain, x.chain, y.chain, NOBODY}) == 5
+    t.abort(a, 1.0)
+    assert t.arrive(Hints(session="s"), 2.0, 1).chain == a.chain
+
+
+@pytest.mark.parametrize("holding", [True, False])
+def test_memory_is_bounded_but_blocks_keep_their_owner(holding):
+    t = Tracker(expiry_s=10.0)
+    for i in range(2000):
+        served = t.arrive(Hints(session=f"s{i}", next_tool=f"t{i}", agent_type=f"a{i}", tenant=f"u{i}"), float(i), 10)
+        t.schedule(served, float(i))
+        t.finish(served, i + 0.5, 5)
+    assert len(t.tools.codes) == len(t.types.codes) == len(t.tenants.codes) == MAX_NAMES
+    assert len(t) == 2000
+    kept = {t.chain_of("s3")} if holding else set()
+    size = len(t.chains)
+    assert t.forget(2000.0 + KEEP_S, kept) == 2000 - len(kept)
+    assert len(t) == len(kept)
+    for i in range(1000):
+        t.arrive(Hints(session=f"n{i}"), 9000.0, 10)
+    assert len(t.chains) == size
+    assert not holding or t.chains[t.chain_of("s3"), ch.STEPS] == 1
+
+
+def test_hints_that_cannot_be_read_are_left_out_and_counted():
+    h = read_hints("s", {"saga_agent": "two", "saga_tool": 7, "saga_final": 1.0, "saga_deadline_s": -3, "other": 1})
+    assert (h.session, h.agent, h.tool, h.final, h.unread) == ("s", 0, None, True, 3)
+    assert math.isnan(h.deadline_s)
+    assert read_hints("", None) == read_hints(None, {}) or read_hints("", None).session is None
+    assert len(read_hints("x" * 10_000, {"saga_tool": "y" * 10_000}).tool or "") == 200
