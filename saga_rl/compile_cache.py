@@ -17,7 +17,9 @@ def cache_dir() -> Path:
     digest = hashlib.sha256()
     for folder in ("policies", "sim"):
         for path in sorted((here / folder).glob("*.py")):
-            digest.update(path.read_bytes())
+            text = path.read_bytes()
+            if b"njit" in text:
+                digest.update(text)
     base = os.environ.get("SAGA_RL_CACHE") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "saga-rl" / "numba" / digest.hexdigest()[:16]
 

@@ -136,7 +136,7 @@ def build_forest(trace: Trace, block_tokens: int = 16) -> Forest:
             if k and min(len(prior) * unit, ctx[i]) > depth:
                 depth = min(len(prior) * unit, ctx[i])
                 run = raw.at(hashes.run[prior[-1]], depth)
-            tip = run >= 0 and raw.start[run] + raw.length[run] == depth
+        tip = run >= 0 and raw.start[run] + raw.length[run] == depth
         if ctx[i] == depth:
             if run >= 0:
                 raw.cuts[run].add(depth - raw.start[run])

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from saga_rl.aeg.forest import Forest
 from saga_rl.policies import chains as ch
 from saga_rl.policies import tables as tb
-from saga_rl.policies.features import E_TTL_LEFT, G_LIVE, G_SIZE_MAX, G_USED, eviction_row
+from saga_rl.policies.features import E_TTL_LEFT, G_LIVE, G_SIZE_MAX, G_TAU_MAX, G_USED, eviction_row
 
 # columns of Pool.n
 POOL, FREE, PRIVATE, RESIDENT, PINNED, EVICTED, SEQ, IDLE = range(8)
@@ -89,27 +89,27 @@ def make_pool(workers: int, pool_blocks: int, n_segments: int, n_chains: int) ->
 
 
 @njit(cache=True)
-def cached_blocks(t, p, w, step):
-    """Leading blocks of the step's prompt that are resident on worker w, at most `hit[step]`."""
+def resident_prefix(t, p, w, step):
+    """Leading blocks of the step's context that are resident on worker w."""
     total = 0
     for i in range(t.path_off[step], t.path_off[step + 1]):
         seg = t.path[i]
         total += p.res[w, seg]
         if p.res[w, seg] < t.blocks[seg]:
             break
-    return min(total, t.hit[step])
+    return total
 
 
 @njit(cache=True)
-def known_blocks(t, p, step):
-    """Leading blocks of the step's prompt that an infinite cache would hold, at most `hit[step]`."""
+def known_prefix(t, p, step):
+    """Leading blocks of the step's context that an infinite cache would hold."""
     total = 0
     for i in range(t.path_off[step], t.path_off[step + 1]):
         seg = t.path[i]
         total += p.ever[seg]
         if p.ever[seg] < t.blocks[seg]:
             break
-    return min(total, t.hit[step])
+    return total
 
 
 @njit(cache=True)
@@ -245,18 +245,21 @@ def refresh(p, chains, tables, g, w, now):
     pool = float(p.n[w, POOL])
     live = p.n[w, PINNED] + p.n[w, PRIVATE]
     largest = 0
+    oldest = g[w, G_TAU_MAX]
     used = (p.n[w, RESIDENT] + p.n[w, PRIVATE]) / pool
     pressure = min(max((used - 0.7) / 0.2, 0.0), 1.0)
     for k in range(p.n[w, IDLE]):
         seg = p.idle[w, k]
         c = p.owner[w, seg]
         largest = max(largest, p.owned[w, c])
+        oldest = max(oldest, now - p.last[w, seg])
         ttl = tb.ttl(tables, w, int(chains[c, ch.TOOL]), pressure)
         if chains[c, ch.WAITING] == 1 or (chains[c, ch.ENDED] == 0 and now - p.last[w, seg] <= ttl):
             live += p.res[w, seg]
     g[w, G_USED] = used
     g[w, G_LIVE] = live / pool
     g[w, G_SIZE_MAX] = largest
+    g[w, G_TAU_MAX] = oldest  # before any row is made, so that rows do not depend on the order they are made in
 
 
 @njit(cache=True)
@@ -270,14 +273,15 @@ def row_of(p, chains, tables, g, w, seg, now, next_use, out):
 @njit(cache=True)
 def make_room(t, p, chains, tables, g, w, need, now, next_use, score, params, scratch, whole, row, scores):
     """Evict until `need` blocks are free, highest score first (ties: released earliest). The caller checked that
-    FREE + `evictable` suffices. Every candidate is scored once a call."""
+    FREE + `evictable` suffices. A segment is scored once a call, when it is or becomes a candidate."""
     if p.n[w, FREE] >= need:
         return
     refresh(p, chains, tables, g, w, now)
     for k in range(p.n[w, IDLE]):
         seg = p.idle[w, k]
-        row_of(p, chains, tables, g, w, seg, now, next_use, row)
-        scores[seg] = score(row, params, scratch)
+        if p.kids[w, seg] == 0:
+            row_of(p, chains, tables, g, w, seg, now, next_use, row)
+            scores[seg] = score(row, params, scratch)
     while p.n[w, FREE] < need:
         best = -1
         for k in range(p.n[w, IDLE]):
@@ -287,25 +291,43 @@ def make_room(t, p, chains, tables, g, w, need, now, next_use, score, params, sc
                 best = seg
         owner = p.owner[w, best]
         while True:
-            blocks = p.res[w, best] if whole else min(p.res[w, best], need - p.n[w, FREE])
-            take(t, p, w, best, blocks)
-            up = t.parent[best]
-            if not whole or up < 0 or p.slot[w, up] < 0 or p.kids[w, up] > 0 or p.owner[w, up] != owner:
+            take(t, p, w, best, p.res[w, best] if whole else min(p.res[w, best], need - p.n[w, FREE]))
+            up = freed_parent(t, p, w, best)
+            if up < 0:
+                break
+            if not whole or p.owner[w, up] != owner:
+                row_of(p, chains, tables, g, w, up, now, next_use, row)
+                scores[up] = score(row, params, scratch)
                 break
             best = up
 
 
 @njit(cache=True)
+def freed_parent(t, p, w, seg):
+    """The parent of `seg` if it is a candidate now that `seg` holds nothing, else -1."""
+    up = t.parent[seg]
+    if p.res[w, seg] > 0 or up < 0 or p.slot[w, up] < 0 or p.kids[w, up] > 0:
+        return -1
+    return up
+
+
+@njit(cache=True)
 def drop_expired(t, p, chains, tables, g, w, now, next_use, row):
-    """Literal TTL: free every idle chain whose TTL has run out and which does not wait."""
+    """Literal TTL: free every idle chain whose TTL has run out and which does not wait. To act as a timer would, call
+    it before each event, above all before a request that comes back is marked as waiting."""
+    if p.n[w, IDLE] == 0:
+        return
     refresh(p, chains, tables, g, w, now)
     k = 0
     while k < p.n[w, IDLE]:
         seg = p.idle[w, k]
-        if p.kids[w, seg] == 0 and chains[p.owner[w, seg], ch.WAITING] == 0:
+        dropped = False
+        while seg >= 0 and p.kids[w, seg] == 0 and chains[p.owner[w, seg], ch.WAITING] == 0:
             row_of(p, chains, tables, g, w, seg, now, next_use, row)
-            if row[E_TTL_LEFT] < 0.0:
-                take(t, p, w, seg, p.res[w, seg])
-                k = 0  # its parent may have become a leaf anywhere in the list
-                continue
-        k += 1
+            if row[E_TTL_LEFT] >= 0.0:
+                break
+            take(t, p, w, seg, p.res[w, seg])
+            dropped = True
+            seg = freed_parent(t, p, w, seg)
+        if not dropped:
+            k += 1  # else another segment has moved to place k

@@ -17,7 +17,7 @@ READY, START, END = range(3)
 
 @dataclass(frozen=True)
 class Reference:
-    """Events in order of time. Every step has READY once, then START and END once, or more often if it was preempted."""
+    """Events in order of time. Every step has READY once, then START and END, more than once if it was preempted."""
 
     trace: Trace
     forest: Forest
@@ -27,7 +27,7 @@ class Reference:
     step: NDArray[np.int32]
     time_s: NDArray[np.float64]
     tokens: NDArray[np.int64]
-    """READY: prompt tokens. START: tokens that must be computed or cached before the next output token: the prompt, plus
-    what was generated before a preemption. END: tokens whose KV it held."""
+    """READY: prompt tokens. START: tokens that must be computed or cached before the next output token: the prompt,
+    plus what was generated before a preemption. END: tokens whose KV it held."""
     final: NDArray[np.int8]
     """END: 1 = finished, 0 = preempted."""

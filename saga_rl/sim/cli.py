@@ -1,0 +1,87 @@
+"""`saga-rl simulate` and `saga-rl bound`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from saga_rl.aeg.io import read_trace
+from saga_rl.files import write_json
+from saga_rl.policies.base import SEAMS, PolicySet
+from saga_rl.policies.presets import preset
+from saga_rl.policies.registry import make, names
+from saga_rl.provenance import provenance
+from saga_rl.sim.bound_cli import register as register_bound
+from saga_rl.sim.cluster import simulate
+from saga_rl.sim.config import SimConfig
+from saga_rl.sim.cost import load_profile, profile_names
+
+
+def choose_policies(base: str, **specs: str | None) -> PolicySet:
+    """The preset or checkpoint `base`, with the seams that `specs` names replaced. Raises `UserError`."""
+    chosen = preset(base)
+    for seam in SEAMS:
+        spec = specs.get(seam)
+        if spec:
+            chosen = replace(chosen, **{seam: make(seam, spec)})
+    return chosen
+
+
+def _names(seam: Any) -> str:
+    return ", ".join(names(seam))
+
+
+def _simulate(
+    trace: Annotated[Path, typer.Argument(help="A trace file (see `saga-rl trace`).")],
+    policy: Annotated[str, typer.Option(help="Preset (lru, saga, saga+) or checkpoint folder; the options below "
+                                        "replace its parts.")] = "lru",
+    eviction: Annotated[str | None, typer.Option(help=f"One of: {_names('eviction')} (learned:FOLDER).")] = None,
+    placement: Annotated[str | None, typer.Option(help=f"One of: {_names('placement')}.")] = None,
+    ordering: Annotated[str | None, typer.Option(help=f"One of: {_names('ordering')}.")] = None,
+    admission: Annotated[str | None, typer.Option(help=f"One of: {_names('admission')}.")] = None,
+    workers: Annotated[int, typer.Option(help="Equal workers, each with its own KV pool.")] = 1,
+    kv_tokens: Annotated[int, typer.Option(help="KV pool of one worker, tokens; 0 = the profile's.")] = 0,
+    profile: Annotated[str, typer.Option(help=f"Cost profile: {', '.join(profile_names())}, or a JSON file.")]
+    = "a100-llama3-70b-tp4",
+    population: Annotated[int, typer.Option(help="Closed population: sessions at once; 0 = the trace's arrivals.")] = 0,
+    end_hint: Annotated[bool, typer.Option(help="Clients say which step is their last.")] = True,
+    expiry_s: Annotated[float, typer.Option(help="Idle seconds after which a session is presumed ended.")] = 300.0,
+    horizon_s: Annotated[float, typer.Option(help="Stop there (simulated seconds).")] = float("inf"),
+    seed: Annotated[int, typer.Option(help="Recorded in the result; a run of one trace is deterministic.")] = 0,
+    json: Annotated[Path | None, typer.Option(help="Write the result there.")] = None,
+) -> None:
+    """Run a trace through the simulated cluster, tools' waits included, and report completion times."""
+    costs = load_profile(profile)
+    config = SimConfig(workers=workers, kv_tokens=kv_tokens or costs.kv_tokens, profile=costs, population=population,
+                       end_hint=end_hint, expiry_s=expiry_s, horizon_s=horizon_s)
+    chosen = choose_policies(policy, eviction=eviction, placement=placement, ordering=ordering, admission=admission)
+    loaded = read_trace(trace)
+    err = Console(stderr=True)
+    with err.status(f"simulating {loaded.n_sessions} sessions, {loaded.n_steps} steps on {workers} workers"):
+        result = simulate(loaded, config, chosen, seed)
+    out = {**result.metrics, "policies": chosen.names(), "simulated": True,
+           "provenance": provenance(seed=seed, trace=trace, profile=costs.name)}
+    if json:
+        write_json(json, out)
+    table = Table(title=f"{trace.name}: simulated, {workers} x {config.kv_tokens:,} KV tokens, "
+                  + ", ".join(chosen.names().values()))
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for key, value in result.metrics.items():
+        table.add_row(key, "-" if value is None else f"{value:,.3f}" if isinstance(value, float) else f"{value:,}")
+    Console().print(table)
+    unfinished = loaded.n_sessions - result.metrics["sessions_done"]
+    if unfinished:
+        err.print(f"{unfinished} sessions were not done at the horizon of {horizon_s:g} s; times are of the others",
+                  style="yellow")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this room's commands to the program."""
+    app.command("simulate")(_simulate)
+    register_bound(app)

@@ -1,0 +1,227 @@
+"""The closed loop: sessions arrive, requests are placed, workers iterate, tools run, sessions end.
+
+Deterministic: events of equal time come out in the order in which they were made; all that happens at one instant is
+known before an idle worker composes its next iteration.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from saga_rl.aeg.trace import Trace
+from saga_rl.aeg.validate import check_fits
+from saga_rl.policies import chains as ch
+from saga_rl.policies import features as ft
+from saga_rl.policies.base import PolicySet
+from saga_rl.policies.presets import preset
+from saga_rl.sim import cache as kv
+from saga_rl.sim import state as st
+from saga_rl.sim.config import SimConfig
+from saga_rl.sim.engine import arrive, finish_iteration, schedule
+from saga_rl.sim.heap import pop, push
+from saga_rl.sim.jit import compiled
+from saga_rl.sim.metrics import metrics
+from saga_rl.sim.refs import world_ref
+
+ENDED, PLACE = 0, 1
+SCORE_ARGS = (1, 4, 7, 10)
+"""Positions of score functions among `_advance`'s arguments."""
+
+
+@njit(cache=True)
+def _begin_session(world, s, now):
+    plan, run = world.plan, world.run
+    run.begin_s[s] = now
+    for at in range(plan.root_off[s], plan.root_off[s + 1]):
+        push(world.heap, now, plan.root[at])
+
+
+@njit(cache=True)
+def _describe(world, step, now):
+    """First sight of a chain."""
+    plan, run = world.plan, world.run
+    c, s = world.tree.chain[step], plan.session[step]
+    ch.describe(world.chains, c, s, run.begin_s[s], plan.tenant[s], plan.agent_type[s], run.begin_s[s] + plan.slack[s])
+    run.live[0] += 1
+    run.live[run.live[0]] = c
+
+
+@njit(cache=True)
+def _rows(world, step, now):
+    """The placement rows of every worker for this request."""
+    run, limits, real = world.run, world.limits, world.real
+    c = world.tree.chain[step]
+    for w in range(limits[st.WORKERS]):
+        ft.placement_row(world.chains, c, now, float(world.plan.prompt[step]), run.home[c] == w,
+                         float(run.w[w, st.IN_FLIGHT]), float(limits[st.MAX_SEQS]), run.wf[w, st.FLIGHT_TOKENS],
+                         real[st.POOL_TOKENS], run.wf[w, st.QUEUED_TOKENS], 1.0 / real[1],
+                         float(run.w[w, st.HOMED]), world.work.place[w])
+
+
+@njit(cache=True)
+def _sample(world, now):
+    """Blocks by session, held or cached, over all workers; rows thin out by half whenever they are used up."""
+    run = world.run
+    if len(run.occupancy_t) == 0 or now < run.total[st.NEXT_SAMPLE]:
+        return
+    n = run.count[st.SAMPLES]
+    if n == len(run.occupancy_t):
+        for k in range(n // 2):
+            run.occupancy[k] = run.occupancy[2 * k]
+            run.occupancy_t[k] = run.occupancy_t[2 * k]
+        n = n // 2
+        run.total[st.SAMPLE_EVERY] *= 2.0
+    row = run.occupancy[n]
+    row[:] = 0
+    for w in range(world.limits[st.WORKERS]):
+        for k in range(world.pool.n[w, kv.IDLE]):
+            seg = world.pool.idle[w, k]
+            row[int(world.chains[world.pool.owner[w, seg], ch.SESSION])] += world.pool.res[w, seg]
+        for k in range(run.w[w, st.N_RUNNING]):
+            step = run.running[w, k]
+            row[world.plan.session[step]] += run.i[step, st.COMPUTED] // world.limits[st.BLOCK]
+    run.occupancy_t[n] = now
+    run.count[st.SAMPLES] = n + 1
+    run.total[st.NEXT_SAMPLE] = now + run.total[st.SAMPLE_EVERY]
+
+
+def _advance(state, place_score, place_params, place_scratch, order_score, order_params, order_scratch, admit_score,
+             admit_params, admit_scratch, evict_score, evict_params, evict_scratch, whole, literal, pause, chosen):
+    """Run until the end (`ENDED`) or, if `pause`, until a request wants a worker (`PLACE`; its rows are in
+    `work.place`). chosen: the worker for the request that waits for one, -1 = none waits."""
+    world = world_ref(state)
+    plan, run, heap = world.plan, world.run, world.heap
+    n_steps, n_workers = len(plan.session), world.limits[st.WORKERS]
+    if chosen >= 0:
+        arrive(world, chosen, run.count[st.AWAITING], run.total[st.NOW], order_score, order_params, order_scratch,
+               literal)
+    while True:
+        now = run.total[st.NOW]
+        if heap.n[0] == 0 or heap.time[0] > now:
+            for w in range(n_workers):
+                if run.w[w, st.BUSY] == 0 and run.w[w, st.N_RUNNING] + run.w[w, st.N_WAITING] > 0:
+                    seconds = schedule(world, w, now, order_score, order_params, order_scratch, admit_score,
+                                       admit_params, admit_scratch, evict_score, evict_params, evict_scratch, whole,
+                                       literal)
+                    if seconds > 0.0:
+                        run.w[w, st.BUSY] = 1
+                        push(heap, now + seconds, n_steps + w)
+            _sample(world, now)
+        if heap.n[0] == 0 or heap.time[0] > world.real[st.HORIZON]:
+            return ENDED
+        now, what = pop(heap)
+        run.total[st.NOW] = now
+        run.count[st.EVENTS] += 1
+        if what >= n_steps + n_workers:
+            _begin_session(world, what - n_steps - n_workers, now)
+        elif what >= n_steps:
+            w = what - n_steps
+            run.w[w, st.BUSY] = 0
+            finish_iteration(world, w, now)
+        else:
+            c = world.tree.chain[what]
+            if np.isnan(world.chains[c, ch.QUEUED]):
+                _describe(world, what, now)
+            if n_workers == 1:
+                arrive(world, 0, what, now, order_score, order_params, order_scratch, literal)
+                continue
+            _rows(world, what, now)
+            if pause:
+                run.count[st.AWAITING] = what
+                return PLACE
+            best, best_score = 0, -np.inf
+            for w in range(n_workers):
+                score = place_score(world.work.place[w], place_params, place_scratch)
+                if score > best_score:
+                    best, best_score = w, score
+            arrive(world, best, what, now, order_score, order_params, order_scratch, literal)
+
+
+class Cluster:
+    """One closed-loop run that can be paused at placements. `advance(-1)` starts it."""
+
+    def __init__(self, trace: Trace, config: SimConfig, policies: PolicySet, *, log: int = 0, samples: int = 0,
+                 pause: bool = False) -> None:
+        check_fits(trace, kv_tokens=config.pool_blocks * config.block_tokens)
+        self.trace, self.config, self.policies = trace, config, policies
+        self.world = make_fresh(trace, config, log, samples)
+        ev = policies.eviction
+        args: list[Any] = [self.world]
+        for policy in (policies.placement, policies.ordering, policies.admission, ev):
+            args += [policy.score, policy.params, np.zeros(max(policy.scratch, 1))]
+        self._args = (*args, bool(ev.whole_chain), bool(ev.drop_expired), pause)
+        self._run: Callable[..., int] = compiled(_advance, (*self._args, 0), SCORE_ARGS)
+
+    def advance(self, chosen: int = -1) -> int:
+        """`ENDED` or `PLACE`."""
+        return self._run(*self._args, chosen)
+
+
+def make_fresh(trace: Trace, config: SimConfig, log: int, samples: int) -> st.World:
+    """A world whose chains are marked as not seen yet."""
+    world = st.make_world(trace, config, log=log, samples=samples)
+    world.chains[:, ch.QUEUED] = np.nan
+    return world
+
+
+@dataclass(frozen=True)
+class SimResult:
+    """What a run gave. Times are seconds on the simulation's clock; NaN where a step or session was not finished."""
+
+    metrics: dict[str, Any]
+    tct_s: NDArray[np.float64]
+    """(n_sessions,) from the session's first request to the end of its last."""
+    steps: dict[str, NDArray]
+    """(n_steps,) worker, ready_s, scheduled_s, first_token_s, done_s, cached_tokens, preemptions."""
+    occupancy: dict[str, NDArray] | None
+    """time_s (samples,), blocks (samples, n_sessions)."""
+
+
+def simulate(trace: Trace, config: SimConfig, policies: PolicySet, seed: int = 0, occupancy: int = 0,
+             slo: bool = True) -> SimResult:
+    """Run `trace` to its end (or `config.horizon_s`).
+
+    seed: recorded only; nothing here is random. occupancy: samples of KV by session to keep. slo: also run every
+    session alone to know what 1.5 x its expected time is (SAGA section 7). Raises `UserError` for a session that
+    cannot fit.
+    """
+    started = time.perf_counter()
+    cluster = Cluster(trace, config, policies, samples=occupancy)
+    cluster.advance()
+    wall = time.perf_counter() - started
+    world = cluster.world
+    alone = alone_tct(trace, config) if slo else None
+    run = world.run
+    result = metrics(world, alone, wall)
+    steps = {
+        "worker": run.i[:, st.WORKER].copy(), "ready_s": run.f[:, st.READY].copy(),
+        "scheduled_s": run.f[:, st.START_S].copy(), "first_token_s": run.f[:, st.FIRST_S].copy(),
+        "done_s": run.f[:, st.DONE_S].copy(), "cached_tokens": run.i[:, st.CACHED].copy(),
+        "preemptions": run.i[:, st.PREEMPTIONS].copy(),
+    }
+    n = int(run.count[st.SAMPLES])
+    kept: dict[str, NDArray] | None = None
+    if occupancy:
+        kept = {"time_s": run.occupancy_t[:n].copy(), "blocks": run.occupancy[:n].copy()}
+    return SimResult(result, run.done_s - run.begin_s, steps, kept)
+
+
+def alone_tct(trace: Trace, config: SimConfig) -> NDArray[np.float64]:
+    """(n_sessions,) seconds that each session takes alone on one such worker with memory for everything."""
+    gap = 1e6 + float(np.max(trace.steps.tool_s + trace.steps.think_s, initial=0.0)) * float(
+        np.max(np.diff(trace.session_offsets), initial=1))
+    arrivals = np.arange(trace.n_sessions, dtype=np.float64) * np.float64(gap)
+    apart = replace(trace, sessions=replace(trace.sessions, arrival_s=arrivals,
+                                            deadline_s=np.full(trace.n_sessions, np.nan)))
+    total = int(np.sum(trace.steps.prompt_tokens + trace.steps.output_tokens)) + config.block_tokens * trace.n_steps
+    idle = replace(config, workers=1, kv_tokens=total + config.block_tokens, population=0, horizon_s=np.inf)
+    cluster = Cluster(apart, idle, preset("lru"))
+    cluster.advance()
+    return cluster.world.run.done_s - cluster.world.run.begin_s

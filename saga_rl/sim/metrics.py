@@ -1,0 +1,55 @@
+"""The figures of a closed-loop run. Keys are a contract: see `docs/results.md`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saga_rl.sim import cache as kv
+from saga_rl.sim import state as st
+from saga_rl.sim.state import World
+
+SLO_FACTOR = 1.5
+
+
+def _number(x: float) -> float | None:
+    return float(x) if math.isfinite(x) else None
+
+
+def metrics(world: World, alone_s: NDArray[np.float64] | None, wall_s: float) -> dict[str, Any]:
+    """Every `simulate` key but `provenance`. Undefined figures (no session done) are None.
+
+    hit_share: cached share of the prompt tokens, at first scheduling. recomputed_tokens: tokens computed although they
+    had been computed before anywhere (what an infinite shared cache would have saved). useful_kv_share: of the
+    block-seconds that held anything, those that ran or were found again later. slo_attainment: share of all sessions
+    done within 1.5 x their time alone.
+    """
+    run, count, total = world.run, world.run.count, world.run.total
+    tct = run.done_s - run.begin_s
+    done = tct[np.isfinite(tct)]
+    span = np.nanmax(run.done_s) - np.nanmin(run.begin_s) if len(done) else math.nan
+    slo = None
+    if alone_s is not None and len(tct):
+        slo = float(np.mean(np.where(np.isfinite(tct), tct <= SLO_FACTOR * alone_s, False)))
+    return {
+        "tct_mean_s": _number(np.mean(done)) if len(done) else None,
+        "tct_p50_s": _number(np.percentile(done, 50)) if len(done) else None,
+        "tct_p95_s": _number(np.percentile(done, 95)) if len(done) else None,
+        "sessions_done": int(count[st.SESSIONS_DONE]),
+        "recomputed_tokens": int(count[st.RECOMPUTED]),
+        "prefilled_tokens": int(count[st.PREFILLED]),
+        "hit_share": float(count[st.HIT] / count[st.PROMPT]) if count[st.PROMPT] else None,
+        "useful_kv_share": float((total[st.BUSY_BLOCKS] + total[st.USEFUL_IDLE]) / total[st.IN_USE])
+        if total[st.IN_USE] > 0 else None,
+        "throughput_sessions_per_min": _number(60.0 * len(done) / span) if len(done) and span > 0 else None,
+        "slo_attainment": slo,
+        "evictions": int(world.pool.n[:, kv.EVICTED].sum()),
+        "preemptions": int(count[st.PREEMPTED]),
+        "migrations": int(count[st.MIGRATIONS]),
+        "llm_steps": int(count[st.STEPS_DONE]),
+        "events": int(count[st.EVENTS]),
+        "wall_s": wall_s,
+    }

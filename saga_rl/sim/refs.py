@@ -1,0 +1,121 @@
+"""A world as one pointer. Numba passes a NamedTuple of arrays by value, field by field, through every call, which makes
+a loop with eighty arrays slow to compile and to run. Compiled code therefore works on structrefs with the same field
+names; Python keeps the NamedTuples, and both see the same memory.
+"""
+
+from __future__ import annotations
+
+from numba import njit, types
+from numba.experimental import structref
+
+from saga_rl.policies.tables import Tables
+from saga_rl.sim.cache import Pool, Tree
+from saga_rl.sim.heap import Heap
+from saga_rl.sim.state import Plan, Run, Work, World
+
+
+@structref.register
+class TreeType(types.StructRef):
+    pass
+
+
+@structref.register
+class PoolType(types.StructRef):
+    pass
+
+
+@structref.register
+class TablesType(types.StructRef):
+    pass
+
+
+@structref.register
+class PlanType(types.StructRef):
+    pass
+
+
+@structref.register
+class RunType(types.StructRef):
+    pass
+
+
+@structref.register
+class HeapType(types.StructRef):
+    pass
+
+
+@structref.register
+class WorkType(types.StructRef):
+    pass
+
+
+@structref.register
+class WorldType(types.StructRef):
+    pass
+
+
+class TreeRef(structref.StructRefProxy):
+    pass
+
+
+class PoolRef(structref.StructRefProxy):
+    pass
+
+
+class TablesRef(structref.StructRefProxy):
+    pass
+
+
+class PlanRef(structref.StructRefProxy):
+    pass
+
+
+class RunRef(structref.StructRefProxy):
+    pass
+
+
+class HeapRef(structref.StructRefProxy):
+    pass
+
+
+class WorkRef(structref.StructRefProxy):
+    pass
+
+
+class WorldRef(structref.StructRefProxy):
+    pass
+
+
+for _nt, _ref, _type in ((Tree, TreeRef, TreeType), (Pool, PoolRef, PoolType), (Tables, TablesRef, TablesType),
+                         (Plan, PlanRef, PlanType), (Run, RunRef, RunType), (Heap, HeapRef, HeapType),
+                         (Work, WorkRef, WorkType), (World, WorldRef, WorldType)):
+    structref.define_proxy(_ref, _type, list(_nt._fields))
+
+
+@njit(cache=True)
+def tree_ref(t):
+    return TreeRef(t.parent, t.start, t.blocks, t.path_off, t.path, t.hit, t.chain)
+
+
+@njit(cache=True)
+def pool_ref(p):
+    return PoolRef(p.n, p.res, p.ref, p.kids, p.last, p.seq, p.owner, p.user, p.idle, p.slot, p.owned, p.ever)
+
+
+@njit(cache=True)
+def tables_ref(t):
+    return TablesRef(t.hist, t.above, t.seconds_above, t.ring, t.returns, t.ends, t.obs, t.p95, t.types)
+
+
+@njit(cache=True)
+def world_ref(world):
+    """`World` (NamedTuple) -> the same world as compiled code works on it."""
+    p, r, h, k = world.plan, world.run, world.heap, world.work
+    plan = PlanRef(p.session, p.prompt, p.output, p.tool, p.gap, p.final, p.child_off, p.child, p.root_off, p.root,
+                   p.tenant, p.agent_type, p.arrival, p.slack)
+    run = RunRef(r.i, r.f, r.w, r.wf, r.running, r.queue, r.home, r.left, r.done_s, r.begin_s, r.count, r.total, r.afs,
+                 r.live, r.log_i, r.log_t, r.occupancy, r.occupancy_t)
+    return WorldRef(tree_ref(world.tree), pool_ref(world.pool), world.chains, tables_ref(world.tables), world.g, plan,
+                    run, HeapRef(h.time, h.seq, h.what, h.n),
+                    WorkRef(k.evict, k.order, k.admit, k.place, k.scores, k.next_use, k.stamp),
+                    world.limits, world.real)

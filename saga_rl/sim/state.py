@@ -1,0 +1,184 @@
+"""The arrays of a closed-loop run: what is fixed by the trace, what changes, and how they are laid out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saga_rl.aeg.forest import Forest, build_forest
+from saga_rl.aeg.trace import Trace
+from saga_rl.policies import features as ft
+from saga_rl.policies.chains import make_chains
+from saga_rl.policies.tables import Tables, make_tables
+from saga_rl.sim.cache import Pool, Tree, make_pool, make_tree
+from saga_rl.sim.config import SimConfig
+from saga_rl.sim.heap import Heap, make_heap, push
+
+
+class Plan(NamedTuple):
+    """Fixed by the trace. Rows: step unless said otherwise."""
+
+    session: NDArray[np.int32]
+    prompt: NDArray[np.int64]
+    output: NDArray[np.int64]
+    tool: NDArray[np.int32]
+    gap: NDArray[np.float64]
+    """Tool + think seconds after the step, for the next step of the same agent."""
+    final: NDArray[np.int8]
+    """1: the last step of its chain."""
+    child_off: NDArray[np.int64]
+    child: NDArray[np.int32]
+    root_off: NDArray[np.int64]
+    """(sessions + 1,) into `root`: the steps without parents."""
+    root: NDArray[np.int32]
+    tenant: NDArray[np.int32]
+    """By session, as the next three."""
+    agent_type: NDArray[np.int32]
+    arrival: NDArray[np.float64]
+    slack: NDArray[np.float64]
+    """Deadline minus arrival; NaN = none."""
+
+
+# columns of Run.i, by step
+STATE, WORKER, COMPUTED, GENERATED, HELD, COPIES, CACHED, PREEMPTIONS, PENDING, SCHEDULED, TARGET, KNOWN = range(12)
+# values of STATE
+UNBORN, WAITING, RUNNING, DONE = range(4)
+# columns of Run.f, by step
+READY, START_S, FIRST_S, DONE_S, KEY, READY_AT = range(6)
+# columns of Run.w, by worker
+N_RUNNING, N_WAITING, BUSY, IN_FLIGHT, HOMED = range(5)
+# columns of Run.wf, by worker
+EPOCH_S, SEEN_S, FLIGHT_TOKENS, QUEUED_TOKENS = range(4)
+# Run.count
+STEPS_DONE, SESSIONS_DONE, EVENTS, PREEMPTED, MIGRATIONS, PREFILLED, RECOMPUTED, HIT, PROMPT, ITERATIONS, LOGGED, \
+    NEXT_SESSION, AWAITING, OVERFLOW, SAMPLES = range(15)
+# Run.total: integrals over time and workers, block-seconds
+IN_USE, BUSY_BLOCKS, USEFUL_IDLE, NOW, SAMPLE_EVERY, NEXT_SAMPLE = range(6)
+
+
+class Run(NamedTuple):
+    """Changes as time goes on."""
+
+    i: NDArray[np.int64]
+    f: NDArray[np.float64]
+    w: NDArray[np.int64]
+    wf: NDArray[np.float64]
+    running: NDArray[np.int32]
+    """(W, max_num_seqs) steps in the order in which they were scheduled."""
+    queue: NDArray[np.int32]
+    """(W, capacity) waiting steps in the order of their keys."""
+    home: NDArray[np.int32]
+    """By chain: the worker of its last step, -1 = none."""
+    left: NDArray[np.int64]
+    """By session: steps not done."""
+    done_s: NDArray[np.float64]
+    begin_s: NDArray[np.float64]
+    count: NDArray[np.int64]  # type: ignore[assignment]  # shadows tuple.count, which nobody calls
+    total: NDArray[np.float64]
+    afs: NDArray[np.float64]
+    """By tenant."""
+    live: NDArray[np.int32]
+    """[n, chains...]: chains that have begun and not ended."""
+    log_i: NDArray[np.int64]
+    """(events, 4): kind, step, tokens, final, as `Reference`."""
+    log_t: NDArray[np.float64]
+    occupancy: NDArray[np.int32]
+    """(samples, sessions) blocks held or cached, all workers."""
+    occupancy_t: NDArray[np.float64]
+
+
+class Work(NamedTuple):
+    """Scratch rows."""
+
+    evict: NDArray[np.float64]
+    order: NDArray[np.float64]
+    admit: NDArray[np.float64]
+    place: NDArray[np.float64]
+    """(W, len(PLACEMENT))"""
+    scores: NDArray[np.float64]
+    next_use: NDArray[np.float64]
+    stamp: NDArray[np.int64]
+    """By chain, and at the end the current tick."""
+
+
+# Limits: int64 vector that compiled code reads
+WORKERS, BLOCK, MAX_SEQS, BATCHED, END_HINT, POPULATION, LOGGING = range(7)
+# Real: float64 vector, after the five constants of the cost profile
+EXPIRY, HORIZON, POOL_TOKENS = 5, 6, 7
+
+
+class World(NamedTuple):
+    """Everything a run needs but the policies."""
+
+    tree: Tree
+    pool: Pool
+    chains: NDArray[np.float64]
+    tables: Tables
+    g: NDArray[np.float64]
+    plan: Plan
+    run: Run
+    heap: Heap
+    work: Work
+    limits: NDArray[np.int64]
+    real: NDArray[np.float64]
+
+
+def make_plan(trace: Trace, forest: Forest) -> Plan:
+    """The trace as compiled code reads it."""
+    st, off = trace.steps, trace.session_offsets
+    n = trace.n_steps
+    n_parents = np.diff(st.parent_offsets)
+    children = np.repeat(np.arange(n), n_parents)
+    parents = st.parents + off[st.session[children]] if n else np.zeros(0, np.int64)
+    order = np.argsort(parents, kind="stable")
+    child_off = np.concatenate([[0], np.cumsum(np.bincount(parents, minlength=n))]).astype(np.int64)
+    root = np.flatnonzero(n_parents == 0).astype(np.int32)
+    root_off = np.concatenate([[0], np.cumsum(np.bincount(st.session[root], minlength=trace.n_sessions))])
+    final = np.zeros(n, np.int8)
+    last = np.full(len(forest.chain_session), -1, np.int64)
+    np.maximum.at(last, forest.chain, np.arange(n))
+    final[last[last >= 0]] = 1
+    s = trace.sessions
+    return Plan(st.session.astype(np.int32), st.prompt_tokens, st.output_tokens, st.tool, st.tool_s + st.think_s, final,
+                child_off, children[order].astype(np.int32), root_off.astype(np.int64), root, s.tenant, s.agent_type,
+                s.arrival_s, s.deadline_s - s.arrival_s)
+
+
+def make_world(trace: Trace, config: SimConfig, *, log: int = 0, samples: int = 0,
+               forest: Forest | None = None) -> World:
+    """A fresh run: sessions on the heap, pools empty. log: events to keep; samples: rows of KV occupancy to keep."""
+    forest = forest or build_forest(trace, config.block_tokens)
+    plan = make_plan(trace, forest)
+    w, n, segs, n_chains = config.workers, trace.n_steps, len(forest.seg_parent), len(forest.chain_session)
+    pool = make_pool(w, config.pool_blocks, segs, n_chains)
+    parents = np.repeat(np.arange(n), np.diff(plan.child_off))
+    same = forest.chain[parents] == forest.chain[plan.child]
+    lines = n - len(np.unique(parents[same]))  # steps that can wait at once: each chain's steps follow one another
+    run = Run(
+        np.zeros((n, 12), np.int64), np.full((n, 6), np.nan), np.zeros((w, 5), np.int64), np.zeros((w, 4)),
+        np.zeros((w, config.max_num_seqs), np.int32), np.zeros((w, lines + 1), np.int32),
+        np.full(n_chains, -1, np.int32), np.diff(trace.session_offsets).astype(np.int64),
+        np.full(trace.n_sessions, np.nan), np.full(trace.n_sessions, np.nan), np.zeros(15, np.int64), np.zeros(6),
+        np.zeros(max(len(trace.tenants), 1)), np.zeros(n_chains + 1, np.int32), np.zeros((log, 4), np.int64),
+        np.zeros(log), np.zeros((samples, trace.n_sessions), np.int32), np.zeros(samples),
+    )
+    run.i[:, PENDING] = np.diff(trace.steps.parent_offsets)
+    run.f[:, READY_AT] = 0.0
+    run.wf[:, EPOCH_S] = -np.inf
+    run.total[SAMPLE_EVERY] = 1.0
+    work = Work(np.zeros(len(ft.EVICTION)), np.zeros(len(ft.ORDERING)), np.zeros(len(ft.ADMISSION)),
+                np.zeros((w, len(ft.PLACEMENT))), np.zeros(segs), np.full(segs, np.nan),
+                np.zeros(n_chains + 1, np.int64))
+    limits = np.array([w, config.block_tokens, config.max_num_seqs, config.batched_tokens, config.end_hint,
+                       config.population, log > 0], np.int64)
+    real = np.concatenate([config.profile.vector(), [config.expiry_s, config.horizon_s, config.kv_tokens]])
+    heap = make_heap(n + w + trace.n_sessions + 1)
+    first = min(config.population or trace.n_sessions, trace.n_sessions)
+    for s in range(first):
+        # A closed population starts at once; a microsecond apart, so that its order is defined.
+        push(heap, s * 1e-6 if config.population else float(plan.arrival[s]), n + w + s)
+    run.count[NEXT_SESSION] = first
+    return World(make_tree(forest), pool, make_chains(n_chains), make_tables(w, len(trace.tools),
+                 len(trace.agent_types)), np.zeros((w, ft.G_COLUMNS)), plan, run, heap, work, limits, real)
