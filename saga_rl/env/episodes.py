@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,9 +100,10 @@ def demand_tokens(trace: Trace, config: SimConfig) -> int:
     return int(np.median(np.cumsum(change[by_time])))
 
 
-def capacity_for(trace: Trace, config: SimConfig, pressure: float) -> int:
-    """KV tokens at which `demand_tokens` is `pressure` times the pool, but never less than the longest context + 10 %
-    (a longer one could not run at all); whole blocks."""
+def capacities_for(trace: Trace, config: SimConfig, pressures: Sequence[float]) -> list[int]:
+    """KV tokens at which `demand_tokens` is so many times the pool, for each pressure, but never less than the longest
+    context + 10 % (a longer one could not run at all); whole blocks."""
     longest = int((trace.steps.prompt_tokens + trace.steps.output_tokens).max())
-    want = max(demand_tokens(trace, config) / pressure, 1.1 * longest)
-    return int(np.ceil(want / config.block_tokens)) * config.block_tokens
+    demand = demand_tokens(trace, config)
+    blocks = [math.ceil(max(demand / p, 1.1 * longest) / config.block_tokens) for p in pressures]
+    return [b * config.block_tokens for b in blocks]

@@ -32,7 +32,8 @@ def checkpoint_card(name: str, meta: dict[str, Any], features: tuple[str, ...], 
              f"- commit {source['commit']}, version {source['version']}, seed {source['seed']}",
              f"- algorithm: {meta['algorithm']}", ""]
     lines += ["## Data", *(f"- {key}: {value}" for key, value in data.items()), ""]
-    lines += [f"## Figures of {meta['figures_of']}", *(f"- {key}: {value:.4g}" for key, value in meta["figures"].items()),
+    lines += [f"## Figures of {meta['figures_of']}",
+              *(f"- {key}: {value:.4g}" for key, value in meta["figures"].items()),
               "", "These figures are of single decisions; tokens computed again and completion times are measured by "
               "`training/evaluate.py`.", ""]
     lines += ["## What it reads",

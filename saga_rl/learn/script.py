@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from saga_rl.aeg.io import read_trace
 from saga_rl.aeg.validate import check_fits
-from saga_rl.env.episodes import capacity_for, sim_config
+from saga_rl.env.episodes import capacities_for, sim_config
 from saga_rl.errors import EXIT_BAD_INPUT, UserError
 from saga_rl.sim.config import SimConfig
 
@@ -96,7 +96,7 @@ def capacities(path: Path, kv_tokens: str, pressure: str, population: int, profi
         check_fits(trace, kv_tokens=min(given))
         return given
     config = sim_config(SimConfig.kv_tokens, population=population, profile=profile)
-    return [capacity_for(trace, config, p) for p in numbers("--pressure", pressure, 0.1, 1000)]
+    return capacities_for(trace, config, numbers("--pressure", pressure, 0.1, 1000))
 
 
 def new_folder(path: Path, overwrite: bool) -> Path:

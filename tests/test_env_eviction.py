@@ -1,0 +1,177 @@
+"""`saga_rl/Eviction-v0`: the checkers of Gymnasium and Stable-Baselines3, determinism, masks, rewards, no oracle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import saga_rl.env
+from saga_rl.aeg.generators import generate
+from saga_rl.aeg.trace import Trace
+from saga_rl.env.eviction import BOUND, REWARD_TOKENS, EvictionEnv
+from saga_rl.errors import UserError
+from saga_rl.policies.features import LEARNED_EVICTION
+from saga_rl.policies.registry import make
+
+KV = 40_000
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    return generate("swe-bench", 3, sessions=8, rate_per_min=60.0, max_context=20_000)
+
+
+def make_env(trace: Trace, **kwargs: Any) -> EvictionEnv:
+    env = gym.make(saga_rl.env.EVICTION_ID, trace=trace, kv_tokens=KV, max_rows=8, **kwargs).unwrapped
+    assert isinstance(env, EvictionEnv)
+    return env
+
+
+def random_play(env: EvictionEnv, seed: int, limit: int = 10_000) -> list[tuple]:
+    rng = np.random.default_rng(seed)
+    obs, info = env.reset(seed=seed)
+    out = [(obs, info["action_mask"])]
+    for _ in range(limit):
+        obs, reward, over, cut, info = env.step(np.int64(rng.choice(np.flatnonzero(info["action_mask"]))))
+        out.append((obs, info["action_mask"], reward, over))
+        if over or cut:
+            break
+    return out
+
+
+def test_gymnasium_and_stable_baselines3_accept_it(trace: Trace) -> None:
+    check_env(make_env(trace, sessions=4, max_decisions=50), skip_render_check=True)
+    sb3 = pytest.importorskip("stable_baselines3.common.env_checker")
+    sb3.check_env(make_env(trace, sessions=4, max_decisions=50), warn=False)
+
+
+def test_sb3_contrib_finds_the_masks(trace: Trace) -> None:
+    utils = pytest.importorskip("sb3_contrib.common.maskable.utils")
+    env = make_env(trace)
+    env.reset(seed=0)
+    assert utils.is_masking_supported(env)
+    np.testing.assert_array_equal(utils.get_action_masks(env), env.action_masks())
+
+
+def test_a_seed_fixes_the_episode_and_another_changes_it(trace: Trace) -> None:
+    first, again, other = (random_play(make_env(trace, sessions=6), s, 200) for s in (1, 1, 2))
+    assert len(first) == len(again)
+    for a, b in zip(first, again, strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x, y)
+    assert len(other) != len(first) or any((a[0] != b[0]).any() for a, b in zip(first, other, strict=True))
+
+
+def test_what_observations_and_rewards_are(trace: Trace) -> None:
+    env = make_env(trace)
+    steps = random_play(env, 5)
+    for obs, mask, *_ in steps:
+        assert obs.dtype == np.float32 and np.isfinite(obs).all() and (np.abs(obs) <= BOUND).all()
+        assert not obs[~mask].any()
+        assert obs[mask][:, LEARNED_EVICTION.index("context_log")].all(), "a candidate's row can be told from padding"
+    assert steps[-1][3], "an episode ends when the reference string does"
+    assert not steps[-1][1].any()
+    total = -sum(s[2] for s in steps[1:]) * REWARD_TOKENS
+    assert 0 < total <= env.stepper.recomputed_tokens
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(np.int64(0))
+
+
+def test_a_masked_action_becomes_lru_and_is_counted(trace: Trace) -> None:
+    """The same episode, once with LRU's own choices and once with actions that are all masked."""
+    lru = make("eviction", "lru")
+    runs = []
+    for invalid in (False, True):
+        env = make_env(trace)
+        env.reset(seed=4)
+        rewards, over = [], False
+        while not over:
+            action = env.max_rows - 1 if invalid else env.stepper.policy_action(lru)
+            full = env.action_masks().all()
+            if invalid and full:
+                action = env.stepper.policy_action(lru)
+            _, reward, over, _, info = env.step(np.int64(action))
+            rewards.append(reward)
+        runs.append((rewards, info["invalid_actions"]))
+    assert runs[0][0] == runs[1][0]
+    assert runs[0][1] == 0 < runs[1][1]
+
+
+class Fake:
+    """A stepper whose numbers are known: decision i offers i % 3 + 1 rows and costs 500 * action tokens."""
+
+    def __init__(self, rows: int, decisions: int = 5) -> None:
+        self.at, self.decisions, self.recomputed_tokens = 0, decisions, 100
+        self.rows = np.full((rows, 20), 7.0)
+
+    n_rows = property(lambda self: 0 if self.at >= self.decisions else self.at % 3 + 1)
+
+    def reset(self) -> None:
+        pass
+
+    def policy_action(self, policy: Any) -> int:
+        assert policy.name == "lru"
+        return 0
+
+    def advance(self, action: int) -> bool:
+        self.recomputed_tokens += 500 * action
+        self.at += 1
+        return self.at < self.decisions
+
+
+def test_reward_unit_padding_and_truncation(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EvictionEnv, "_new_stepper", lambda self: Fake(self.max_rows))
+    env = EvictionEnv(trace, KV, 4, max_decisions=4)
+    obs, info = env.reset(seed=0)
+    assert obs[:1].min() == 7.0 and not obs[1:].any()
+    assert env.step(np.int64(3))[1] == 0.0  # masked: LRU's row 0
+    assert env.step(np.int64(1))[1] == -0.5
+    _, reward, over, cut, info = env.step(np.int64(2))
+    assert (reward, over, cut, info["invalid_actions"]) == (-1.0, False, False, 1)
+    assert env.step(np.int64(0))[2:4] == (False, True)
+
+
+def test_the_future_does_not_show(trace: Trace) -> None:
+    """Sessions that arrive after some moment are made longer: every observation before that moment stays the same."""
+    middle = float(trace.sessions.arrival_s[5])
+    late = trace.sessions.arrival_s[trace.steps.session] >= middle
+    longer = replace(trace, steps=replace(trace.steps, output_tokens=trace.steps.output_tokens + 400 * late,
+                                          tool_s=np.where(late, trace.steps.tool_s * 3, trace.steps.tool_s)))
+    seen = []
+    for t in (trace, longer):
+        env = make_env(t, shuffle=False)
+        obs, _ = env.reset(seed=0)
+        rows = []
+        while env.stepper.now < middle:
+            rows.append(obs)
+            obs, _, over, _, _ = env.step(np.int64(0))
+            if over:
+                break
+        seen.append(np.array(rows))
+    assert len(seen[0]) > 5
+    np.testing.assert_array_equal(seen[0], seen[1])
+
+
+def test_bad_parameters(trace: Trace) -> None:
+    with pytest.raises(UserError, match="exactly one"):
+        EvictionEnv()
+    with pytest.raises(UserError, match="at least 2"):
+        EvictionEnv(trace, max_rows=1)
+    with pytest.raises(UserError, match="never runs out"):
+        EvictionEnv(trace, 50_000_000).reset(seed=0)
+    with pytest.raises(UserError, match="webarena"):
+        EvictionEnv(generator="web-arena")
+
+
+def test_a_generator_makes_the_trace() -> None:
+    params = {"seed": 3, "sessions": 8, "rate_per_min": 60.0, "max_context": 20_000}
+    env = EvictionEnv(generator="swe-bench", params=params, kv_tokens=KV, max_rows=8, max_decisions=3)
+    obs, _ = env.reset(seed=1)
+    direct, _ = EvictionEnv(generate("swe-bench", 3, sessions=8, rate_per_min=60.0, max_context=20_000), KV, 8
+                            ).reset(seed=1)
+    np.testing.assert_array_equal(obs, direct)

@@ -1,0 +1,47 @@
+"""Paired comparison: known answers, coverage of the interval, and how collapses are handled."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from saga_rl.learn.cards import command
+from saga_rl.learn.evaluation import COLLAPSE, _compare, bootstrap, paired_ratio
+from saga_rl.learn.script import numbers, words
+
+
+def test_a_constant_ratio_is_found_exactly() -> None:
+    base = np.array([10.0, 40.0, 7.0, 100.0])
+    result = paired_ratio(0.8 * base, base)
+    assert result["ratio"] == pytest.approx(0.8)
+    assert (result["low"], result["high"]) == (pytest.approx(0.8), pytest.approx(0.8))
+    assert result["verdict"] == "better"
+    assert paired_ratio(1.2 * base, base)["verdict"] == "worse"
+    assert paired_ratio(base * [0.8, 1.2, 0.9, 1.1], base)["verdict"] == "no difference shown"
+
+
+def test_the_interval_covers_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for i in range(200):
+        low, high = bootstrap(rng.normal(1.0, 1.0, 30), seed=i)
+        hits += low <= 1.0 <= high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_collapsed_seeds_are_counted_and_left_out() -> None:
+    infinite = np.array([10.0, 10.0, 10.0])
+    arms = _compare({"lru": [20.0, 20.0, COLLAPSE * 10 + 1], "x": [10.0, 10.0, 1000.0]},
+                    {"lru": [30.0, 30.0, 30.0], "x": [30.0, 30.0, 1.0]}, infinite)
+    assert arms["lru"]["collapsed"] == 1 and arms["x"]["collapsed"] == 1
+    assert arms["x"]["pairs"] == 2
+    assert arms["x"]["mean_vs_stock"]["ratio"] == pytest.approx(0.5)
+    assert arms["x"]["p95_vs_stock"]["ratio"] == pytest.approx(1.0)
+    always = _compare({"lru": [99.0] * 3, "x": [10.0] * 3}, {"lru": [1.0] * 3, "x": [1.0] * 3}, infinite)
+    assert always["x"]["mean_vs_stock"] is None and always["x"]["pairs"] == 0
+
+
+def test_lists_on_the_command_line() -> None:
+    assert words("lru, wa-lru:alpha=1,beta=2 ,belady") == ["lru", "wa-lru:alpha=1,beta=2", "belady"]
+    assert numbers("--x", "1,2.5", 0) == [1.0, 2.5]
+    assert command(["training/collect.py", "a b"]) == "python training/collect.py 'a b'"

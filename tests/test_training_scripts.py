@@ -1,0 +1,179 @@
+"""The scripts of training/ on a tiny trace, end to end, and what they say to bad input."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from saga_rl.aeg.generators import generate
+from saga_rl.aeg.io import write_trace
+from saga_rl.errors import UserError
+from saga_rl.learn.dataset import read_dataset
+from saga_rl.policies.checkpoint import load_checkpoint
+from saga_rl.policies.features import LEARNED_EVICTION, feature_hash
+
+ROOT = Path(__file__).resolve().parents[1]
+KV = "45000"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"training_{name}", ROOT / "training" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trace, a dataset collected from it and a checkpoint trained on that."""
+    folder = tmp_path_factory.mktemp("training")
+    write_trace(generate("webarena", 5, sessions=10, rate_per_min=60.0, max_context=20_000), folder / "t.parquet")
+    collect(folder, "data-v0")
+    train(folder, "policy")
+    return folder
+
+
+def collect(folder: Path, name: str, **options: Any) -> Path:
+    given = {"behaviour": "lru,wa-lru,belady", "epsilon": 0.2, "max_rows": 8, "jobs": 1, "episodes": 2,
+             "sessions": 6, "max_decisions": 150, "kv_tokens": KV}
+    script("collect").main([folder / "t.parquet"], folder / name, **(given | options))
+    return folder / name
+
+
+def train(folder: Path, name: str, **options: Any) -> Path:
+    given = {"epochs": 3, "batch": 64, "wandb": "disabled", "hidden": "12,6", "validation": 0.3}
+    script("train_offline").main(folder / "data-v0", folder / name, **(given | options))
+    return folder / name
+
+
+def test_collected_data_are_what_they_say(work: Path) -> None:
+    data = read_dataset(work / "data-v0")
+    assert data.observations.shape[1:] == (8, len(LEARNED_EVICTION))
+    assert data.behaviours == ["belady", "lru", "wa-lru"]
+    assert data.meta["feature_hash"] == feature_hash()
+    n = data.masks.sum(axis=1)
+    assert data.masks[np.arange(len(data)), data.actions].all(), "every logged action was on a candidate"
+    low = 0.2 / n
+    assert (np.isclose(data.propensity, low) | np.isclose(data.propensity, 0.8 + low)).all()
+    greedy = np.isclose(data.propensity, 0.8 + low)
+    assert 0.8 < greedy.mean() <= 1.0
+    farthest = np.where(data.masks, data.next_use, -np.inf).max(axis=1)
+    picked = data.next_use[np.arange(len(data)), data.actions]
+    belady = data.behaviour == data.behaviours.index("belady")
+    assert (picked == farthest)[belady & greedy].mean() > (picked == farthest)[~belady].mean()
+    assert (work / "data-v0" / "CARD.md").read_text().startswith("# data-v0")
+
+
+def test_collecting_is_deterministic(work: Path) -> None:
+    first, second = read_dataset(work / "data-v0"), read_dataset(collect(work, "again-v0"))
+    for name in ("observations", "next_use", "actions", "rewards", "propensity"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name), name)
+
+
+def test_training_twice_gives_the_same_bytes_and_another_seed_others(work: Path) -> None:
+    weights = [(train(work, name, seed=seed) / "policy.safetensors").read_bytes()
+               for name, seed in (("a", 7), ("b", 7), ("c", 8))]
+    assert weights[0] == weights[1] != weights[2]
+
+
+@pytest.mark.parametrize("algo", ["rank", "bc"])
+def test_training_improves_on_chance_and_writes_a_checkpoint(work: Path, algo: str) -> None:
+    checkpoint = load_checkpoint(train(work, f"by-{algo}", algo=algo, epochs=10, batch=32))
+    assert checkpoint.seam == "eviction"
+    assert checkpoint.companions == {"placement": "saga", "ordering": "session-fcfs", "admission": "reserve-older"}
+    assert checkpoint.meta["figures"]["pair_accuracy"] > 0.6
+    for part in ("## Training", "## Data", "belady", "sha256"):
+        assert part in checkpoint.card
+
+
+def test_an_export_scores_as_the_network_did(work: Path) -> None:
+    import torch
+
+    from saga_rl.learn.network import RowNet
+
+    checkpoint = load_checkpoint(work / "policy")
+    data = read_dataset(work / "data-v0")
+    rows = data.observations[data.masks][:300]
+    net = RowNet.from_layers(checkpoint.layers, checkpoint.mean, checkpoint.std)
+    policy = checkpoint.policy()
+    scratch = np.zeros(policy.scratch)
+    ours = [policy.score(np.ascontiguousarray(row, np.float64), policy.params, scratch) for row in rows]
+    with torch.no_grad():
+        theirs = net(torch.from_numpy(rows)).numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_fine_tuning_starts_from_a_checkpoint_and_writes_one(work: Path) -> None:
+    script("finetune").main(work / "policy", [work / "t.parquet"], work / "tuned", kv_tokens=KV, steps=128, rollout=64,
+                            max_rows=8, wandb="disabled")
+    before, after = load_checkpoint(work / "policy"), load_checkpoint(work / "tuned")
+    assert [w.shape for w, _ in after.layers] == [w.shape for w, _ in before.layers]
+    assert any((a != b).any() for (a, _), (b, _) in zip(after.layers, before.layers, strict=True))
+    assert before.sha256[:12] in after.card
+
+
+def test_evaluation_compares_on_equal_terms(work: Path) -> None:
+    script("evaluate").main(work / "policy", work / "t.parquet", work / "eval", kv_tokens=KV, seeds=2, open_seeds=1)
+    result = json.loads((work / "eval" / "evaluation.json").read_text())
+    assert (work / "eval" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+    (row,) = result["open_loop"]
+    assert set(row["policies"]) == {"lru", "lru-protect", "wa-lru", "wa-lru-literal", "learned"}
+    assert all(p["ratio"] >= 1.0 for p in row["policies"].values()), "Belady is a bound"
+    (run,) = result["closed_loop"]
+    assert set(run["arms"]) == {"lru", "saga", "saga+", "learned"}
+    for label, arm in run["arms"].items():
+        assert len(arm["tct_mean_s"]) == len(run["seeds"]) == 2
+        if label != "lru" and arm["mean_vs_stock"]:
+            ratio = arm["mean_vs_stock"]
+            assert ratio["low"] <= ratio["ratio"] <= ratio["high"]
+    assert result["provenance"]["trace_sha256"]
+
+
+def test_interrupted_training_leaves_nothing(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = script("train_offline")
+
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("saga_rl.learn.train._loss", stop)
+    with pytest.raises(KeyboardInterrupt):
+        module.main(work / "data-v0", work / "half", epochs=2, wandb="disabled")
+    assert not (work / "half").exists()
+
+
+def test_library_errors_name_the_option(work: Path) -> None:
+    for options, words in (({"behaviour": "lruu"}, "lru"), ({"epsilon": 2.0}, "--epsilon"), ({"record": "stock"}, "saga"),
+                           ({"kv_tokens": "12,x"}, "12|'x'"), ({"kv_tokens": "", "pressure": ""}, "--pressure"),
+                           ({"kv_tokens": "100"}, "KV pool")):
+        with pytest.raises(UserError, match=words):
+            collect(work, "bad-v0", **options)
+    with pytest.raises(UserError, match="not empty"):
+        collect(work, "data-v0")
+    with pytest.raises(UserError, match="rank"):
+        train(work, "bad", algo="ranking")
+    with pytest.raises(UserError, match="belady"):
+        train(work, "bad", algo="bc", clone="opt")
+    assert not list(work.glob("*bad*")), "nothing is left behind"
+
+
+@pytest.mark.parametrize("arguments", [
+    ("collect.py", "absent.parquet", "--kv-tokens", "9000", "--out", "x-v0"),
+    ("train_offline.py", "absent-v0", "--out", "x"),
+    ("finetune.py", "absent", "absent.parquet", "--kv-tokens", "9000", "--out", "x"),
+    ("evaluate.py", "absent", "absent.parquet", "--kv-tokens", "9000", "--out", "x"),
+])
+def test_bad_input_is_one_line_and_status_2(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "training" / arguments[0]), *arguments[1:]], cwd=tmp_path,
+                          capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: absent") and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
