@@ -24,7 +24,7 @@ from saga_rl.errors import UserError
 from saga_rl.learn.cards import dataset_card
 from saga_rl.learn.collect import Task, collect
 from saga_rl.learn.dataset import Episode, new_dataset
-from saga_rl.learn.script import capacities, check_range, new_folder, progress, run_script, words
+from saga_rl.learn.script import capacities, check_range, file_label, new_folder, progress, run_script, words
 from saga_rl.policies.features import LEARNED_EVICTION, feature_hash
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
@@ -70,7 +70,7 @@ def main(
     seeds = np.random.SeedSequence(seed).generate_state(len(plan))
     tasks = [Task(str(path), kv, spec, epsilon, int(s), max_rows, sessions, population, max_decisions, name, profile)
              for ((path, kv), name, spec, _), s in zip(plan, seeds, strict=True)]
-    facts = {"source": provenance(seed=seed, trace=None), "traces": {p.name: sha256(p) for p in traces},
+    facts = {"source": provenance(seed=seed, trace=None), "traces": {file_label(p): sha256(p) for p in traces},
              "epsilon": epsilon, "max_rows": max_rows, "features": list(LEARNED_EVICTION),
              "feature_hash": feature_hash(), "record": presets, "population": population,
              "capacities": sorted({kv for _, kv in places}), "description": "eviction decisions with Belady labels"}

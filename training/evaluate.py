@@ -1,6 +1,6 @@
 """Evaluate a checkpoint on held-out sessions: against Belady (open loop) and presets (closed loop, paired seeds).
 
-Losses are printed as plainly as gains. `--out` receives `evaluation.json` and `evaluation.png`.
+Losses are printed as plainly as gains. `--out` receives `evaluation.json`, `.md` and `.png`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typer import Argument, Option
 from saga_rl.aeg.io import read_trace
 from saga_rl.env.episodes import sim_config
 from saga_rl.errors import UserError
-from saga_rl.files import write_json
+from saga_rl.files import atomic, write_json
+from saga_rl.learn.cards import evaluation_card, interval
 from saga_rl.learn.evaluation import COLLAPSE, LOW_PRESSURE, STOCK, closed_loop, open_loop
 from saga_rl.learn.plots import evaluation_picture
 from saga_rl.learn.script import capacities, check_range, progress, run_script
@@ -30,7 +31,7 @@ HEURISTICS = {"lru": "lru", "lru-protect": "lru-protect", "wa-lru": "wa-lru", "w
 def main(
     checkpoint: Annotated[Path, Argument(help="Checkpoint folder (eviction).")],
     trace_file: Annotated[Path, Argument(metavar="TRACE", help="Trace file: sessions that training never saw.")],
-    out: Annotated[Path, Option(help="Folder for evaluation.json and evaluation.png; made if absent.")],
+    out: Annotated[Path, Option(help="Folder for evaluation.json, .md and .png; made if absent.")],
     kv_tokens: Annotated[str, Option(help="KV capacities of a worker, tokens, with commas between.")] = "",
     pressure: Annotated[str, Option(help="Instead: demand of the live sessions over capacity, e.g. 1.5,3.")] = "",
     workers: Annotated[int, Option(help="Workers of the closed-loop cluster.")] = 1,
@@ -70,6 +71,8 @@ def main(
               "open_loop": opened, "closed_loop": closed, "provenance": provenance(seed=seed, trace=trace_file)}
     write_json(out / "evaluation.json", result)
     evaluation_picture(result, out / "evaluation.png")
+    with atomic(out / "evaluation.md") as tmp:
+        tmp.write_text(evaluation_card(result, trace.meta.name))
     report(result, Console())
     with Tracker(wandb, project, out, {"checkpoint": checkpoint.name, "trace": trace.meta.name}, "evaluate") as tracker:
         tracker.artifact("evaluation", f"{checkpoint.name}-on-{trace.meta.name}", out, {"sha256": loaded.sha256})
@@ -109,7 +112,7 @@ def closed_table(run: dict[str, Any]) -> Table:
         table.add_column(column, justify="left" if column == "policy" else "right")
     for label, arm in run["arms"].items():
         table.add_row(label, f"{_mean(arm['tct_mean_s']):.1f}", f"{_mean(arm['tct_p95_s']):.1f}",
-                      _interval(arm.get("mean_vs_stock")), _interval(arm.get("p95_vs_stock")),
+                      interval(arm.get("mean_vs_stock")), interval(arm.get("p95_vs_stock")),
                       f"{arm['vs_infinite']:.2f}", f"{arm['collapsed']} of {len(run['seeds'])}")
     return table
 
@@ -124,17 +127,13 @@ def verdicts(result: dict[str, Any]) -> list[str]:
             if learned[key] is None:
                 lines.append(f"{where}: stock collapsed in every seed, no ratio is quoted")
             else:
-                lines.append(f"{where}: {learned[key]['verdict']} against stock, x{_interval(learned[key])} "
+                lines.append(f"{where}: {learned[key]['verdict']} against stock, x{interval(learned[key])} "
                              f"over {learned['pairs']} pairs")
     return lines
 
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def _interval(ratio: dict[str, Any] | None) -> str:
-    return "-" if ratio is None else f"{ratio['ratio']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
 
 
 if __name__ == "__main__":

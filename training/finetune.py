@@ -15,7 +15,7 @@ from typer import Argument, Option
 from saga_rl.env.eviction import EvictionEnv
 from saga_rl.errors import UserError
 from saga_rl.learn.cards import checkpoint_card
-from saga_rl.learn.script import capacities, check_range, progress, run_script
+from saga_rl.learn.script import capacities, check_range, file_label, progress, run_script
 from saga_rl.learn.tracking import Tracker
 from saga_rl.learn.train import deterministic
 from saga_rl.policies.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -62,7 +62,7 @@ def main(
         meta = {"algorithm": f"MaskablePPO, {steps} decisions, from {checkpoint.name} (sha256 {start.sha256[:12]})",
                 "config": settings, "figures": figures, "figures_of": "rollouts on the training traces",
                 "source": provenance(seed=seed, trace=None),
-                "data": {"traces": ", ".join(f"{p.name} (sha256 {sha256(p)[:12]})" for p in traces),
+                "data": {"traces": ", ".join(f"{file_label(p)} (sha256 {sha256(p)[:12]})" for p in traces),
                          "KV capacities": ", ".join(str(kv) for _, kv in places), "began as": checkpoint.name}}
         card = checkpoint_card(out.name, meta, LEARNED_EVICTION, start.companions)
         save_checkpoint(out, "eviction", net.layers(), start.mean, start.std, card, meta, start.companions)

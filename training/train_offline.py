@@ -46,6 +46,7 @@ def main(
     seed: Annotated[int, Option(help="The weights follow from it, bit for bit.")] = 0,
     wandb: Annotated[str, Option(help="disabled, offline (written beside --out) or online.")] = "offline",
     project: Annotated[str, Option(help="W&B project.")] = "saga-rl",
+    note: Annotated[str, Option(help="A line for the card, e.g. how the whole pipeline is run.")] = "",
     run_dir: Annotated[Path | None, Option(help="Where W&B writes; default: OUT's folder.")] = None,
 ) -> None:
     """Train an eviction policy offline and write it as a checkpoint."""
@@ -74,7 +75,7 @@ def main(
 
             result = train(_to_clone(data, clone) if algo == "bc" else data, config, on_epoch)
         meta = {"algorithm": ALGORITHMS[algo], "config": {**vars(config)}, "figures": result.figures,
-                "figures_of": "decisions of held-out episodes",
+                "figures_of": "decisions of held-out episodes", "note": note,
                 "data": _data_facts(dataset, data, result.train_decisions, result.validation_decisions),
                 "source": provenance(seed=seed, trace=None)}
         card = checkpoint_card(out.name, meta, LEARNED_EVICTION, companions)

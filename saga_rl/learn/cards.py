@@ -30,7 +30,7 @@ def checkpoint_card(name: str, meta: dict[str, Any], features: tuple[str, ...], 
     lines = [f"# {name}", "", "A learned eviction policy: it scores each idle session's KV cache, highest goes first.",
              "", "## Training", f"- command: `{command(source['argv'])}`",
              f"- commit {source['commit']}, version {source['version']}, seed {source['seed']}",
-             f"- algorithm: {meta['algorithm']}", ""]
+             f"- algorithm: {meta['algorithm']}", *([f"- {meta['note']}"] if meta.get("note") else []), ""]
     lines += ["## Data", *(f"- {key}: {value}" for key, value in data.items()), ""]
     lines += [f"## Figures of {meta['figures_of']}",
               *(f"- {key}: {value:.4g}" for key, value in meta["figures"].items()),
@@ -43,6 +43,32 @@ def checkpoint_card(name: str, meta: dict[str, Any], features: tuple[str, ...], 
               "- It orders eviction and overrides no constraint; admission, order and placement are its companions'.",
               "- It is refused where the feature code differs from the one it was trained on.", ""]
     return "\n".join(lines)
+
+
+def evaluation_card(result: dict[str, Any], trace: str) -> str:
+    """The tables of `evaluation.json` in Markdown: gains and losses alike."""
+    labels = list(result["open_loop"][0]["policies"])
+    lines = [f"## {trace}", "", "Tokens computed again over Belady's, open loop (1 = the bound).", "",
+             f"| KV tokens | {' | '.join(labels)} |", "|---|" + "---|" * len(labels)]
+    for row in result["open_loop"]:
+        ratios = ["-" if p["ratio"] is None else f"{p['ratio']:.3f}" for p in row["policies"].values()]
+        mark = " (low pressure)" if row["low_pressure"] else ""
+        lines.append(f"| {row['capacity_tokens']}{mark} | {' | '.join(ratios)} |")
+    lines += ["", "Completion times, closed loop; ratios to lru over paired seeds, 95 % interval.", "",
+              "| KV tokens | policy | mean TCT, s | mean / lru | P95 / lru | / infinite memory | collapsed |",
+              "|---|---|---|---|---|---|---|"]
+    for run in result["closed_loop"]:
+        for label, arm in run["arms"].items():
+            mean = sum(arm["tct_mean_s"]) / len(arm["tct_mean_s"])
+            lines.append(f"| {run['kv_tokens']} | {label} | {mean:.1f} | {interval(arm.get('mean_vs_stock'))} "
+                         f"| {interval(arm.get('p95_vs_stock'))} | {arm['vs_infinite']:.2f} "
+                         f"| {arm['collapsed']} of {len(run['seeds'])} |")
+    return "\n".join([*lines, ""])
+
+
+def interval(ratio: dict[str, Any] | None) -> str:
+    """A paired ratio with its interval, or a dash."""
+    return "-" if ratio is None else f"{ratio['ratio']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
 
 
 def command(argv: list[str]) -> str:

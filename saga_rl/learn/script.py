@@ -99,6 +99,11 @@ def capacities(path: Path, kv_tokens: str, pressure: str, population: int, profi
     return capacities_for(trace, config, numbers("--pressure", pressure, 0.1, 1000))
 
 
+def file_label(path: Path) -> str:
+    """A trace file in a card: its name and its folder's, no more of the path (that is a machine's own)."""
+    return f"{path.resolve().parent.name}/{path.name}"
+
+
 def new_folder(path: Path, overwrite: bool) -> Path:
     """`path`, checked to be a folder that can be made: absent or empty, or to be replaced with `overwrite`."""
     if path.exists() and not path.is_dir():
