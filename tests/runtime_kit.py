@@ -45,7 +45,8 @@ def make_scheduler(cls: type, folder: Path, *, blocks: int = 64, seqs: int = 16,
     scheduler_config = SchedulerConfig(max_num_seqs=seqs, max_num_batched_tokens=batched, max_model_len=max_len,
                                        enable_chunked_prefill=True, is_encoder_decoder=False,
                                        async_scheduling="Async" in cls.__name__ or cls.__name__ == "SagaScheduler")
-    model_config = ModelConfig(model=str(model), skip_tokenizer_init=True, dtype="float32", seed=0, max_model_len=max_len)
+    model_config = ModelConfig(model=str(model), skip_tokenizer_init=True, dtype="float32", seed=0,
+                               max_model_len=max_len)
     cache_config = CacheConfig(block_size=BLOCK, enable_prefix_caching=True)
     config = VllmConfig(scheduler_config=scheduler_config, model_config=model_config, cache_config=cache_config,
                         device_config=DeviceConfig(device="cpu"), additional_config={"saga": saga or {}})

@@ -108,7 +108,7 @@ def test_memory_is_bounded_but_blocks_keep_their_owner(holding):
     assert len(t) == 2000
     kept = {t.chain_of("s3")} if holding else set()
     size = len(t.chains)
-    assert t.forget(2000.0 + KEEP_S, kept) == 2000 - len(kept)
+    assert len(t.forget(2000.0 + KEEP_S, kept)) == 2000 - len(kept)
     assert len(t) == len(kept)
     for i in range(1000):
         t.arrive(Hints(session=f"n{i}"), 9000.0, 10)

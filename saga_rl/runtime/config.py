@@ -33,6 +33,8 @@ class SagaConfig:
     metrics: str | None = None
     """Folder for each engine's counters (JSON), written every `metrics_s` seconds."""
     metrics_s: float = 30.0
+    prefill_tokens_per_s: float | None = None
+    """How fast an engine works off its queue, for placement; None: measured as it serves."""
     allow_untested: bool = False
 
     def as_dict(self) -> dict[str, Any]:
@@ -50,10 +52,12 @@ def read_config(additional_config: Any) -> SagaConfig:
         if key not in known:
             raise unknown_name(f"key of additional_config[{KEY!r}]", key, known)
     config = SagaConfig(**raw)
-    for key in ("expiry_s", "budget_s", "metrics_s"):
+    for key in ("expiry_s", "budget_s", "metrics_s", "prefill_tokens_per_s"):
         value = getattr(config, key)
+        if value is None and key == "prefill_tokens_per_s":
+            continue
         if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-            raise UserError(f"additional_config[{KEY!r}], {key}", f"is {value!r}", "give seconds above 0")
+            raise UserError(f"additional_config[{KEY!r}], {key}", f"is {value!r}", "give a number above 0")
     return config
 
 

@@ -148,9 +148,9 @@ class Tracker:
         self.version += late
         return late
 
-    def forget(self, now: float, holding: Iterable[int]) -> int:
+    def forget(self, now: float, holding: Iterable[int]) -> list[int]:
         """Reuse rows of idle chains that hold no blocks (`holding`: rows that do) and were unheard of for `KEEP_S` and
-        for `expiry_s`; with more than `max_chains` rows in use, for `expiry_s` only. Returns how many."""
+        for `expiry_s`; with more than `max_chains` rows in use, for `expiry_s` only. Returns the rows."""
         x = self.chains
         patience = self.expiry_s if len(self._row) > self.max_chains else max(KEEP_S, self.expiry_s)
         idle = (x[:, ch.WAITING] == 0) & (x[:, ch.RUNNING] == 0)
@@ -160,7 +160,7 @@ class Tracker:
         for c in gone:
             ch.expire(x, self.tables, W, c)
             self._drop(c)
-        return len(gone)
+        return gone
 
     # ------------------------------------------------------------------ reading
     def __len__(self) -> int:
@@ -169,6 +169,12 @@ class Tracker:
     def chain_of(self, session: str, agent: int = 0, lane: int = 0) -> int:
         """Row of a chain, -1 if it is not known."""
         return self._row.get((session, agent, lane), -1)
+
+    def silent(self, c: int, now: float) -> bool:
+        """Whether idle chain c was unheard of for `expiry_s`."""
+        row = self.chains[c]
+        return bool(row[ch.WAITING] == 0 and row[ch.RUNNING] == 0
+                    and now - max(row[ch.LAST], row[ch.QUEUED]) > self.expiry_s)
 
     def live(self) -> NDArray[np.int64]:
         """Rows of chains that have not ended, for AFS."""

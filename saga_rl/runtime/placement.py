@@ -1,0 +1,122 @@
+"""Puts our router in the place of vLLM's choice among data-parallel engines, in the API server's process.
+
+Tried with vLLM 0.28 - 0.32: `DPLBAsyncMPClient.get_core_engine_for_request` picks, `process_engine_outputs` sees what
+comes back. vLLM's own code does all the booking: our choice reaches it as the request's data-parallel rank. Whatever
+fails in ours is counted, logged, and decided by vLLM.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from saga_rl.policies.base import Policy
+from saga_rl.runtime import versions
+from saga_rl.runtime.config import SagaConfig
+from saga_rl.runtime.hints import Hints, read_hints
+from saga_rl.runtime.metrics import Metrics
+from saga_rl.runtime.router import Router
+
+log = logging.getLogger("vllm.saga_rl")
+
+
+class Placement:
+    """The state of one API server; `install` connects it to vLLM's client class."""
+
+    def __init__(self, policy: Policy, config: SagaConfig) -> None:
+        self.policy, self.config = policy, config
+        self.metrics = Metrics("router", config.metrics_s, config.metrics)
+        self.router: Router | None = None
+
+    def router_for(self, client: Any) -> Router:
+        """The router of `client`, made when its engines are known (and anew when their number changes)."""
+        engines = len(client.core_engines)
+        if self.router is None or len(self.router.engines) != engines:
+            vllm = client.vllm_config
+            kv_tokens = (vllm.cache_config.num_gpu_blocks or 1) * vllm.cache_config.block_size
+            self.router = Router(self.policy, engines, vllm.scheduler_config.max_num_seqs, kv_tokens,
+                                 expiry_s=self.config.expiry_s, budget_s=self.config.budget_s,
+                                 tokens_per_s=self.config.prefill_tokens_per_s)
+        return self.router
+
+    def route(self, client: Any, request: Any, stock: Any) -> Any:
+        """What `get_core_engine_for_request` returns."""
+        if request.request_id in client.reqs_in_flight:
+            return stock(client, request)  # a later part of a streamed input follows the first
+        now, prompt, hints, chosen = time.monotonic(), 0, Hints(), None
+        try:
+            params = request.sampling_params
+            hints = read_hints(getattr(request, "session_id", None), params.extra_args if params is not None else None)
+            prompt = len(request.prompt_token_ids or ())
+            if request.data_parallel_rank is None and params is not None:
+                started = time.perf_counter()
+                chosen = self.router_for(client).choose(hints, prompt, now)
+                self.metrics.took("placements", time.perf_counter() - started)
+        except Exception as e:
+            self._failed("choice", e)
+        engine = self._stock(client, request, stock, chosen)
+        try:
+            self.router_for(client).book(request.request_id, hints, prompt, client.core_engines.index(engine), now)
+            self.metrics.report(now, **self._state())
+        except Exception as e:
+            self._failed("booking", e)
+        return engine
+
+    def seen(self, outputs: Any) -> None:
+        """Outputs came back from an engine."""
+        if self.router is None:
+            return
+        try:
+            now = time.monotonic()
+            for o in outputs.outputs:
+                self.router.output(o.request_id, len(o.new_token_ids), o.finish_reason is not None, now)
+            for request_id in outputs.finished_requests or ():
+                self.router.gone(request_id, now)
+        except Exception as e:
+            self._failed("outputs", e)
+
+    def _stock(self, client: Any, request: Any, stock: Any, chosen: int | None) -> Any:
+        if chosen is None:
+            return stock(client, request)
+        request.data_parallel_rank = chosen
+        try:
+            return stock(client, request)
+        finally:
+            request.data_parallel_rank = None
+
+    def _failed(self, what: str, e: Exception) -> None:
+        cause = f"fallback/placement/{what} {type(e).__name__}"
+        self.metrics.counts[cause] += 1
+        if self.metrics.counts[cause] in (1, 10, 100) or self.metrics.counts[cause] % 1000 == 0:
+            log.error("saga-rl placement: %s; vLLM's own choice serves (%d times so far)", cause,
+                      self.metrics.counts[cause], exc_info=e)
+
+    def _state(self) -> dict[str, Any]:
+        r = self.router
+        if r is None:
+            return {}
+        return {"migrations": r.migrations, "chains": len(r.tracker), "homed": [e.homed for e in r.engines],
+                **{f"fallback/placement/{k}": v for k, v in r.guard.fallbacks.items()}}
+
+
+def install(policy: Policy, config: SagaConfig) -> Placement:
+    """Replace the two methods of vLLM's client class; every client made in this process uses `policy` from now on."""
+    versions.check_router_hooks()
+    from vllm.v1.engine.core_client import DPLBAsyncMPClient
+
+    placement = Placement(policy, config)
+    stock_choose = DPLBAsyncMPClient.get_core_engine_for_request
+    stock_outputs = DPLBAsyncMPClient.process_engine_outputs
+
+    def get_core_engine_for_request(self: Any, request: Any) -> Any:
+        return placement.route(self, request, stock_choose)
+
+    async def process_engine_outputs(self: Any, outputs: Any) -> None:
+        await stock_outputs(self, outputs)
+        placement.seen(outputs)
+
+    client: Any = DPLBAsyncMPClient
+    client.get_core_engine_for_request = get_core_engine_for_request
+    client.process_engine_outputs = staticmethod(process_engine_outputs)
+    return placement

@@ -1,0 +1,163 @@
+"""`saga-rl serve`: vLLM's own OpenAI server with our scheduler class, placement and recorder put in.
+
+Everything that a user can get wrong is checked before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import signal
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from saga_rl.errors import UserError
+from saga_rl.policies.base import PolicySet
+from saga_rl.policies.presets import preset_names
+from saga_rl.runtime import versions
+from saga_rl.runtime.config import KEY, STOCK, SagaConfig, policies_of, read_config
+from saga_rl.runtime.recorder import journal_folder
+
+SCHEDULER = "saga_rl.runtime.scheduler.SagaScheduler"
+SYNC_SCHEDULER = "saga_rl.runtime.scheduler.SagaSyncScheduler"
+
+
+def serve(model: str, flags: list[str], config: SagaConfig) -> None:
+    """Serve `model` until interrupted; `flags` are vLLM's. Raises `UserError` for anything wrong with them."""
+    stock = config.policy == STOCK
+    version = versions.require_tested(config.allow_untested or stock)
+    if stock and config.record is not None:
+        raise UserError("--record", "needs our scheduler, and --policy stock is vLLM without it",
+                        "use --policy lru, which evicts exactly as vLLM does")
+    if not stock:
+        policies_of(config.policy)  # a wrong name is told before vLLM is imported
+    if config.record is not None:
+        _check_record(config.record)
+    command, args = _parse(model, flags)
+    _check_port(args)
+    policies = None
+    if not stock:
+        config = _configure(args, config)
+        policies = policies_of(config.policy)
+        if (args.data_parallel_size or 1) > 1:
+            _install_placement(args, policies, config)
+    _announce(config, policies, version)
+    try:
+        command.cmd(args)
+    finally:
+        if config.record is not None:
+            _merge(config.record)
+
+
+def _parse(model: str, flags: list[str]) -> tuple[Any, Any]:
+    """vLLM's serve command and its parsed arguments."""
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser(prog="saga-rl")
+    command = ServeSubcommand()
+    command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))
+    sys_argv, sys.argv = sys.argv, ["saga-rl", "serve", model, *flags]
+    try:
+        args = parser.parse_args(sys.argv[1:])
+        command.validate(args)
+    finally:
+        sys.argv = sys_argv
+    return command, args
+
+
+def _configure(args: Any, config: SagaConfig) -> SagaConfig:
+    """Put our scheduler and configuration into vLLM's arguments; returns the configuration with the user's own keys."""
+    if args.scheduler_cls is not None:
+        raise UserError("--scheduler-cls", "is set, and a policy needs our scheduler class",
+                        "leave it out, or serve with --policy stock")
+    args.scheduler_cls = SYNC_SCHEDULER if args.async_scheduling is False else SCHEDULER
+    given = args.additional_config or {}
+    if not isinstance(given, dict):
+        raise UserError("--additional-config", "is not a JSON object", "give an object")
+    defaults, mine = SagaConfig().as_dict(), config.as_dict()
+    own = {**given.get(KEY, {}), **{k: v for k, v in mine.items() if v != defaults[k]}} if isinstance(
+        given.get(KEY, {}), dict) else given[KEY]
+    merged = read_config({KEY: own})
+    if merged.record is not None:
+        merged = replace(merged, record=_check_record(merged.record), record_key=secrets.token_hex(16))
+    if isinstance(merged.policy, str) and merged.policy not in preset_names():
+        merged = replace(merged, policy=str(Path(merged.policy).resolve()))
+    args.additional_config = {**given, KEY: merged.as_dict()}
+    return merged
+
+
+def _install_placement(args: Any, policies: PolicySet, config: SagaConfig) -> None:
+    if args.data_parallel_external_lb or args.data_parallel_rank is not None or getattr(args, "headless", False):
+        return  # somebody else's router decides; our scheduler still runs in the engines
+    if (args.api_server_count or 1) > 1:
+        raise UserError("--api-server-count", f"is {args.api_server_count}: each server would route by its own counts",
+                        "leave it out; one server routes for all engines")
+    if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
+        raise UserError("VLLM_USE_RUST_FRONTEND", "is set, and the Rust server routes by itself", "unset it")
+    args.api_server_count = 1
+    from saga_rl.runtime.placement import install
+
+    install(policies.placement, config)
+
+
+def _check_record(record: str) -> str:
+    path = Path(record).resolve()
+    if path.is_dir():
+        raise UserError(record, "is a folder", "name a file, such as served.parquet")
+    if not path.parent.is_dir():
+        raise UserError(record, f"its folder {path.parent} does not exist", "create it or name another place")
+    folder = journal_folder(path)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(folder, "holds journals of an earlier run",
+                        f"run `saga-rl merge-recording {folder} -o {path}`, or remove the folder")
+    return str(path)
+
+
+def _check_port(args: Any) -> None:
+    if getattr(args, "uds", None):
+        return
+    host, port = args.host or "", int(args.port)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind((host, port))
+            s.listen(1)
+        except OSError as e:
+            cause = "is in use" if e.errno == errno.EADDRINUSE else f"cannot be opened ({e.strerror})"
+            raise UserError(f"port {port}", cause, "choose another with --port, or stop what listens there") from None
+
+
+def _announce(config: SagaConfig, policies: PolicySet | None, version: str) -> None:
+    if policies is None:
+        print(f"saga-rl serve: vLLM {version} as it is, no hooks", file=sys.stderr, flush=True)
+        return
+    hashes = [p.doc["sha256"][:12] for p in (policies.eviction, policies.placement) if "sha256" in p.doc]
+    names = ", ".join(f"{seam} {name}" for seam, name in policies.names().items())
+    shown = config.policy if isinstance(config.policy, str) else "custom"
+    print(f"saga-rl serve: policy {shown} ({names}), checkpoint {' '.join(hashes) or 'none'}, vLLM {version}",
+          file=sys.stderr, flush=True)
+
+
+def _merge(record: str) -> None:
+    """Make the Trace; the journals stay where they are if that fails."""
+    from saga_rl.runtime.recording import merge
+
+    folder = journal_folder(record)
+    held = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        trace = merge(folder, record)
+    except UserError as e:
+        print(f"saga-rl serve: nothing recorded: {e}", file=sys.stderr, flush=True)
+    else:
+        print(f"saga-rl serve: recorded {trace.n_sessions} sessions, {trace.n_steps} steps in {record}",
+              file=sys.stderr, flush=True)
+    finally:
+        for s, handler in held.items():
+            signal.signal(s, handler)
