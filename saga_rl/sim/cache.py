@@ -307,7 +307,7 @@ def freed_parent(t, p, w, seg):
     """The parent of `seg` if it is a candidate now that `seg` holds nothing, else -1."""
     up = t.parent[seg]
     if p.res[w, seg] > 0 or up < 0 or p.slot[w, up] < 0 or p.kids[w, up] > 0:
-        return -1
+        up = np.int32(-1)  # of the type of segments everywhere else, so that callees are compiled once
     return up
 
 

@@ -1,9 +1,9 @@
 """Compile the simulator's loops once, for every policy.
 
 Numba specialises a lazily compiled function for each dispatcher that is passed to it, so a loop that takes a policy's
-`score` would be compiled again for every policy. Here the signature is built from the arguments with `SCORE_TYPE` at the
-score positions: one compiled loop then accepts any function that was compiled with the signature `SCORE`, and the
-result is kept on disk (`saga_rl.compile_cache`).
+`score` would be compiled again for every policy. Here the signature is built from the arguments with `SCORE_TYPE` at
+the score positions: one compiled loop then accepts any function that was compiled with the signature `SCORE`, and
+the result is kept on disk (`saga_rl.compile_cache`).
 """
 
 from __future__ import annotations
