@@ -5,6 +5,7 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 EXTRAS := train,serve-cpu,dev
 TRACE ?=
+FORMAT ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint bench
@@ -29,8 +30,8 @@ $(STAMP): pyproject.toml constraints.txt overrides.txt
 		-e '.[$(EXTRAS)]'
 	@touch $(STAMP)
 
-demo: setup ## the whole ring on this machine, in minutes; TRACE=file uses a trace of yours
-	@$(PY) -m saga_rl.demo $(if $(TRACE),--trace '$(TRACE)')
+demo: setup ## the whole ring on this machine, in minutes; TRACE=file [FORMAT=weka] uses a trace of yours
+	@$(PY) -m saga_rl.demo $(if $(TRACE),--trace '$(TRACE)') $(if $(FORMAT),--format '$(FORMAT)')
 
 test: setup ## every test
 	@$(PY) -m pytest
