@@ -1,5 +1,5 @@
 """One worker, written a second time without segments, heaps or compiled code: every block is an entry of a dictionary,
-found by its content. Stock rules only (LRU, FCFS, no admission). Slow and plain on purpose; the simulator must agree."""
+found by its content. Stock rules only (LRU, FCFS, no admission). Slow on purpose; the simulator must agree."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ Every seam has the same shape: the caller (simulator, environment or vLLM adapte
 | seam | row describes | the caller |
 |---|---|---|
 | eviction | one evictable chain on one worker | evicts from the *highest* score first, tail blocks first |
-| placement | one worker, for one request | sends the request to the *highest* score; ties: lowest worker |
+| placement | one worker, for one request | sends it to the *highest* score; ties: fewest chains homed, lowest worker |
 | ordering | one waiting request | schedules the *lowest* score first; ties: earliest arrival, then step number |
 | admission | the request at the head of a queue | lets it in if the score is > 0 |
 

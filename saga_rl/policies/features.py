@@ -147,11 +147,17 @@ def load(slots, pinned, queued_s):
 
 
 @njit(cache=True)
+def uncached_tokens(chains, c, prompt_tokens, home):
+    """Prompt tokens that a worker will have to compute, as a router believes: all, or at home what is new."""
+    return max(prompt_tokens - chains[c, ch.CONTEXT], 0.0) if home else prompt_tokens
+
+
+@njit(cache=True)
 def placement_row(chains, c, now, prompt_tokens, home, in_flight, max_seqs, flight_tokens, kv_tokens, queued_tokens,
                   prefill_tokens_per_s, homed, out):
-    """Fill `out` (len(PLACEMENT),) for one worker. Everything is known to a router without asking the worker: it counts
-    what it sent (`in_flight`, `flight_tokens`, `queued_tokens` of requests without a first token) and where chains live
-    (`home`, `homed`)."""
+    """Fill `out` (len(PLACEMENT),) for one worker. Everything is known to a router without asking the worker: what it
+    sent there (`in_flight`, `flight_tokens`, and `queued_tokens` = `uncached_tokens` of the requests without a first
+    token) and where chains live (`home`, `homed`)."""
     row = chains[c]
     new = row[ch.STEPS] == 0
     slots = in_flight / max_seqs

@@ -139,7 +139,7 @@ def _advance(state, place_score, place_params, place_scratch, order_score, order
             best, best_score = 0, -np.inf
             for w in range(n_workers):
                 score = place_score(world.work.place[w], place_params, place_scratch)
-                if score > best_score:
+                if score > best_score or (score == best_score and run.w[w, st.HOMED] < run.w[best, st.HOMED]):
                     best, best_score = w, score
             arrive(world, best, what, now, order_score, order_params, order_scratch, literal)
 

@@ -320,7 +320,7 @@ def finish_iteration(world, w, now):
             i[st.GENERATED] += 1
             if np.isnan(run.f[step, st.FIRST_S]):
                 run.f[step, st.FIRST_S] = now
-                run.wf[w, st.QUEUED_TOKENS] -= world.plan.prompt[step]
+                run.wf[w, st.QUEUED_TOKENS] -= i[st.BOOKED]
             if i[st.GENERATED] >= plan.output[step]:
                 _finish_step(world, w, step, now)
                 continue
@@ -380,6 +380,7 @@ def arrive(world, w, step, now, order_score, order_params, order_scratch, litera
     run.f[step, st.READY] = now
     ch.arrive(world.chains, world.tables, w, c, now, float(world.plan.prompt[step]))
     home = run.home[c]
+    run.i[step, st.BOOKED] = int(ft.uncached_tokens(world.chains, c, float(world.plan.prompt[step]), home == w))
     if home != w:
         if home >= 0:
             run.w[home, st.HOMED] -= 1
@@ -388,5 +389,5 @@ def arrive(world, w, step, now, order_score, order_params, order_scratch, litera
         run.home[c] = w
     run.w[w, st.IN_FLIGHT] += 1
     run.wf[w, st.FLIGHT_TOKENS] += world.plan.prompt[step]
-    run.wf[w, st.QUEUED_TOKENS] += world.plan.prompt[step]
+    run.wf[w, st.QUEUED_TOKENS] += run.i[step, st.BOOKED]
     enqueue(world, w, step, now, order_score, order_params, order_scratch)

@@ -42,7 +42,8 @@ class Plan(NamedTuple):
 
 
 # columns of Run.i, by step
-STATE, WORKER, COMPUTED, GENERATED, HELD, COPIES, CACHED, PREEMPTIONS, PENDING, SCHEDULED, TARGET, KNOWN = range(12)
+(STATE, WORKER, COMPUTED, GENERATED, HELD, COPIES, CACHED, PREEMPTIONS, PENDING, SCHEDULED, TARGET, KNOWN,
+ BOOKED) = range(13)
 # values of STATE
 UNBORN, WAITING, RUNNING, DONE = range(4)
 # columns of Run.f, by step
@@ -157,7 +158,7 @@ def make_world(trace: Trace, config: SimConfig, *, log: int = 0, samples: int = 
     same = forest.chain[parents] == forest.chain[plan.child]
     lines = n - len(np.unique(parents[same]))  # steps that can wait at once: each chain's steps follow one another
     run = Run(
-        np.zeros((n, 12), np.int64), np.full((n, 6), np.nan), np.zeros((w, 5), np.int64), np.zeros((w, 4)),
+        np.zeros((n, 13), np.int64), np.full((n, 6), np.nan), np.zeros((w, 5), np.int64), np.zeros((w, 4)),
         np.zeros((w, config.max_num_seqs), np.int32), np.zeros((w, lines + 1), np.int32),
         np.full(n_chains, -1, np.int32), np.diff(trace.session_offsets).astype(np.int64),
         np.full(trace.n_sessions, np.nan), np.full(trace.n_sessions, np.nan), np.zeros(15, np.int64), np.zeros(6),
