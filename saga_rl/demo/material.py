@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,10 +13,7 @@ from saga_rl.aeg.io import read_trace
 from saga_rl.aeg.scale import scale_lengths
 from saga_rl.aeg.trace import Trace
 from saga_rl.demo.settings import Settings
-from saga_rl.env.episodes import capacities_for
 from saga_rl.errors import UserError
-from saga_rl.sim.config import SimConfig
-from saga_rl.sim.cost import CostProfile
 
 
 def load(s: Settings) -> Trace:
@@ -69,7 +67,9 @@ def served_sessions(held_out: Trace, s: Settings) -> Served:
                   held_out.n_sessions - len(chosen))
 
 
-def pool_tokens(served: Trace, s: Settings, profile: CostProfile | None = None) -> int:
-    """KV tokens of one engine at which its share of the sessions is oversubscribed `s.pressure` times."""
-    base = SimConfig(workers=1, block_tokens=s.block_tokens, population=max(1, s.concurrency // s.engines))
-    return capacities_for(served, base if profile is None else replace(base, profile=profile), [s.pressure])[0]
+def pool_tokens(served: Trace, s: Settings) -> int:
+    """KV tokens of one engine: what its share of the live sessions holds on average (mean context of a step), over
+    `s.pressure`; at least the model's length, which vLLM asks for. Whole blocks."""
+    context = float((served.steps.prompt_tokens + served.steps.output_tokens).mean())
+    want = max(context * s.concurrency / s.engines / s.pressure, s.model_len)
+    return math.ceil(want / s.block_tokens) * s.block_tokens

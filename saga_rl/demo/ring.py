@@ -65,7 +65,7 @@ def _ring(s: Settings, stages: Stages, stack: ExitStack, console: Console) -> Ou
         say(f"{trace.meta.name}: {trace.n_sessions} sessions, split by group into "
             + ", ".join(f"{part.n_sessions} {name}" for name, part in parts.items()))
 
-    with stages.stage("model", "held-out sessions brought down to a tiny model (first run: compiling)") as say:
+    with stages.stage("model", "held-out sessions brought down to a tiny model") as say:
         model = build_tiny_model(s.at("tiny"), max_len=s.model_len, seed=s.seed)
         served = material.served_sessions(parts["held-out"], s)
         write_trace(served.trace, s.at("served.parquet"))
