@@ -12,7 +12,7 @@ Block arithmetic is vLLM's: a context of n tokens holds (n - 1) // block full bl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,28 +72,38 @@ class _Raw:
 
 
 class _Hashes:
-    """Content known by hash: nodes of a trie of hash blocks, each with the place in the forest that holds it."""
+    """Content known by hash: a trie of units of `unit` blocks, each with the run that holds it.
 
-    def __init__(self, block: int) -> None:
-        self.block = block
-        self.child: dict[tuple[int, int], int] = {}
-        self.run: list[int] = []
+    A unit is the least number of tokens that is both whole hash blocks and whole KV blocks. What has no hash (outputs,
+    text outside whole hash blocks) is a node that no lookup finds, so that depths stay true.
+    """
 
-    def walk(self, node: int, hashes: Sequence[int]) -> tuple[list[int], int]:
-        """(nodes that exist along `hashes` from `node`, how many)."""
-        found: list[int] = []
-        for h in hashes:
-            nxt = self.child.get((node, h))
-            if nxt is None:
-                break
-            found.append(nxt)
-            node = nxt
-        return found, len(found)
+    def __init__(self, hash_tokens: int, block_tokens: int) -> None:
+        self.tokens = math.lcm(hash_tokens, block_tokens)
+        self.unit, self.group = self.tokens // block_tokens, self.tokens // hash_tokens
+        self.child: dict[tuple[int, tuple[int, ...]], int] = {}
+        self.up, self.depth, self.run = [-1], [0], [-1]  # node 0: the root
 
-    def put(self, node: int, h: int, run: int) -> int:
+    def above(self, node: int, depth: int) -> int:
+        """The ancestor of `node` (or itself) at no more than `depth` units."""
+        while self.depth[node] > depth:
+            node = self.up[node]
+        return node
+
+    def add(self, node: int, run: int, key: tuple[int, ...] | None = None) -> int:
+        self.up.append(node)
+        self.depth.append(self.depth[node] + 1)
         self.run.append(run)
-        self.child[node, h] = len(self.run) - 1
-        return len(self.run) - 1
+        if key is not None:
+            self.child[node, key] = len(self.up) - 1
+        return len(self.up) - 1
+
+    def keys(self, prefix_tokens: int, prompt_tokens: int, hashes: list[int]) -> list[tuple[int, ...]]:
+        """Of a prompt's hashes those of whole units; none if the prefix ends inside a unit."""
+        if prefix_tokens % self.tokens:
+            return []
+        n = min(len(hashes) // self.group, (prompt_tokens - prefix_tokens) // self.tokens)
+        return [tuple(hashes[k * self.group:(k + 1) * self.group]) for k in range(n)]
 
 
 def build_forest(trace: Trace, block_tokens: int = 16) -> Forest:
@@ -102,56 +112,66 @@ def build_forest(trace: Trace, block_tokens: int = 16) -> Forest:
     n = trace.n_steps
     chain, chain_session = _chains(trace)
     context = ((st.prompt_tokens + st.output_tokens - 1) // block_tokens).astype(np.int64)
-    unit = max(trace.meta.hash_block_tokens // block_tokens, 1)
-    raw, hashes = _Raw(), _Hashes(unit)
+    raw = _Raw()
+    hashes = _Hashes(trace.meta.hash_block_tokens, block_tokens) if trace.meta.hash_block_tokens > 0 else None
     shared: dict[int, int] = {}
+    shared_node: dict[int, int] = {}
+    beyond: dict[int, int] = {}  # step -> run with the block that its last token completes but that it never computed
     end_run = np.zeros(n, np.int64)
-    nodes: list[list[int]] = [[] for _ in range(n)]
-    prefix_step, prefix_tokens, shared_prefix = (x.tolist() for x in (st.prefix_step, st.prefix_tokens,
-                                                                      st.shared_prefix))
-    ctx, chains, sess = context.tolist(), chain.tolist(), st.session.tolist()
+    end_node = [0] * n
+    prefix_step, prefix_tokens, prompt, shared_prefix = (
+        x.tolist() for x in (st.prefix_step, st.prefix_tokens, st.prompt_tokens, st.shared_prefix))
+    ctx, chains, first_step = context.tolist(), chain.tolist(), off[st.session].tolist()
     h_off = st.hash_offsets.tolist()
     for i in range(n):
         want = prefix_tokens[i] // block_tokens
-        prior: list[int] = []
+        depth, run, node, j = 0, -1, 0, -1
         if prefix_step[i] >= 0:
-            j = int(off[sess[i]]) + prefix_step[i]
+            j = first_step[i] + prefix_step[i]
             depth = min(want, ctx[j], ctx[i])
-            run = raw.at(int(end_run[j]), depth)
-            prior = nodes[j][: want // unit]
-        elif shared_prefix[i] >= 0 and want > 0:
-            depth = min(want, ctx[i])
-            run = shared.get(shared_prefix[i], -1)
-            if run < 0:
-                run = shared[shared_prefix[i]] = raw.add(-1, 0, depth, -1)
-            raw.length[run] = max(raw.length[run], depth)
-            raw.cuts[run].add(depth)
+            run, node = int(end_run[j]), end_node[j]
+            if depth < min(want, ctx[i]) and j in beyond:
+                depth, run = min(want, ctx[i]), beyond[j]
             run = raw.at(run, depth)
-        else:
-            depth, run = 0, -1
-        mine = [] if h_off[i] == h_off[i + 1] else st.hashes[h_off[i]:h_off[i + 1]].tolist()
-        if mine:
-            found, k = hashes.walk(prior[-1] if prior else -1, mine)
-            prior = prior + found
-            if k and min(len(prior) * unit, ctx[i]) > depth:
-                depth = min(len(prior) * unit, ctx[i])
-                run = raw.at(hashes.run[prior[-1]], depth)
-        tip = run >= 0 and raw.start[run] + raw.length[run] == depth
+        elif shared_prefix[i] >= 0 and want > 0:
+            depth, name = min(want, ctx[i]), shared_prefix[i]
+            if name not in shared:
+                shared[name], shared_node[name] = raw.add(-1, 0, depth, -1), 0
+            raw.length[shared[name]] = max(raw.length[shared[name]], depth)
+            raw.cuts[shared[name]].add(depth)
+            run = raw.at(shared[name], depth)
+            if hashes:
+                node = shared_node[name]
+                while (hashes.depth[node] + 1) * hashes.unit <= depth:
+                    node = shared_node[name] = hashes.add(node, shared[name])
+        keys: list[tuple[int, ...]] = []
+        if hashes:
+            node = hashes.above(node, prefix_tokens[i] // hashes.tokens)
+            if h_off[i] < h_off[i + 1] and hashes.depth[node] * hashes.tokens == prefix_tokens[i]:
+                keys = hashes.keys(prefix_tokens[i], prompt[i], st.hashes[h_off[i]:h_off[i + 1]].tolist())
+            found = 0
+            while found < len(keys) and (node, keys[found]) in hashes.child:
+                node = hashes.child[node, keys[found]]
+                found += 1
+            if found:
+                depth = hashes.depth[node] * hashes.unit
+                run = raw.at(hashes.run[node], depth)
+            keys = keys[found:]
         if ctx[i] == depth:
             if run >= 0:
                 raw.cuts[run].add(depth - raw.start[run])
-            end_run[i] = run
-        elif tip and raw.chain[run] == chains[i]:
+        elif run >= 0 and raw.start[run] + raw.length[run] == depth and raw.chain[run] == chains[i]:
             raw.length[run] += ctx[i] - depth
-            end_run[i] = run
         else:
-            end_run[i] = raw.add(run, depth, ctx[i] - depth, chains[i])
-        if mine:
-            for u in range(len(prior), min(prefix_tokens[i] // block_tokens // unit + len(mine), ctx[i] // unit)):
-                node = prior[-1] if prior else -1
-                prior = [*prior, hashes.put(node, mine[u - (prefix_tokens[i] // block_tokens // unit)],
-                                            raw.at(int(end_run[i]), (u + 1) * unit))]
-        nodes[i] = prior
+            run = raw.add(run, depth, ctx[i] - depth, chains[i])
+        end_run[i] = run
+        if j >= 0 and ctx[j] < want <= ctx[i]:
+            beyond.setdefault(j, run)
+        if hashes:
+            while (hashes.depth[node] + 1) * hashes.unit <= ctx[i]:
+                holder = raw.at(run, (hashes.depth[node] + 1) * hashes.unit)
+                node = hashes.add(node, holder, keys.pop(0) if keys else None)
+            end_node[i] = node
     hit = (st.prompt_tokens - 1) // block_tokens
     return _cut(raw, end_run, context, hit, chain, chain_session, block_tokens)
 
