@@ -32,7 +32,7 @@ def main(
     try:
         outcome = run(settings, console)
     except StageFailed as e:
-        console.print(f"demo stopped: {e}", markup=False, style="red", highlight=False)
+        console.print(f"demo stopped: {e}", markup=False, style="red", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         console.print("demo stopped by you; its servers are stopped too")
@@ -40,7 +40,7 @@ def main(
     show(settings, outcome, console)
     write_page(settings, outcome, folder / "report.html")
     console.print(f"report: {folder / 'report.html'}   figures: {folder / 'results.json'}   "
-                  f"recorded: {folder / 'recorded.parquet'}   {time.monotonic() - begin:.0f} s in all")
+                  f"recorded: {folder / 'recorded.parquet'}   {time.monotonic() - begin:.0f} s in all", soft_wrap=True)
 
 
 if __name__ == "__main__":

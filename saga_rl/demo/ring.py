@@ -118,7 +118,8 @@ def _learn(s: Settings, stages: Stages) -> None:
     """Collect, train and evaluate by the scripts that a person would run."""
     script = [sys.executable, "-u"]
     train, held_out = str(s.at("train.parquet")), str(s.at("held-out.parquet"))
-    data, out = str(s.at("dataset-v0")), str(s.at("checkpoint"))
+    # Minari loses its way to a dataset under a relative path.
+    data, out = str(s.at("dataset-v0").resolve()), str(s.at("checkpoint"))
     with stages.stage("collect", "decisions under several behaviours, in the simulator") as say:
         stages.call("collect", [*script, str(SCRIPTS / "collect.py"), train, "--out", data, "--pressure", s.pressures,
                                 "--population", str(s.population), "--sessions", str(s.episode_sessions),

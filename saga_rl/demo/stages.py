@@ -35,7 +35,7 @@ class Stages:
         number, begin = len(self.seconds) + 1, time.monotonic()
         head = f"[{number}/{self.total}] {name}"
         with Progress(SpinnerColumn("line"), TextColumn("{task.description}"), TimeElapsedColumn(),
-                      console=self.console, transient=True) as progress:
+                      console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
             job = progress.add_task(f"{head}: {what}")
             words = [what]
 
