@@ -51,6 +51,8 @@ def run(s: Settings, console: Console) -> Outcome:
     """Go round once. Raises `UserError` for bad input and `StageFailed` for a stage that broke; no process survives."""
     for name in ("dataset-v0", "checkpoint", "evaluation", "tiny", journal_folder("recorded.parquet").name):
         shutil.rmtree(s.at(name), ignore_errors=True)
+    for unfinished in s.folder.glob(".dataset-v0.*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
     stages = Stages(s.at("logs"), console, 12)
     with ExitStack() as stack:
         return _ring(s, stages, stack, console)
