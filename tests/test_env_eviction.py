@@ -13,10 +13,13 @@ from gymnasium.utils.env_checker import check_env
 import saga_rl.env
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.trace import Trace
+from saga_rl.env.episodes import arrange, sim_config
 from saga_rl.env.eviction import BOUND, REWARD_TOKENS, EvictionEnv
 from saga_rl.errors import UserError
 from saga_rl.policies.features import LEARNED_EVICTION
 from saga_rl.policies.registry import make
+from saga_rl.sim.record import record_reference
+from saga_rl.sim.reference import END, START
 
 KV = 40_000
 
@@ -136,18 +139,35 @@ def test_reward_unit_padding_and_truncation(trace: Trace, monkeypatch: pytest.Mo
     assert env.step(np.int64(0))[2:4] == (False, True)
 
 
+def settled_until(trace: Trace, moment: float) -> float:
+    """The start of the first run that is in flight at `moment`, s."""
+    reference = record_reference(trace, sim_config(KV))
+    started: dict[int, float] = {}
+    for kind, step, time in zip(reference.kind, reference.step, reference.time_s, strict=True):
+        if time >= moment:
+            break
+        if kind == START:
+            started[int(step)] = float(time)
+        elif kind == END:
+            started.pop(int(step))
+    return min(started.values(), default=moment)
+
+
 def test_the_future_does_not_show(trace: Trace) -> None:
-    """Sessions that arrive after some moment are made longer: every observation before that moment stays the same."""
-    middle = float(trace.sessions.arrival_s[5])
+    """Sessions that arrive after some moment are made longer: observations before it stay the same, up to the first run
+    that is still in flight then (what a run will hold is part of the fixed string, and asked for when it starts)."""
+    trace = arrange(trace, np.arange(trace.n_sessions), 30.0 * np.arange(trace.n_sessions))
+    middle = 30.0 * 6
     late = trace.sessions.arrival_s[trace.steps.session] >= middle
     longer = replace(trace, steps=replace(trace.steps, output_tokens=trace.steps.output_tokens + 400 * late,
                                           tool_s=np.where(late, trace.steps.tool_s * 3, trace.steps.tool_s)))
+    settled = min(settled_until(t, middle) for t in (trace, longer))
     seen = []
     for t in (trace, longer):
         env = make_env(t, shuffle=False)
         obs, _ = env.reset(seed=0)
         rows = []
-        while env.stepper.now < middle:
+        while env.stepper.now_s < settled:
             rows.append(obs)
             obs, _, over, _, _ = env.step(np.int64(0))
             if over:

@@ -17,13 +17,14 @@ from saga_rl.env.episodes import sim_config
 from saga_rl.errors import UserError
 from saga_rl.files import atomic, write_json
 from saga_rl.learn.cards import evaluation_card, interval
-from saga_rl.learn.evaluation import COLLAPSE, LOW_PRESSURE, STOCK, closed_loop, open_loop
+from saga_rl.learn.evaluation import COLLAPSE, STOCK, closed_loop, open_loop
 from saga_rl.learn.plots import evaluation_picture
 from saga_rl.learn.script import capacities, check_range, progress, run_script
 from saga_rl.learn.tracking import Tracker
 from saga_rl.policies.checkpoint import load_checkpoint
 from saga_rl.policies.presets import preset_names
 from saga_rl.provenance import provenance
+from saga_rl.sim.bound import LOW_PRESSURE
 
 HEURISTICS = {"lru": "lru", "lru-protect": "lru-protect", "wa-lru": "wa-lru", "wa-lru-literal": "wa-lru-literal"}
 
@@ -97,7 +98,7 @@ def report(result: dict[str, Any], console: Console) -> None:
                       *("-" if c is None else f"{c:.3f}" for c in cells))
     console.print(table)
     if any(row["low_pressure"] for row in result["open_loop"]):
-        console.print(f"* Belady computes under {LOW_PRESSURE:.1%} of the prompts again: too little to compare")
+        console.print(f"* Belady computes again under {LOW_PRESSURE:.1%} of first-time tokens: too little to compare")
     for run in result["closed_loop"]:
         console.print(closed_table(run))
     for line in verdicts(result):

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from saga_rl.aeg.trace import Sessions, Trace
 from saga_rl.errors import UserError
+from saga_rl.policies.presets import preset
+from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.cost import load_profile
 
@@ -82,9 +84,6 @@ def sim_config(kv_tokens: int, workers: int = 1, population: int = 0, profile: s
 def demand_tokens(trace: Trace, config: SimConfig) -> int:
     """KV tokens that all live chains hold together when memory is no limit: the median over the moments at which a step
     is sent. A capacity of demand / 2 is a pressure of 2."""
-    from saga_rl.policies.presets import preset
-    from saga_rl.sim.cluster import simulate
-
     context = trace.steps.prompt_tokens + trace.steps.output_tokens
     roomy = replace(config, kv_tokens=int(context.sum()) + config.block_tokens * (trace.n_steps + 1))
     result = simulate(trace, roomy, preset("lru"), seed=0)

@@ -28,6 +28,8 @@ from saga_rl.errors import UserError
 from saga_rl.policies.features import LEARNED_EVICTION
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
+from saga_rl.sim.record import record_reference
+from saga_rl.sim.stepper import EvictionStepper
 
 REWARD_TOKENS = 1000.0
 """Tokens computed again that cost one unit of reward."""
@@ -63,7 +65,7 @@ class EvictionEnv(gym.Env[NDArray[np.float32], np.int64]):
         self.max_rows, self.sessions, self.max_decisions, self.shuffle = max_rows, sessions, max_decisions, shuffle
         self.observation_space = spaces.Box(-BOUND, BOUND, (max_rows, len(LEARNED_EVICTION)), np.float32)
         self.action_space = spaces.Discrete(max_rows)
-        self.stepper: Any = None
+        self.stepper: EvictionStepper | Any = None
         self._lru = make("eviction", "lru")
         self._recomputed, self._decisions, self._invalid = 0, 0, 0
 
@@ -100,12 +102,11 @@ class EvictionEnv(gym.Env[NDArray[np.float32], np.int64]):
         """(max_rows,) True where a candidate is; all False once the episode is over."""
         return np.arange(self.max_rows) < self.stepper.n_rows
 
-    def _new_stepper(self) -> Any:
-        from saga_rl.sim.replay import record_reference
-        from saga_rl.sim.stepper import EvictionStepper
-
+    def _new_stepper(self) -> EvictionStepper:
         trace = resample(self.trace, self.np_random, self.sessions) if self.shuffle else self.trace
-        return EvictionStepper(record_reference(trace, self.config, self.record), self.config.kv_tokens, self.max_rows)
+        reference = record_reference(trace, self.config, self.record)
+        return EvictionStepper(reference, reference.kv_tokens, self.max_rows, end_hint=self.config.end_hint,
+                               expiry_s=self.config.expiry_s)
 
     def _observation(self) -> NDArray[np.float32]:
         obs = np.zeros((self.max_rows, len(LEARNED_EVICTION)), np.float32)

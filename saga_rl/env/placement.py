@@ -28,6 +28,7 @@ from saga_rl.env.episodes import load_source, resample, sim_config
 from saga_rl.errors import UserError
 from saga_rl.policies.features import PLACEMENT
 from saga_rl.policies.presets import preset
+from saga_rl.sim.placement_stepper import PlacementStepper
 
 BOUND = 1e6
 MIN_TCT_S = 1e-3
@@ -61,8 +62,6 @@ class PlacementEnv(gym.Env[NDArray[np.float32], np.int64]):
     def reset(self, *, seed: int | None = None,
               options: dict[str, Any] | None = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """A new episode; `options` is not read."""
-        from saga_rl.sim.stepper import PlacementStepper
-
         super().reset(seed=seed)
         trace = resample(self.trace, self.np_random, self.sessions) if self.shuffle else self.trace
         self.stepper = PlacementStepper(trace, self.config, self.policies)

@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from saga_rl.aeg.trace import Trace
 from saga_rl.env.episodes import resample
 from saga_rl.policies.presets import preset
+from saga_rl.sim.bound import LOW_PRESSURE, bound
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
 
 STOCK = "lru"
-LOW_PRESSURE = 0.005
-"""Belady computes less than this share of the prompt tokens again: the ratio's denominator is noise; not averaged."""
 COLLAPSE = 5.0
 """Mean TCT above so many times that of infinite memory is a collapse; ratios measured inside one say nothing."""
 RESAMPLES = 10_000
@@ -51,24 +50,22 @@ def open_loop(trace: Trace, config: SimConfig, capacities: Sequence[int], polici
     """Tokens computed again over Belady's, by capacity. policies: label -> eviction spec.
 
     Totals over `seeds` arrangements; every policy replays the same reference strings. A capacity where Belady computes
-    under `LOW_PRESSURE` of the prompt tokens again is marked.
+    again under `LOW_PRESSURE` of what is computed for the first time is marked: its ratios are noise.
     """
-    from saga_rl.sim.replay import bound
-
     rows = []
-    prompt = int(trace.steps.prompt_tokens.sum()) * len(seeds)
     for kv in capacities:
         totals = dict.fromkeys(policies, 0)
-        belady = 0
+        belady = first_time = 0
         for seed in seeds:
             arranged = resample(trace, np.random.default_rng(seed))
             result = bound(arranged, replace(config, kv_tokens=kv, workers=1), list(policies.values()))
             belady += result["belady_recomputed_tokens"]
+            first_time += result["first_time_tokens"]
             for label, spec in policies.items():
                 totals[label] += result["policies"][spec]["recomputed_tokens"]
             tick(f"open loop at {kv:,}")
         rows.append({"capacity_tokens": kv, "belady_recomputed_tokens": belady, "low_pressure":
-                     belady < LOW_PRESSURE * prompt, "policies": {
+                     belady < LOW_PRESSURE * first_time, "policies": {
                          label: {"recomputed_tokens": t, "ratio": t / belady if belady else None}
                          for label, t in totals.items()}})
     return rows
