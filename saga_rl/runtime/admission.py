@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 from vllm.v1.request import Request
 
 from saga_rl.policies import chains as ch
@@ -77,11 +78,17 @@ class Admission:
     def admits(self, request: Request, served: Served, cached_blocks: int,
                running: Iterable[tuple[Request, Served]], now: float) -> bool:
         """Whether the policy lets `request` in. running: what holds blocks now."""
-        t = self.tracker
         flying = np.array([(s.chain, r.num_tokens, r.num_output_tokens, r.num_computed_tokens) for r, s in running],
                           np.float64).reshape(-1, 4)
         held = np.array(self.queue.held(), np.float64).reshape(-1, 4)
-        fill_admission(t.chains, t.tables, W, served.chain, request.num_tokens, request.num_output_tokens,
-                       cached_blocks, flying, held, float(self.pool_blocks), float(self.queue.n_empty),
-                       self.block_size, t.expiry_s, now, served.queued_s, np.zeros(len(t.chains)), self.row[0])
+        self.fill(served.chain, request.num_tokens, request.num_output_tokens, cached_blocks, flying, held, now,
+                  served.queued_s)
         return bool(self.guard.scores(self.row, 1)[0] > 0.0)
+
+    def fill(self, c: int, known: int, generated: int, cached: int, running: NDArray[np.float64],
+             held: NDArray[np.float64], now: float, queued_s: float) -> None:
+        """Bring `row` up to date, see `fill_admission`."""
+        t = self.tracker
+        fill_admission(t.chains, t.tables, W, c, known, generated, cached, running, held, float(self.pool_blocks),
+                       float(self.queue.n_empty), self.block_size, t.expiry_s, now, queued_s, np.zeros(len(t.chains)),
+                       self.row[0])

@@ -31,7 +31,8 @@ class Run(FreeKVCacheBlockQueue):
     def __init__(self, chain: int, last_s: float, seq: int, shared: bool) -> None:
         super().__init__([])
         self.chain, self.last_s, self.seq, self.shared = chain, last_s, seq, shared
-        self.score = 0.0
+        self.key = 0.0
+        """Minus its score, while it is parked."""
         self.parked = False
         """It was next but its first block was still built upon."""
 
@@ -63,6 +64,7 @@ class PolicyBlockQueue:
         self._seq = 0
         self._owner = NOBODY
         self._heap: list[tuple[float, int, Run]] = []
+        self._parked: list[Run] = []
         self._mark: tuple[float, int, int] | None = None
 
     # ------------------------------------------------------------------ who releases
@@ -200,8 +202,7 @@ class PolicyBlockQueue:
         """Take up to `need` cached blocks, at least one, from the run whose score is highest."""
         self._rank()
         while self._heap and (not self._heap[0][2].num_free_blocks or self._blocked(self._heap[0][2])):
-            run = heapq.heappop(self._heap)[2]
-            run.parked = run.num_free_blocks > 0
+            self._park()
         if self._heap:
             run = self._heap[0][2]
         else:  # only if vLLM freed blocks in an order that contradicts what was built on what
@@ -224,17 +225,26 @@ class PolicyBlockQueue:
         return run.first.block_id in self._on
 
     def _rank(self) -> None:
-        """Score every run, unless nothing happened since the last time."""
+        """Score every run, unless nothing happened since the last time. Ties: released earlier goes first."""
         mark = (self.now, self._seq, self.victims.tracker.version)
         if mark == self._mark:
             return
         self._mark = mark
         runs = list(self._runs.values())
-        scores = self.victims.scores(self.held(), self.n_empty, self.now)
-        for run, score in zip(runs, scores, strict=True):
-            run.score, run.parked = score, False
-        self._heap = [(-run.score, run.seq, run) for run in runs]
-        heapq.heapify(self._heap)
+        keys = -self.victims.scores(self.held(), self.n_empty, self.now)
+        order = np.argsort(keys, kind="stable")
+        runs = [runs[i] for i in order.tolist()]
+        self._heap = list(zip(keys[order].tolist(), [r.seq for r in runs], runs, strict=True))  # sorted: a heap already
+        for run in self._parked:
+            run.parked = False
+        self._parked = []
+
+    def _park(self) -> None:
+        """The run at the top of the heap is empty, or somebody builds on its first block: it waits for that to go."""
+        key, _, run = heapq.heappop(self._heap)
+        if run.num_free_blocks:
+            run.parked, run.key = True, key
+            self._parked.append(run)
 
     def _take(self, run: Run, most: int, out: list[KVCacheBlock]) -> int:
         """Move up to `most` blocks from the front of `run` to `out`, stopping at one that others are built on."""
@@ -282,7 +292,7 @@ class PolicyBlockQueue:
             run = self._run_of[base]
             if run is not None and run.parked:
                 run.parked = False
-                heapq.heappush(self._heap, (-run.score, run.seq, run))
+                heapq.heappush(self._heap, (run.key, run.seq, run))
 
     def _base_run(self, run: Run) -> Run | None:
         """The run that holds what the last block of `run` was built on."""
@@ -294,10 +304,11 @@ class PolicyBlockQueue:
         yield from self.empty.get_all_free_blocks()
         if not self._runs:
             return
-        self._rank()
+        runs = list(self._runs.values())
+        scores = self.victims.scores(self.held(), self.n_empty, self.now)
+        best = [runs[i] for i in np.argsort(-scores, kind="stable").tolist()]
+        left = {run.seq: run.get_all_free_blocks()[::-1] for run in runs}
         gone: set[int] = set()
-        left = {run.seq: run.get_all_free_blocks()[::-1] for run in self._runs.values()}
-        best = sorted(self._runs.values(), key=lambda r: (-r.score, r.seq))
         while best:
             ready = (r for r in best if not self._on.get(left[r.seq][-1].block_id, set()) - gone)
             run = next(ready, best[0])

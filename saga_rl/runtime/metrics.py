@@ -3,54 +3,86 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from saga_rl.errors import UserError
 from saga_rl.files import write_json
 
 log = logging.getLogger("vllm.saga_rl")
+WRITE_S = 1.0
 
 
 class Metrics:
-    """Counters of one engine or router. Causes are part of the name: `evicted/idle`, `fallback/over budget`."""
+    """Counters of one engine or router. Causes are part of the name: `evicted/idle`, `fallback/over budget`.
 
-    def __init__(self, name: str, every_s: float, folder: str | None = None) -> None:
-        self.name, self.every_s = name, every_s
+    state: further figures, read whenever the counters are shown. Logs every `every_s` seconds and writes `folder`/
+    `name`.json every `WRITE_S` seconds, from a thread of its own and only after changes.
+    """
+
+    def __init__(self, name: str, every_s: float, folder: str | None = None,
+                 state: Callable[[], dict[str, Any]] = dict) -> None:
+        self.name, self.every_s, self.state = name, every_s, state
         self.path = Path(folder) / f"{name}.json" if folder else None
         self.counts: Counter[str] = Counter()
         self.seconds: dict[str, float] = {}
-        self._due = 0.0
-        self._last: dict[str, Any] = {}
+        self._written: dict[str, Any] = {}
+        self._logged: dict[str, Any] = {}
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to log and write."""
+        self._thread = threading.Thread(target=self._loop, name="saga-rl metrics", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Log and write once more, and end."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=2 * WRITE_S)
+        self._write()
+        self._log()
 
     def took(self, what: str, seconds: float) -> None:
         """One decision of kind `what` took so long."""
         self.counts[what] += 1
         self.seconds[what] = self.seconds.get(what, 0.0) + seconds
 
-    def snapshot(self, **more: Any) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, Any]:
         """Everything counted so far; mean decision times in milliseconds."""
-        mean = {f"{k}_mean_ms": round(1e3 * s / self.counts[k], 4) for k, s in self.seconds.items()}
-        return {"name": self.name, **dict(sorted(self.counts.items())), **mean, **more}
+        counts, seconds = dict(self.counts), dict(self.seconds)
+        mean = {f"{k}_mean_ms": round(1e3 * s / counts[k], 4) for k, s in seconds.items() if counts.get(k)}
+        return {"name": self.name, **dict(sorted(counts.items())), **mean, **self.state()}
 
-    def report(self, now: float, **more: Any) -> None:
-        """Log and write if `every_s` seconds have passed and something changed."""
-        if now < self._due:
-            return
-        self._due = now + self.every_s
-        self.flush(**more)
+    def _loop(self) -> None:
+        waited = 0.0
+        while not self._stop.wait(WRITE_S):
+            self._write()
+            waited += WRITE_S
+            if waited >= self.every_s:
+                waited = 0.0
+                self._log()
 
-    def flush(self, **more: Any) -> None:
-        """Log and write now."""
-        have = self.snapshot(**more)
-        if have == self._last:
+    def _log(self) -> None:
+        have = self.snapshot()
+        if have != self._logged:
+            self._logged = have
+            log.info("saga-rl %s", ", ".join(f"{k} {v}" for k, v in have.items()))
+
+    def _write(self) -> None:
+        if self.path is None:
             return
-        self._last = have
-        log.info("saga-rl %s", ", ".join(f"{k} {v}" for k, v in have.items() if k != "name"))
-        if self.path is not None:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(self.path, have)
-            except OSError as e:
-                log.error("saga-rl: cannot write %s (%s); counters go to the log only", self.path, e.strerror)
-                self.path = None
+        have = self.snapshot()
+        if have == self._written:
+            return
+        self._written = have
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, have)
+        except (OSError, UserError) as e:
+            log.error("saga-rl: cannot write counters (%s); they go to the log only", e)
+            self.path = None

@@ -26,7 +26,7 @@ class Placement:
 
     def __init__(self, policy: Policy, config: SagaConfig) -> None:
         self.policy, self.config = policy, config
-        self.metrics = Metrics("router", config.metrics_s, config.metrics)
+        self.metrics = Metrics("router", config.metrics_s, config.metrics, self._state)
         self.router: Router | None = None
 
     def router_for(self, client: Any) -> Router:
@@ -58,7 +58,6 @@ class Placement:
         engine = self._stock(client, request, stock, chosen)
         try:
             self.router_for(client).book(request.request_id, hints, prompt, client.core_engines.index(engine), now)
-            self.metrics.report(now, **self._state())
         except Exception as e:
             self._failed("booking", e)
         return engine
@@ -97,7 +96,7 @@ class Placement:
         if r is None:
             return {}
         return {"migrations": r.migrations, "chains": len(r.tracker), "homed": [e.homed for e in r.engines],
-                **{f"fallback/placement/{k}": v for k, v in r.guard.fallbacks.items()}}
+                **{f"fallback/placement/{k}": v for k, v in dict(r.guard.fallbacks).items()}}
 
 
 def install(policy: Policy, config: SagaConfig) -> Placement:
@@ -106,6 +105,11 @@ def install(policy: Policy, config: SagaConfig) -> Placement:
     from vllm.v1.engine.core_client import DPLBAsyncMPClient
 
     placement = Placement(policy, config)
+    placement.metrics.start()
+    warm = Router(policy, 1, 1, 1)
+    warm.choose(Hints(), 1, 0.0)  # links compiled code before the first request
+    warm.book("", Hints(), 1, 0, 0.0)
+    warm.output("", 1, True, 0.0)
     stock_choose = DPLBAsyncMPClient.get_core_engine_for_request
     stock_outputs = DPLBAsyncMPClient.process_engine_outputs
 

@@ -32,6 +32,7 @@ from saga_rl.runtime.recorder import Recorder
 from saga_rl.runtime.request_queue import EPOCH_S, PolicyRequestQueue
 from saga_rl.runtime.tracker import NOBODY, Served, Tracker
 from saga_rl.runtime.victims import Victims
+from saga_rl.runtime.warm import warm_up
 
 _LOST = (RequestStatus.FINISHED_ABORTED, RequestStatus.FINISHED_IGNORED, RequestStatus.FINISHED_ERROR)
 FORGET_S = 60.0
@@ -54,7 +55,7 @@ class SagaMixin(Scheduler):
             raise UserError("--scheduling-policy", "is set beside an ordering policy of saga-rl",
                             "leave it out, or choose the ordering fcfs")
         self.engine = int(getattr(self.parallel_config, "data_parallel_index", 0) or 0)
-        self.metrics = Metrics(f"engine-{self.engine}", config.metrics_s, config.metrics)
+        self.metrics = Metrics(f"engine-{self.engine}", config.metrics_s, config.metrics, self._state)
         self.tracker = Tracker(config.expiry_s)
         self.now = self.clock()
         self._served: dict[str, Served] = {}
@@ -63,6 +64,7 @@ class SagaMixin(Scheduler):
         self.recorder = None if config.record is None else Recorder(
             config.record, self.engine, config.record_key, self._hash_block(), time.time() - self.now,
             {"vllm": version, "policies": self.policies.names()})
+        self.metrics.start()
 
     def _install(self, config: SagaConfig) -> None:
         manager: Any = self.kv_cache_manager
@@ -79,7 +81,7 @@ class SagaMixin(Scheduler):
                                               lambda r: self._served[r.request_id], lambda: self.now)
         self._stock_allocate: Callable[..., Any] = manager.allocate_slots
         manager.allocate_slots = self._allocate
-        victims.scores([(NOBODY, 0.0, 1, 0.0)], 0, 0.0)  # links compiled code before the first request
+        warm_up(self.tracker, victims, self.admission)
 
     def _hash_block(self) -> int:
         return int(getattr(self, "hash_block_size", None) or self.block_size)
@@ -181,7 +183,6 @@ class SagaMixin(Scheduler):
             self.block_queue.drop_past_ttl()
         out = super().schedule(*args, **kwargs)
         self.metrics.took("schedule", time.perf_counter() - started)
-        self.metrics.report(now, **self._state())
         return out
 
     def _epoch(self, now: float) -> None:
@@ -205,7 +206,7 @@ class SagaMixin(Scheduler):
     def shutdown(self) -> None:
         if self.recorder is not None:
             self.recorder.close()
-        self.metrics.flush(**self._state())
+        self.metrics.stop()
         super().shutdown()
 
     def _queue_positions(self) -> None:
@@ -220,8 +221,9 @@ class SagaMixin(Scheduler):
         queue = self.block_queue
         guards = (queue.victims.guard, self.admission.guard, getattr(self.waiting, "guard", None))
         fallbacks = {f"fallback/{g.policy.seam}/{cause}": n for g in guards if g is not None
-                     for cause, n in g.fallbacks.items()}
-        return {**{f"evicted/{k}": v for k, v in queue.evicted.items()}, **fallbacks, "chains": len(self.tracker)}
+                     for cause, n in dict(g.fallbacks).items()}
+        evicted = {f"evicted/{k}": v for k, v in dict(queue.evicted).items()}
+        return {**evicted, **fallbacks, "chains": len(self.tracker)}
 
 
 class SagaScheduler(SagaMixin, AsyncScheduler):

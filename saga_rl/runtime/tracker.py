@@ -162,6 +162,18 @@ class Tracker:
             self._drop(c)
         return gone
 
+    def warm_up(self) -> None:
+        """Call every compiled function once, on rows that are thrown away: a first call compiles or loads."""
+        other = Tracker()
+        served = other.arrive(Hints(final=True), 0.0, 1)
+        other.schedule(served, 0.0)
+        other.preempt(served, 0.0)
+        other.schedule(served, 0.0)
+        other.finish(served, 0.0, 1)
+        served = other.arrive(Hints(), 0.0, 1)
+        other.abort(served, 0.0)
+        ch.expire(other.chains, other.tables, W, served.chain)
+
     # ------------------------------------------------------------------ reading
     def __len__(self) -> int:
         return len(self._row)

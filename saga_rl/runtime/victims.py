@@ -79,10 +79,10 @@ class Victims:
                   self._rows)
         return self._rows[:n]
 
-    def scores(self, held: Sequence[tuple[int, float, int, float]], free: int, now: float) -> list[float]:
-        """One score a candidate; the highest goes first."""
+    def scores(self, held: Sequence[tuple[int, float, int, float]], free: int, now: float) -> NDArray[np.float64]:
+        """One score a candidate; the highest goes first. Reused by the next call."""
         self.rows(held, free, now)
-        return self.guard.scores(self._rows, len(held)).tolist()
+        return self.guard.scores(self._rows, len(held))
 
     def past_ttl(self, held: Sequence[tuple[int, float, int, float]], free: int, now: float) -> list[bool]:
         """Which candidates' TTL has run out; a chain whose request waits is spared."""
