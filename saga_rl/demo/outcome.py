@@ -29,8 +29,10 @@ def show(s: Settings, outcome: Outcome, console: Console) -> None:
              "tokens")
     console.print()
     console.print(comparison(named(outcome), title))
+    error = cluster["profile"]["relative_error_rms"]
     console.print("One run of each, on this machine: differences of a few percent are noise. Simulated rows use costs "
-                  "fitted to these engines.", style="dim", soft_wrap=True)
+                  f"fitted to these engines (relative error {error:.0%}; more means that something else kept the "
+                  "machine busy).", style="dim", soft_wrap=True)
 
 
 def write_page(s: Settings, outcome: Outcome, path: Path) -> None:

@@ -30,10 +30,10 @@ class Settings:
     train_share: float = 0.6
 
     # Learning, in the simulator.
-    population: int = 24
-    episode_sessions: int = 48
-    pressures: str = "1.5,3"
-    evaluate_pressures: str = "1.5,2,3"
+    population: int = 12
+    episode_sessions: int = 36
+    pressures: str = "1.3,2"
+    evaluate_pressures: str = "1.1,1.4,2"
     epochs: int = 8
     evaluate_seeds: int = 3
 
