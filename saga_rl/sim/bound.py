@@ -56,7 +56,7 @@ def bound(trace: Trace, config: SimConfig, names: Sequence[str],
             "profile": config.profile.name, "population": config.population, "sessions": trace.n_sessions,
             "steps": trace.n_steps, "runs": int((reference.kind == START).sum()),
             "preemptions": int(((reference.kind == END) & (reference.final == 0)).sum()),
-            "clipped_blocks": prepared.clipped_blocks,
+            "clipped_blocks": prepared.clipped_blocks, "capped_lookups": prepared.capped_lookups,
             "unclipped_capacity_tokens": prepared.smallest_pool_blocks * config.block_tokens,
         },
     }

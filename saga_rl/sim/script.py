@@ -72,6 +72,9 @@ class Prepared:
     n_types: int
     clipped_blocks: int
     """Blocks that runs computed but could not hold at once, over all events."""
+    capped_lookups: int
+    """Lookups that had to stop one block short of what was known (a prompt that is known to its end, where a block ends
+    too): the only case in which Bélády may miss the optimum, by at most about one block each (docs/bound.md)."""
     smallest_pool_blocks: int
     """The smallest pool in which nothing is clipped."""
 
@@ -91,12 +94,12 @@ def prepare(reference: Reference, kv_tokens: int) -> Prepared:
     computed = _computed(reference)
     need = (reference.trace.steps.prompt_tokens + reference.trace.steps.output_tokens - 1 + block - 1) // block
     roomy = int(need.sum()) + 1
-    forest, _, _, peak = _settle(reference, forest, computed, roomy)
+    forest, _, _, peak, _ = _settle(reference, forest, computed, roomy)
     if pool_blocks < min(peak, reference.kv_tokens // block):
         smallest = min(peak * block, reference.kv_tokens // block * block)
         raise UserError("--kv-tokens", f"is {kv_tokens}, less than the requests of this reference string hold at once",
                         f"give at least {smallest}")
-    forest, hold, clipped, _ = _settle(reference, forest, computed, min(pool_blocks, roomy))
+    forest, hold, clipped, _, capped = _settle(reference, forest, computed, min(pool_blocks, roomy))
     tree = make_tree(forest)
     limit = _limit(reference, computed)
     after_off, after = _future(reference, forest, hold, np.minimum(limit, hold // block))
@@ -110,7 +113,7 @@ def prepare(reference: Reference, kv_tokens: int) -> Prepared:
     script = Script(event.astype(np.int64), reference.time_s.astype(np.float64), after, info.astype(np.int64),
                     np.stack([s.tenant, s.agent_type], 1).astype(np.int64), s.deadline_s - s.arrival_s, block)
     return Prepared(script, tree, pool_blocks, len(forest.chain_session), len(t.tools), len(t.agent_types),
-                    int(clipped), int(peak))
+                    clipped, capped, peak)
 
 
 def _check_events(r: Reference) -> None:
@@ -150,8 +153,8 @@ def _limit(r: Reference, computed: I64) -> I64:
     return np.where(r.kind == START, np.minimum(np.maximum(r.tokens - 1, 0), computed), 0) // r.forest.block_tokens
 
 
-def _settle(r: Reference, forest: Forest, computed: I64, pool_blocks: int) -> tuple[Forest, I64, int, int]:
-    """(forest cut where fates part, tokens held, blocks clipped, most blocks in use at once)."""
+def _settle(r: Reference, forest: Forest, computed: I64, pool_blocks: int) -> tuple[Forest, I64, int, int, int]:
+    """(forest cut where fates part, tokens held, blocks clipped, most blocks in use at once, lookups capped)."""
     block = forest.block_tokens
     limit = _limit(r, computed)
     while True:
@@ -159,11 +162,11 @@ def _settle(r: Reference, forest: Forest, computed: I64, pool_blocks: int) -> tu
         hold = computed.copy()
         pool = make_pool(1, pool_blocks, len(tree.parent), len(forest.chain_session))
         cuts = np.zeros((4 * len(r.kind) + 16, 2), np.int64)
-        result = np.zeros(3, np.int64)
+        result = np.zeros(4, np.int64)
         _occupy(tree, pool, r.kind, r.step, computed, limit, hold, block, cuts, result)
         n_cuts = int(result[0])
         if n_cuts == 0:
-            return forest, hold, int(result[1]), int(result[2])
+            return forest, hold, int(result[1]), int(result[2]), int(result[3])
         forest = refine(forest, cuts[:min(n_cuts, len(cuts))])
 
 
@@ -188,7 +191,7 @@ def _cut_at(t, counts, step, depth, cuts, result):
 @njit(cache=True)
 def _occupy(t, p, kind, step_of, computed, limit, hold, block, cuts, result):
     """Play the string without a cache: blocks vanish when nobody holds them. Fills hold, cuts, and result with (cuts,
-    blocks clipped, most blocks in use)."""
+    blocks clipped, most blocks in use, lookups capped)."""
     n_steps = len(t.chain)
     held = np.zeros(n_steps, np.int64)
     have = np.zeros(n_steps, np.int64)
@@ -204,6 +207,8 @@ def _occupy(t, p, kind, step_of, computed, limit, hold, block, cuts, result):
             held[step] = 0
             have[step] = 0
             _cut_at(t, p.ever, step, limit[k], cuts, result)
+            if limit[k] < min(kv.known_prefix(t, p, step), computed[k] // block):
+                result[3] += 1
         held[step], have[step], need = join(t, p, 0, step, held[step], have[step], computed[k], block)
         room = p.n[0, kv.FREE]
         hold[k] = computed[k]
@@ -265,6 +270,8 @@ def learn(t, p, step, blocks):
 
 def refine(forest: Forest, cuts: I64) -> Forest:
     """`forest` with segments cut. cuts: (n, 2) rows (segment, blocks from its start), repeats allowed."""
+    if len(cuts) == 0:
+        return forest
     old_n = len(forest.seg_parent)
     bounds = np.unique(np.concatenate([cuts, np.stack([np.arange(old_n), np.zeros(old_n, np.int64)], 1)]), axis=0)
     old, offset = bounds[:, 0], bounds[:, 1]
