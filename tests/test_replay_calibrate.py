@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from replay_server import FakeServer
 
-from saga_rl.runtime.calibrate import TERMS, Sample, decode_row, fit, prefill_row, profile_from
+from saga_rl.runtime.calibrate import TERMS, Sample, fit, measure, profile_from, request_row
 
-ROWS = [prefill_row(n, 512) for n in (64, 900, 3000, 6000)] + [decode_row(n, 32, k) for n in (64, 4096) for k in (1, 4)]
+ROWS = [request_row(n, 1, 1, 512) for n in (64, 900, 3000, 6000)]
+ROWS += [request_row(n, 64, k, 512) for n in (64, 4096) for k in (1, 4)]
 
 
 def sampled(constants: np.ndarray, noise: np.ndarray) -> list[Sample]:
@@ -26,7 +30,7 @@ constants = st.tuples(st.floats(1e-3, 2e-2), st.floats(1e-3, 5e-2), st.floats(1e
 def test_exact_times_give_exact_predictions(true: np.ndarray):
     x, error = fit(sampled(true, np.zeros(len(ROWS))))
     assert error < 1e-6
-    for row in [prefill_row(2000, 512), decode_row(1000, 10, 2)]:
+    for row in [request_row(2000, 1, 1, 512), request_row(1000, 10, 2, 512)]:
         assert np.dot(row, [x[t] for t in TERMS]) == pytest.approx(np.dot(row, true), rel=1e-3)
 
 
@@ -41,10 +45,27 @@ def test_noise_never_makes_a_constant_negative_nor_the_fit_worse_than_the_truth(
 
 
 def test_chunks_are_counted_as_the_engine_runs_them():
-    request, iterations, tokens, kv, seq, attention = prefill_row(1200, 512)
+    request, iterations, tokens, kv, seq, attention = request_row(1200, 1, 1, 512)
     assert (request, iterations, tokens, kv, seq) == (1, 3, 1200, 0, 0)
     assert attention == pytest.approx(1200 ** 2 / 2)
-    assert decode_row(100, 10, 4) == (0, 10, 0, 4 * 10 * 105, 40, 0)
+    # Four short prompts share one chunk; nine more tokens of each come in nine iterations.
+    assert request_row(100, 10, 4, 512) == (1, 1 + 9, 400, 4 * 9 * 105, 36, 4 * 100 ** 2 / 2)
+
+
+def test_a_server_of_known_speed_is_measured_as_such():
+    async def go():
+        server = FakeServer(first_s=0.05, per_token_s=0.01, max_model_len=2000)
+        async with server.serve() as url:
+            return server, await measure(url, decode_tokens=16, repeats=1)
+
+    server, samples = asyncio.run(go())
+    x, _ = fit(samples)
+    for s in samples:
+        answer = int(s.label.split()[-2])
+        known = 0.05 + 0.01 * (answer - 1)
+        assert known <= s.seconds < known + 1.0
+    assert all(r["cached"] == 0 for r in server.requests), "prompts must be cold"
+    assert x["request"] + x["base"] > 0
 
 
 def test_a_profile_can_be_read_by_the_simulator(tmp_path):

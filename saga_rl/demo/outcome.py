@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from saga_rl.demo.ring import LEARNED, STOCK, Outcome
+from saga_rl.demo.ring import STOCK, Outcome
 from saga_rl.demo.settings import Settings
 from saga_rl.provenance import provenance
 from saga_rl.report import pictures
@@ -14,7 +14,7 @@ from saga_rl.report.html import Page
 from saga_rl.report.style import png
 from saga_rl.report.tables import comparison, comparison_header, comparison_rows
 
-NAMES = {STOCK: "lru (stock vLLM)", LEARNED: "learned checkpoint"}
+NAMES = {STOCK: "lru (stock)"}
 
 
 def named(outcome: Outcome) -> dict:
@@ -49,7 +49,7 @@ def write_page(s: Settings, outcome: Outcome, path: Path) -> None:
               f"on {cluster['engines']} engines of {cluster['kv_tokens']:,} KV tokens each, which the live sessions "
               f"oversubscribe {cluster['pressure']:g} times. Lengths are multiplied by {served['length_factor']:g} and "
               f"times by {served['time_factor']:g} to suit the model ({cluster['model']}).")
-    page.table(comparison_header(next(iter(arms))), comparison_rows(arms))
+    page.table(comparison_header(STOCK), comparison_rows(arms))
     page.text("Measured: wall-clock time of real requests, one run of each policy on one machine. Simulated: the same "
               "sessions with costs fitted to these engines "
               f"(relative error {cluster['profile']['relative_error_rms']:.0%}). "

@@ -25,8 +25,8 @@ class Settings:
     seed: int = 1
 
     # The generated workload, in its own lengths and times.
-    workload: str = "swe-bench"
-    sessions: int = 160
+    workload: str = "webarena"
+    sessions: int = 240
     train_share: float = 0.6
 
     # Learning, in the simulator.
@@ -39,7 +39,7 @@ class Settings:
 
     # Two real engines.
     engines: int = 2
-    served_sessions: int = 16
+    served_sessions: int = 30
     served_steps: int = 520
     """Sessions are taken until one of the two is reached."""
     concurrency: int = 12

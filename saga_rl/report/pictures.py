@@ -44,7 +44,7 @@ def computed_again(rows: Sequence[Mapping[str, Any]],
 
     Bélády's line is the floor: no policy on the same reference string can be below it.
     """
-    figure = new_figure(7.6, 4.2)
+    figure = new_figure(8.6, 4.2)
     axes = figure.subplots()
     rows = sorted(rows, key=lambda r: r["capacity_tokens"])
     x = [r["capacity_tokens"] / 1000 for r in rows]
@@ -58,7 +58,7 @@ def computed_again(rows: Sequence[Mapping[str, Any]],
     axes.fill_between(x, 0, floor, color=FAINT, zorder=0)
     dress(axes, title, "KV capacity of one engine, thousand tokens", "tokens computed again, million")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
@@ -77,7 +77,8 @@ def occupancy(runs: Mapping[str, Mapping[str, NDArray]], capacity_tokens: int, b
         shown = np.flatnonzero(tokens.any(axis=1))
         if len(shown):
             colours = [PALETTE[session % (len(PALETTE) - 1)] for session in shown]
-            axes.stackplot(run["time_s"], tokens[shown], colors=colours, alpha=0.85, linewidth=0.3, edgecolor="white")
+            axes.stackplot(run["time_s"], tokens[shown], colors=colours, alpha=0.85, linewidth=0.3, edgecolor="white",
+                           step="post")
         axes.axhline(capacity_tokens / 1000, color=INK, linewidth=1.0, linestyle="--")
         if i == 0:
             axes.text(end, capacity_tokens / 1000, "capacity ", ha="right", va="bottom", fontsize=8, color=INK)

@@ -26,10 +26,10 @@ class Column:
 COLUMNS = (
     Column("mean TCT, s", "tct_mean_s", "{:.1f}"),
     Column("P95 TCT, s", "tct_p95_s", "{:.1f}"),
-    Column("computed again, k tokens", "recomputed_tokens", "{:,.0f}", 1e-3),
-    Column("found in cache, %", "hit_share", "{:.1f}", 100.0, less=False),
-    Column("sessions a minute", "throughput_sessions_per_min", "{:.1f}", less=False),
-    Column("sessions done", "sessions_done", "{}", less=None),
+    Column("again, k tokens", "recomputed_tokens", "{:,.0f}", 1e-3),
+    Column("cached, %", "hit_share", "{:.1f}", 100.0, less=False),
+    Column("a minute", "throughput_sessions_per_min", "{:.1f}", less=False),
+    Column("done", "sessions_done", "{}", less=None),
 )
 
 
@@ -55,15 +55,16 @@ def comparison_rows(arms: Mapping[str, Mapping[str, Metrics]],
 def comparison_header(first: str, columns: tuple[Column, ...] = COLUMNS) -> list[str]:
     """Titles of `comparison_rows`' cells."""
     titles = [c.title for c in columns]
-    return ["policy", "figures are", titles[0], f"/ {first}", *titles[1:]]
+    return ["policy", "kind", titles[0], f"/ {first}", *titles[1:]]
 
 
 def comparison(arms: Mapping[str, Mapping[str, Metrics]], title: str) -> Table:
-    """A rich table of measured rows, then simulated ones."""
-    header = comparison_header(next(iter(arms)))
-    table = Table(title=title, title_justify="left")
+    """A rich table of measured rows, then simulated ones; fits 80 columns."""
+    header = comparison_header(next(iter(arms)).split()[0])
+    table = Table(title=title, title_justify="left", caption="TCT: task completion time. again: tokens computed again. "
+                  "cached: of the prompts. a minute: sessions.", caption_justify="left", padding=(0, 0, 0, 1))
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i < 2 else "right")
+        table.add_column(name, justify="left" if i < 2 else "right", no_wrap=i < 2)
     rows = comparison_rows(arms)
     for row, after in zip(rows, [*rows[1:], None], strict=True):
         table.add_row(*row, end_section=after is None or after[1] != row[1])

@@ -1,7 +1,8 @@
 """Fit a cost profile to a running server: `python -m saga_rl.runtime.calibrate URL -o profile.json`.
 
-A few prompts are timed: cold prefill at several lengths, decode alone and four at a time at a short and a long context,
-on all engines at once so that what they share (cores, memory bandwidth) is in the figures. Then
+A few prompts are timed from sending to the last token: cold prompts of several lengths, and answers alone and four at a
+time after a short and a long prompt, on all engines at once, so that what they share (cores, memory bandwidth) is in the
+figures. Then
 
     seconds = request + base * I + prefill * P + attention * A + kv * K + seq * D
 
@@ -13,6 +14,7 @@ tokenizing cost a request, is noted in the profile's provenance; the simulator h
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -43,16 +45,18 @@ class Sample:
     seconds: float
 
 
-def prefill_row(tokens: int, chunk: int) -> tuple[float, ...]:
-    """Row of one cold prompt of `tokens`, computed in chunks of `chunk`."""
-    starts = np.arange(0, tokens, chunk)
-    sizes = np.minimum(chunk, tokens - starts)
-    return (1.0, len(starts), tokens, 0.0, 0.0, float((sizes * (starts + sizes / 2)).sum()))
+def request_row(context: int, answer: int, together: int, chunk: int) -> tuple[float, ...]:
+    """Row of `together` cold prompts of `context` tokens sent to one engine at once, each answered by `answer` tokens.
 
-
-def decode_row(context: int, tokens: int, together: int) -> tuple[float, ...]:
-    """Row of `tokens` iterations in which `together` sequences of about `context` tokens each decode one token."""
-    return (0.0, tokens, 0.0, together * tokens * (context + tokens / 2), together * tokens, 0.0)
+    Prompts are computed in chunks of `chunk` tokens, shared by the prompts that fit; the first token of an answer comes
+    out of the last chunk, each later one of an iteration of its own in which all sequences decode.
+    """
+    starts = np.arange(0, context, chunk)
+    sizes = np.minimum(chunk, context - starts)
+    decoded = answer - 1
+    return (1.0, math.ceil(together * context / chunk) + decoded, together * context,
+            together * decoded * (context + answer / 2), together * decoded,
+            together * float((sizes * (starts + sizes / 2)).sum()))
 
 
 def fit(samples: list[Sample]) -> tuple[dict[str, float], float]:
@@ -74,7 +78,7 @@ def fit(samples: list[Sample]) -> tuple[dict[str, float], float]:
 
 
 async def measure(url: str, *, engines: int = 1, model: str | None = None, max_batched_tokens: int = 2048,
-                  decode_tokens: int = 32, repeats: int = 2, seed: int = 0, api_key: str | None = None) -> list[Sample]:
+                  decode_tokens: int = 64, repeats: int = 2, seed: int = 0, api_key: str | None = None) -> list[Sample]:
     """Time the situations on the server at `url`. The least of `repeats` counts: noise only adds."""
     rng = np.random.default_rng(seed)
     async with OpenAIClient(url, api_key) as client:
@@ -87,29 +91,20 @@ async def measure(url: str, *, engines: int = 1, model: str | None = None, max_b
         def text(n: int) -> NDArray:
             return rng.integers(FIRST_ID, FIRST_ID + N_IDS, n)
 
-        async def prefill(n: int) -> float:
-            replies = await asyncio.gather(*(ask(text(n), 1) for _ in range(engines)))
-            return float(np.mean([r.first_token_s - r.sent_s for r in replies]))
-
-        async def decode(n: int, together: int) -> float:
-            replies = await asyncio.gather(*(ask(text(n), decode_tokens + 1) for _ in range(together * engines)))
-            # From the moment when the last of them decodes, to the first that ends, all run together.
-            start, end = max(r.first_token_s for r in replies), max(r.end_s for r in replies)
-            slowest = max(replies, key=lambda r: r.first_token_s)
-            return (end - start) / max(slowest.output_tokens - 1, 1) * decode_tokens
+        async def whole(context: int, answer: int, together: int) -> float:
+            replies = await asyncio.gather(*(ask(text(context), answer) for _ in range(together * engines)))
+            return max(r.end_s for r in replies) - min(r.sent_s for r in replies)
 
         limit = (model_len or 8192) - decode_tokens - 2
         short, long = min(128, limit // 4), min(4096, limit)
+        situations = [(n, 1, 1) for n in sorted({short, limit // 6, limit // 2, limit})]
+        situations += [(n, decode_tokens, together) for n in (short, long) for together in (1, 4)]
         try:
-            await prefill(short)
-            samples = []
-            for n in sorted({short, limit // 6, limit // 2, limit}):
-                samples.append(Sample(f"prefill {n}", prefill_row(n, max_batched_tokens),
-                                      min([await prefill(n) for _ in range(repeats)])))
-            for n in (short, long):
-                for together in (1, 4):
-                    samples.append(Sample(f"decode {together} x {n}", decode_row(n, decode_tokens, together),
-                                          min([await decode(n, together) for _ in range(repeats)])))
+            await whole(short, 2, 1)
+            samples = [Sample(f"{together} x {n} tokens, {answer} answered",
+                              request_row(n, answer, together, max_batched_tokens),
+                              min([await whole(n, answer, together) for _ in range(repeats)]))
+                       for n, answer, together in situations]
         except RequestFailed as e:
             raise UserError(client.base, f"refused a calibration request ({e})",
                             "the server must take token ids and ignore_eos, as vLLM and SGLang do") from None
