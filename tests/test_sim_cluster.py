@@ -204,3 +204,10 @@ def test_sub_agents_run_beside_their_parent_and_release_the_join():
     r = simulate(_trace(SessionSpec("a", 0.0, steps)), SimConfig(kv_tokens=4800, profile=PROFILE), preset("lru")).steps
     assert r["ready_s"][1] == r["ready_s"][2] == r["done_s"][0]
     assert r["ready_s"][3] == max(r["done_s"][1], r["done_s"][2])
+
+
+def test_an_oracle_is_refused_in_closed_loop():
+    trace = _trace(_session("a", 0.0, (50, 2, 0.0)))
+    with pytest.raises(UserError, match="saga-rl bound"):
+        simulate(trace, SimConfig(kv_tokens=1600, profile=PROFILE), replace(preset("lru"), eviction=make("eviction",
+                                                                                                        "belady")))

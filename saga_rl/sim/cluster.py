@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from saga_rl.aeg.trace import Trace
 from saga_rl.aeg.validate import check_fits
+from saga_rl.errors import UserError
 from saga_rl.policies import chains as ch
 from saga_rl.policies import features as ft
 from saga_rl.policies.base import PolicySet
 from saga_rl.policies.presets import preset
 from saga_rl.sim import cache as kv
 from saga_rl.sim import state as st
+from saga_rl.sim.coast import coast, settle
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.engine import arrive, finish_iteration, schedule
 from saga_rl.sim.heap import pop, push
@@ -107,11 +109,14 @@ def _advance(state, place_score, place_params, place_scratch, order_score, order
         if heap.n[0] == 0 or heap.time[0] > now:
             for w in range(n_workers):
                 if run.w[w, st.BUSY] == 0 and run.w[w, st.N_RUNNING] + run.w[w, st.N_WAITING] > 0:
+                    if not literal and coast(world, w, now):
+                        continue
                     seconds = schedule(world, w, now, order_score, order_params, order_scratch, admit_score,
                                        admit_params, admit_scratch, evict_score, evict_params, evict_scratch, whole,
                                        literal)
                     if seconds > 0.0:
                         run.w[w, st.BUSY] = 1
+                        run.wf[w, st.DUE] = now + seconds
                         push(heap, now + seconds, n_steps + w)
             _sample(world, now)
         if heap.n[0] == 0 or heap.time[0] > world.real[st.HORIZON]:
@@ -123,6 +128,9 @@ def _advance(state, place_score, place_params, place_scratch, order_score, order
             _begin_session(world, what - n_steps - n_workers, now)
         elif what >= n_steps:
             w = what - n_steps
+            if run.w[w, st.BUSY] == 0 or now != run.wf[w, st.DUE]:
+                continue  # an arrival cut that run of iterations short
+            settle(world, w, now)
             run.w[w, st.BUSY] = 0
             finish_iteration(world, w, now)
         else:
@@ -150,6 +158,9 @@ class Cluster:
     def __init__(self, trace: Trace, config: SimConfig, policies: PolicySet, *, log: int = 0, samples: int = 0,
                  pause: bool = False) -> None:
         check_fits(trace, kv_tokens=config.pool_blocks * config.block_tokens)
+        if policies.eviction.oracle:
+            raise UserError(f"eviction policy {policies.eviction.name!r}", "must know the future, which in closed loop "
+                            "depends on the policy", "compare it on a fixed reference string: `saga-rl bound`")
         self.trace, self.config, self.policies = trace, config, policies
         self.world = make_fresh(trace, config, log, samples)
         ev = policies.eviction

@@ -15,36 +15,10 @@ from saga_rl.policies import features as ft
 from saga_rl.policies.fairness import afs
 from saga_rl.sim import cache as kv
 from saga_rl.sim import state as st
+from saga_rl.sim.coast import settle
 from saga_rl.sim.heap import push
 from saga_rl.sim.reference import END, READY, START
-
-EPOCH = 0.1
-"""Seconds between two looks at fairness and expiry (`saga.md` section 7)."""
-
-
-@njit(cache=True)
-def log_event(world, kind, step, now, tokens, final):
-    """Append to the reference string, if one is recorded."""
-    if world.limits[st.LOGGING] == 0:
-        return
-    run = world.run
-    at = run.count[st.LOGGED]
-    if at >= run.log_t.shape[0]:
-        run.count[st.OVERFLOW] = 1
-        return
-    run.log_i[at, 0], run.log_i[at, 1], run.log_i[at, 2], run.log_i[at, 3] = kind, step, tokens, final
-    run.log_t[at] = now
-    run.count[st.LOGGED] = at + 1
-
-
-@njit(cache=True)
-def account(world, w, now):
-    """Integrate the worker's memory use up to now; call before its pool changes."""
-    run, n = world.run, world.pool.n
-    dt = now - run.wf[w, st.SEEN_S]
-    run.total[st.IN_USE] += dt * (n[w, kv.RESIDENT] + n[w, kv.PRIVATE])
-    run.total[st.BUSY_BLOCKS] += dt * (n[w, kv.PINNED] + n[w, kv.PRIVATE])
-    run.wf[w, st.SEEN_S] = now
+from saga_rl.sim.worker import EPOCH, account, blocks_for, log_event, new_epoch
 
 
 # ---------------------------------------------------------------- the waiting queue
@@ -100,18 +74,10 @@ def _dequeue(run, w):
 
 @njit(cache=True)
 def epoch(world, w, now, order_score, order_params, order_scratch):
-    """Every `EPOCH` seconds: presume long-idle chains ended, recompute shares, and sort the queue anew."""
+    """With each new epoch recompute shares and sort the queue anew."""
     run = world.run
-    if now - run.wf[w, st.EPOCH_S] < EPOCH:
-        return
-    run.wf[w, st.EPOCH_S] = now
-    pool = world.pool
-    for k in range(pool.n[w, kv.IDLE]):
-        c = pool.owner[w, pool.idle[w, k]]
-        if now - world.chains[c, ch.LAST] > world.real[st.EXPIRY]:
-            ch.expire(world.chains, world.tables, w, c)
     n = run.w[w, st.N_WAITING]
-    if n == 0:
+    if not new_epoch(world, w, now) or n == 0:
         return
     afs(world.chains, world.tables, w, run.live[1:], run.live[0], now, EPOCH, run.afs)
     for k in range(n):
@@ -128,11 +94,6 @@ def _make_room(world, w, need, now, evict_score, evict_params, evict_scratch, wh
         world.chains[world.tree.chain[run.queue[w, k]], ch.QPOS] = k
     kv.make_room(world.tree, world.pool, world.chains, world.tables, world.g, w, need, now, world.work.next_use,
                  evict_score, evict_params, evict_scratch, whole, world.work.evict, world.work.scores)
-
-
-@njit(cache=True)
-def _blocks(tokens, block):
-    return (tokens + block - 1) // block
 
 
 @njit(cache=True)
@@ -169,14 +130,15 @@ def fill_admission(world, w, step, cached, known, now):
     c = world.tree.chain[step]
     mine = world.chains[c]
     e = ft.expected_output(tables, w, int(mine[ch.TYPE]), 0.0)
-    need = _blocks(known + int(max(e - run.i[step, st.GENERATED], 1.0)), block) - cached
+    need = blocks_for(known + int(max(e - run.i[step, st.GENERATED], 1.0)), block) - cached
     growth, session_growth = 0.0, 0.0
     for k in range(run.w[w, st.N_RUNNING]):
         r = run.running[w, k]
         rc = world.tree.chain[r]
         i = run.i[r]
         more = max(ft.expected_output(tables, w, int(chains[rc, ch.TYPE]), 0.0) - i[st.GENERATED], 1.0)
-        growth += _blocks(world.plan.prompt[r] + i[st.GENERATED] + int(more), block) - _blocks(i[st.COMPUTED], block)
+        then = world.plan.prompt[r] + i[st.GENERATED] + int(more)
+        growth += blocks_for(then, block) - blocks_for(i[st.COMPUTED], block)
         session_growth += ft.expected_growth(chains, tables, w, rc) / block
     older, live = 0.0, float(pool.n[w, kv.PINNED] + pool.n[w, kv.PRIVATE])
     tick = world.work.stamp[-1] + 1
@@ -221,7 +183,7 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
         i = run.i[step]
         have = i[st.COMPUTED]
         n = min(plan.prompt[step] + i[st.GENERATED] - have, budget)
-        need = _blocks(have + n, block) - _blocks(have, block)
+        need = blocks_for(have + n, block) - blocks_for(have, block)
         gone = False
         while pool.n[w, kv.FREE] + kv.evictable(pool, w) < need:
             preempted = True
@@ -255,7 +217,7 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
                 break
         have = cached * block
         n = min(known - have, budget)
-        need = _blocks(have + n, block) - cached
+        need = blocks_for(have + n, block) - cached
         if pool.n[w, kv.FREE] + kv.evictable(pool, w) - kv.idle_hit_blocks(tree, pool, w, step, cached) < need:
             break
         log_event(world, START, step, now, known, 0)
@@ -371,6 +333,9 @@ def _finish_step(world, w, step, now):
 def arrive(world, w, step, now, order_score, order_params, order_scratch, literal):
     """The request was placed on worker w: queue it and book it in the router's view."""
     run, c = world.run, world.tree.chain[step]
+    settle(world, w, now)
+    if run.home[c] >= 0:
+        settle(world, run.home[c], now)
     account(world, w, now)
     if literal:  # a timer would have fired before the request came back
         kv.drop_expired(world.tree, world.pool, world.chains, world.tables, world.g, w, now, world.work.next_use,

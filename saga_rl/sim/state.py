@@ -49,9 +49,9 @@ UNBORN, WAITING, RUNNING, DONE = range(4)
 # columns of Run.f, by step
 READY, START_S, FIRST_S, DONE_S, KEY, READY_AT = range(6)
 # columns of Run.w, by worker
-N_RUNNING, N_WAITING, BUSY, IN_FLIGHT, HOMED = range(5)
+N_RUNNING, N_WAITING, BUSY, IN_FLIGHT, HOMED, COAST = range(6)
 # columns of Run.wf, by worker
-EPOCH_S, SEEN_S, FLIGHT_TOKENS, QUEUED_TOKENS = range(4)
+EPOCH_S, SEEN_S, FLIGHT_TOKENS, QUEUED_TOKENS, DUE, COAST_FROM = range(6)
 # Run.count
 STEPS_DONE, SESSIONS_DONE, EVENTS, PREEMPTED, MIGRATIONS, PREFILLED, RECOMPUTED, HIT, PROMPT, ITERATIONS, LOGGED, \
     NEXT_SESSION, AWAITING, OVERFLOW, SAMPLES = range(15)
@@ -158,7 +158,7 @@ def make_world(trace: Trace, config: SimConfig, *, log: int = 0, samples: int = 
     same = forest.chain[parents] == forest.chain[plan.child]
     lines = n - len(np.unique(parents[same]))  # steps that can wait at once: each chain's steps follow one another
     run = Run(
-        np.zeros((n, 13), np.int64), np.full((n, 6), np.nan), np.zeros((w, 5), np.int64), np.zeros((w, 4)),
+        np.zeros((n, 13), np.int64), np.full((n, 6), np.nan), np.zeros((w, 6), np.int64), np.zeros((w, 6)),
         np.zeros((w, config.max_num_seqs), np.int32), np.zeros((w, lines + 1), np.int32),
         np.full(n_chains, -1, np.int32), np.diff(trace.session_offsets).astype(np.int64),
         np.full(trace.n_sessions, np.nan), np.full(trace.n_sessions, np.nan), np.zeros(15, np.int64), np.zeros(6),
@@ -175,7 +175,9 @@ def make_world(trace: Trace, config: SimConfig, *, log: int = 0, samples: int = 
     limits = np.array([w, config.block_tokens, config.max_num_seqs, config.batched_tokens, config.end_hint,
                        config.population, log > 0], np.int64)
     real = np.concatenate([config.profile.vector(), [config.expiry_s, config.horizon_s, config.kv_tokens]])
-    heap = make_heap(n + w + trace.n_sessions + 1)
+    # one entry a step and a session at most, and a worker's iteration ends: one due and, until popped, stale ones,
+    # of which an arrival makes at most one
+    heap = make_heap(2 * n + w + trace.n_sessions + 1)
     first = min(config.population or trace.n_sessions, trace.n_sessions)
     for s in range(first):
         # A closed population starts at once; a microsecond apart, so that its order is defined.
