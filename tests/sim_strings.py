@@ -1,4 +1,4 @@
-"""Small random traces and reference strings, and their meaning in plain Python: sets of blocks, no forest, no arrays."""
+"""Small random traces and reference strings, and their meaning in plain Python: sets of blocks, no forest."""
 
 from __future__ import annotations
 

@@ -34,9 +34,10 @@ def test_lru_hits_and_evicts_what_a_dictionary_does(seed):
 
 
 @settings(max_examples=300, deadline=None)
-@given(SEEDS)
-def test_no_policy_recomputes_less_than_belady(seed):
-    reference = string(seed)
+@given(SEEDS, st.integers(-6, 5))
+def test_no_policy_recomputes_less_than_belady(seed, slack):
+    """Also where runs are clipped (negative slack)."""
+    reference = string(seed, slack=slack)
     best = replay(reference, make("eviction", "belady"), reference.kv_tokens)
     for name in ONLINE:
         got = replay(reference, make("eviction", name), reference.kv_tokens)
