@@ -260,7 +260,7 @@ class PolicyBlockQueue:
             self._run_of[block.block_id] = None
             self._user[block.block_id] = NO_USER
         if run.num_free_blocks == 0:
-            del self._runs[run.seq]
+            self._runs.pop(run.seq, None)
         return len(out) - start
 
     def _empty(self, blocks: list[KVCacheBlock]) -> None:
