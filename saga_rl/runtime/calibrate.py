@@ -1,7 +1,7 @@
 """Fit a cost profile to a running server: `python -m saga_rl.runtime.calibrate URL -o profile.json`.
 
 A few prompts are timed from sending to the last token: cold prompts of several lengths, and answers alone and four at a
-time after a short and a long prompt, on all engines at once, so that what they share (cores, memory bandwidth) is in the
+time after a short and a long prompt, on all engines at once, so that what they share (cores, memory) is in the
 figures. Then
 
     seconds = request + base * I + prefill * P + attention * A + kv * K + seq * D
