@@ -96,7 +96,8 @@ def prompt(session: int, branch: int, length: int) -> list[int]:
     return (shared + pair + [1000 + 10 * session + branch] * 20 * BLOCK)[:length]
 
 
-ACT = st.tuples(st.booleans(), st.integers(0, 4), st.integers(0, 2), st.integers(1, 10 * BLOCK), st.integers(0, 20),
+LENGTH = st.integers(1, 10 * BLOCK) | st.integers(6, 10).map(lambda blocks: blocks * BLOCK)
+ACT = st.tuples(st.booleans(), st.integers(0, 4), st.integers(0, 2), LENGTH, st.integers(0, 20),
                 st.sampled_from((0.0, 0.0, 1.0, 3.5)))
 
 
@@ -118,7 +119,7 @@ def test_under_lru_every_block_and_every_victim_is_the_stock_queues(acts):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(ACT, min_size=5, max_size=60),
+@given(st.lists(ACT, min_size=20, max_size=60),
        st.sampled_from(("youngest", "wa-lru", "lru-protect", "wa-lru-literal")))
 def test_under_any_policy_blocks_are_conserved_ancestors_stay_and_nothing_running_is_touched(acts, policy):
     e = Engine(policy)
@@ -126,7 +127,7 @@ def test_under_any_policy_blocks_are_conserved_ancestors_stay_and_nothing_runnin
     for begin, session, branch, length, which, gap in acts:
         now += gap
         if begin or not e.live:
-            e.start(f"s{session}", prompt(session, branch, length), now, final=branch == 2)
+            e.start(f"s{session}.{branch == 2}", prompt(session, branch, length), now, final=which == 0)
         else:
             e.end(which, now)
         if e.queue.victims.policy.drop_expired:
