@@ -40,7 +40,7 @@ def main(
     lr: Annotated[float, Option(help="Learning rate of Adam at the start.")] = 3e-3,
     hidden: Annotated[str, Option(help="Widths of the hidden layers, with commas between.")] = "24,24",
     validation: Annotated[float, Option(help="Share of the episodes held out.")] = 0.1,
-    placement: Annotated[str, Option(help="Companion policy of the checkpoint.")] = "saga:theta=8",
+    placement: Annotated[str, Option(help="Companion policy of the checkpoint.")] = "saga:theta=20",
     ordering: Annotated[str, Option(help="Companion policy of the checkpoint.")] = "session-fcfs",
     admission: Annotated[str, Option(help="Companion policy of the checkpoint.")] = "reserve-older",
     seed: Annotated[int, Option(help="The weights follow from it, bit for bit.")] = 0,
