@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from saga_rl.policies.base import Policy
-from saga_rl.policies.features import PLACEMENT, placement_row
+from saga_rl.policies.features import PLACEMENT, placement_row, uncached_tokens
 from saga_rl.policies.guard import Guard
 from saga_rl.policies.registry import make
 from saga_rl.runtime.hints import Hints
@@ -36,6 +36,8 @@ class _Engine:
 class _Flight:
     served: Served
     engine: int
+    uncached: float
+    """Prompt tokens that the engine has to compute, as believed when it was sent."""
     output_tokens: int = 0
     answered: bool = False
 
@@ -86,14 +88,15 @@ class Router:
         if home != engine:
             self.migrations += home >= 0
             self._settle(c, -1)
+        uncached = uncached_tokens(self.tracker.chains, c, float(prompt_tokens), home == engine)
         self._home[c] = engine
         self._settle(c, engine)
         if e.queued_tokens == 0:
             e.busy_since = now
         e.in_flight += 1
         e.flight_tokens += prompt_tokens
-        e.queued_tokens += prompt_tokens
-        self.flights[request_id] = _Flight(served, engine)
+        e.queued_tokens += uncached
+        self.flights[request_id] = _Flight(served, engine, uncached)
 
     def output(self, request_id: str, tokens: int, finished: bool, now: float) -> None:
         """The engine sent `tokens` tokens of the answer; `finished`: the last ones."""
@@ -128,7 +131,7 @@ class Router:
     def _answered(self, flight: _Flight, now: float) -> None:
         """Its prompt is computed: the engine's queue is shorter, and we know better how fast it works it off."""
         flight.answered = True
-        e, tokens = self.engines[flight.engine], flight.served.prompt_tokens
+        e, tokens = self.engines[flight.engine], flight.uncached
         e.queued_tokens -= tokens
         if not math.isnan(self._aged):
             keep = 0.5 ** (max(now - self._aged, 0.0) / HALF_LIFE_S)
