@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -151,7 +153,8 @@ def test_interrupted_training_leaves_nothing(work: Path, monkeypatch: pytest.Mon
 
 
 def test_library_errors_name_the_option(work: Path) -> None:
-    for options, words in (({"behaviour": "lruu"}, "lru"), ({"epsilon": 2.0}, "--epsilon"), ({"record": "stock"}, "saga"),
+    for options, words in (({"behaviour": "lruu"}, "lru"), ({"epsilon": 2.0}, "--epsilon"),
+                           ({"record": "stock"}, "saga"),
                            ({"kv_tokens": "12,x"}, "12|'x'"), ({"kv_tokens": "", "pressure": ""}, "--pressure"),
                            ({"kv_tokens": "100"}, "KV pool")):
         with pytest.raises(UserError, match=words):
@@ -176,4 +179,23 @@ def test_bad_input_is_one_line_and_status_2(arguments: tuple[str, ...], tmp_path
                           capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: absent") and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_collection_leaves_nothing(work: Path, tmp_path: Path, sent: int) -> None:
+    child = subprocess.Popen(
+        [sys.executable, str(ROOT / "training" / "collect.py"), str(work / "t.parquet"), "--kv-tokens", KV,
+         "--jobs", "1", "--episodes", "100000", "--out", "x-v0"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 300
+        while not list(tmp_path.glob(".x-v0.*/data/metadata.json")):
+            assert child.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        child.send_signal(sent)
+        _, errors = child.communicate(timeout=120)
+    finally:
+        child.kill()
+    assert child.returncode == 130
+    assert "interrupted" in errors
     assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ def run_script(command: Callable[..., None]) -> None:
     @app.command()
     @functools.wraps(command)
     def guarded(**options: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` cleans up as Ctrl-C does
         try:
             command(**options)
         except KeyboardInterrupt:  # caught here because typer would turn it into status 1
