@@ -11,6 +11,8 @@ import secrets
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,8 @@ def serve(model: str, flags: list[str], config: SagaConfig) -> None:
             _install_placement(args, policies, config)
     _announce(config, policies, version)
     try:
-        command.cmd(args)
+        with _children_start_clean():
+            command.cmd(args)
     finally:
         if config.record is not None:
             _merge(config.record)
@@ -104,6 +107,21 @@ def _install_placement(args: Any, policies: PolicySet, config: SagaConfig) -> No
     from saga_rl.runtime.placement import install
 
     install(policies.placement, config)
+
+
+@contextmanager
+def _children_start_clean() -> Iterator[None]:
+    """Keep the processes that vLLM spawns from importing this command again. They need nothing of it, it would cost
+    each some seconds, and vLLM 0.32's CPU worker fails where numba was imported ahead of it (its search of all loaded
+    modules for Triton kernels calls `vars` on llvmlite's library object)."""
+    main = sys.modules["__main__"]
+    kept: dict[str, Any] = {k: main.__dict__[k] for k in ("__file__", "__spec__") if k in main.__dict__}
+    main.__dict__.pop("__file__", None)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__dict__.update(kept)
 
 
 def _check_record(record: str) -> str:
