@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from saga_rl.learn.cards import command
-from saga_rl.learn.evaluation import COLLAPSE, _compare, bootstrap, paired_ratio
+from saga_rl.learn.evaluation import COLLAPSE, _against_all, _compare, bootstrap, paired_ratio
 from saga_rl.learn.script import numbers, words
 
 
@@ -39,6 +39,16 @@ def test_collapsed_seeds_are_counted_and_left_out() -> None:
     assert arms["x"]["p95_vs_stock"]["ratio"] == pytest.approx(1.0)
     always = _compare({"lru": [99.0] * 3, "x": [10.0] * 3}, {"lru": [1.0] * 3, "x": [1.0] * 3}, infinite)
     assert always["x"]["mean_vs_stock"] is None and always["x"]["pairs"] == 0
+
+
+def test_the_last_arm_is_held_against_every_other() -> None:
+    infinite = np.array([10.0, 10.0])
+    mean = {"lru": [20.0, 99.0], "wild": [99.0, 99.0], "x": [10.0, 33.0]}
+    against = _against_all(mean, mean, infinite)
+    assert set(against) == {"lru", "wild"}
+    assert against["wild"] is None
+    assert against["lru"] is not None and against["lru"]["pairs"] == 1
+    assert against["lru"]["ratio"] == pytest.approx(0.5)
 
 
 def test_lists_on_the_command_line() -> None:

@@ -5,6 +5,7 @@ Losses are printed as plainly as gains. `--out` receives `evaluation.json`, `.md
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,8 @@ from saga_rl.learn.plots import evaluation_picture
 from saga_rl.learn.script import capacities, check_range, progress, run_script
 from saga_rl.learn.tracking import Tracker
 from saga_rl.policies.checkpoint import load_checkpoint
-from saga_rl.policies.presets import preset_names
+from saga_rl.policies.presets import preset, preset_names
+from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance
 from saga_rl.sim.bound import LOW_PRESSURE
 
@@ -55,7 +57,9 @@ def main(
     trace = read_trace(trace_file)
     sizes = capacities(trace_file, kv_tokens, pressure, population, profile)
     make_folder(out)
-    arms = {name: name for name in (STOCK, *(n for n in preset_names() if n != STOCK))} | {"learned": str(checkpoint)}
+    learned = loaded.policies()
+    arms = {name: preset(name) for name in (STOCK, *(n for n in preset_names() if n != STOCK))}
+    arms |= {"companions": replace(learned, eviction=make("eviction", "wa-lru")), "learned": learned}
     config = sim_config(max(sizes), workers, population, profile)
     specs = HEURISTICS | {"learned": f"learned:{checkpoint}"}
     with progress() as bar:
@@ -74,7 +78,8 @@ def main(
     evaluation_picture(result, out / "evaluation.png")
     with atomic(out / "evaluation.md") as tmp:
         tmp.write_text(evaluation_card(result, trace.meta.name))
-    report(result, Console())
+    console = Console()
+    report(result, console if console.is_terminal else Console(width=120))
     with Tracker(wandb, project, out, {"checkpoint": checkpoint.name, "trace": trace.meta.name}, "evaluate") as tracker:
         tracker.artifact("evaluation", f"{checkpoint.name}-on-{trace.meta.name}", out, {"sha256": loaded.sha256})
 
@@ -107,8 +112,8 @@ def report(result: dict[str, Any], console: Console) -> None:
 
 def closed_table(run: dict[str, Any]) -> Table:
     table = Table(title=f"closed loop, simulated: {run['workers']} worker(s) x {run['kv_tokens']:,} KV tokens, "
-                        f"{len(run['seeds'])} paired seeds")
-    for column in ("policy", "mean TCT, s", "P95 TCT, s", "mean / lru [95 %]", "P95 / lru [95 %]", "/ infinite memory",
+                        f"{len(run['seeds'])} paired seeds, 95 % intervals")
+    for column in ("policy", "mean TCT, s", "P95 TCT, s", "mean / lru", "P95 / lru", "/ infinite",
                    "collapsed"):
         table.add_column(column, justify="left" if column == "policy" else "right")
     for label, arm in run["arms"].items():
@@ -119,17 +124,13 @@ def closed_table(run: dict[str, Any]) -> Table:
 
 
 def verdicts(result: dict[str, Any]) -> list[str]:
-    """What the learned policy gains and loses, a line for each capacity and figure."""
+    """What the learned policy gains and loses against each other arm, a line for each capacity and figure."""
     lines = []
     for run in result["closed_loop"]:
-        learned = run["arms"]["learned"]
-        for key, what in (("mean_vs_stock", "mean TCT"), ("p95_vs_stock", "P95 TCT")):
-            where = f"learned at {run['kv_tokens']:,}: {what}"
-            if learned[key] is None:
-                lines.append(f"{where}: stock collapsed in every seed, no ratio is quoted")
-            else:
-                lines.append(f"{where}: {learned[key]['verdict']} against stock, x{interval(learned[key])} "
-                             f"over {learned['pairs']} pairs")
+        for key, what in (("mean_vs", "mean TCT"), ("p95_vs", "P95 TCT")):
+            parts = [f"{other}: no ratio, it collapsed in every seed" if ratio is None else
+                     f"{other}: {ratio['verdict']}, x{interval(ratio)}" for other, ratio in run[key].items()]
+            lines.append(f"learned at {run['kv_tokens']:,}, {what} against " + "; ".join(parts))
     return lines
 
 

@@ -63,6 +63,10 @@ def evaluation_card(result: dict[str, Any], trace: str) -> str:
             lines.append(f"| {run['kv_tokens']} | {label} | {mean:.1f} | {interval(arm.get('mean_vs_stock'))} "
                          f"| {interval(arm.get('p95_vs_stock'))} | {arm['vs_infinite']:.2f} "
                          f"| {arm['collapsed']} of {len(run['seeds'])} |")
+    lines += ["", "The checkpoint against the other arms, mean TCT: " + "; ".join(
+        f"at {run['kv_tokens']} " + ", ".join(f"{other} {interval(ratio)}" + (f" ({ratio['verdict']})" if ratio else "")
+                                              for other, ratio in run["mean_vs"].items())
+        for run in result["closed_loop"]) + "."]
     return "\n".join([*lines, ""])
 
 

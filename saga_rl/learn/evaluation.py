@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from saga_rl.aeg.trace import Trace
 from saga_rl.env.episodes import resample
+from saga_rl.policies.base import PolicySet
 from saga_rl.policies.presets import preset
 from saga_rl.sim.bound import LOW_PRESSURE, bound
 from saga_rl.sim.cluster import simulate
@@ -71,31 +72,44 @@ def open_loop(trace: Trace, config: SimConfig, capacities: Sequence[int], polici
     return rows
 
 
-def closed_loop(trace: Trace, config: SimConfig, arms: dict[str, str], seeds: Sequence[int],
+def closed_loop(trace: Trace, config: SimConfig, arms: dict[str, PolicySet], seeds: Sequence[int],
                 tick: Tick) -> dict[str, Any]:
-    """Task completion times of every arm (label -> preset or checkpoint folder) on the same arrangements.
+    """Task completion times of every arm on the same arrangements; the first arm is stock, the last the one judged.
 
     Result: `arms[label]` holds `tct_mean_s`, `tct_p95_s` (lists over seeds), `collapsed` (seeds in which its mean TCT
     exceeds `COLLAPSE` x that of infinite memory), and for all but stock `mean_vs_stock`, `p95_vs_stock`: `paired_ratio`
-    over the seeds in which stock did not collapse (`pairs` of them), None if it always did. `infinite_memory`:
+    over the seeds in which stock did not collapse (`pairs` of them), None if it always did. `mean_vs`, `p95_vs`: the
+    last arm against each other one, over the seeds in which that other did not collapse. `infinite_memory`:
     `tct_mean_s`, stock with a pool that never fills.
     """
     context = int((trace.steps.prompt_tokens + trace.steps.output_tokens).sum())
     roomy = replace(config, kv_tokens=context + config.block_tokens * (trace.n_steps + 1))
-    policies = {label: preset(name) for label, name in arms.items()}
     mean: dict[str, list[float]] = {label: [] for label in arms}
     p95: dict[str, list[float]] = {label: [] for label in arms}
     infinite: list[float] = []
     for seed in seeds:
         arranged = resample(trace, np.random.default_rng(seed))
         infinite.append(simulate(arranged, roomy, preset(STOCK), seed=seed).metrics["tct_mean_s"])
-        for label, policy in policies.items():
+        for label, policy in arms.items():
             metrics = simulate(arranged, config, policy, seed=seed).metrics
             mean[label].append(metrics["tct_mean_s"])
             p95[label].append(metrics["tct_p95_s"])
             tick(f"{label}, seed {seed}, {config.kv_tokens:,} tokens")
+    roof = np.array(infinite)
     return {"kv_tokens": config.kv_tokens, "workers": config.workers, "seeds": list(seeds),
-            "infinite_memory": {"tct_mean_s": infinite}, "arms": _compare(mean, p95, np.array(infinite))}
+            "infinite_memory": {"tct_mean_s": infinite}, "arms": _compare(mean, p95, roof),
+            "mean_vs": _against_all(mean, mean, roof), "p95_vs": _against_all(p95, mean, roof)}
+
+
+def _against_all(values: dict[str, list[float]], mean: dict[str, list[float]],
+                 infinite: NDArray[np.float64]) -> dict[str, dict[str, Any] | None]:
+    *others, last = values
+    out: dict[str, dict[str, Any] | None] = {}
+    for label in others:
+        sound = np.array(mean[label]) <= COLLAPSE * infinite
+        pair = np.array(values[last])[sound], np.array(values[label])[sound]
+        out[label] = {**paired_ratio(*pair), "pairs": int(sound.sum())} if sound.any() else None
+    return out
 
 
 def _compare(mean: dict[str, list[float]], p95: dict[str, list[float]],
