@@ -2,8 +2,7 @@
 
 A context is a path from a root. Blocks that are always used together form one *segment*: a run of blocks cut wherever
 some step's context branches off or ends short of what an earlier step had. A worker's cache of a segment is therefore
-one number, how many of its leading blocks are resident, and still exact block for block (`architecture.md`: session as
-a prefix, exactly).
+one number, how many of its leading blocks are resident, and still exact block for block.
 
 Block arithmetic is vLLM's: a context of n tokens holds (n - 1) // block full blocks once its last token is sampled
 (that token's KV is never computed), and a prompt of n tokens can find at most (n - 1) // block blocks in the cache

@@ -28,7 +28,7 @@ EVICTION = (
     "p_return_10s",   # chance that it returns within 10 s
     "p_end",          # chance that it has ended
     "ttl_left",       # (ttl - idle) / ttl, clipped to [-1, 1]
-    "p_reuse",        # (1 - end prior) * n / (n + n_obs), saga.md section 2
+    "p_reuse",        # (1 - end prior) * n / (n + n_obs), SAGA section 2
     "recency",        # idle / largest idle seen on the worker
     "size",           # its blocks / largest chain in the pool
     "used",           # share of the pool that holds anything
@@ -57,7 +57,7 @@ def eviction_row(chains, tables, g, w, c, now, last_use_s, blocks, shared, oracl
     """Fill `out` (len(EVICTION),) for chain c on worker w.
 
     last_use_s: when the blocks in question were last released; blocks: how many of them are resident; oracle: next
-    use, or NaN. Keeps G_TAU_MAX, the largest idle time seen (`saga.md` section 3).
+    use, or NaN. Keeps G_TAU_MAX, the largest idle time seen (SAGA section 3).
     """
     row = chains[c]
     tool = int(row[ch.TOOL])
@@ -125,7 +125,7 @@ def ordering_row(chains, c, now, queued_s, prompt_tokens, preempted, afs, out):
 
 # ---------------------------------------------------------------- placement: one worker, for one request
 PLACEMENT = (
-    "load",           # max(running-slot share, pinned KV share) + queued prefill seconds / 1 s, saga.md section 6
+    "load",           # max(running-slot share, pinned KV share) + queued prefill seconds / 1 s, SAGA section 6
     "in_flight",      # requests sent there and not finished
     "slots",          # in_flight / running slots
     "pinned",         # KV tokens of its requests in flight / its pool, at most 1
@@ -142,7 +142,7 @@ P_LOAD, P_IN_FLIGHT, P_SLOTS, P_PINNED, P_QUEUED, P_HOME, P_HIT, P_PROMPT, P_NEW
 
 @njit(cache=True)
 def load(slots, pinned, queued_s):
-    """`saga.md` section 6: the larger share in use, plus the seconds of prefill that wait."""
+    """SAGA section 6: the larger share in use, plus the seconds of prefill that wait."""
     return max(slots, pinned) + queued_s
 
 

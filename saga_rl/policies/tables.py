@@ -1,7 +1,7 @@
 """What a worker has learned from the requests it served: per tool (latency, observation, end) and per agent type.
 
 Online and windowed: the simulator and the vLLM adapter update the same arrays through the same functions.
-Tool latencies are kept as a log-spaced histogram over the last `WINDOW` returns of each tool (`saga.md` section 4:
+Tool latencies are kept as a log-spaced histogram over the last `WINDOW` returns of each tool (SAGA section 4:
 empirical percentile over a sliding window of 256).
 
 Row of a tool code t is t + 1 (row 0: the step called no tool); the last row pools all.

@@ -22,7 +22,7 @@ from saga_rl.policies.registry import make
 from saga_rl.runtime.tracker import Served, Tracker, W
 
 EPOCH_S = 0.1
-"""Seconds between two recomputations of fairness, `saga.md` section 7 and the simulator."""
+"""Seconds between two recomputations of fairness, SAGA section 7 and the simulator."""
 
 Entry = tuple[float, float, int, Request]
 

@@ -9,7 +9,7 @@ from saga_rl.sim import cache as kv
 from saga_rl.sim import state as st
 
 EPOCH = 0.1
-"""Seconds between two looks at fairness and expiry (`saga.md` section 7)."""
+"""Seconds between two looks at fairness and expiry (SAGA section 7)."""
 
 
 @njit(cache=True)
