@@ -33,7 +33,7 @@ def _root(version: bool = typer.Option(False, "--version", callback=_version, is
 
 
 def run_user_command(command) -> None:
-    """Call `command()`; a `UserError` becomes one line on standard error and exit status 2. Scripts in training/ share it."""
+    """Call `command()`; a `UserError` becomes one line on standard error and exit status 2. Scripts share it."""
     try:
         command()
     except UserError as e:

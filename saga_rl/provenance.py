@@ -28,7 +28,8 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def provenance(*, seed: int | None, trace: str | Path | None, argv: list[str] | None = None, **more: Any) -> dict[str, Any]:
+def provenance(*, seed: int | None, trace: str | Path | None, argv: list[str] | None = None,
+               **more: Any) -> dict[str, Any]:
     """The `provenance` object of a result file."""
     return {
         "commit": commit(), "version": __version__, "seed": seed,
