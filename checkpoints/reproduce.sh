@@ -28,10 +28,15 @@ workload burst-hitl burstgpt --sessions 120 --max-context 65536 --hitl-share 0.1
 "$BIN/python" training/train_offline.py "$WORK/eviction-v0" --out "$OUT" --run-dir "$WORK" --algo rank \
     --epochs 16 --batch 256 --lr 3e-3 --seed 1 --note "the whole pipeline, data included: checkpoints/reproduce.sh"
 [ "$EVALUATE" = 0 ] && exit 0
-for name in swe web burst swe-hitl web-hitl burst-hitl; do
-    "$BIN/python" training/evaluate.py "$OUT" "$WORK/$name/test.parquet" --pressure 1.25,1.75,2.5 \
-        --population $POPULATION --seeds 5 --open-seeds 2 --out "$WORK/evaluate-$name"
-done
+evaluate() { # NAME...
+    for name in "$@"; do
+        "$BIN/python" training/evaluate.py "$OUT" "$WORK/$name/test.parquet" --pressure 1.25,1.75,2.5 \
+            --population $POPULATION --seeds 5 --open-seeds 2 --out "$WORK/evaluate-$name"
+    done
+}
+evaluate swe web burst & # one core each
+evaluate swe-hitl web-hitl burst-hitl
+wait $!
 {
     echo "# checkpoints/eviction on held-out sessions (simulated)"
     echo

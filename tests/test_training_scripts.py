@@ -21,6 +21,7 @@ from saga_rl.errors import UserError
 from saga_rl.learn.dataset import read_dataset
 from saga_rl.policies.checkpoint import load_checkpoint
 from saga_rl.policies.features import LEARNED_EVICTION, feature_hash
+from saga_rl.policies.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 KV = "45000"
@@ -91,7 +92,7 @@ def test_training_twice_gives_the_same_bytes_and_another_seed_others(work: Path)
 def test_training_improves_on_chance_and_writes_a_checkpoint(work: Path, algo: str) -> None:
     checkpoint = load_checkpoint(train(work, f"by-{algo}", algo=algo, epochs=10, batch=32))
     assert checkpoint.seam == "eviction"
-    assert checkpoint.companions == {"placement": "saga", "ordering": "session-fcfs", "admission": "reserve-older"}
+    assert checkpoint.companions == {k: v for k, v in PRESETS["saga+"].items() if k != "eviction"}
     assert checkpoint.meta["figures"]["pair_accuracy"] > 0.6
     for part in ("## Training", "## Data", "belady", "sha256"):
         assert part in checkpoint.card
@@ -124,7 +125,7 @@ def test_fine_tuning_starts_from_a_checkpoint_and_writes_one(work: Path) -> None
 
 
 def test_evaluation_compares_on_equal_terms(work: Path) -> None:
-    script("evaluate").main(work / "policy", work / "t.parquet", work / "eval", kv_tokens=KV, seeds=2, open_seeds=1)
+    script("evaluate").main(work / "policy", work / "t.parquet", work / "eval", kv_tokens=KV, seeds=3, open_seeds=1)
     result = json.loads((work / "eval" / "evaluation.json").read_text())
     assert (work / "eval" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
     (row,) = result["open_loop"]
@@ -134,7 +135,7 @@ def test_evaluation_compares_on_equal_terms(work: Path) -> None:
     assert set(run["arms"]) == {"lru", "saga", "saga+", "companions", "learned"}
     assert set(run["mean_vs"]) == set(run["p95_vs"]) == set(run["arms"]) - {"learned"}
     for label, arm in run["arms"].items():
-        assert len(arm["tct_mean_s"]) == len(run["seeds"]) == 2
+        assert len(arm["tct_mean_s"]) == len(run["seeds"]) == 3
         if label != "lru" and arm["mean_vs_stock"]:
             ratio = arm["mean_vs_stock"]
             assert ratio["low"] <= ratio["ratio"] <= ratio["high"]

@@ -128,7 +128,7 @@ def verdicts(result: dict[str, Any]) -> list[str]:
     lines = []
     for run in result["closed_loop"]:
         for key, what in (("mean_vs", "mean TCT"), ("p95_vs", "P95 TCT")):
-            parts = [f"{other}: no ratio, it collapsed in every seed" if ratio is None else
+            parts = [f"{other}: no ratio, too few pairs in which it did not collapse" if ratio is None else
                      f"{other}: {ratio['verdict']}, x{interval(ratio)}" for other, ratio in run[key].items()]
             lines.append(f"learned at {run['kv_tokens']:,}, {what} against " + "; ".join(parts))
     return lines

@@ -23,6 +23,7 @@ from saga_rl.learn.train import TrainConfig, train
 from saga_rl.policies.base import Seam
 from saga_rl.policies.checkpoint import save_checkpoint
 from saga_rl.policies.features import LEARNED_EVICTION, feature_hash
+from saga_rl.policies.presets import PRESETS
 from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance, sha256
 
@@ -40,9 +41,9 @@ def main(
     lr: Annotated[float, Option(help="Learning rate of Adam at the start.")] = 3e-3,
     hidden: Annotated[str, Option(help="Widths of the hidden layers, with commas between.")] = "24,24",
     validation: Annotated[float, Option(help="Share of the episodes held out.")] = 0.1,
-    placement: Annotated[str, Option(help="Companion policy of the checkpoint.")] = "saga:theta=20",
-    ordering: Annotated[str, Option(help="Companion policy of the checkpoint.")] = "session-fcfs",
-    admission: Annotated[str, Option(help="Companion policy of the checkpoint.")] = "reserve-older",
+    placement: Annotated[str, Option(help="Companion policy of the checkpoint.")] = PRESETS["saga+"]["placement"],
+    ordering: Annotated[str, Option(help="Companion policy of the checkpoint.")] = PRESETS["saga+"]["ordering"],
+    admission: Annotated[str, Option(help="Companion policy of the checkpoint.")] = PRESETS["saga+"]["admission"],
     seed: Annotated[int, Option(help="The weights follow from it, bit for bit.")] = 0,
     wandb: Annotated[str, Option(help="disabled, offline (written beside --out) or online.")] = "offline",
     project: Annotated[str, Option(help="W&B project.")] = "saga-rl",

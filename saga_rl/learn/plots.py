@@ -16,7 +16,8 @@ def evaluation_picture(result: dict[str, Any], path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("matplotlib", "is not installed", "install the extra saga-rl[train]") from None
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    points = sum(2 * len(run["arms"]) for run in result["closed_loop"])
+    figure = Figure(figsize=(11, max(4.2, 0.18 * points)), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     _open_loop(left, result["open_loop"])
@@ -27,11 +28,11 @@ def evaluation_picture(result: dict[str, Any], path: Path) -> None:
 
 def _open_loop(axes: Any, rows: list[dict[str, Any]]) -> None:
     for label in rows[0]["policies"]:
-        points = [(r["capacity_tokens"], r["policies"][label]["ratio"]) for r in rows if not r["low_pressure"]]
+        points = [(r["capacity_tokens"] / 1000, r["policies"][label]["ratio"]) for r in rows if not r["low_pressure"]]
         points = sorted(p for p in points if p[1] is not None)
         axes.plot([p[0] for p in points], [p[1] for p in points], marker="o", label=label)
     axes.axhline(1.0, color="black", linewidth=0.8)
-    axes.set(xlabel="KV capacity, tokens", ylabel="tokens computed again / Belady's", yscale="log",
+    axes.set(xlabel="KV capacity, thousand tokens", ylabel="tokens computed again / Belady's",
              title="open loop, simulated (1 = the bound)")
     axes.legend()
 
