@@ -83,10 +83,12 @@ def main(
 
 def _results(tasks: list[Task], jobs: int, stack: ExitStack) -> Iterator[Episode]:
     if jobs == 1 or len(tasks) == 1:
-        return map(collect, tasks)
+        yield from map(collect, tasks)
+        return
+    yield collect(tasks[0])  # compiles the simulator; the pool's processes then load it instead of compiling it too
     pool = stack.enter_context(ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")))
     stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-    return pool.map(collect, tasks)
+    yield from pool.map(collect, tasks[1:])
 
 
 def _play(tasks: list[Task], jobs: int, add) -> dict[str, dict]:
