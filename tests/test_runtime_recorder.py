@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -173,3 +174,17 @@ def test_lines_are_flushed_by_time_and_valid_json(tmp_path):
     assert np.all(np.array(rows[1]["hashes"]) >= 0)
     r.close()
     r.close()
+
+
+def test_a_sessions_last_step_is_on_disk_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("saga_rl.runtime.recorder.FLUSH_S", 3600.0)
+    record = tmp_path / "x.parquet"
+    recorder = Recorder(record, 0, "k", BLOCK, wall=0.0)
+    recorder.finished(served("A", 1.0, 64, 1), 2.0, 3, hashes(1, 2))
+    recorder.finished(served("A", 3.0, 96, 2, final=True), 4.0, 3, hashes(1, 2, 3))
+    (journal,) = journal_folder(record).iterdir()
+    until = time.monotonic() + 30
+    while len(journal.read_text().splitlines()) < 3 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert len(journal.read_text().splitlines()) == 3  # a heading and both steps, though no second has passed
+    recorder.close()

@@ -42,7 +42,7 @@ class Recorder:
         self._last: OrderedDict[tuple[str | None, int], list[int]] = OrderedDict()
         self._lock = threading.Lock()
         self._lines: list[str] = []
-        self._stop = threading.Event()
+        self._stop, self._wake = threading.Event(), threading.Event()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"engine-{engine}-{os.getpid()}.jsonl"
@@ -73,6 +73,8 @@ class Recorder:
             "output": output_tokens, "cached": served.cached_tokens, "preemptions": served.preemptions,
             "same": same, "hashes": after[same:],
         })
+        if h.final:  # a client that is done may stop the server at once
+            self._wake.set()
 
     def dropped(self, cause: str) -> None:
         """A request that will not be in the trace."""
@@ -90,6 +92,7 @@ class Recorder:
     def close(self) -> None:
         """Flush and close; calling it twice is harmless."""
         self._stop.set()
+        self._wake.set()
         self.flush()
         with self._lock:
             if self._file >= 0:
@@ -98,7 +101,9 @@ class Recorder:
                 self._file = -1
 
     def _loop(self) -> None:
-        while not self._stop.wait(FLUSH_S):
+        while not self._stop.is_set():
+            self._wake.wait(FLUSH_S)
+            self._wake.clear()
             self.flush()
 
     def _put(self, row: dict[str, Any]) -> None:
