@@ -84,3 +84,13 @@ def test_an_empty_dataset_is_refused(tmp_path: Path) -> None:
         out.finish({}, "")
     with pytest.raises(UserError, match=r"no episode|cannot be read"):
         read_dataset(tmp_path / "toy-v0")
+
+
+def test_a_relative_folder_within_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with new_dataset(Path("runs/toy-v0"), ROWS, FEATURES) as out:
+        out.add([episode(1)])
+        out.add([episode(2)])
+        out.finish({"max_rows": ROWS, "description": "toy"}, "# Toy\n")
+    assert len(read_dataset(tmp_path / "runs" / "toy-v0").actions) == 10

@@ -95,7 +95,8 @@ def new_dataset(folder: Path, rows: int, features: int, *, overwrite: bool = Fal
     except OSError as e:
         raise UserError(folder, f"cannot write there ({e.strerror})", "check permissions and free space") from None
     try:
-        yield DatasetWriter(tmp, folder.name, rows, features)
+        # Minari joins a relative storage path with itself, so it gets the whole path.
+        yield DatasetWriter(tmp.resolve(), folder.name, rows, features)
         if overwrite and folder.is_dir():
             shutil.rmtree(folder)
         tmp.chmod(0o755)
