@@ -13,14 +13,24 @@ from typing import Any
 from saga_rl.errors import UserError
 
 
-@contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that is renamed to it on success and removed on failure."""
+def check_target(path: str | Path | None) -> None:
+    """`UserError` if no file can be written at `path`: ask before the work that would be lost. None is fine."""
+    if path is None:
+        return
     path = Path(path)
     if path.is_dir():
         raise UserError(path, "is a folder", "name a file")
     if not path.parent.is_dir():
         raise UserError(path, f"its folder {path.parent} does not exist", "create it or name another place")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(path, f"its folder {path.parent} cannot be written to", "check its permissions")
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` that is renamed to it on success and removed on failure."""
+    path = Path(path)
+    check_target(path)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as e:

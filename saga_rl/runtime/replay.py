@@ -17,7 +17,7 @@ from saga_rl.aeg.io import read_trace, write_trace
 from saga_rl.aeg.trace import Trace
 from saga_rl.aeg.validate import check_fits
 from saga_rl.errors import UserError
-from saga_rl.files import write_json
+from saga_rl.files import check_target, write_json
 from saga_rl.provenance import provenance
 from saga_rl.runtime.replay_client import OpenAIClient
 from saga_rl.runtime.replay_drive import DriveOptions, Measured, drive
@@ -168,6 +168,8 @@ def replay_command(app: typer.Typer) -> None:
         """Drive an OpenAI-compatible server with a trace, closed loop, tool waits included."""
         if not speed > 0:
             raise UserError("--speed", f"{speed} is not above 0", "1 plays in real time, 10 ten times as fast")
+        check_target(json_out)
+        check_target(record_trace)
         loaded = read_trace(trace)
         if max_sessions is not None and max_sessions < loaded.n_sessions:
             loaded = loaded.select(np.arange(max_sessions))

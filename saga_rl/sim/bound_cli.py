@@ -12,7 +12,7 @@ from rich.table import Table
 
 from saga_rl.aeg.io import read_trace
 from saga_rl.errors import UserError
-from saga_rl.files import write_json
+from saga_rl.files import check_target, write_json
 from saga_rl.policies.registry import make, names
 from saga_rl.provenance import provenance
 from saga_rl.sim.bound import LOW_PRESSURE, bound
@@ -48,6 +48,7 @@ def _bound(
     json: Annotated[Path | None, typer.Option(help="Write the result there.")] = None,
 ) -> None:
     """Tokens computed again by each eviction policy, over Bélády's on the same reference string (see docs/bound.md)."""
+    check_target(json)
     specs = split_specs(eviction)
     for spec in specs:
         make("eviction", spec)  # a mistyped name is told before any work

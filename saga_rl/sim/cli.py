@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from saga_rl.aeg.io import read_trace
-from saga_rl.files import write_json
+from saga_rl.files import check_target, write_json
 from saga_rl.policies.base import SEAMS, PolicySet
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make, names
@@ -56,6 +56,7 @@ def _simulate(
     json: Annotated[Path | None, typer.Option(help="Write the result there.")] = None,
 ) -> None:
     """Run a trace through the simulated cluster, tools' waits included, and report completion times."""
+    check_target(json)
     costs = load_profile(profile)
     config = SimConfig(workers=workers, kv_tokens=kv_tokens or costs.kv_tokens, profile=costs, population=population,
                        end_hint=end_hint, expiry_s=expiry_s, horizon_s=horizon_s)
