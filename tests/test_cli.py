@@ -58,8 +58,8 @@ def test_simulate_writes_the_promised_keys(trace, tmp_path):
     out = tmp_path / "r.json"
     done = run("simulate", str(trace), "--policy", "saga+", "--kv-tokens", "60000", "--json", str(out))
     assert done.returncode == 0, done.stderr
-    keys = {"tct_mean_s", "tct_p50_s", "tct_p95_s", "sessions_done", "recomputed_tokens", "prefilled_tokens", "hit_share",
-            "useful_kv_share", "throughput_sessions_per_min", "slo_attainment", "evictions", "preemptions",
+    keys = {"tct_mean_s", "tct_p50_s", "tct_p95_s", "sessions_done", "recomputed_tokens", "prefilled_tokens",
+            "hit_share", "useful_kv_share", "throughput_sessions_per_min", "slo_attainment", "evictions", "preemptions",
             "migrations", "llm_steps", "events", "wall_s", "provenance"}
     result = json.loads(out.read_text())
     assert keys <= set(result)
