@@ -15,6 +15,9 @@ QUIET_S = 900.0
 """A stream without a byte for this long counts as failed."""
 LINE_BYTES = 1 << 24
 """vLLM echoes the whole prompt's ids in one line of the stream."""
+KEEP_S = 2.0
+"""Idle connections are closed after so long: before the server does (uvicorn: 5 s), or a request could be sent into a
+connection that is just being closed."""
 
 
 class RequestFailed(Exception):
@@ -50,8 +53,8 @@ class OpenAIClient:
 
     async def __aenter__(self) -> OpenAIClient:
         self._session = aiohttp.ClientSession(
-            headers=self._headers, connector=aiohttp.TCPConnector(limit=0), read_bufsize=LINE_BYTES,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=QUIET_S))
+            headers=self._headers, connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_S),
+            read_bufsize=LINE_BYTES, timeout=aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=QUIET_S))
         return self
 
     async def __aexit__(self, *exc: object) -> None:
