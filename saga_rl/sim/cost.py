@@ -1,9 +1,7 @@
-"""Seconds of one engine iteration, and the profiles that hold its constants.
+"""Seconds of one engine iteration and the profiles that hold its constants; the form is in `iteration_cost.py`.
 
-    seconds = base + prefill * P + attention * A + kv * K + seq * D
-
-P prefill tokens computed, A their attention pairs (tokens x context, each chunk of n tokens at context c counts
-n * (c + n / 2)), K tokens of KV read by the D decoding sequences.
+A profile is either assumed or fitted; its `provenance` says which, from what, and with what error. `fitted` holds the
+ranges that the fit saw: beyond them the form is extrapolated, which `CostProfile.outside` puts in words.
 """
 
 from __future__ import annotations
@@ -20,6 +18,15 @@ from numpy.typing import NDArray
 
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.files import must_exist, write_json
+from saga_rl.sim.iteration_cost import seconds as iteration_seconds
+
+RANGES = {
+    "prefill_tokens": "prefill tokens in an iteration",
+    "context_tokens": "tokens of context before a prefill chunk",
+    "decode_seqs": "sequences decoded in an iteration",
+    "decode_kv_tokens": "KV tokens read by the decodes of an iteration",
+}
+"""What `CostProfile.fitted` may bound, in words."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +43,47 @@ class CostProfile:
     """KV pool of one worker on that hardware, the default for `--kv-tokens`."""
     max_batched_tokens: int = 2048
     provenance: dict[str, Any] = field(default_factory=dict)
+    per_context_s: float = 0.0
+    """A token of context that a prefill chunk reads."""
+    batch_tokens: tuple[float, ...] = ()
+    """Knots of the table over the tokens of a batch, increasing."""
+    batch_s: tuple[float, ...] = ()
+    """Seconds at the knots, never falling."""
+    fitted: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Least and greatest value that the fit saw of each of `RANGES`; empty: not known."""
 
     def vector(self) -> NDArray[np.float64]:
-        """(5,) base, prefill, kv, seq, attention: what compiled code reads."""
-        return np.array([self.base_s, self.per_prefill_token_s, self.per_kv_token_s, self.per_seq_s, self.per_attn_s])
+        """(7 + 2 x knots,) what compiled code reads; the layout of `saga_rl/sim/iteration_cost.py`."""
+        return np.array([self.base_s, self.per_prefill_token_s, self.per_kv_token_s, self.per_seq_s, self.per_attn_s,
+                         self.per_context_s, len(self.batch_tokens), *self.batch_tokens, *self.batch_s])
+
+    def seconds(self, prefill: float = 0, pairs: float = 0, context: float = 0, kv_read: float = 0,
+                decoding: float = 0) -> float:
+        """Seconds of one iteration, by the compiled function. For the meaning of the arguments see there."""
+        return float(iteration_seconds(self.vector(), float(prefill), float(pairs), float(context), float(kv_read),
+                                       float(decoding)))
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Rate at which full chunks of cold prompts are computed, beyond what an iteration costs anyway."""
+        n = self.max_batched_tokens
+        return n / (self.seconds(n, n ** 2 / 2) - self.seconds())
+
+    def outside(self, seen: dict[str, float]) -> list[str]:
+        """A sentence for each value of `seen` (keys of `RANGES`) beyond what was fitted; none where that is unknown.
+
+        Zero is never outside: an iteration without decodes says nothing about them.
+        """
+        out = []
+        for key, value in seen.items():
+            if key not in RANGES:
+                raise unknown_name("range", key, RANGES)
+            low, high = self.fitted.get(key, (0.0, math.inf))
+            if value > high:
+                out.append(f"{self.name}: {value:,.0f} {RANGES[key]}, fitted up to {high:,.0f}: extrapolated")
+            elif 0 < value < low:
+                out.append(f"{self.name}: {value:,.0f} {RANGES[key]}, fitted from {low:,.0f}: extrapolated")
+        return out
 
     def save(self, path: str | Path) -> None:
         write_json(path, asdict(self))
@@ -75,11 +119,57 @@ def _parse(text: str, where: str) -> CostProfile:
     missing = [k for k in ("name", "base_s", "per_prefill_token_s", "per_kv_token_s") if k not in raw]
     if missing:
         raise UserError(where, f"lacks {missing[0]}", "add it")
+    if not isinstance(raw["name"], str):
+        raise UserError(f"{where}: name", f"is {raw['name']!r}", "give a text")
+    if not isinstance(raw.get("provenance", {}), dict):
+        raise UserError(f"{where}: provenance", f"is {raw['provenance']!r}", "give a JSON object")
     for key, value in raw.items():
-        if key not in ("name", "provenance") and not (
-                isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+        if key not in ("name", "provenance", "batch_tokens", "batch_s", "fitted") and not _number(value):
             raise UserError(f"{where}: {key}", f"is {value!r}", "give a finite number >= 0")
-    for key in ("base_s", "per_prefill_token_s", "kv_tokens", "max_batched_tokens"):
+    for key in ("base_s", "kv_tokens", "max_batched_tokens"):
         if key in raw and not raw[key] > 0:
             raise UserError(f"{where}: {key}", "is 0", "give a number > 0")
-    return CostProfile(**raw)
+    tokens, seconds = _knots(raw, where)
+    if not raw["per_prefill_token_s"] > 0 and not (seconds and seconds[-1] > seconds[-2]):
+        raise UserError(f"{where}: per_prefill_token_s", "is 0, and no table over batch tokens rises at its end",
+                        "give a number > 0: prefill must take time")
+    return CostProfile(**raw | {"batch_tokens": tokens, "batch_s": seconds, "fitted": _ranges(raw, where)})
+
+
+def _number(value: Any) -> bool:
+    return (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0)
+
+
+def _knots(raw: dict[str, Any], where: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The table of batch tokens, checked: it must rise, and be no less than 0 where its first piece meets 0 tokens."""
+    out: list[tuple[float, ...]] = []
+    for key in ("batch_tokens", "batch_s"):
+        value = raw.get(key, [])
+        if not isinstance(value, list) or not all(map(_number, value)):
+            raise UserError(f"{where}: {key}", f"is {value!r}", "give a list of finite numbers >= 0")
+        out.append(tuple(float(v) for v in value))
+    x, y = out
+    if len(x) != len(y):
+        raise UserError(f"{where}: batch_s", f"has {len(y)} numbers for {len(x)} batch_tokens", "give one a knot")
+    if len(x) == 1:
+        raise UserError(f"{where}: batch_tokens", "has one knot", "give two or more, or none")
+    if (np.diff(x) <= 0).any():
+        raise UserError(f"{where}: batch_tokens", "does not increase", "sort the knots, each once")
+    if (np.diff(y) < 0).any():
+        raise UserError(f"{where}: batch_s", "falls", "more tokens must not take less time")
+    if x and y[0] * (x[1] - x[0]) < (y[1] - y[0]) * x[0]:
+        raise UserError(f"{where}: batch_s", "is below 0 at 0 tokens when its first piece goes on",
+                        "add a knot at 1 token")
+    return x, y
+
+
+def _ranges(raw: dict[str, Any], where: str) -> dict[str, tuple[float, float]]:
+    value = raw.get("fitted", {})
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: fitted", f"is {value!r}", "give an object of [least, greatest] pairs")
+    for key, pair in value.items():
+        if key not in RANGES:
+            raise unknown_name(f"{where}: fitted range", key, RANGES)
+        if not (isinstance(pair, list) and len(pair) == 2 and all(map(_number, pair)) and pair[0] <= pair[1]):
+            raise UserError(f"{where}: fitted: {key}", f"is {pair!r}", "give [least, greatest], finite numbers >= 0")
+    return {key: (float(low), float(high)) for key, (low, high) in value.items()}
