@@ -1,146 +1,200 @@
-"""Fit a cost profile to a running server: `python -m saga_rl.runtime.calibrate URL -o profile.json`.
+"""Fit a cost profile to a running server: `saga-rl profile fit URL -o profile.json`.
 
-A few prompts are timed from sending to the last token: cold prompts of several lengths, and answers alone and four at a
-time after a short and a long prompt, on all engines at once, so that what they share (cores, memory) is in the
-figures. Then
+A few prompts are timed from sending to the last token, on all engines at once, so that what they share (cores, memory)
+is in the figures: cold prompts of several lengths; prompts whose beginning is cached; answers alone, four and sixteen
+at a time; answers that a prompt joins. Then
 
-    seconds = request + base * I + prefill * P + attention * A + kv * K + seq * D
+    seconds = request + base * I + prefill * P + attention * A + context * C + kv * K + seq * D
 
-is fitted by least squares on relative error with all six constants >= 0, where I is the engine's iterations, P prefill
-tokens, A attention pairs, K KV tokens read by decode and D decoded tokens, all of one engine. `request`, what HTTP and
-tokenizing cost a request, is noted in the profile's provenance; the simulator has no such term.
+is fitted by least squares on relative error with all constants >= 0, where I is the engine's iterations, P prefill
+tokens, A attention pairs, C contexts that chunks read, K KV tokens read by decode and D decoded tokens, all of one
+engine. `request`, what HTTP and tokenizing cost a request, is noted in the profile's provenance; the simulator has no
+such term.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 
 from saga_rl.errors import UserError
+from saga_rl.files import check_target
 from saga_rl.provenance import provenance
+from saga_rl.runtime.probe import Probe
 from saga_rl.runtime.replay_client import OpenAIClient, RequestFailed
-from saga_rl.runtime.replay_text import FIRST_ID, N_IDS
-from saga_rl.sim.cost import CostProfile
+from saga_rl.runtime.situations import LARGE, TERMS, Sample, mixed_sample, request_row, request_sample
+from saga_rl.sim.cost import RANGES, CostProfile
+from saga_rl.sim.cost_fit import error_table, region_errors, relative_fit
 
-TERMS = ("request", "base", "prefill", "kv", "seq", "attention")
+__all__ = ["TERMS", "Sample", "fit", "measure", "profile_from", "register", "request_row"]
+
 FLOOR_S = 1e-9
 """The simulator needs a positive iteration and prefill cost, however small."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One timed situation: its row of `TERMS` and the seconds that it took."""
-
-    label: str
-    row: tuple[float, ...]
-    seconds: float
-
-
-def request_row(context: int, answer: int, together: int, chunk: int) -> tuple[float, ...]:
-    """Row of `together` cold prompts of `context` tokens sent to one engine at once, each answered by `answer` tokens.
-
-    Prompts are computed in chunks of `chunk` tokens, shared by the prompts that fit; the first token of an answer comes
-    out of the last chunk, each later one of an iteration of its own in which all sequences decode.
-    """
-    starts = np.arange(0, context, chunk)
-    sizes = np.minimum(chunk, context - starts)
-    decoded = answer - 1
-    return (1.0, math.ceil(together * context / chunk) + decoded, together * context,
-            together * decoded * (context + answer / 2), together * decoded,
-            together * float((sizes * (starts + sizes / 2)).sum()))
+WHOLE = 128
+"""Cached prefixes are multiples of it: whole blocks under any usual block size."""
+TAILS = (32, 512)
+BELIEVED = 0.9
+"""A cached prompt that took less than this share of a cold one was cached, whatever the server does not say."""
+LEFT_OUT = "left out"
+JOIN_AT, JOIN_ROOM = 0.2, 0.6
+"""A joining prompt is sent after this share of the answers' time, and must take less than that share alone."""
 
 
 def fit(samples: list[Sample]) -> tuple[dict[str, float], float]:
-    """Constants by term, all >= 0, and the root mean square relative error. Exact: tries every set of free terms."""
-    rows = np.array([s.row for s in samples])
-    seconds = np.array([s.seconds for s in samples])
-    a, b = rows / seconds[:, None], np.ones(len(samples))
-    scale = np.linalg.norm(a, axis=0)
-    scale[scale == 0] = 1.0
-    best, best_error = np.zeros(len(TERMS)), np.inf
-    for k in range(1, len(TERMS) + 1):
-        for free in map(list, combinations(range(len(TERMS)), k)):
-            x = np.linalg.lstsq(a[:, free] / scale[free], b, rcond=None)[0]
-            error = float(np.square(a[:, free] / scale[free] @ x - b).mean())
-            if (x >= 0).all() and error < best_error - 1e-12:
-                best, best_error = np.zeros(len(TERMS)), error
-                best[free] = x / scale[free]
-    return dict(zip(TERMS, best.tolist(), strict=True)), float(np.sqrt(best_error))
+    """Constants by term, all >= 0, and the root mean square relative error."""
+    rows, seconds = np.array([s.row for s in samples]), np.array([s.seconds for s in samples])
+    x = relative_fit(rows, seconds)
+    return (dict(zip(TERMS, x.tolist(), strict=True)), float(np.sqrt(np.square(rows @ x / seconds - 1).mean())))
 
 
 async def measure(url: str, *, engines: int = 1, model: str | None = None, max_batched_tokens: int = 2048,
-                  decode_tokens: int = 64, repeats: int = 2, seed: int = 0, api_key: str | None = None) -> list[Sample]:
-    """Time the situations on the server at `url`. The least of `repeats` counts: noise only adds."""
-    rng = np.random.default_rng(seed)
+                  decode_tokens: int = 64, repeats: int = 2, seed: int = 0, api_key: str | None = None,
+                  batches: Sequence[int] = (1, 4, 16), kv_tokens: int | None = None,
+                  say: Callable[[str], None] = lambda _: None) -> list[Sample]:
+    """Time the situations on the server at `url`. The least of `repeats` counts: noise only adds.
+
+    batches: answers at a time, at most the server's --max-num-seqs. kv_tokens: pool of an engine; situations that would
+    not fit are left out. say: told what is measured and what is left out.
+    """
     async with OpenAIClient(url, api_key) as client:
         name, model_len = await client.model(model)
-
-        async def ask(prompt: NDArray, tokens: int):
-            return await client.complete({"model": name, "prompt": prompt.tolist(), "max_tokens": tokens,
-                                          "temperature": 0, "ignore_eos": True})
-
-        def text(n: int) -> NDArray:
-            return rng.integers(FIRST_ID, FIRST_ID + N_IDS, n)
-
-        async def whole(context: int, answer: int, together: int) -> float:
-            replies = await asyncio.gather(*(ask(text(context), answer) for _ in range(together * engines)))
-            return max(r.end_s for r in replies) - min(r.sent_s for r in replies)
-
+        probe = Probe(client, name, engines, np.random.default_rng(seed))
         limit = (model_len or 8192) - decode_tokens - 2
         short, long = min(128, limit // 4), min(4096, limit)
-        situations = [(n, 1, 1) for n in sorted({short, limit // 6, limit // 2, limit})]
-        situations += [(n, decode_tokens, together) for n in (short, long) for together in (1, 4)]
+        lengths = sorted({short, limit // 6, limit // 2, limit})
+        situations = [(n, 1, 1) for n in lengths] + [
+            (n, decode_tokens, b) for n in (short, long) for b in batches if n == short or b <= LARGE]
         try:
-            await whole(short, 2, 1)
-            samples = [Sample(f"{together} x {n} tokens, {answer} answered",
-                              request_row(n, answer, together, max_batched_tokens),
-                              min([await whole(n, answer, together) for _ in range(repeats)]))
-                       for n, answer, together in situations]
+            await probe.cold(short, 2, 1)
+            found = await _cold(probe, situations, max_batched_tokens, repeats, kv_tokens, say)
+            return [*found.values(), *await _cached(probe, found, lengths[-2:], max_batched_tokens, repeats, say),
+                    *await _mixed(probe, found, (short, decode_tokens), max_batched_tokens, repeats, kv_tokens, say)]
         except RequestFailed as e:
             raise UserError(client.base, f"refused a calibration request ({e})",
                             "the server must take token ids and ignore_eos, as vLLM and SGLang do") from None
-    return samples
+
+
+Found = dict[tuple[int, int, int], Sample]
+
+
+async def _cold(probe: Probe, situations: Sequence[tuple[int, int, int]], chunk: int, repeats: int,
+                kv_tokens: int | None, say: Callable[[str], None]) -> Found:
+    """Cold prompts, by (tokens, answer, together)."""
+    out = {}
+    for n, answer, together in situations:
+        label = f"{together} x {n} tokens, {answer} answered"
+        if kv_tokens is not None and together * (n + answer) > kv_tokens:
+            say(f"{LEFT_OUT}: {label}: more than {kv_tokens:,} KV tokens")
+            continue
+        say(f"timing {label}")
+        seconds = min([await probe.cold(n, answer, together) for _ in range(repeats)])
+        out[n, answer, together] = request_sample(seconds, n, answer, together, chunk)
+    return out
+
+
+async def _cached(probe: Probe, cold: Found, lengths: Sequence[int], chunk: int, repeats: int,
+                  say: Callable[[str], None]) -> list[Sample]:
+    """Prompts whose beginning is cached. A server that does not say what it found is believed if it was faster."""
+    out = []
+    for n, tail in ((n, tail) for n in lengths for tail in TAILS):
+        cached = (n - tail) // WHOLE * WHOLE
+        if cached <= 0 or (n, 1, 1) not in cold:
+            continue
+        say(f"timing {n} tokens, {cached} cached")
+        seconds, told = min([await probe.cached(n, cached) for _ in range(repeats)], key=lambda t: t[0])
+        if told is None and seconds > BELIEVED * cold[n, 1, 1].seconds:
+            say(f"{LEFT_OUT}: {n} tokens, {cached} cached: hardly faster than cold, and the server does not say "
+                "what it found in its cache")
+        else:
+            out.append(request_sample(seconds, n, 1, 1, chunk, cached if told is None else told))
+    return out
+
+
+async def _mixed(probe: Probe, cold: Found, answers: tuple[int, int], chunk: int, repeats: int, kv_tokens: int | None,
+                 say: Callable[[str], None]) -> list[Sample]:
+    """Answers that the longest prompt joins which is sure to be done before them."""
+    out = []
+    short, tokens = answers
+    for (n, answer, together), alone in cold.items():
+        late = max((m for (m, one, _), s in cold.items() if one == 1 and s.seconds < JOIN_ROOM * alone.seconds
+                    and (kv_tokens is None or together * (short + tokens) + m <= kv_tokens)), default=0)
+        if (n, answer) != answers or not late:
+            continue
+        say(f"timing {together} answers that {late} tokens join")
+        runs = [await probe.joined(n, answer, together, late, JOIN_AT * alone.seconds) for _ in range(repeats)]
+        kept = [s for s in runs if s is not None]
+        if kept:
+            out.append(mixed_sample(min(kept), n, answer, together, chunk, late))
+        else:
+            say(f"{LEFT_OUT}: {together} answers that {late} tokens join: the answers were done first")
+    return out
 
 
 def profile_from(samples: list[Sample], name: str, kv_tokens: int, max_batched_tokens: int = 2048,
                  **notes: Any) -> CostProfile:
-    """The fitted profile, with samples, error and the request overhead in its provenance."""
+    """The fitted profile, with samples, errors and the request overhead in its provenance."""
     x, error = fit(samples)
+    predicted = np.array([s.row for s in samples]) @ np.array([x[t] for t in TERMS])
+    regions = region_errors([s.region for s in samples], predicted, np.array([s.seconds for s in samples]))
+    fitted = {}
+    for key in RANGES:
+        seen = [s.seen[key] for s in samples if s.seen.get(key, 0) > 0]
+        if seen:
+            fitted[key] = (min(seen), max(seen))
     return CostProfile(
         name, max(x["base"], FLOOR_S), max(x["prefill"], FLOOR_S), x["kv"], x["seq"], x["attention"], kv_tokens,
-        max_batched_tokens, provenance(seed=None, trace=None) | notes | {
-            "measured": {s.label: s.seconds for s in samples}, "request_s": x["request"], "relative_error_rms": error})
+        max_batched_tokens, provenance(seed=None, trace=None) | {"kind": "fitted"} | notes | {
+            "measured": {s.label: s.seconds for s in samples}, "request_s": x["request"], "relative_error_rms": error,
+            "error_by_region": regions}, per_context_s=x["context"], fitted=fitted)
+
+
+def fit_command(
+    url: str = typer.Argument(..., help="Address of a running OpenAI-compatible server, otherwise idle."),
+    out: Path = typer.Option(..., "-o", "--out", help="Write the profile here (JSON)."),
+    kv_tokens: int = typer.Option(..., min=1, help="KV pool of one engine, tokens, as the server logs it."),
+    engines: int = typer.Option(1, min=1, help="Data-parallel size of the server."),
+    max_batched_tokens: int = typer.Option(2048, min=1, help="The server's --max-num-batched-tokens."),
+    max_num_seqs: int = typer.Option(16, min=1, help="The server's --max-num-seqs, if it is less than 16."),
+    model: str | None = typer.Option(None, help="Model to ask for; default: the first served."),
+    repeats: int = typer.Option(2, min=1, help="Times each situation is run; the least time counts."),
+    api_key: str | None = typer.Option(None, envvar="OPENAI_API_KEY", help="Key of the server."),
+) -> None:
+    """Fit the simulator's cost profile to a running server."""
+    check_target(out)
+    out_console, err = Console(), Console(stderr=True, highlight=False)
+    batches = [b for b in (1, 4, 16) if b <= max_num_seqs]
+    with err.status("calibrating") as status:
+        def say(text: str) -> None:
+            if text.startswith(LEFT_OUT):
+                err.print(text, markup=False, style="yellow")
+            else:
+                status.update(text)
+
+        samples = asyncio.run(measure(url, engines=engines, model=model, max_batched_tokens=max_batched_tokens,
+                                      repeats=repeats, api_key=api_key, batches=batches, kv_tokens=kv_tokens, say=say))
+    profile = profile_from(samples, out.stem, kv_tokens, max_batched_tokens, url=url)
+    profile.save(out)
+    out_console.print(error_table(f"{out.stem}: error of the fit", profile.provenance["error_by_region"]))
+    out_console.print(f"{out}: root mean square relative error {profile.provenance['relative_error_rms']:.1%} "
+                      f"over {len(samples)} situations", soft_wrap=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add `fit` to `saga-rl profile`."""
+    app.command("fit")(fit_command)
 
 
 def main() -> None:
     from saga_rl.cli import run_user_command
 
-    def command(
-        url: str = typer.Argument(..., help="Address of a running OpenAI-compatible server, otherwise idle."),
-        out: Path = typer.Option(..., "-o", help="Write the profile here (JSON)."),
-        kv_tokens: int = typer.Option(..., min=1, help="KV pool of one engine, tokens, as the server logs it."),
-        engines: int = typer.Option(1, min=1, help="Data-parallel size of the server."),
-        max_batched_tokens: int = typer.Option(2048, min=1, help="The server's --max-num-batched-tokens."),
-        model: str | None = typer.Option(None, help="Model to ask for; default: the first served."),
-    ) -> None:
-        """Fit the simulator's cost profile to a running server."""
-        samples = asyncio.run(measure(url, engines=engines, model=model, max_batched_tokens=max_batched_tokens))
-        profile = profile_from(samples, out.stem, kv_tokens, max_batched_tokens, url=url)
-        profile.save(out)
-        Console().print(f"{out}: root mean square relative error {profile.provenance['relative_error_rms']:.1%} "
-                        f"over {len(samples)} situations")
-
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
+    app.command()(fit_command)
     run_user_command(app)
 
 
