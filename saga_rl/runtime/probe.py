@@ -15,7 +15,8 @@ from saga_rl.runtime.replay_text import FIRST_ID, N_IDS
 
 @dataclass
 class Probe:
-    """Sends prompts of random tokens, each to every engine at once. Raises `RequestFailed` as the client does."""
+    """Sends prompts of random tokens, the same number to every engine at once: vLLM's own router spreads a burst by
+    counts that are up to 100 ms old. Raises `RequestFailed` as the client does."""
 
     client: OpenAIClient
     model: str
@@ -26,6 +27,10 @@ class Probe:
         """n token ids that no earlier prompt began with."""
         return self.rng.integers(FIRST_ID, FIRST_ID + N_IDS, n)
 
+    def ranks(self, each: int = 1) -> list[int | None]:
+        """Engines to send to, `each` prompts to every one."""
+        return [i if self.engines > 1 else None for i in range(self.engines)] * each
+
     async def ask(self, prompt: NDArray, tokens: int, engine: int | None = None) -> Reply:
         """`tokens` tokens after `prompt`; `engine`: vLLM's data-parallel rank that must serve it."""
         body = {"model": self.model, "prompt": prompt.tolist(), "max_tokens": tokens, "temperature": 0,
@@ -35,13 +40,12 @@ class Probe:
 
     async def cold(self, context: int, answer: int, together: int) -> float:
         """Seconds of `together` cold prompts an engine, each answered."""
-        return span(await asyncio.gather(*(self.ask(self.text(context), answer)
-                                           for _ in range(together * self.engines))))
+        return span(await asyncio.gather(*(self.ask(self.text(context), answer, r) for r in self.ranks(together))))
 
     async def cached(self, context: int, cached: int) -> tuple[float, int | None]:
         """Seconds of a prompt whose first `cached` tokens were sent before, and how many of them the server says it
         found in its cache; None if it does not say."""
-        ranks = [i if self.engines > 1 else None for i in range(self.engines)]
+        ranks = self.ranks()
         prefixes = [self.text(cached) for _ in ranks]
         await asyncio.gather(*(self.ask(p, 1, r) for p, r in zip(prefixes, ranks, strict=True)))
         replies = await asyncio.gather(*(self.ask(np.concatenate([p, self.text(context - cached)]), 1, r)
@@ -51,13 +55,13 @@ class Probe:
 
     async def joined(self, context: int, answer: int, together: int, late: int, wait: float) -> float | None:
         """Seconds of answers that a prompt of `late` tokens joins after `wait`; None if it was not done before them."""
-        async def join() -> Reply:
+        async def join(rank: int | None) -> Reply:
             await asyncio.sleep(wait)
-            return await self.ask(self.text(late), 1)
+            return await self.ask(self.text(late), 1, rank)
 
         n = together * self.engines
-        replies = await asyncio.gather(*(self.ask(self.text(context), answer) for _ in range(n)),
-                                       *(join() for _ in range(self.engines)))
+        replies = await asyncio.gather(*(self.ask(self.text(context), answer, r) for r in self.ranks(together)),
+                                       *(join(r) for r in self.ranks()))
         done = max(r.end_s for r in replies[n:]) < min(r.end_s for r in replies[:n])
         return span(replies[:n]) if done else None
 
