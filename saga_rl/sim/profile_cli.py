@@ -35,14 +35,9 @@ def worst_region(profile: CostProfile) -> tuple[str, float] | None:
 def list_profiles(json_out: JSON = None) -> None:
     """The profiles that ship: for which machine, assumed or fitted, and how well."""
     check_target(json_out)
-    table = Table(title="cost profiles that ship")
-    table.add_column("profile", no_wrap=True)
-    for head in ("GPU", "model"):
-        table.add_column(head)
-    for head in ("TP", "KV tokens"):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("constants", no_wrap=True)
-    table.add_column("worst region, P95 error")
+    table = Table(title="cost profiles that ship", caption="fitted: P95 relative error of the worst region")
+    for head in ("profile", "GPUs", "model", "KV tokens", "constants"):
+        table.add_column(head, justify="right" if head == "KV tokens" else "left", no_wrap=True)
     found: list[dict[str, Any]] = []
     for name in profile_names():
         p = load_profile(name)
@@ -50,9 +45,10 @@ def list_profiles(json_out: JSON = None) -> None:
         found.append({"name": name, "gpu": where.get("gpu"), "model": where.get("model"), "tp": where.get("tp"),
                       "kv_tokens": p.kv_tokens, "kind": where.get("kind"),
                       "worst_region": worst[0] if worst else None, "worst_p95": worst[1] if worst else None})
-        table.add_row(name, str(where.get("gpu", "-")).split("-")[0] or "-", str(where.get("model", "-")),
-                      str(where.get("tp", "-")), f"{p.kv_tokens:,}", str(where.get("kind", "unknown")),
-                      f"{worst[0]}: {worst[1]:.1%}" if worst else "-")
+        gpus = f"{where['tp']} x {where['gpu'].split('-')[0]}" if "tp" in where else "-"
+        kind = str(where.get("kind", "unknown"))
+        table.add_row(name, gpus, str(where.get("model", "-")), f"{p.kv_tokens:,}",
+                      f"{kind}: {worst[1]:.1%}" if worst else kind)
     if json_out:
         write_json(json_out, found)
     Console().print(table)
