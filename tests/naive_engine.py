@@ -79,7 +79,7 @@ class NaiveWorker:
 
     def _schedule(self) -> float:
         budget, prefill, kv, decoding, preempted, k = self.config.batched_tokens, 0, 0, 0, False, 0
-        p = self.config.profile
+        pairs, context = 0.0, 0
         while k < len(self.running) and budget > 0:
             r = self.running[k]
             n = min(r.prompt + r.generated - r.computed, budget)
@@ -97,6 +97,8 @@ class NaiveWorker:
                 break
             if r.computed < r.target:
                 prefill += n
+                pairs += n * (r.computed + n / 2)
+                context += r.computed
             else:
                 decoding += 1
                 kv += r.computed
@@ -122,10 +124,12 @@ class NaiveWorker:
             self.hits.setdefault(r.step, r.computed)
             self._allocate(r, n)
             prefill += n
+            pairs += n * (r.computed + n / 2)
+            context += r.computed
             budget -= n
         if not prefill and not decoding:
             return 0.0
-        return p.base_s + p.per_prefill_token_s * prefill + p.per_kv_token_s * kv + p.per_seq_s * decoding
+        return self.config.profile.seconds(prefill, pairs, context, kv, decoding)
 
     def run(self) -> tuple[dict[int, float], dict[int, float], dict[int, int]]:
         t, trace = self.trace.steps, self.trace

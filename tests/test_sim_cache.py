@@ -69,13 +69,13 @@ class Worker:
 
     def check(self) -> None:
         t, p, n = self.tree, self.pool, self.n
-        res = p.res[0]
+        res = p.res[:len(t.parent)]
         assert n[kv.FREE] + n[kv.PRIVATE] + n[kv.RESIDENT] == n[kv.POOL], "I1"
         assert (n[:4] >= 0).all(), "I1"
         assert n[kv.RESIDENT] == res.sum(), "I1"
-        assert n[kv.PINNED] == res[p.ref[0] > 0].sum(), "I1"
+        assert n[kv.PINNED] == res[p.ref[:len(t.parent)] > 0].sum(), "I1"
         assert n[kv.PRIVATE] == sum(c + (h % BLOCK > 0) for _, h, c in self.running.values()), "I1"
-        assert sorted(p.idle[0, :n[kv.IDLE]]) == np.flatnonzero((res > 0) & (p.ref[0] == 0)).tolist()
+        assert sorted(p.idle[0, :n[kv.IDLE]]) == np.flatnonzero((res > 0) & (p.ref[:len(t.parent)] == 0)).tolist()
         assert p.owned.sum() == n[kv.RESIDENT] - n[kv.PINNED]
         assert (res <= p.ever).all()
         for step, (_, have, _) in self.running.items():
@@ -84,7 +84,7 @@ class Worker:
             up = t.parent[seg]
             assert up < 0 or res[up] == t.blocks[up], "I5"
         kids = np.bincount(t.parent[(res > 0) & (t.parent >= 0)], minlength=len(res))
-        assert (kids == p.kids[0]).all()
+        assert (kids == p.kids[:len(res)]).all()
 
 
 @settings(max_examples=200, deadline=None)
@@ -131,12 +131,12 @@ def test_the_trunk_goes_after_every_branch():
     for step, prompt in enumerate((17, 25, 25)):
         serve(worker, step, prompt, float(step))
     trunk, one, two = (int(worker.tree.path[worker.tree.path_off[i + 1] - 1]) for i in range(3))
-    assert worker.pool.res[0, [trunk, one, two]].tolist() == [4, 2, 2]
+    assert worker.pool.res[[trunk, one, two]].tolist() == [4, 2, 2]
     order = []
     for need in range(13, 21):
-        before = worker.pool.res[0].copy()
+        before = worker.pool.res[:len(worker.tree.parent)].copy()
         worker.room(need, 10.0)
-        order.append(int(np.flatnonzero(before != worker.pool.res[0])[0]))
+        order.append(int(np.flatnonzero(before != worker.pool.res[:len(worker.tree.parent)])[0]))
     assert order == [one, one, two, two, trunk, trunk, trunk, trunk]
 
 
@@ -164,9 +164,9 @@ def test_vllm_releases_and_evicts_in_the_same_order():
     serve(worker, 0, 9, 1.0)
     serve(worker, 1, 9, 1.0)
     worker.room(1, 5.0)
-    assert worker.pool.res[0].tolist() == [1, 2]
+    assert worker.pool.res[:len(worker.tree.parent)].tolist() == [1, 2]
     worker.room(3, 5.0)
-    assert worker.pool.res[0].tolist() == [0, 1]
+    assert worker.pool.res[:len(worker.tree.parent)].tolist() == [0, 1]
 
 
 def test_the_largest_idle_time_is_known_before_any_row_is_made():

@@ -97,29 +97,30 @@ def test_no_event_before_its_cause(name):
 def _check_world(world) -> None:
     """I1, I2, I4, I5 and the bookkeeping that stands on them."""
     pool, tree, run = world.pool, world.tree, world.run
-    n = pool.n
+    n, all_res, all_ref, all_kids = pool.n, *(kv.by_worker(pool, name) for name in ("res", "ref", "kids"))
     assert np.all(n[:, kv.FREE] + n[:, kv.PRIVATE] + n[:, kv.RESIDENT] == n[:, kv.POOL])
     assert np.all(n >= 0)
     for w in range(len(n)):
-        assert pool.res[w].sum() == n[w, kv.RESIDENT]
-        assert pool.res[w][pool.ref[w] > 0].sum() == n[w, kv.PINNED]
+        assert all_res[w].sum() == n[w, kv.RESIDENT]
+        assert all_res[w][all_ref[w] > 0].sum() == n[w, kv.PINNED]
         idle = set(pool.idle[w, :n[w, kv.IDLE]].tolist())
-        assert idle == set(np.flatnonzero((pool.res[w] > 0) & (pool.ref[w] == 0)).tolist())
-        resident = np.flatnonzero(pool.res[w] > 0)
+        assert idle == set(np.flatnonzero((all_res[w] > 0) & (all_ref[w] == 0)).tolist())
+        resident = np.flatnonzero(all_res[w] > 0)
         for seg in resident:
             up = tree.parent[seg]
-            assert up < 0 or pool.res[w, up] == tree.blocks[up], "a resident block's ancestors are resident"
+            assert up < 0 or all_res[w, up] == tree.blocks[up], "a resident block's ancestors are resident"
         kids = np.bincount(tree.parent[resident][tree.parent[resident] >= 0], minlength=len(tree.parent))
-        assert np.array_equal(kids, pool.kids[w])
-        for k in range(run.w[w, st.N_RUNNING]):
+        assert np.array_equal(kids, all_kids[w])
+        for k in range(run.w[w, st.N_RUNNING] if w < len(run.w) else 0):
             step = run.running[w, k]
             held, base = run.i[step, st.HELD], tree.path_off[step]
-            blocks = sum(pool.res[w, tree.path[base + j]] for j in range(held))
+            blocks = sum(all_res[w, tree.path[base + j]] for j in range(held))
             full = (run.i[step, st.COMPUTED] + run.i[step, st.SCHEDULED]) // world.limits[st.BLOCK]
             assert blocks >= full, "a running request's blocks are there"
-            assert all(pool.ref[w, tree.path[base + j]] > 0 for j in range(held))
-    states = np.bincount(run.i[:, st.STATE], minlength=4)
+            assert all(all_ref[w, tree.path[base + j]] > 0 for j in range(held))
+    states = np.bincount(run.i[:, st.STATE], minlength=5)
     assert states[st.RUNNING] == run.w[:, st.N_RUNNING].sum()
+    assert states[st.LOADING] == run.w[:, st.N_LOADING].sum()
     assert states[st.WAITING] == run.w[:, st.N_WAITING].sum()
     assert states[st.DONE] == run.count[st.STEPS_DONE]
 

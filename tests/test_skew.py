@@ -83,8 +83,9 @@ def test_the_simulators_own_rows_are_those_of_the_feature_module():
     assert len(idle) > 0
     a, b = np.zeros(len(EVICTION)), np.zeros(len(EVICTION))
     for seg in idle:
-        c = world.pool.owner[0, seg]
+        c = world.pool.owner[seg]
         kv.row_of(world.pool, world.chains, world.tables, world.g, 0, seg, now, world.work.next_use, a)
-        eviction_row(world.chains, world.tables, world.g, 0, c, now, world.pool.last[0, seg], world.pool.owned[0, c],
-                     1.0 if world.pool.user[0, seg] == -2 else 0.0, np.nan, b)
+        eviction_row(world.chains, world.tables, world.g, 0, c, now, world.pool.last[seg],
+                     world.pool.owned[kv.owned_row(world.pool, 0, c)],
+                     1.0 if world.pool.user[seg] == -2 else 0.0, np.nan, b)
         np.testing.assert_array_equal(a, b)

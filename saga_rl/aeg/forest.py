@@ -11,6 +11,7 @@ Block arithmetic is vLLM's: a context of n tokens holds (n - 1) // block full bl
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -115,9 +116,10 @@ def build_forest(trace: Trace, block_tokens: int = 16) -> Forest:
     hashes = _Hashes(trace.meta.hash_block_tokens, block_tokens) if trace.meta.hash_block_tokens > 0 else None
     shared: dict[int, int] = {}
     shared_node: dict[int, int] = {}
+    beyond_node: dict[int, int] = {}
     beyond: dict[int, int] = {}  # step -> run with the block that its last token completes but that it never computed
     end_run = np.zeros(n, np.int64)
-    end_node = [0] * n
+    end_node = [0] * n if hashes else []
     prefix_step, prefix_tokens, prompt, shared_prefix = (
         x.tolist() for x in (st.prefix_step, st.prefix_tokens, st.prompt_tokens, st.shared_prefix))
     ctx, chains, first_step = context.tolist(), chain.tolist(), off[st.session].tolist()
@@ -128,7 +130,7 @@ def build_forest(trace: Trace, block_tokens: int = 16) -> Forest:
         if prefix_step[i] >= 0:
             j = first_step[i] + prefix_step[i]
             depth = min(want, ctx[j], ctx[i])
-            run, node = int(end_run[j]), end_node[j]
+            run, node = int(end_run[j]), end_node[j] if hashes else 0
             if depth < min(want, ctx[i]) and j in beyond:
                 depth, run = min(want, ctx[i]), beyond[j]
             run = raw.at(run, depth)
@@ -144,12 +146,15 @@ def build_forest(trace: Trace, block_tokens: int = 16) -> Forest:
                 while (hashes.depth[node] + 1) * hashes.unit <= depth:
                     node = shared_node[name] = hashes.add(node, shared[name])
         keys: list[tuple[int, ...]] = []
+        pad = 0  # 1: between the node and the hashes lies a block that the prefix's step completed but never computed
         if hashes:
             node = hashes.above(node, prefix_tokens[i] // hashes.tokens)
-            if h_off[i] < h_off[i + 1] and hashes.depth[node] * hashes.tokens == prefix_tokens[i]:
+            if j >= 0 and ctx[j] < want <= ctx[i] and (hashes.depth[node] + 1) * hashes.tokens == prefix_tokens[i]:
+                node, pad = (beyond_node[j], 0) if j in beyond_node else (node, 1)
+            if h_off[i] < h_off[i + 1] and (hashes.depth[node] + pad) * hashes.tokens == prefix_tokens[i]:
                 keys = hashes.keys(prefix_tokens[i], prompt[i], st.hashes[h_off[i]:h_off[i + 1]].tolist())
             found = 0
-            while found < len(keys) and (node, keys[found]) in hashes.child:
+            while not pad and found < len(keys) and (node, keys[found]) in hashes.child:
                 node = hashes.child[node, keys[found]]
                 found += 1
             if found:
@@ -169,7 +174,11 @@ def build_forest(trace: Trace, block_tokens: int = 16) -> Forest:
         if hashes:
             while (hashes.depth[node] + 1) * hashes.unit <= ctx[i]:
                 holder = raw.at(run, (hashes.depth[node] + 1) * hashes.unit)
-                node = hashes.add(node, holder, keys.pop(0) if keys else None)
+                if pad:
+                    node, pad = hashes.add(node, holder), 0
+                    beyond_node[j] = node
+                else:
+                    node = hashes.add(node, holder, keys.pop(0) if keys else None)
             end_node[i] = node
     hit = (st.prompt_tokens - 1) // block_tokens
     return _cut(raw, end_run, context, hit, chain, chain_session, block_tokens)
@@ -184,28 +193,42 @@ def _chains(trace: Trace) -> tuple[I32, I32]:
 
 def _cut(raw: _Raw, end_run: I64, context: I64, hit: I64, chain: I32, chain_session: I32,
          block_tokens: int) -> Forest:
-    ends = [np.array(sorted({c for c in cuts if 0 < c < length} | {length}), np.int64)
-            for cuts, length in zip(raw.cuts, raw.length, strict=True)]
-    first = np.concatenate([[0], np.cumsum([len(e) for e in ends])]).astype(np.int64)
-    parent = np.full(int(first[-1]), -1, np.int32)
-    start, blocks = np.zeros(int(first[-1]), np.int32), np.zeros(int(first[-1]), np.int32)
-    for r, e in enumerate(ends):
-        a, b = int(first[r]), int(first[r + 1])
-        starts = np.concatenate([[0], e[:-1]])
-        start[a:b], blocks[a:b] = raw.start[r] + starts, e - starts
-        parent[a + 1:b] = np.arange(a, b - 1)
-        if raw.parent[r] >= 0:
-            p = raw.parent[r]
-            parent[a] = first[p] + np.searchsorted(ends[p], raw.attach[r])
-    paths: list[list[int]] = []
-    for i, r in enumerate(end_run.tolist()):
-        path: list[int] = []
-        seg = int(first[r] + np.searchsorted(ends[r], context[i] - raw.start[r])) if r >= 0 else -1
-        while seg >= 0:
-            path.append(seg)
-            seg = int(parent[seg])
-        paths.append(path[::-1])
-    offsets = np.concatenate([[0], np.cumsum([len(p) for p in paths])]).astype(np.int64)
-    flat = np.array([s for p in paths for s in p], np.int32)
-    return Forest(block_tokens, parent, start, blocks, offsets, flat, hit.astype(np.int32), context.astype(np.int32),
-                  chain, chain_session)
+    runs, most = len(raw.length), max(raw.length, default=0) + 2
+    length, run_start = np.array(raw.length, np.int64), np.array(raw.start, np.int64)
+    owner = np.repeat(np.arange(runs), [len(cuts) for cuts in raw.cuts])
+    cut = np.fromiter(itertools.chain.from_iterable(raw.cuts), np.int64, len(owner))
+    inside = (cut > 0) & (cut < length[owner])
+    # A segment is known by run and end; all in one sorted array, so that a search in it finds the segment of any block.
+    ends = np.unique(np.concatenate([owner[inside] * most + cut[inside], np.arange(runs) * most + length]))
+    run, end = ends // most, ends % most
+    first = np.searchsorted(run, np.arange(runs))
+    begin = np.concatenate([[0], end[:-1]])[:len(ends)]
+    begin[first] = 0
+    parent = np.arange(len(ends)) - 1
+    parent[first] = -1
+    above, attach = np.array(raw.parent, np.int64), np.array(raw.attach, np.int64)
+    forks = np.flatnonzero(above >= 0)
+    parent[first[forks]] = np.searchsorted(ends, above[forks] * most + attach[forks])
+    last = np.full(len(end_run), -1, np.int64)
+    some = end_run >= 0
+    last[some] = np.searchsorted(ends, end_run[some] * most + context[some] - run_start[end_run[some]])
+    offsets, flat = _paths(last, parent)
+    return Forest(block_tokens, parent.astype(np.int32), (run_start[run] + begin).astype(np.int32),
+                  (end - begin).astype(np.int32), offsets, flat, hit.astype(np.int32), context.astype(np.int32), chain,
+                  chain_session)
+
+
+def _paths(last: I64, parent: I64) -> tuple[I64, I32]:
+    """(offsets, segments) of the paths from the roots to the segments `last`; -1 = an empty path."""
+    steps = np.flatnonzero(last >= 0)
+    at, depth, levels = last[steps], np.zeros(len(last), np.int64), []
+    while len(steps):
+        levels.append((steps, at))
+        depth[steps] += 1
+        up = parent[at]
+        steps, at = steps[up >= 0], up[up >= 0]
+    offsets = np.concatenate([[0], np.cumsum(depth)]).astype(np.int64)
+    flat = np.zeros(int(offsets[-1]), np.int32)
+    for level, (steps, at) in enumerate(levels):
+        flat[offsets[steps + 1] - 1 - level] = at
+    return offsets, flat

@@ -52,6 +52,12 @@ class Policy:
     """Eviction: take all of a victim at once instead of as many tail blocks as are needed."""
     drop_expired: bool = False
     """Eviction: free a chain as soon as its TTL has run out, pressure or not (literal TTL)."""
+    steady: bool = False
+    """A promise that lets the simulator skip iterations: while no request arrives, ends or is preempted on the worker
+    and no chain expires, time alone changes nothing of the *order* of victims (eviction), of the queue (ordering), or
+    of a *refusal*, though blocks are allocated, as long as none is evicted (admission)."""
+    oldest_first: bool = False
+    """Eviction: `score` always prefers what was released earliest, so a caller may pick that without making rows."""
     doc: dict[str, Any] = field(default_factory=dict)
     """What a report says of it: parameters by name, checkpoint hash, ..."""
 

@@ -27,13 +27,14 @@ from saga_rl.policies.tables import observe_end, observe_return, observe_step, r
     STARTED,       # when its running request was scheduled, s
     CONTEXT,       # tokens: prompt + output of the last finished step
     TOOL,          # code of the tool it called, -1 = none
-    WAITING,       # 1 = its request is queued
+    WAITING,       # 1 = its request is queued, at WORKER
     RUNNING,       # 1 = its request holds blocks
     QPOS,          # requests ahead of it in its worker's queue, in the queue's order; read while WAITING
     ENDED,         # 1 = hinted end, 2 = presumed ended (expired)
     ATTAINED,      # service seconds so far
-) = range(16)
-COLUMNS = 16
+    WORKER,        # where its last request was sent
+) = range(17)
+COLUMNS = 17
 
 
 def make_chains(n: int) -> NDArray[np.float64]:
@@ -64,7 +65,14 @@ def arrive(chains, tables, w, c, now, prompt_tokens):
         observe_return(tables, w, int(row[TOOL]), now - row[LAST], max(prompt_tokens - row[CONTEXT], 0.0))
     row[ENDED] = 0
     row[WAITING] = 1
+    row[WORKER] = w
     row[QUEUED] = now
+
+
+@njit(cache=True)
+def waits(chains, c, w):
+    """Whether its request is queued at worker w; what it left at other workers does not wait there."""
+    return chains[c, WAITING] == 1 and chains[c, WORKER] == w
 
 
 @njit(cache=True)

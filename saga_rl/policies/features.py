@@ -63,7 +63,7 @@ def eviction_row(chains, tables, g, w, c, now, last_use_s, blocks, shared, oracl
     tool = int(row[ch.TOOL])
     idle = max(now - last_use_s, 0.0)
     g[w, G_TAU_MAX] = max(g[w, G_TAU_MAX], idle)
-    waiting = row[ch.WAITING] == 1
+    waiting = ch.waits(chains, c, w)
     ended = row[ch.ENDED] > 0
     prior = tb.end_prior(tables, w, tool)
     stays = tb.survival(tables, w, tool, idle)

@@ -31,6 +31,10 @@ from saga_rl.policies.features import E_TTL_LEFT, G_LIVE, G_SIZE_MAX, G_TAU_MAX,
 # columns of Pool.n
 POOL, FREE, PRIVATE, RESIDENT, PINNED, EVICTED, SEQ, IDLE = range(8)
 COUNTERS = 8
+# Pool.meta
+IDS, SEGMENTS, MASK, ROWS = range(4)
+DENSE_ROWS = 4_000_000
+"""Up to here every (worker, segment or chain) has a row of its own; beyond, rows are handed out as they are used."""
 
 
 class Tree(NamedTuple):
@@ -46,11 +50,18 @@ class Tree(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """Cache state, (W, segments) unless said otherwise. Built by `make_pool`."""
+    """Cache state. One row for a (worker, segment) or (worker, chain), found by `row`; built by `make_pool`."""
 
     n: NDArray[np.int64]
     """(W, COUNTERS) blocks by state, blocks evicted so far, release sequence, length of `idle`."""
+    meta: NDArray[np.int64]
+    """Ids a worker (segments, then chains), segments, mask of `slots` (0: row = worker x ids + id), rows in use."""
+    slots: NDArray[np.int32]
+    """Open addressing, row + 1 or 0."""
+    keys: NDArray[np.int64]
+    """By row: worker x ids + id."""
     res: NDArray[np.int32]
+    """By row, as all that follow but `idle` and `ever`."""
     ref: NDArray[np.int32]
     kids: NDArray[np.int32]
     """Child segments with resident blocks."""
@@ -61,12 +72,12 @@ class Pool(NamedTuple):
     """Chain that released it last, -1 = none yet."""
     user: NDArray[np.int32]
     """First chain that held it, -1 = none yet; -2 = several have (a shared prefix)."""
-    idle: NDArray[np.int32]
-    """(W, segments) the first n[w, IDLE] entries: segments with resident blocks and no holder."""
     slot: NDArray[np.int32]
     """Its place in `idle`, -1 = not there."""
     owned: NDArray[np.int32]
-    """(W, chains) idle resident blocks by owner."""
+    """By row of a chain: idle resident blocks that it released last."""
+    idle: NDArray[np.int32]
+    """(W, at most pool blocks) the first n[w, IDLE] entries: segments with resident blocks and no holder."""
     ever: NDArray[np.int32]
     """(segments,) blocks ever computed anywhere: what an infinite cache would hold."""
 
@@ -76,16 +87,81 @@ def make_tree(forest: Forest) -> Tree:
                 forest.hit_blocks, forest.chain)
 
 
-def make_pool(workers: int, pool_blocks: int, n_segments: int, n_chains: int) -> Pool:
+def make_pool(workers: int, pool_blocks: int, n_segments: int, n_chains: int, pairs: int = 0,
+              largest_blocks: int = 0) -> Pool:
+    """Empty pools. pairs: the most (worker, segment or chain) pairs that can come up, 0 = all. largest_blocks: if some
+    of the pools will be made larger than `pool_blocks`."""
     n = np.zeros((workers, COUNTERS), np.int64)
     n[:, POOL] = n[:, FREE] = pool_blocks
-    shape = (workers, n_segments)
+    ids = n_segments + n_chains
+    dense = not pairs or workers * ids <= DENSE_ROWS
+    rows = workers * ids if dense else pairs
+    slots = 1 if dense else 1 << int(2 * rows).bit_length()
 
     def table(value: int) -> NDArray[np.int32]:
-        return np.full(shape, value, np.int32)
+        # Zeros cost no memory until they are written; sparse rows are set up when they are handed out.
+        return np.full(rows, value, np.int32) if dense and value else np.zeros(rows, np.int32)
 
-    return Pool(n, table(0), table(0), table(0), np.zeros(shape), np.zeros(shape, np.int64), table(-1), table(-1),
-                table(0), table(-1), np.zeros((workers, n_chains), np.int32), np.zeros(n_segments, np.int32))
+    return Pool(n, np.array([ids, n_segments, slots - 1, 0], np.int64), np.zeros(slots, np.int32),
+                np.zeros(1 if dense else rows, np.int64), table(0), table(0), table(0), np.zeros(rows),
+                np.zeros(rows, np.int64), table(-1), table(-1), table(-1), table(0),
+                np.zeros((workers, min(n_segments, max(pool_blocks, largest_blocks))), np.int32),
+                np.zeros(n_segments, np.int32))
+
+
+def by_worker(pool: Pool, column: str) -> NDArray:
+    """(W, segments) the values of one of the columns `res`, `ref`, `kids`, `last`, `seq`."""
+    ids, segments = pool.meta[IDS], pool.meta[SEGMENTS]
+    values = getattr(pool, column)
+    if pool.meta[MASK] == 0:
+        return values.reshape(len(pool.n), ids)[:, :segments]
+    out = np.zeros((len(pool.n), segments), values.dtype)
+    worker, ident = np.divmod(pool.keys[:pool.meta[ROWS]], ids)
+    mine = ident < segments
+    out[worker[mine], ident[mine]] = values[:pool.meta[ROWS]][mine]
+    return out
+
+
+@njit(cache=True)
+def find(p, w, ident):
+    """The row of segment `ident` (or chain `ident - SEGMENTS`) on worker w, -1 = never used there."""
+    key = w * p.meta[IDS] + ident
+    mask = p.meta[MASK]
+    if mask == 0:
+        return key
+    at = (key * 7046029254386353131 >> 20) & mask
+    while p.slots[at] > 0:
+        if p.keys[p.slots[at] - 1] == key:
+            return np.int64(p.slots[at] - 1)
+        at = (at + 1) & mask
+    return np.int64(-1)
+
+
+@njit(cache=True)
+def row(p, w, ident):
+    """`find`, which hands out a row if there is none yet."""
+    key = w * p.meta[IDS] + ident
+    mask = p.meta[MASK]
+    if mask == 0:
+        return key
+    at = (key * 7046029254386353131 >> 20) & mask
+    while p.slots[at] > 0:
+        if p.keys[p.slots[at] - 1] == key:
+            return np.int64(p.slots[at] - 1)
+        at = (at + 1) & mask
+    new = p.meta[ROWS]
+    p.meta[ROWS] = new + 1
+    p.slots[at] = new + 1
+    p.keys[new] = key
+    p.owner[new] = -1
+    p.user[new] = -1
+    p.slot[new] = -1
+    return new
+
+
+@njit(cache=True)
+def owned_row(p, w, chain):
+    return row(p, w, p.meta[SEGMENTS] + chain)
 
 
 @njit(cache=True)
@@ -94,8 +170,9 @@ def resident_prefix(t, p, w, step):
     total = 0
     for i in range(t.path_off[step], t.path_off[step + 1]):
         seg = t.path[i]
-        total += p.res[w, seg]
-        if p.res[w, seg] < t.blocks[seg]:
+        res = p.res[row(p, w, seg)]
+        total += res
+        if res < t.blocks[seg]:
             break
     return total
 
@@ -121,8 +198,9 @@ def idle_hit_blocks(t, p, w, step, cached):
         seg = t.path[i]
         if t.start[seg] >= cached:
             break
-        if p.ref[w, seg] == 0:
-            total += p.res[w, seg]
+        r = row(p, w, seg)
+        if p.ref[r] == 0:
+            total += p.res[r]
     return total
 
 
@@ -133,14 +211,14 @@ def evictable(p, w):
 
 
 @njit(cache=True)
-def _leave_idle(p, w, seg):
-    at, n = p.slot[w, seg], p.n[w, IDLE] - 1
+def _leave_idle(p, w, r):
+    at, n = p.slot[r], p.n[w, IDLE] - 1
     moved = p.idle[w, n]
     p.idle[w, at] = moved
-    p.slot[w, moved] = at
-    p.slot[w, seg] = -1
+    p.slot[row(p, w, moved)] = at
+    p.slot[r] = -1
     p.n[w, IDLE] = n
-    p.owned[w, p.owner[w, seg]] -= p.res[w, seg]
+    p.owned[owned_row(p, w, p.owner[r])] -= p.res[r]
 
 
 @njit(cache=True)
@@ -150,16 +228,16 @@ def pin(t, p, w, step, first, blocks):
     base = t.path_off[step]
     i = first
     while base + i < t.path_off[step + 1] and t.start[t.path[base + i]] < blocks:
-        seg = t.path[base + i]
-        if p.ref[w, seg] == 0:
-            p.n[w, PINNED] += p.res[w, seg]
-            if p.slot[w, seg] >= 0:
-                _leave_idle(p, w, seg)
-        p.ref[w, seg] += 1
-        if p.user[w, seg] == -1:
-            p.user[w, seg] = t.chain[step]
-        elif p.user[w, seg] != t.chain[step]:
-            p.user[w, seg] = -2
+        r = row(p, w, t.path[base + i])
+        if p.ref[r] == 0:
+            p.n[w, PINNED] += p.res[r]
+            if p.slot[r] >= 0:
+                _leave_idle(p, w, r)
+        p.ref[r] += 1
+        if p.user[r] == -1:
+            p.user[r] = t.chain[step]
+        elif p.user[r] != t.chain[step]:
+            p.user[r] = -2
         i += 1
     return i
 
@@ -173,28 +251,30 @@ def grow(t, p, w, step, held, have_tokens, want_tokens, block):
     """
     need = (want_tokens + block - 1) // block - (have_tokens + block - 1) // block
     full = want_tokens // block
-    held = pin(t, p, w, step, held, full)
+    position = have_tokens // block
     published = 0
     copies = 0
-    base = t.path_off[step]
-    i = 0
-    position = have_tokens // block
-    while position < full:
-        seg = t.path[base + i]
-        if position >= t.start[seg] + t.blocks[seg]:
-            i += 1
-            continue
-        offset = position - t.start[seg]
-        stop = min(full - t.start[seg], t.blocks[seg])
-        fresh = max(offset, p.res[w, seg])
-        copies += min(fresh, stop) - offset
-        if fresh < stop:
-            if p.res[w, seg] == 0 and t.parent[seg] >= 0:
-                p.kids[w, t.parent[seg]] += 1
-            p.res[w, seg] = stop
-            published += stop - fresh
-            p.ever[seg] = max(p.ever[seg], stop)
-        position = t.start[seg] + stop
+    if full > position:
+        held = pin(t, p, w, step, held, full)
+        base = t.path_off[step]
+        i = 0
+        while position < full:
+            seg = t.path[base + i]
+            if position >= t.start[seg] + t.blocks[seg]:
+                i += 1
+                continue
+            r = row(p, w, seg)
+            offset = position - t.start[seg]
+            stop = min(full - t.start[seg], t.blocks[seg])
+            fresh = max(offset, p.res[r])
+            copies += min(fresh, stop) - offset
+            if fresh < stop:
+                if p.res[r] == 0 and t.parent[seg] >= 0:
+                    p.kids[row(p, w, t.parent[seg])] += 1
+                p.res[r] = stop
+                published += stop - fresh
+                p.ever[seg] = max(p.ever[seg], stop)
+            position = t.start[seg] + stop
     p.n[w, FREE] -= need
     p.n[w, PRIVATE] += need - published
     p.n[w, RESIDENT] += published
@@ -211,32 +291,34 @@ def release(t, p, w, step, held, tokens, copies, now, block):
     base = t.path_off[step]
     for i in range(held - 1, -1, -1):
         seg = t.path[base + i]
-        p.ref[w, seg] -= 1
-        if p.ref[w, seg] == 0:
-            p.n[w, PINNED] -= p.res[w, seg]
+        r = row(p, w, seg)
+        p.ref[r] -= 1
+        if p.ref[r] == 0:
+            p.n[w, PINNED] -= p.res[r]
             p.n[w, SEQ] += 1
-            p.last[w, seg] = now
-            p.seq[w, seg] = p.n[w, SEQ]
-            p.owner[w, seg] = t.chain[step]
-            if p.res[w, seg] > 0:
-                p.slot[w, seg] = p.n[w, IDLE]
+            p.last[r] = now
+            p.seq[r] = p.n[w, SEQ]
+            p.owner[r] = t.chain[step]
+            if p.res[r] > 0:
+                p.slot[r] = p.n[w, IDLE]
                 p.idle[w, p.n[w, IDLE]] = seg
                 p.n[w, IDLE] += 1
-                p.owned[w, t.chain[step]] += p.res[w, seg]
+                p.owned[owned_row(p, w, t.chain[step])] += p.res[r]
 
 
 @njit(cache=True)
 def take(t, p, w, seg, blocks):
     """Evict `blocks` tail blocks of idle segment `seg`, which has no resident children."""
-    p.res[w, seg] -= blocks
-    p.owned[w, p.owner[w, seg]] -= blocks
+    r = row(p, w, seg)
+    p.res[r] -= blocks
+    p.owned[owned_row(p, w, p.owner[r])] -= blocks
     p.n[w, RESIDENT] -= blocks
     p.n[w, FREE] += blocks
     p.n[w, EVICTED] += blocks
-    if p.res[w, seg] == 0:
-        _leave_idle(p, w, seg)
+    if p.res[r] == 0:
+        _leave_idle(p, w, r)
         if t.parent[seg] >= 0:
-            p.kids[w, t.parent[seg]] -= 1
+            p.kids[row(p, w, t.parent[seg])] -= 1
 
 
 @njit(cache=True)
@@ -249,13 +331,14 @@ def refresh(p, chains, tables, g, w, now):
     used = (p.n[w, RESIDENT] + p.n[w, PRIVATE]) / pool
     pressure = min(max((used - 0.7) / 0.2, 0.0), 1.0)
     for k in range(p.n[w, IDLE]):
-        seg = p.idle[w, k]
-        c = p.owner[w, seg]
-        largest = max(largest, p.owned[w, c])
-        oldest = max(oldest, now - p.last[w, seg])
-        ttl = tb.ttl(tables, w, int(chains[c, ch.TOOL]), pressure)
-        if chains[c, ch.WAITING] == 1 or (chains[c, ch.ENDED] == 0 and now - p.last[w, seg] <= ttl):
-            live += p.res[w, seg]
+        r = row(p, w, p.idle[w, k])
+        c = p.owner[r]
+        largest = max(largest, p.owned[owned_row(p, w, c)])
+        idle = now - p.last[r]
+        oldest = max(oldest, idle)
+        if ch.waits(chains, c, w) or (
+                chains[c, ch.ENDED] == 0 and idle <= tb.ttl(tables, w, int(chains[c, ch.TOOL]), pressure)):
+            live += p.res[r]
     g[w, G_USED] = used
     g[w, G_LIVE] = live / pool
     g[w, G_SIZE_MAX] = largest
@@ -265,13 +348,14 @@ def refresh(p, chains, tables, g, w, now):
 @njit(cache=True)
 def row_of(p, chains, tables, g, w, seg, now, next_use, out):
     """The eviction feature row of idle segment `seg`."""
-    c = p.owner[w, seg]
-    shared = 1.0 if p.user[w, seg] == -2 else 0.0
-    eviction_row(chains, tables, g, w, c, now, p.last[w, seg], p.owned[w, c], shared, next_use[seg], out)
+    r = row(p, w, seg)
+    c = p.owner[r]
+    shared = 1.0 if p.user[r] == -2 else 0.0
+    eviction_row(chains, tables, g, w, c, now, p.last[r], p.owned[owned_row(p, w, c)], shared, next_use[seg], out)
 
 
 @njit(cache=True)
-def make_room(t, p, chains, tables, g, w, need, now, next_use, score, params, scratch, whole, row, scores):
+def make_room(t, p, chains, tables, g, w, need, now, next_use, score, params, scratch, whole, features, scores):
     """Evict until `need` blocks are free, highest score first (ties: released earliest). The caller checked that
     FREE + `evictable` suffices. A segment is scored once a call, when it is or becomes a candidate."""
     if p.n[w, FREE] >= need:
@@ -279,40 +363,58 @@ def make_room(t, p, chains, tables, g, w, need, now, next_use, score, params, sc
     refresh(p, chains, tables, g, w, now)
     for k in range(p.n[w, IDLE]):
         seg = p.idle[w, k]
-        if p.kids[w, seg] == 0:
-            row_of(p, chains, tables, g, w, seg, now, next_use, row)
-            scores[seg] = score(row, params, scratch)
+        if p.kids[row(p, w, seg)] == 0:
+            row_of(p, chains, tables, g, w, seg, now, next_use, features)
+            scores[seg] = score(features, params, scratch)
     while p.n[w, FREE] < need:
-        best = -1
+        best, best_row = -1, np.int64(-1)
         for k in range(p.n[w, IDLE]):
             seg = p.idle[w, k]
-            if p.kids[w, seg] == 0 and (best < 0 or scores[seg] > scores[best] or (
-                    scores[seg] == scores[best] and p.seq[w, seg] < p.seq[w, best])):
-                best = seg
-        owner = p.owner[w, best]
+            r = row(p, w, seg)
+            if p.kids[r] == 0 and (best < 0 or scores[seg] > scores[best] or (
+                    scores[seg] == scores[best] and p.seq[r] < p.seq[best_row])):
+                best, best_row = seg, r
+        owner = p.owner[best_row]
         while True:
-            take(t, p, w, best, p.res[w, best] if whole else min(p.res[w, best], need - p.n[w, FREE]))
+            take(t, p, w, best, p.res[best_row] if whole else min(p.res[best_row], need - p.n[w, FREE]))
             up = freed_parent(t, p, w, best)
             if up < 0:
                 break
-            if not whole or p.owner[w, up] != owner:
-                row_of(p, chains, tables, g, w, up, now, next_use, row)
-                scores[up] = score(row, params, scratch)
+            best_row = row(p, w, up)
+            if not whole or p.owner[best_row] != owner:
+                row_of(p, chains, tables, g, w, up, now, next_use, features)
+                scores[up] = score(features, params, scratch)
                 break
             best = up
+
+
+@njit(cache=True)
+def make_room_oldest_first(t, p, w, need):
+    """`make_room` for a policy that always takes what was released earliest, without looking at features."""
+    idle, kids, seq, n = p.idle, p.kids, p.seq, p.n
+    while n[w, FREE] < need:
+        best, best_row = -1, np.int64(-1)
+        for k in range(n[w, IDLE]):
+            seg = idle[w, k]
+            r = row(p, w, seg)
+            if kids[r] == 0 and (best < 0 or seq[r] < seq[best_row]):
+                best, best_row = seg, r
+        take(t, p, w, best, min(p.res[best_row], need - p.n[w, FREE]))
 
 
 @njit(cache=True)
 def freed_parent(t, p, w, seg):
     """The parent of `seg` if it is a candidate now that `seg` holds nothing, else -1."""
     up = t.parent[seg]
-    if p.res[w, seg] > 0 or up < 0 or p.slot[w, up] < 0 or p.kids[w, up] > 0:
-        up = np.int32(-1)  # of the type of segments everywhere else, so that callees are compiled once
+    if up >= 0:
+        r = row(p, w, up)
+        if p.res[row(p, w, seg)] > 0 or p.slot[r] < 0 or p.kids[r] > 0:
+            up = np.int32(-1)  # of the type of segments everywhere else, so that callees are compiled once
     return up
 
 
 @njit(cache=True)
-def drop_expired(t, p, chains, tables, g, w, now, next_use, row):
+def drop_expired(t, p, chains, tables, g, w, now, next_use, features):
     """Literal TTL: free every idle chain whose TTL has run out and which does not wait. To act as a timer would, call
     it before each event, above all before a request that comes back is marked as waiting."""
     if p.n[w, IDLE] == 0:
@@ -322,11 +424,11 @@ def drop_expired(t, p, chains, tables, g, w, now, next_use, row):
     while k < p.n[w, IDLE]:
         seg = p.idle[w, k]
         dropped = False
-        while seg >= 0 and p.kids[w, seg] == 0 and chains[p.owner[w, seg], ch.WAITING] == 0:
-            row_of(p, chains, tables, g, w, seg, now, next_use, row)
-            if row[E_TTL_LEFT] >= 0.0:
+        while seg >= 0 and p.kids[row(p, w, seg)] == 0 and not ch.waits(chains, p.owner[row(p, w, seg)], w):
+            row_of(p, chains, tables, g, w, seg, now, next_use, features)
+            if features[E_TTL_LEFT] >= 0.0:
                 break
-            take(t, p, w, seg, p.res[w, seg])
+            take(t, p, w, seg, p.res[row(p, w, seg)])
             dropped = True
             seg = freed_parent(t, p, w, seg)
         if not dropped:

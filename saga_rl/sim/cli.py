@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,9 +18,10 @@ from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make, names
 from saga_rl.provenance import provenance
 from saga_rl.sim.bound_cli import register as register_bound
-from saga_rl.sim.cluster import simulate
+from saga_rl.sim.cluster import HORIZONS, simulate, stated_horizon
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.cost import load_profile, profile_names
+from saga_rl.sim.profile_cli import register as register_profile
 
 
 def choose_policies(base: str, **specs: str | None) -> PolicySet:
@@ -51,7 +53,16 @@ def _simulate(
     population: Annotated[int, typer.Option(help="Closed population: sessions at once; 0 = the trace's arrivals.")] = 0,
     end_hint: Annotated[bool, typer.Option(help="Clients say which step is their last.")] = True,
     expiry_s: Annotated[float, typer.Option(help="Idle seconds after which a session is presumed ended.")] = 300.0,
-    horizon_s: Annotated[float, typer.Option(help="Stop there (simulated seconds).")] = float("inf"),
+    max_num_seqs: Annotated[int, typer.Option(help="Running slots of one worker, as vLLM's flag.")] = 256,
+    horizon_s: Annotated[float | None, typer.Option(help="Stop there (simulated seconds); inf = never. Default: "
+                                                    f"{HORIZONS} x (last arrival + longest session alone).")] = None,
+    cpu_tokens: Annotated[int, typer.Option(help="CPU tier beside each worker, KV tokens; 0 = none.")] = 0,
+    cpu_eviction: Annotated[str, typer.Option(help="What the tier forgets first: lru or fifo.")] = "lru",
+    pcie_tokens_per_s: Annotated[float, typer.Option(help="KV between a worker and its tier.")] = 300_000.0,
+    prefetch_tokens: Annotated[int, typer.Option(help="KV on its way from a tier ahead of its chain's return, at once; "
+                                                 "0 = no prefetch.")] = 0,
+    link_tokens_per_s: Annotated[float, typer.Option(help="KV that moves with a session to another worker; 0 = it is "
+                                                     "computed again.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Recorded in the result; a run of one trace is deterministic.")] = 0,
     json: Annotated[Path | None, typer.Option(help="Write the result there.")] = None,
 ) -> None:
@@ -59,11 +70,15 @@ def _simulate(
     check_target(json)
     costs = load_profile(profile)
     config = SimConfig(workers=workers, kv_tokens=kv_tokens or costs.kv_tokens, profile=costs, population=population,
-                       end_hint=end_hint, expiry_s=expiry_s, horizon_s=horizon_s)
+                       end_hint=end_hint, expiry_s=expiry_s, max_num_seqs=max_num_seqs, cpu_tokens=cpu_tokens,
+                       cpu_eviction=cpu_eviction, pcie_tokens_per_s=pcie_tokens_per_s, prefetch_tokens=prefetch_tokens,
+                       link_tokens_per_s=link_tokens_per_s, horizon_s=math.inf if horizon_s is None else horizon_s)
     chosen = choose_policies(policy, eviction=eviction, placement=placement, ordering=ordering, admission=admission)
     loaded = read_trace(trace)
     err = Console(stderr=True)
     with err.status(f"simulating {loaded.n_sessions} sessions, {loaded.n_steps} steps on {workers} workers"):
+        if horizon_s is None:
+            config = replace(config, horizon_s=stated_horizon(loaded, config))
         result = simulate(loaded, config, chosen, seed)
     out = {**result.metrics, "policies": chosen.names(), "simulated": True,
            "provenance": provenance(seed=seed, trace=trace, profile=costs.name)}
@@ -74,11 +89,16 @@ def _simulate(
     table.add_column("figure")
     table.add_column("value", justify="right")
     for key, value in result.metrics.items():
-        table.add_row(key, "-" if value is None else f"{value:,.3f}" if isinstance(value, float) else f"{value:,}")
+        if not isinstance(value, list):
+            table.add_row(key, "-" if value is None else f"{value:,.3f}" if isinstance(value, float) else f"{value:,}")
     Console().print(table)
+    for sentence in result.metrics["extrapolated"]:
+        err.print(sentence, style="yellow")
     unfinished = loaded.n_sessions - result.metrics["sessions_done"]
     if unfinished:
-        err.print(f"{unfinished} sessions were not done at the horizon of {horizon_s:g} s; times are of the others",
+        over = "the load is over what this cluster can serve: " if horizon_s is None else ""
+        err.print(f"{over}{unfinished} of {loaded.n_sessions} sessions were not done at the horizon of "
+                  f"{config.horizon_s:,.0f} s; times are of the others" + (" (--horizon-s inf runs on)" if over else ""),
                   style="yellow")
 
 
@@ -86,3 +106,4 @@ def register(app: typer.Typer) -> None:
     """Add this room's commands to the program."""
     app.command("simulate")(_simulate)
     register_bound(app)
+    register_profile(app)

@@ -31,6 +31,8 @@ from saga_rl.sim.heap import pop, push
 from saga_rl.sim.jit import compiled
 from saga_rl.sim.metrics import metrics
 from saga_rl.sim.refs import world_ref
+from saga_rl.sim.tier import copied, landed, prefetch
+from saga_rl.sim.worker import first_load, touch
 
 ENDED, PLACE = 0, 1
 SCORE_ARGS = (1, 4, 7, 10)
@@ -53,6 +55,7 @@ def _describe(world, step, now):
     ch.describe(world.chains, c, s, run.begin_s[s], plan.tenant[s], plan.agent_type[s], run.begin_s[s] + plan.slack[s])
     run.live[0] += 1
     run.live[run.live[0]] = c
+    run.live_at[c] = run.live[0]
 
 
 @njit(cache=True)
@@ -63,16 +66,18 @@ def _rows(world, step, now):
     for w in range(limits[st.WORKERS]):
         ft.placement_row(world.chains, c, now, float(world.plan.prompt[step]), run.home[c] == w,
                          float(run.w[w, st.IN_FLIGHT]), float(limits[st.MAX_SEQS]), run.wf[w, st.FLIGHT_TOKENS],
-                         real[st.POOL_TOKENS], run.wf[w, st.QUEUED_TOKENS], 1.0 / real[1],
+                         real[st.POOL_TOKENS], run.wf[w, st.QUEUED_TOKENS], real[st.PREFILL_RATE],
                          float(run.w[w, st.HOMED]), world.work.place[w])
 
 
 @njit(cache=True)
-def _sample(world, now):
+def _sample(world, now, evict_score, evict_params, evict_scratch):
     """Blocks by session, held or cached, over all workers; rows thin out by half whenever they are used up."""
     run = world.run
     if len(run.occupancy_t) == 0 or now < run.total[st.NEXT_SAMPLE]:
         return
+    for w in range(world.limits[st.WORKERS]):
+        settle(world, w, now, evict_score, evict_params, evict_scratch)
     n = run.count[st.SAMPLES]
     if n == len(run.occupancy_t):
         for k in range(n // 2):
@@ -85,7 +90,8 @@ def _sample(world, now):
     for w in range(world.limits[st.WORKERS]):
         for k in range(world.pool.n[w, kv.IDLE]):
             seg = world.pool.idle[w, k]
-            row[int(world.chains[world.pool.owner[w, seg], ch.SESSION])] += world.pool.res[w, seg]
+            r = kv.row(world.pool, w, seg)
+            row[int(world.chains[world.pool.owner[r], ch.SESSION])] += world.pool.res[r]
         for k in range(run.w[w, st.N_RUNNING]):
             step = run.running[w, k]
             row[world.plan.session[step]] += run.i[step, st.COMPUTED] // world.limits[st.BLOCK]
@@ -94,51 +100,97 @@ def _sample(world, now):
     run.total[st.NEXT_SAMPLE] = now + run.total[st.SAMPLE_EVERY]
 
 
+@njit(cache=True)
+def _drop_stale(world):
+    """Ends of runs that were cut short stay on the heap until their time; clear them out when they fill it."""
+    heap, run, n_steps, n_workers = world.heap, world.run, len(world.plan.session), world.limits[st.WORKERS]
+    if heap.n[0] + 2 * n_workers + 64 < len(heap.time) // 2:
+        return
+    kept, n = 0, heap.n[0]
+    heap.n[0] = 0
+    while kept < n:
+        time, what = heap.time[kept], heap.what[kept]
+        kept += 1
+        w = what - n_steps
+        if w < 0 or w >= n_workers or (run.w[w, st.BUSY] == 1 and run.wf[w, st.DUE] == time):
+            push(heap, time, what)  # never beyond what was read already
+
+
+@njit(cache=True)
+def _compose(world, now, order_score, order_params, order_scratch, admit_score, admit_params, admit_scratch,
+             evict_score, evict_params, evict_scratch, whole, literal):
+    """All that happens at this instant is known: idle workers among the touched compose their next iteration."""
+    run, n = world.run, world.run.count[st.N_TOUCHED]
+    touched = run.touched[:n]
+    if n > 1:
+        touched.sort()
+    run.count[st.N_TOUCHED] = 0
+    single = literal or whole or world.limits[st.SINGLE_STEPS] == 1
+    for k in range(n):
+        w = touched[k]
+        run.w[w, st.TOUCHED] = 0
+        if run.w[w, st.BUSY] == 1 or run.w[w, st.N_RUNNING] + run.w[w, st.N_WAITING] == 0:
+            continue
+        if not single and coast(world, w, now, admit_score, admit_params, admit_scratch):
+            continue
+        length = schedule(world, w, now, order_score, order_params, order_scratch, admit_score, admit_params,
+                          admit_scratch, evict_score, evict_params, evict_scratch, whole, literal)
+        if length > 0.0:
+            run.w[w, st.BUSY] = 1
+            run.wf[w, st.DUE] = now + length
+            push(world.heap, now + length, len(world.plan.session) + w)
+
+
 def _advance(state, place_score, place_params, place_scratch, order_score, order_params, order_scratch, admit_score,
              admit_params, admit_scratch, evict_score, evict_params, evict_scratch, whole, literal, pause, chosen):
     """Run until the end (`ENDED`) or, if `pause`, until a request wants a worker (`PLACE`; its rows are in
     `work.place`). chosen: the worker for the request that waits for one, -1 = none waits."""
     world = world_ref(state)
     plan, run, heap = world.plan, world.run, world.heap
-    n_steps, n_workers = len(plan.session), world.limits[st.WORKERS]
+    n_steps, n_workers, loads = len(plan.session), world.limits[st.WORKERS], first_load(world)
     if chosen >= 0:
         arrive(world, chosen, run.count[st.AWAITING], run.total[st.NOW], order_score, order_params, order_scratch,
-               literal)
+               evict_score, evict_params, evict_scratch, literal)
     while True:
         now = run.total[st.NOW]
         if heap.n[0] == 0 or heap.time[0] > now:
-            for w in range(n_workers):
-                if run.w[w, st.BUSY] == 0 and run.w[w, st.N_RUNNING] + run.w[w, st.N_WAITING] > 0:
-                    if not literal and coast(world, w, now):
-                        continue
-                    seconds = schedule(world, w, now, order_score, order_params, order_scratch, admit_score,
-                                       admit_params, admit_scratch, evict_score, evict_params, evict_scratch, whole,
-                                       literal)
-                    if seconds > 0.0:
-                        run.w[w, st.BUSY] = 1
-                        run.wf[w, st.DUE] = now + seconds
-                        push(heap, now + seconds, n_steps + w)
-            _sample(world, now)
+            _compose(world, now, order_score, order_params, order_scratch, admit_score, admit_params, admit_scratch,
+                     evict_score, evict_params, evict_scratch, whole, literal)
+            _sample(world, now, evict_score, evict_params, evict_scratch)
         if heap.n[0] == 0 or heap.time[0] > world.real[st.HORIZON]:
+            for w in range(n_workers):
+                settle(world, w, world.real[st.HORIZON], evict_score, evict_params, evict_scratch)
             return ENDED
+        _drop_stale(world)
         now, what = pop(heap)
-        run.total[st.NOW] = now
-        run.count[st.EVENTS] += 1
-        if what >= n_steps + n_workers:
+        if what >= loads:
+            run.total[st.NOW] = now
+            if what >= loads + 2 * n_steps:
+                touch(world, landed(world, what - loads - 2 * n_steps, now, evict_score, evict_params, evict_scratch))
+            elif what >= loads + n_steps:
+                prefetch(world, what - loads - n_steps, now, evict_score, evict_params, evict_scratch)
+            else:
+                touch(world, copied(world, what - loads, now, evict_score, evict_params, evict_scratch))
+        elif what >= n_steps + n_workers:
+            run.total[st.NOW] = now
             _begin_session(world, what - n_steps - n_workers, now)
         elif what >= n_steps:
             w = what - n_steps
             if run.w[w, st.BUSY] == 0 or now != run.wf[w, st.DUE]:
                 continue  # an arrival cut that run of iterations short
-            settle(world, w, now)
+            run.total[st.NOW] = now
+            settle(world, w, now, evict_score, evict_params, evict_scratch)
             run.w[w, st.BUSY] = 0
-            finish_iteration(world, w, now)
+            finish_iteration(world, w, now, evict_score, evict_params, evict_scratch)
+            touch(world, w)
         else:
+            run.total[st.NOW] = now
             c = world.tree.chain[what]
             if np.isnan(world.chains[c, ch.QUEUED]):
                 _describe(world, what, now)
             if n_workers == 1:
-                arrive(world, 0, what, now, order_score, order_params, order_scratch, literal)
+                arrive(world, 0, what, now, order_score, order_params, order_scratch, evict_score, evict_params,
+                       evict_scratch, literal)
                 continue
             _rows(world, what, now)
             if pause:
@@ -149,20 +201,22 @@ def _advance(state, place_score, place_params, place_scratch, order_score, order
                 score = place_score(world.work.place[w], place_params, place_scratch)
                 if score > best_score or (score == best_score and run.w[w, st.HOMED] < run.w[best, st.HOMED]):
                     best, best_score = w, score
-            arrive(world, best, what, now, order_score, order_params, order_scratch, literal)
+            arrive(world, best, what, now, order_score, order_params, order_scratch, evict_score, evict_params,
+                   evict_scratch, literal)
+        run.count[st.EVENTS] += 1
 
 
 class Cluster:
     """One closed-loop run that can be paused at placements. `advance(-1)` starts it."""
 
     def __init__(self, trace: Trace, config: SimConfig, policies: PolicySet, *, log: int = 0, samples: int = 0,
-                 pause: bool = False) -> None:
+                 iterations: int = 0, pause: bool = False) -> None:
         check_fits(trace, kv_tokens=config.pool_blocks * config.block_tokens)
         if policies.eviction.oracle:
             raise UserError(f"eviction policy {policies.eviction.name!r}", "must know the future, which in closed loop "
                             "depends on the policy", "compare it on a fixed reference string: `saga-rl bound`")
         self.trace, self.config, self.policies = trace, config, policies
-        self.world = make_fresh(trace, config, log, samples)
+        self.world = make_fresh(trace, config, policies, log, samples, iterations)
         ev = policies.eviction
         args: list[Any] = [self.world]
         for policy in (policies.placement, policies.ordering, policies.admission, ev):
@@ -175,9 +229,10 @@ class Cluster:
         return self._run(*self._args, chosen)
 
 
-def make_fresh(trace: Trace, config: SimConfig, log: int, samples: int) -> st.World:
+def make_fresh(trace: Trace, config: SimConfig, policies: PolicySet, log: int, samples: int,
+               iterations: int) -> st.World:
     """A world whose chains are marked as not seen yet."""
-    world = st.make_world(trace, config, log=log, samples=samples)
+    world = st.make_world(trace, config, policies, log=log, samples=samples, iterations=iterations)
     world.chains[:, ch.QUEUED] = np.nan
     return world
 

@@ -1,9 +1,16 @@
-"""Runs of iterations in which nothing but decoding happens, taken in one go and exactly.
+"""Runs of iterations whose composition is known in advance, taken in one go and exactly.
 
-While a worker's queue is empty and every running request decodes, its iterations are known in advance until the first
-answer ends or blocks run out. Such a run is entered on the heap as one event. Only an arrival can cut it short:
-`settle` then applies what has been completed by that time, so that the state is what iteration by iteration would be.
-Times are summed in the same order and with the same terms, so they are the same numbers.
+Two kinds. *Decode*: every running request decodes, and nobody can join: the queue is empty, all slots are taken, or the
+request at its head is kept out by what can only change when something arrives, ends or expires. *Prefill*: beside the
+decoding requests one long prompt takes the rest of the token budget, so the queue is not even looked at. Such a run is
+entered on the heap as one event; it ends before an answer ends, a prompt is complete, a preemption or an expiry.
+
+`settle` brings a worker to the iteration that is in flight at a given time, evicting at the times and in the order in
+which iteration by iteration would have. Times are summed in the same order and with the same terms, so they are the
+same numbers. Whoever reads or changes what the run depends on settles the worker first.
+
+Why a head that lacks blocks stays out during a run: its lookup loses a block only if one was evicted, which happens
+only for a block that the run allocated; so what is free or evictable beside its hits never grows against what it needs.
 """
 
 from __future__ import annotations
@@ -12,55 +19,136 @@ from numba import njit
 
 from saga_rl.sim import cache as kv
 from saga_rl.sim import state as st
+from saga_rl.sim.admit import fill_admission, make_room
 from saga_rl.sim.heap import push
-from saga_rl.sim.worker import account, new_epoch
+from saga_rl.sim.iteration_cost import ATTENTION, CONTEXT, KV, steady_seconds
+from saga_rl.sim.worker import EPOCH, account, blocks_for
+
+FREELY, NO_EVICTION, NOT_AT_ALL = range(3)
 
 
 @njit(cache=True)
-def _new_blocks(world, w, ahead):
-    """Blocks that the worker's next iteration but `ahead` will allocate."""
-    run, block = world.run, world.limits[st.BLOCK]
-    n = 0
-    for k in range(run.w[w, st.N_RUNNING]):
-        if (run.i[run.running[w, k], st.COMPUTED] + ahead) % block == 0:
-            n += 1
-    return n
+def _kept_out(world, w, budget, now, admit_score, admit_params, admit_scratch):
+    """Whether the head of the worker's queue stays out while the running requests decode, with `budget` tokens left."""
+    run, pool, tree = world.run, world.pool, world.tree
+    if run.w[w, st.N_WAITING] == 0 or budget <= 0 or (
+            run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] >= world.limits[st.MAX_SEQS]):
+        return FREELY
+    if world.limits[st.TIER] == 1 or world.real[st.LINK_RATE] > 0:
+        return NOT_AT_ALL  # what it would wait for depends on when it is asked
+    block = world.limits[st.BLOCK]
+    step = run.queue[w, 0]
+    known = world.plan.prompt[step] + run.i[step, st.GENERATED]
+    cached = min(kv.resident_prefix(tree, pool, w, step), (known - 1) // block)
+    need = blocks_for(cached * block + min(known - cached * block, budget), block) - cached
+    if pool.n[w, kv.FREE] + kv.evictable(pool, w) - kv.idle_hit_blocks(tree, pool, w, step, cached) < need:
+        return FREELY
+    if world.limits[st.ADMIT_STEADY] == 0:
+        return NOT_AT_ALL
+    for at in range(tree.path_off[step], tree.path_off[step + 1]):  # does somebody compute its prefix just now?
+        r = kv.row(pool, w, tree.path[at])
+        if pool.res[r] < tree.blocks[tree.path[at]]:
+            if pool.ref[r] > 0:
+                return NOT_AT_ALL
+            break
+    fill_admission(world, w, step, cached, known, now)
+    if admit_score(world.work.admit, admit_params, admit_scratch) > 0.0:
+        return NOT_AT_ALL
+    return NO_EVICTION
 
 
 @njit(cache=True)
-def _kv_read(world, w):
-    run = world.run
-    total = 0.0
-    for k in range(run.w[w, st.N_RUNNING]):
-        total += run.i[run.running[w, k], st.COMPUTED]
+def _count_residues(world, w, decoding):
+    """Fill `work.residue`; returns the KV tokens that the decoding requests read."""
+    steps, running, residue, block = world.run.i, world.run.running, world.work.residue, world.limits[st.BLOCK]
+    for k in range(block):
+        residue[k] = 0
+    total = 0
+    for k in range(decoding):
+        computed = steps[running[w, k], st.COMPUTED]
+        total += computed
+        residue[computed % block] += 1
     return total
 
 
 @njit(cache=True)
-def coast(world, w, now):
-    """Enter the worker's next run of pure decode iterations as one event; False if there is none of two or more."""
-    plan, run, real = world.plan, world.run, world.real
-    decoding = run.w[w, st.N_RUNNING]
-    if run.w[w, st.N_WAITING] > 0 or decoding == 0 or decoding > world.limits[st.BATCHED]:
-        return False
-    most = 1 << 40
-    for k in range(decoding):
-        step = run.running[w, k]
-        i = run.i[step]
-        if plan.prompt[step] + i[st.GENERATED] - i[st.COMPUTED] != 1 or i[st.COMPUTED] < i[st.TARGET]:
+def _extra(cost, have, chunk):
+    """Seconds by which an iteration is longer because it computes `chunk` prompt tokens at context `have`."""
+    return cost[ATTENTION] * (chunk * (have + 0.5 * chunk)) + cost[CONTEXT] * have
+
+
+@njit(cache=True)
+def _private_prefix(world, step, have, upto):
+    """Whether nobody else's context holds what the step computes between `have` and `upto` tokens, or all know it."""
+    tree, block = world.tree, world.limits[st.BLOCK]
+    for at in range(tree.path_off[step], tree.path_off[step + 1]):
+        seg = tree.path[at]
+        if tree.start[seg] >= upto // block:
+            break
+        if world.plan.shared[seg] == 1 and world.pool.ever[seg] < tree.blocks[seg] and (
+                tree.start[seg] + tree.blocks[seg] > have // block):
             return False
-        most = min(most, plan.output[step] - i[st.GENERATED])
-    free = world.pool.n[w, kv.FREE]
-    kv_read, t, n = _kv_read(world, w), now, 0
-    while n < most:
-        free -= _new_blocks(world, w, n)
+    return True
+
+
+@njit(cache=True)
+def coast(world, w, now, admit_score, admit_params, admit_scratch):
+    """Enter the worker's next run of iterations as one event; False if there is none of two or more."""
+    plan, run, pool = world.plan, world.run, world.pool
+    running = run.w[w, st.N_RUNNING]
+    if running == 0 or now > run.wf[w, st.NEXT_EXPIRY]:
+        return False
+    most, decoding = 1 << 40, running
+    order, steps, output = run.running, run.i, plan.output
+    for k in range(running):
+        step = order[w, k]
+        if steps[step, st.COMPUTED] < steps[step, st.TARGET]:
+            if k < running - 1:
+                return False
+            decoding -= 1
+        else:
+            most = min(most, output[step] - steps[step, st.GENERATED])
+    budget = world.limits[st.BATCHED] - decoding
+    have, chunk, rule = 0, 0, FREELY
+    if budget < 0:
+        return False
+    if decoding < running:
+        step = run.running[w, running - 1]
+        have, chunk = run.i[step, st.COMPUTED], budget
+        if chunk == 0:
+            return False
+        most = min(most, (run.i[step, st.TARGET] - have - 1) // chunk)
+        if most < 2 or not _private_prefix(world, step, have, run.i[step, st.TARGET]):
+            return False
+    elif most < 2:
+        return False
+    else:
+        rule = _kept_out(world, w, budget, now, admit_score, admit_params, admit_scratch)
+        if rule == NOT_AT_ALL:
+            return False
+    last_start = run.wf[w, st.NEXT_EXPIRY]
+    if run.w[w, st.N_WAITING] > 0 and world.limits[st.ORDER_STEADY] == 0:
+        last_start = min(last_start, run.wf[w, st.EPOCH_S] + EPOCH)  # the queue is sorted anew then
+    free = pool.n[w, kv.FREE] + (kv.evictable(pool, w) if rule == FREELY else 0)
+    kv_read, t, n = _count_residues(world, w, decoding), now, 0
+    block, residue, cost = world.limits[st.BLOCK], world.work.residue, world.cost
+    steady, per_kv, extra, at = steady_seconds(cost, chunk, decoding), cost[KV], 0.0, 0
+    while n < most and t < last_start:
+        free -= residue[at]  # who has computed so many tokens modulo the block needs a new one now
+        at = at - 1 if at > 0 else block - 1
+        if chunk > 0:
+            free -= blocks_for(have + chunk, block) - blocks_for(have, block)
+            extra = _extra(cost, have, chunk)
+            have += chunk
         if free < 0:
             break
-        t += real[0] + real[2] * (kv_read + n * decoding) + real[3] * decoding
+        t += (steady + per_kv * kv_read) + extra
+        kv_read += decoding
         n += 1
     if n < 2:
         return False
     run.w[w, st.COAST] = n
+    run.w[w, st.CHUNK] = chunk
     run.wf[w, st.COAST_FROM] = now
     run.wf[w, st.DUE] = t
     run.w[w, st.BUSY] = 1
@@ -69,39 +157,119 @@ def coast(world, w, now):
 
 
 @njit(cache=True)
-def settle(world, w, now):
+def settle(world, w, now, evict_score, evict_params, evict_scratch):
     """If the worker coasts, bring it to the iteration that is in flight at `now`, and enter that one's end."""
-    run, real, pool = world.run, world.real, world.pool
-    n, decoding = run.w[w, st.COAST], run.w[w, st.N_RUNNING]
+    run, pool = world.run, world.pool
+    n = run.w[w, st.COAST]
     if n == 0:
         return
     run.w[w, st.COAST] = 0
     account(world, w, run.wf[w, st.COAST_FROM])
-    kv_read, t, end, k = _kv_read(world, w), run.wf[w, st.COAST_FROM], 0.0, 0
+    running, chunk = run.w[w, st.N_RUNNING], run.w[w, st.CHUNK]
+    decoding, have = running, 0
+    if chunk > 0:
+        decoding -= 1
+        have = run.i[run.running[w, decoding], st.COMPUTED]
+    kv_read, t, end, k = _count_residues(world, w, decoding), run.wf[w, st.COAST_FROM], 0.0, 0
+    at_once = world.limits[st.OLDEST_FIRST] == 1  # the order of victims does not depend on the time
     busy = pool.n[w, kv.PINNED] + pool.n[w, kv.PRIVATE]
     idle = pool.n[w, kv.RESIDENT] - pool.n[w, kv.PINNED]
+    free, taken, lump = pool.n[w, kv.FREE], 0, 0
+    block, residue, cost = world.limits[st.BLOCK], world.work.residue, world.cost
+    steady, per_kv, extra, at = steady_seconds(cost, chunk, decoding), cost[KV], 0.0, 0
+    wf, counts = run.wf, pool.n
+    in_use, busy_blocks, epoch_s = wf[w, st.IN_USE], wf[w, st.BUSY_BLOCKS], wf[w, st.EPOCH_S]
     while True:
-        new_epoch(world, w, t)
-        busy += _new_blocks(world, w, k)
-        end = t + (real[0] + real[2] * (kv_read + k * decoding) + real[3] * decoding)
+        if t - epoch_s >= EPOCH:
+            epoch_s = t  # `coast` ended the run before anything could expire
+        need, more = residue[at], 0
+        at = at - 1 if at > 0 else block - 1
+        if chunk > 0:
+            more = blocks_for(have + chunk, block) - blocks_for(have, block)
+            extra = _extra(cost, have, chunk)
+        if not at_once:  # held as a lump until it is known how far the run got
+            for part in range(need + 1):  # request by request: each looks at the victims anew
+                size = 1 if part < need else more
+                make_room(world, w, size, t, evict_score, evict_params, evict_scratch, False)
+                counts[w, kv.FREE] -= size
+                counts[w, kv.PRIVATE] += size
+                lump += size
+        need += more
+        if need > free:
+            if at_once:
+                taken += need - free
+            idle -= need - free
+            free = need
+        free -= need
+        busy += need
+        end = t + ((steady + per_kv * kv_read) + extra)
         if end >= now or k == n - 1:
             break
-        run.total[st.IN_USE] += (end - t) * (busy + idle)
-        run.total[st.BUSY_BLOCKS] += (end - t) * busy
+        in_use += (end - t) * (busy + idle)
+        busy_blocks += (end - t) * busy
         t = end
         k += 1
+        kv_read += decoding
+        have += chunk
+    wf[w, st.IN_USE], wf[w, st.BUSY_BLOCKS], wf[w, st.EPOCH_S] = in_use, busy_blocks, epoch_s
+    pool.n[w, kv.FREE] += lump
+    pool.n[w, kv.PRIVATE] -= lump
+    if taken > 0:
+        make_room(world, w, pool.n[w, kv.FREE] + taken, t, evict_score, evict_params, evict_scratch, False)
     run.wf[w, st.SEEN_S] = t
     run.count[st.ITERATIONS] += k + 1
-    block = world.limits[st.BLOCK]
-    for at in range(decoding):
-        step = run.running[w, at]
-        i = run.i[step]
-        have = i[st.COMPUTED]
-        i[st.HELD], copies = kv.grow(world.tree, pool, w, step, i[st.HELD], have, have + k + 1, block)
-        i[st.COPIES] += copies
-        i[st.COMPUTED] = have + k
-        i[st.GENERATED] += k
-        i[st.SCHEDULED] = 1
+    run.count[st.COASTED] += k + 1
+    run.count[st.PREFILLED] += (k + 1) * chunk
+    seen(world, chunk, have, decoding, kv_read)
+    order, steps, tree = run.running, run.i, world.tree
+    for at in range(running):
+        step = order[w, at]
+        have = steps[step, st.COMPUTED]
+        each = 1 if at < decoding else chunk
+        want = have + (k + 1) * each
+        if want > (have + block - 1) // block * block or want // block > have // block:
+            held, copies = kv.grow(tree, pool, w, step, steps[step, st.HELD], have, want, block)
+            steps[step, st.HELD] = held
+            steps[step, st.COPIES] += copies
+        steps[step, st.COMPUTED] = have + k * each
+        if at < decoding:
+            steps[step, st.GENERATED] += k
+        else:
+            run.count[st.RECOMPUTED] += max(min(want, steps[step, st.KNOWN]) - have, 0)
+        steps[step, st.SCHEDULED] = each
     if end != run.wf[w, st.DUE]:
         run.wf[w, st.DUE] = end
         push(world.heap, end, len(world.plan.session) + w)
+
+
+@njit(cache=True)
+def seen(world, prefill, context, decoding, kv_read):
+    """Remember the largest iteration, to know whether the cost model was asked beyond what it was fitted on."""
+    total = world.run.total
+    total[st.MOST_PREFILL] = max(total[st.MOST_PREFILL], prefill)
+    total[st.MOST_CONTEXT] = max(total[st.MOST_CONTEXT], context)
+    total[st.MOST_SEQS] = max(total[st.MOST_SEQS], decoding)
+    total[st.MOST_KV] = max(total[st.MOST_KV], kv_read)
+
+
+@njit(cache=True)
+def settle_others(world, w, c, now, evict_score, evict_params, evict_scratch):
+    """Chain c is about to change: workers other than w that hold idle blocks of it have to be where time is."""
+    run, pool = world.run, world.pool
+    if run.moved[c] == 0:
+        return
+    for other in range(world.limits[st.WORKERS]):
+        if other != w and run.w[other, st.COAST] > 0:
+            r = kv.find(pool, other, pool.meta[kv.SEGMENTS] + c)
+            if r >= 0 and pool.owned[r] > 0:
+                settle(world, other, now, evict_score, evict_params, evict_scratch)
+
+
+@njit(cache=True)
+def undisturbed(world, w, goes_first):
+    """Whether an arrival leaves the worker's run as it is: the queue is not looked at, or its head stays."""
+    run = world.run
+    return world.limits[st.OLDEST_FIRST] == 1 and world.limits[st.ORDER_STEADY] == 1 and run.w[w, st.COAST] > 0 and (
+        run.w[w, st.CHUNK] > 0 or run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] >= world.limits[st.MAX_SEQS]
+        or (run.w[w, st.N_WAITING] > 0 and not goes_first))
+

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from saga_rl.errors import UserError
+from saga_rl.errors import UserError, unknown_name
 from saga_rl.sim.cost import CostProfile, load_profile
 
 
@@ -30,6 +30,19 @@ class SimConfig:
     horizon_s: float = math.inf
     """Stop there; unfinished sessions are not counted as done."""
 
+    cpu_tokens: int = 0
+    """KV that the CPU tier beside each worker holds, tokens; 0 = no tier."""
+    cpu_eviction: str = "lru"
+    """What the tier forgets first: "lru" least recently used, "fifo" first stored."""
+    pcie_tokens_per_s: float = 300_000.0
+    """KV copied between a worker and its tier. The default: 4 GPUs of 25 GB/s each, 327,680 bytes a token."""
+    prefetch_tokens: int = 0
+    """KV on its way from a tier at once for chains that are expected back; 0 = no prefetch."""
+    link_tokens_per_s: float = 0.0
+    """KV copied to a worker from the one that its chain comes from; 0 = it is computed again."""
+    single_steps: bool = False
+    """Take every iteration singly instead of skipping runs of them: slower, same result."""
+
     def __post_init__(self) -> None:
         for name in ("workers", "block_tokens", "max_num_seqs"):
             if getattr(self, name) < 1:
@@ -37,12 +50,20 @@ class SimConfig:
         if self.kv_tokens < self.block_tokens:
             raise UserError("--kv-tokens", f"is {self.kv_tokens}, less than one block of {self.block_tokens}",
                             "give the tokens of KV that one worker holds")
-        for name in ("population", "max_batched_tokens"):
+        for name in ("population", "max_batched_tokens", "cpu_tokens", "prefetch_tokens", "link_tokens_per_s"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')}", f"is {getattr(self, name)}", "give 0 or more")
-        for name in ("expiry_s", "horizon_s"):
+        for name in ("expiry_s", "horizon_s", "pcie_tokens_per_s"):
             if not getattr(self, name) > 0:
-                raise UserError(f"--{name.replace('_', '-')}", f"is {getattr(self, name)}", "give seconds > 0")
+                raise UserError(f"--{name.replace('_', '-')}", f"is {getattr(self, name)}", "give a number > 0")
+        if self.cpu_eviction not in ("lru", "fifo"):
+            raise unknown_name("policy of the CPU tier", self.cpu_eviction, ("lru", "fifo"))
+        if self.prefetch_tokens and not self.cpu_tokens:
+            raise UserError("--prefetch-tokens", "asks for prefetch, but there is no CPU tier to prefetch from",
+                            "give --cpu-tokens too")
+        if 0 < self.cpu_tokens < self.block_tokens:
+            raise UserError("--cpu-tokens", f"is {self.cpu_tokens}, less than one block of {self.block_tokens}",
+                            "give the tokens of KV that the tier holds, or 0 for none")
 
     @property
     def pool_blocks(self) -> int:

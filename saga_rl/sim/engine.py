@@ -12,88 +12,16 @@ from numba import njit
 
 from saga_rl.policies import chains as ch
 from saga_rl.policies import features as ft
-from saga_rl.policies.fairness import afs
 from saga_rl.sim import cache as kv
 from saga_rl.sim import state as st
-from saga_rl.sim.coast import settle
+from saga_rl.sim.admit import fill_admission, make_room
+from saga_rl.sim.coast import seen, settle, settle_others, undisturbed
 from saga_rl.sim.heap import push
+from saga_rl.sim.iteration_cost import seconds
 from saga_rl.sim.reference import END, READY, START
-from saga_rl.sim.worker import EPOCH, account, blocks_for, log_event, new_epoch
-
-
-# ---------------------------------------------------------------- the waiting queue
-@njit(cache=True)
-def _key(world, step, now, order_score, order_params, order_scratch):
-    run, row = world.run, world.work.order
-    c = world.tree.chain[step]
-    preempted = 1.0 if run.i[step, st.PREEMPTIONS] > 0 else 0.0
-    ft.ordering_row(world.chains, c, now, run.f[step, st.READY], float(world.plan.prompt[step]), preempted,
-                    run.afs[world.plan.tenant[world.plan.session[step]]], row)
-    return order_score(row, order_params, order_scratch)
-
-
-@njit(cache=True)
-def _goes_before(run, a, b):
-    if run.f[a, st.KEY] != run.f[b, st.KEY]:
-        return run.f[a, st.KEY] < run.f[b, st.KEY]
-    if run.f[a, st.READY] != run.f[b, st.READY]:
-        return run.f[a, st.READY] < run.f[b, st.READY]
-    return a < b
-
-
-@njit(cache=True)
-def _sink(run, w, at):
-    """Move the entry at `at` of the worker's queue forward to its place among those before it."""
-    q = run.queue[w]
-    step = q[at]
-    while at > 0 and _goes_before(run, step, q[at - 1]):
-        q[at] = q[at - 1]
-        at -= 1
-    q[at] = step
-
-
-@njit(cache=True)
-def enqueue(world, w, step, now, order_score, order_params, order_scratch):
-    """Put a step into the worker's queue at the place that its key gives it."""
-    run = world.run
-    run.f[step, st.KEY] = _key(world, step, now, order_score, order_params, order_scratch)
-    run.i[step, st.STATE] = st.WAITING
-    n = run.w[w, st.N_WAITING]
-    run.queue[w, n] = step
-    run.w[w, st.N_WAITING] = n + 1
-    _sink(run, w, n)
-
-
-@njit(cache=True)
-def _dequeue(run, w):
-    q, n = run.queue[w], run.w[w, st.N_WAITING] - 1
-    for k in range(n):
-        q[k] = q[k + 1]
-    run.w[w, st.N_WAITING] = n
-
-
-@njit(cache=True)
-def epoch(world, w, now, order_score, order_params, order_scratch):
-    """With each new epoch recompute shares and sort the queue anew."""
-    run = world.run
-    n = run.w[w, st.N_WAITING]
-    if not new_epoch(world, w, now) or n == 0:
-        return
-    afs(world.chains, world.tables, w, run.live[1:], run.live[0], now, EPOCH, run.afs)
-    for k in range(n):
-        step = run.queue[w, k]
-        run.f[step, st.KEY] = _key(world, step, now, order_score, order_params, order_scratch)
-        _sink(run, w, k)
-
-
-# ---------------------------------------------------------------- blocks
-@njit(cache=True)
-def _make_room(world, w, need, now, evict_score, evict_params, evict_scratch, whole):
-    run = world.run
-    for k in range(run.w[w, st.N_WAITING]):
-        world.chains[world.tree.chain[run.queue[w, k]], ch.QPOS] = k
-    kv.make_room(world.tree, world.pool, world.chains, world.tables, world.g, w, need, now, world.work.next_use,
-                 evict_score, evict_params, evict_scratch, whole, world.work.evict, world.work.scores)
+from saga_rl.sim.tier import find_source, plan_prefetch, store, wait_for_copy
+from saga_rl.sim.waiting import dequeue, enqueue, epoch, goes_before, key_of
+from saga_rl.sim.worker import account, blocks_for, log_event, log_iteration, log_part, touch
 
 
 @njit(cache=True)
@@ -102,16 +30,19 @@ def drop(world, w, step, now):
     run = world.run
     i = run.i[step]
     kv.release(world.tree, world.pool, w, step, i[st.HELD], i[st.COMPUTED], i[st.COPIES], now, world.limits[st.BLOCK])
+    store(world, w, step, i[st.COMPUTED], now)
     i[st.HELD] = 0
     i[st.COPIES] = 0
 
 
 @njit(cache=True)
-def _preempt_last(world, w, now, order_score, order_params, order_scratch):
+def _preempt_last(world, w, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch):
     run = world.run
     run.w[w, st.N_RUNNING] -= 1
     step = run.running[w, run.w[w, st.N_RUNNING]]
+    settle_others(world, w, world.tree.chain[step], now, evict_score, evict_params, evict_scratch)
     log_event(world, END, step, now, run.i[step, st.COMPUTED], 0)
+    log_part(world, step, -1)
     drop(world, w, step, now)
     run.i[step, st.COMPUTED] = 0
     run.i[step, st.PREEMPTIONS] += 1
@@ -121,120 +52,101 @@ def _preempt_last(world, w, now, order_score, order_params, order_scratch):
     return step
 
 
-# ---------------------------------------------------------------- admission
-@njit(cache=True)
-def fill_admission(world, w, step, cached, known, now):
-    """The admission row of the request at the head of worker w's queue. cached: its resident prefix, blocks."""
-    run, pool, chains, tables = world.run, world.pool, world.chains, world.tables
-    block = world.limits[st.BLOCK]
-    c = world.tree.chain[step]
-    mine = world.chains[c]
-    e = ft.expected_output(tables, w, int(mine[ch.TYPE]), 0.0)
-    need = blocks_for(known + int(max(e - run.i[step, st.GENERATED], 1.0)), block) - cached
-    growth, session_growth = 0.0, 0.0
-    for k in range(run.w[w, st.N_RUNNING]):
-        r = run.running[w, k]
-        rc = world.tree.chain[r]
-        i = run.i[r]
-        more = max(ft.expected_output(tables, w, int(chains[rc, ch.TYPE]), 0.0) - i[st.GENERATED], 1.0)
-        then = world.plan.prompt[r] + i[st.GENERATED] + int(more)
-        growth += blocks_for(then, block) - blocks_for(i[st.COMPUTED], block)
-        session_growth += ft.expected_growth(chains, tables, w, rc) / block
-    older, live = 0.0, float(pool.n[w, kv.PINNED] + pool.n[w, kv.PRIVATE])
-    tick = world.work.stamp[-1] + 1
-    world.work.stamp[-1] = tick
-    for k in range(pool.n[w, kv.IDLE]):
-        seg = pool.idle[w, k]
-        o = pool.owner[w, seg]
-        row = chains[o]
-        if row[ch.ENDED] > 0 or (row[ch.WAITING] == 0 and now - pool.last[w, seg] > world.real[st.EXPIRY]):
-            continue
-        live += pool.res[w, seg]
-        if world.work.stamp[o] != tick:
-            world.work.stamp[o] = tick
-            session_growth += ft.expected_growth(chains, tables, w, o) / block
-        older_session = row[ch.SESSION_S] < mine[ch.SESSION_S] or (
-            row[ch.SESSION_S] == mine[ch.SESSION_S] and row[ch.SESSION] < mine[ch.SESSION])
-        if older_session:
-            older += pool.res[w, seg]
-    new = 1.0 if mine[ch.STEPS] == 0 else 0.0
-    ft.admission_row(float(need), float(pool.n[w, kv.FREE]), float(kv.evictable(pool, w)), older, growth,
-                     float(pool.n[w, kv.POOL]), float(pool.n[w, kv.PINNED] + pool.n[w, kv.PRIVATE]), new, live,
-                     session_growth, float(run.w[w, st.N_RUNNING]), now - run.f[step, st.READY], world.work.admit)
-
-
 # ---------------------------------------------------------------- one iteration
 @njit(cache=True)
 def schedule(world, w, now, order_score, order_params, order_scratch, admit_score, admit_params, admit_scratch,
              evict_score, evict_params, evict_scratch, whole, literal):
     """Compose the worker's next iteration. Returns its seconds, 0 when there is nothing to run."""
-    tree, pool, plan, run, real = world.tree, world.pool, world.plan, world.run, world.real
-    block = world.limits[st.BLOCK]
+    tree, pool, plan, run = world.tree, world.pool, world.plan, world.run
+    block, first_part = world.limits[st.BLOCK], world.run.count[st.N_PARTS]
     account(world, w, now)
     epoch(world, w, now, order_score, order_params, order_scratch)
     if literal:
         kv.drop_expired(tree, pool, world.chains, world.tables, world.g, w, now, world.work.next_use, world.work.evict)
     budget = world.limits[st.BATCHED]
-    prefill, pairs, kv_read, decoding = 0, 0.0, 0.0, 0
+    prefill, pairs, context, kv_read, decoding = 0, 0.0, 0, 0, 0
     preempted = False
-    k = 0
+    k, order, steps, prompt = 0, run.running, run.i, plan.prompt
     while k < run.w[w, st.N_RUNNING] and budget > 0:
-        step = run.running[w, k]
-        i = run.i[step]
-        have = i[st.COMPUTED]
-        n = min(plan.prompt[step] + i[st.GENERATED] - have, budget)
+        step = order[w, k]
+        have = steps[step, st.COMPUTED]
+        n = min(prompt[step] + steps[step, st.GENERATED] - have, budget)
         need = blocks_for(have + n, block) - blocks_for(have, block)
         gone = False
-        while pool.n[w, kv.FREE] + kv.evictable(pool, w) < need:
+        while need > 0 and pool.n[w, kv.FREE] + kv.evictable(pool, w) < need:
             preempted = True
-            if _preempt_last(world, w, now, order_score, order_params, order_scratch) == step:
+            if _preempt_last(world, w, now, order_score, order_params, order_scratch, evict_score, evict_params,
+                             evict_scratch) == step:
                 gone = True
                 break
         if gone:
             break
-        _make_room(world, w, need, now, evict_score, evict_params, evict_scratch, whole)
-        i[st.HELD], copies = kv.grow(tree, pool, w, step, i[st.HELD], have, have + n, block)
-        i[st.COPIES] += copies
-        i[st.SCHEDULED] = n
-        if have < i[st.TARGET]:
+        if need > 0 or (have + n) // block > have // block:
+            make_room(world, w, need, now, evict_score, evict_params, evict_scratch, whole)
+            held, copies = kv.grow(tree, pool, w, step, steps[step, st.HELD], have, have + n, block)
+            steps[step, st.HELD] = held
+            steps[step, st.COPIES] += copies
+        steps[step, st.SCHEDULED] = n
+        log_part(world, step, n)
+        if have < steps[step, st.TARGET]:
             prefill += n
             pairs += n * (have + 0.5 * n)
-            run.count[st.RECOMPUTED] += max(min(have + n, i[st.KNOWN]) - have, 0)
+            context += have
+            run.count[st.RECOMPUTED] += max(min(have + n, steps[step, st.KNOWN]) - have, 0)
         else:
             decoding += 1
             kv_read += have
         budget -= n
         k += 1
-    while not preempted and run.w[w, st.N_WAITING] > 0 and budget > 0 and run.w[w, st.N_RUNNING] < world.limits[
-            st.MAX_SEQS]:
+    fetching = world.limits[st.TIER] == 1 or world.real[st.LINK_RATE] > 0
+    while not preempted and run.w[w, st.N_WAITING] > 0 and budget > 0 and (
+            run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] < world.limits[st.MAX_SEQS]):
         step = run.queue[w, 0]
         i = run.i[step]
         known = plan.prompt[step] + i[st.GENERATED]
         cached = min(kv.resident_prefix(tree, pool, w, step), (known - 1) // block)
-        if run.w[w, st.N_RUNNING] > 0:
+        if run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] > 0:
             fill_admission(world, w, step, cached, known, now)
             if not admit_score(world.work.admit, admit_params, admit_scratch) > 0.0:
                 break
         have = cached * block
         n = min(known - have, budget)
         need = blocks_for(have + n, block) - cached
+        link, there, ready = 0, cached, now
+        if fetching:
+            link, there, ready = find_source(world, w, step, cached, known, now, evict_score, evict_params,
+                                             evict_scratch)
+            if link > 0:
+                n, need = 0, there - cached
         if pool.n[w, kv.FREE] + kv.evictable(pool, w) - kv.idle_hit_blocks(tree, pool, w, step, cached) < need:
             break
         log_event(world, START, step, now, known, 0)
+        settle_others(world, w, tree.chain[step], now, evict_score, evict_params, evict_scratch)
         _start(world, w, step, cached, known, now)
-        _make_room(world, w, need, now, evict_score, evict_params, evict_scratch, whole)
+        if link > 0:
+            make_room(world, w, need, now, evict_score, evict_params, evict_scratch, whole)
+            i[st.HELD], i[st.COPIES] = kv.grow(tree, pool, w, step, i[st.HELD], have, there * block, block)
+            i[st.COMPUTED] = there * block
+            wait_for_copy(world, w, step, link, need * block, ready)
+            continue
+        make_room(world, w, need, now, evict_score, evict_params, evict_scratch, whole)
         i[st.HELD], copies = kv.grow(tree, pool, w, step, i[st.HELD], have, have + n, block)
         i[st.COPIES] += copies
         i[st.SCHEDULED] = n
+        log_part(world, step, n)
         prefill += n
         pairs += n * (have + 0.5 * n)
+        context += have
         run.count[st.RECOMPUTED] += max(min(have + n, i[st.KNOWN]) - have, 0)
         budget -= n
     run.count[st.PREFILLED] += prefill
     if prefill == 0 and decoding == 0:
         return 0.0
     run.count[st.ITERATIONS] += 1
-    return real[0] + real[1] * prefill + real[2] * kv_read + real[3] * decoding + real[4] * pairs
+    seen(world, prefill, context, decoding, kv_read)
+    length = seconds(world.cost, prefill, pairs, context, kv_read, decoding)
+    log_iteration(world, w, first_part, now, length)
+    return length
 
 
 @njit(cache=True)
@@ -243,7 +155,7 @@ def _start(world, w, step, cached, known, now):
     tree, pool, run = world.tree, world.pool, world.run
     i, f = run.i[step], run.f[step]
     block = world.limits[st.BLOCK]
-    _dequeue(run, w)
+    dequeue(run, w)
     run.running[w, run.w[w, st.N_RUNNING]] = step
     run.w[w, st.N_RUNNING] += 1
     i[st.KNOWN] = min(kv.known_prefix(tree, pool, step), (known - 1) // block) * block
@@ -251,9 +163,10 @@ def _start(world, w, step, cached, known, now):
         seg = tree.path[at]
         if tree.start[seg] >= cached:
             break
-        if pool.ref[w, seg] == 0:
-            hit = min(pool.res[w, seg], cached - tree.start[seg])
-            run.total[st.USEFUL_IDLE] += hit * (now - pool.last[w, seg])
+        r = kv.row(pool, w, seg)
+        if pool.ref[r] == 0:
+            hit = min(pool.res[r], cached - tree.start[seg])
+            run.total[st.USEFUL_IDLE] += hit * (now - pool.last[r])
     i[st.HELD] = kv.pin(tree, pool, w, step, 0, cached)
     i[st.COPIES] = 0
     i[st.COMPUTED] = cached * block
@@ -268,25 +181,27 @@ def _start(world, w, step, cached, known, now):
 
 
 @njit(cache=True)
-def finish_iteration(world, w, now):
+def finish_iteration(world, w, now, evict_score, evict_params, evict_scratch):
     """What the iteration computed is there: tokens advance, answers end, children are born."""
-    plan, run = world.plan, world.run
+    run, order, steps = world.run, world.run.running, world.run.i
+    prompt, output, times = world.plan.prompt, world.plan.output, world.run.f
     account(world, w, now)
     kept = 0
     for k in range(run.w[w, st.N_RUNNING]):
-        step = run.running[w, k]
-        i = run.i[step]
-        i[st.COMPUTED] += i[st.SCHEDULED]
-        i[st.SCHEDULED] = 0
-        if i[st.COMPUTED] == plan.prompt[step] + i[st.GENERATED]:
-            i[st.GENERATED] += 1
-            if np.isnan(run.f[step, st.FIRST_S]):
-                run.f[step, st.FIRST_S] = now
-                run.wf[w, st.QUEUED_TOKENS] -= i[st.BOOKED]
-            if i[st.GENERATED] >= plan.output[step]:
+        step = order[w, k]
+        computed = steps[step, st.COMPUTED] + steps[step, st.SCHEDULED]
+        steps[step, st.COMPUTED] = computed
+        steps[step, st.SCHEDULED] = 0
+        if computed == prompt[step] + steps[step, st.GENERATED]:
+            steps[step, st.GENERATED] += 1
+            if np.isnan(times[step, st.FIRST_S]):
+                times[step, st.FIRST_S] = now
+                run.wf[w, st.QUEUED_TOKENS] -= steps[step, st.BOOKED]
+            if steps[step, st.GENERATED] >= output[step]:
+                settle_others(world, w, world.tree.chain[step], now, evict_score, evict_params, evict_scratch)
                 _finish_step(world, w, step, now)
                 continue
-        run.running[w, kept] = step
+        order[w, kept] = step
         kept += 1
     run.w[w, st.N_RUNNING] = kept
 
@@ -305,13 +220,14 @@ def _finish_step(world, w, step, now):
     final = plan.final[step] == 1
     ch.finish(world.chains, world.tables, w, c, now, float(plan.prompt[step]), float(plan.output[step]),
               plan.tool[step], final and world.limits[st.END_HINT] == 1)
+    if not final or world.limits[st.END_HINT] == 0:
+        plan_prefetch(world, w, step, now)
     if final:
         run.w[w, st.HOMED] -= 1
-        for k in range(1, run.live[0] + 1):
-            if run.live[k] == c:
-                run.live[k] = run.live[run.live[0]]
-                run.live[0] -= 1
-                break
+        k, last = run.live_at[c], run.live[run.live[0]]
+        run.live[k] = last
+        run.live_at[last] = k
+        run.live[0] -= 1
     for at in range(plan.child_off[step], plan.child_off[step + 1]):
         kid = plan.child[at]
         same = world.tree.chain[kid] == c
@@ -330,29 +246,44 @@ def _finish_step(world, w, step, now):
 
 
 @njit(cache=True)
-def arrive(world, w, step, now, order_score, order_params, order_scratch, literal):
+def arrive(world, w, step, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch,
+           literal):
     """The request was placed on worker w: queue it and book it in the router's view."""
     run, c = world.run, world.tree.chain[step]
-    settle(world, w, now)
-    if run.home[c] >= 0:
-        settle(world, run.home[c], now)
-    account(world, w, now)
+    home = run.home[c]
+    if home >= 0 and home != w:
+        run.moved[c] = 1
+    settle_others(world, w, c, now, evict_score, evict_params, evict_scratch)
+    run.f[step, st.READY] = now
+    if not undisturbed(world, w, _would_be_first(world, w, step, now, order_score, order_params, order_scratch)):
+        settle(world, w, now, evict_score, evict_params, evict_scratch)
     if literal:  # a timer would have fired before the request came back
+        account(world, w, now)
         kv.drop_expired(world.tree, world.pool, world.chains, world.tables, world.g, w, now, world.work.next_use,
                         world.work.evict)
     log_event(world, READY, step, now, world.plan.prompt[step], 0)
     run.i[step, st.WORKER] = w
-    run.f[step, st.READY] = now
     ch.arrive(world.chains, world.tables, w, c, now, float(world.plan.prompt[step]))
-    home = run.home[c]
     run.i[step, st.BOOKED] = int(ft.uncached_tokens(world.chains, c, float(world.plan.prompt[step]), home == w))
     if home != w:
         if home >= 0:
             run.w[home, st.HOMED] -= 1
             run.count[st.MIGRATIONS] += 1
+            run.source[c] = home
         run.w[w, st.HOMED] += 1
         run.home[c] = w
     run.w[w, st.IN_FLIGHT] += 1
     run.wf[w, st.FLIGHT_TOKENS] += world.plan.prompt[step]
     run.wf[w, st.QUEUED_TOKENS] += run.i[step, st.BOOKED]
     enqueue(world, w, step, now, order_score, order_params, order_scratch)
+    touch(world, w)
+
+
+@njit(cache=True)
+def _would_be_first(world, w, step, now, order_score, order_params, order_scratch):
+    """Whether the request would go to the head of the worker's queue; its key does not depend on what `arrive` does."""
+    run = world.run
+    if run.w[w, st.N_WAITING] == 0:
+        return True
+    run.f[step, st.KEY] = key_of(world, step, now, order_score, order_params, order_scratch)
+    return goes_before(run, step, run.queue[w, 0])

@@ -1,4 +1,7 @@
-"""A binary heap of (time, sequence, payload) in arrays, so that the event loop allocates nothing."""
+"""A binary heap of (time, payload) in arrays, so that the event loop allocates nothing.
+
+Events of equal time come out by payload, smallest first: an order that does not depend on when they were entered.
+"""
 
 from __future__ import annotations
 
@@ -11,58 +14,50 @@ from numpy.typing import NDArray
 
 class Heap(NamedTuple):
     time: NDArray[np.float64]
-    seq: NDArray[np.int64]
     what: NDArray[np.int64]
     n: NDArray[np.int64]
-    """[entries, next sequence number]"""
+    """[entries]"""
 
 
 def make_heap(capacity: int) -> Heap:
-    return Heap(np.zeros(capacity), np.zeros(capacity, np.int64), np.zeros(capacity, np.int64), np.zeros(2, np.int64))
-
-
-@njit(cache=True)
-def _before(h, a, b):
-    return h.time[a] < h.time[b] or (h.time[a] == h.time[b] and h.seq[a] < h.seq[b])
-
-
-@njit(cache=True)
-def _swap(h, a, b):
-    h.time[a], h.time[b] = h.time[b], h.time[a]
-    h.seq[a], h.seq[b] = h.seq[b], h.seq[a]
-    h.what[a], h.what[b] = h.what[b], h.what[a]
+    return Heap(np.zeros(capacity), np.zeros(capacity, np.int64), np.zeros(1, np.int64))
 
 
 @njit(cache=True)
 def push(h, time, what):
-    """Events of equal time come out in the order they were pushed."""
     i = h.n[0]
+    h.n[0] = i + 1
+    while i > 0:
+        up = (i - 1) // 2
+        if h.time[up] < time or (h.time[up] == time and h.what[up] <= what):
+            break
+        h.time[i] = h.time[up]
+        h.what[i] = h.what[up]
+        i = up
     h.time[i] = time
-    h.seq[i] = h.n[1]
     h.what[i] = what
-    h.n[0] += 1
-    h.n[1] += 1
-    while i > 0 and _before(h, i, (i - 1) // 2):
-        _swap(h, i, (i - 1) // 2)
-        i = (i - 1) // 2
 
 
 @njit(cache=True)
 def pop(h):
     """(time, what) of the earliest event; the heap must not be empty."""
-    time, what = h.time[0], h.what[0]
-    h.n[0] -= 1
-    n = h.n[0]
-    _swap(h, 0, n)
+    first, first_what = h.time[0], h.what[0]
+    n = h.n[0] - 1
+    h.n[0] = n
+    time, what = h.time[n], h.what[n]
     i = 0
     while True:
         child = 2 * i + 1
         if child >= n:
             break
-        if child + 1 < n and _before(h, child + 1, child):
+        if child + 1 < n and (h.time[child + 1] < h.time[child] or (
+                h.time[child + 1] == h.time[child] and h.what[child + 1] < h.what[child])):
             child += 1
-        if not _before(h, child, i):
+        if time < h.time[child] or (time == h.time[child] and what <= h.what[child]):
             break
-        _swap(h, i, child)
+        h.time[i] = h.time[child]
+        h.what[i] = h.what[child]
         i = child
-    return time, what
+    h.time[i] = time
+    h.what[i] = what
+    return first, first_what

@@ -31,7 +31,13 @@ def batch_seconds(cost, tokens):
 
 
 @njit(cache=True)
+def steady_seconds(cost, prefill, decoding):
+    """The part that stays the same while `prefill` tokens and `decoding` sequences make up every iteration."""
+    return cost[BASE] + batch_seconds(cost, prefill + decoding) + cost[PREFILL] * prefill + cost[SEQ] * decoding
+
+
+@njit(cache=True)
 def seconds(cost, prefill, pairs, context, kv_read, decoding):
     """Seconds of an iteration that computes `prefill` tokens (with `pairs` and `context`) and decodes `decoding`."""
-    return (cost[BASE] + batch_seconds(cost, prefill + decoding) + cost[PREFILL] * prefill + cost[ATTENTION] * pairs
-            + cost[CONTEXT] * context + cost[KV] * kv_read + cost[SEQ] * decoding)
+    return (steady_seconds(cost, prefill, decoding) + cost[KV] * kv_read) + (
+        cost[ATTENTION] * pairs + cost[CONTEXT] * context)

@@ -25,9 +25,12 @@ def metrics(world: World, alone_s: NDArray[np.float64] | None, wall_s: float) ->
     hit_share: cached share of the prompt tokens, at first scheduling. recomputed_tokens: tokens computed although they
     had been computed before anywhere (what an infinite shared cache would have saved). useful_kv_share: of the
     block-seconds that held anything, those that ran or were found again later. slo_attainment: share of all sessions
-    done within 1.5 x their time alone.
+    done within 1.5 x their time alone. stored, loaded, moved, prefetched tokens: KV copied to the CPU tier, from it for
+    a request that waited, from another worker, and from it ahead of time.
     """
     run, count, total = world.run, world.run.count, world.run.total
+    workers = world.limits[st.WORKERS]
+    in_use, busy_blocks = run.wf[:, st.IN_USE].sum(), run.wf[:, st.BUSY_BLOCKS].sum()
     tct = run.done_s - run.begin_s
     done = tct[np.isfinite(tct)]
     span = np.nanmax(run.done_s) - np.nanmin(run.begin_s) if len(done) else math.nan
@@ -42,13 +45,17 @@ def metrics(world: World, alone_s: NDArray[np.float64] | None, wall_s: float) ->
         "recomputed_tokens": int(count[st.RECOMPUTED]),
         "prefilled_tokens": int(count[st.PREFILLED]),
         "hit_share": float(count[st.HIT] / count[st.PROMPT]) if count[st.PROMPT] else None,
-        "useful_kv_share": float((total[st.BUSY_BLOCKS] + total[st.USEFUL_IDLE]) / total[st.IN_USE])
-        if total[st.IN_USE] > 0 else None,
+        "useful_kv_share": float((busy_blocks + total[st.USEFUL_IDLE]) / in_use) if in_use > 0 else None,
         "throughput_sessions_per_min": _number(60.0 * len(done) / span) if len(done) and span > 0 else None,
         "slo_attainment": slo,
-        "evictions": int(world.pool.n[:, kv.EVICTED].sum()),
+        "evictions": int(world.pool.n[:workers, kv.EVICTED].sum()),
         "preemptions": int(count[st.PREEMPTED]),
         "migrations": int(count[st.MIGRATIONS]),
+        "stored_tokens": int(count[st.STORED]),
+        "loaded_tokens": int(count[st.LOADED]),
+        "moved_tokens": int(count[st.MOVED_TOKENS]),
+        "prefetched_tokens": int(count[st.PREFETCHED]),
+        "iterations": int(count[st.ITERATIONS]),
         "llm_steps": int(count[st.STEPS_DONE]),
         "events": int(count[st.EVENTS]),
         "wall_s": wall_s,

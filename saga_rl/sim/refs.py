@@ -5,8 +5,11 @@ names; Python keeps the NamedTuples, and both see the same memory.
 
 from __future__ import annotations
 
+from llvmlite.ir import Constant
 from numba import njit, types
+from numba.core import cgutils
 from numba.experimental import structref
+from numba.extending import intrinsic
 
 from saga_rl.policies.tables import Tables
 from saga_rl.sim.cache import Pool, Tree
@@ -92,6 +95,29 @@ for _nt, _ref, _type in ((Tree, TreeRef, TreeType), (Pool, PoolRef, PoolType), (
     structref.define_proxy(_ref, _type, list(_nt._fields))
 
 
+def _strip(context, builder, kind, value):
+    if isinstance(kind, types.Array):
+        view = context.make_array(kind)(context, builder, value)
+        view.meminfo = Constant(view.meminfo.type, None)
+        view.parent = Constant(view.parent.type, None)
+        return view._getvalue()
+    if isinstance(kind, types.BaseTuple):
+        parts = cgutils.unpack_tuple(builder, value)
+        stripped = [_strip(context, builder, k, v) for k, v in zip(kind, parts, strict=True)]
+        return context.make_tuple(builder, kind, stripped)
+    return value
+
+
+@intrinsic
+def unowned(_context, tuples):
+    """The same arrays, however deep in tuples, without their owners: compiled code then counts no references to them,
+    which costs an atomic instruction each time a field is read. The caller keeps the owners alive."""
+    def codegen(context, builder, signature, args):
+        return _strip(context, builder, signature.args[0], args[0])
+
+    return tuples(tuples), codegen
+
+
 @njit(cache=True)
 def tree_ref(t):
     return TreeRef(t.parent, t.start, t.blocks, t.path_off, t.path, t.hit, t.chain)
@@ -99,7 +125,8 @@ def tree_ref(t):
 
 @njit(cache=True)
 def pool_ref(p):
-    return PoolRef(p.n, p.res, p.ref, p.kids, p.last, p.seq, p.owner, p.user, p.idle, p.slot, p.owned, p.ever)
+    return PoolRef(p.n, p.meta, p.slots, p.keys, p.res, p.ref, p.kids, p.last, p.seq, p.owner, p.user, p.slot, p.owned,
+                   p.idle, p.ever)
 
 
 @njit(cache=True)
@@ -108,14 +135,16 @@ def tables_ref(t):
 
 
 @njit(cache=True)
-def world_ref(world):
+def world_ref(owned):
     """`World` (NamedTuple) -> the same world as compiled code works on it."""
+    world = unowned(owned)
     p, r, h, k = world.plan, world.run, world.heap, world.work
-    plan = PlanRef(p.session, p.prompt, p.output, p.tool, p.gap, p.final, p.child_off, p.child, p.root_off, p.root,
-                   p.tenant, p.agent_type, p.arrival, p.slack)
+    plan = PlanRef(p.session, p.prompt, p.output, p.tool, p.shared, p.gap, p.final, p.child_off, p.child, p.root_off,
+                   p.root, p.tenant, p.agent_type, p.arrival, p.slack)
     run = RunRef(r.i, r.f, r.w, r.wf, r.running, r.queue, r.home, r.left, r.done_s, r.begin_s, r.count, r.total, r.afs,
-                 r.live, r.log_i, r.log_t, r.occupancy, r.occupancy_t)
+                 r.live, r.live_at, r.moved, r.source, r.last_step, r.landing, r.landing_at, r.touched, r.log_i,
+                 r.log_t, r.occupancy, r.occupancy_t, r.it_i, r.it_f, r.it_part)
     return WorldRef(tree_ref(world.tree), pool_ref(world.pool), world.chains, tables_ref(world.tables), world.g, plan,
-                    run, HeapRef(h.time, h.seq, h.what, h.n),
-                    WorkRef(k.evict, k.order, k.admit, k.place, k.scores, k.next_use, k.stamp),
-                    world.limits, world.real)
+                    run, HeapRef(h.time, h.what, h.n),
+                    WorkRef(k.evict, k.order, k.admit, k.place, k.scores, k.next_use, k.stamp, k.residue),
+                    world.limits, world.real, world.cost)

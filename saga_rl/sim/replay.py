@@ -23,6 +23,7 @@ from saga_rl.sim import script as sc
 from saga_rl.sim.cache import Pool, Tree
 from saga_rl.sim.jit import compiled
 from saga_rl.sim.reference import READY, START, Reference
+from saga_rl.sim.refs import unowned
 from saga_rl.sim.script import Prepared, Script, join, learn, prepare
 
 # columns of Work.run
@@ -121,8 +122,9 @@ def result_of(game: Play) -> ReplayResult:
     return ReplayResult(int(tally[RECOMPUTED]), int(tally[PREFILLED]), int(tally[HIT]), int(game.pool.n[0, kv.EVICTED]))
 
 
-def _play(game, score, params, scratch, whole, literal, end_hint, expiry_s, row, scores, first, stop):
+def _play(owned, score, params, scratch, whole, literal, end_hint, expiry_s, row, scores, first, stop):
     """Events first..stop - 1 in turn."""
+    game = unowned(owned)
     for k in range(first, stop):
         need = open_event(game, k, literal, expiry_s, row)
         if need > 0:
@@ -232,15 +234,15 @@ def check(t, p, run, tally, block):
     """The number of the first invariant that does not hold, 0 = all do. The counts are recomputed from the segments."""
     resident, pinned, private, idle = 0, 0, 0, 0
     for seg in range(len(t.parent)):
-        res = p.res[0, seg]
+        res = p.res[seg]
         resident += res
-        pinned += res if p.ref[0, seg] > 0 else 0
-        listed = p.slot[0, seg] >= 0 and p.idle[0, p.slot[0, seg]] == seg
-        if listed != (res > 0 and p.ref[0, seg] == 0) or res < 0 or res > t.blocks[seg]:
+        pinned += res if p.ref[seg] > 0 else 0
+        listed = p.slot[seg] >= 0 and p.idle[0, p.slot[seg]] == seg
+        if listed != (res > 0 and p.ref[seg] == 0) or res < 0 or res > t.blocks[seg]:
             return 1
         idle += 1 if listed else 0
         up = t.parent[seg]
-        if res > 0 and up >= 0 and (p.res[0, up] < t.blocks[up] or p.kids[0, up] < 1):
+        if res > 0 and up >= 0 and (p.res[up] < t.blocks[up] or p.kids[up] < 1):
             return 5
     for m in range(tally[N_RUNNING]):
         step = run[m, RUNNING]
@@ -248,7 +250,7 @@ def check(t, p, run, tally, block):
         if kv.resident_prefix(t, p, 0, step) < run[step, HAVE] // block:
             return 4
         for i in range(run[step, HELD]):
-            if p.ref[0, t.path[t.path_off[step] + i]] < 1:
+            if p.ref[t.path[t.path_off[step] + i]] < 1:
                 return 4
     n = p.n[0]
     if (n[kv.FREE] + n[kv.PRIVATE] + n[kv.RESIDENT] != n[kv.POOL] or n[kv.RESIDENT] != resident or n[kv.FREE] < 0

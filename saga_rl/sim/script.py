@@ -221,7 +221,7 @@ def _occupy(t, p, kind, step_of, computed, limit, hold, block, cuts, result):
         _cut_at(t, p.ever, step, hold[k] // block, cuts, result)
         _cut_at(t, p.ever, step, computed[k] // block, cuts, result)
         for i in range(t.path_off[step], t.path_off[step] + held[step]):
-            if p.ref[0, t.path[i]] > 1:
+            if p.ref[t.path[i]] > 1:
                 for m in range(n_running):
                     _cut_at(t, p.ever, running[m], have[running[m]] // block, cuts, result)
                 break
@@ -234,8 +234,8 @@ def _occupy(t, p, kind, step_of, computed, limit, hold, block, cuts, result):
                     break
             kv.release(t, p, 0, step, held[step], have[step], 0, 0.0, block)
             for i in range(t.path_off[step] + held[step] - 1, t.path_off[step] - 1, -1):
-                if p.slot[0, t.path[i]] >= 0:
-                    kv.take(t, p, 0, t.path[i], p.res[0, t.path[i]])
+                if p.slot[t.path[i]] >= 0:
+                    kv.take(t, p, 0, t.path[i], p.res[t.path[i]])
         if result[0] >= len(cuts) - 8:
             return
 

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from saga_rl.aeg.forest import Forest, build_forest
 from saga_rl.aeg.trace import Trace
 from saga_rl.policies import features as ft
+from saga_rl.policies.base import PolicySet
 from saga_rl.policies.chains import make_chains
 from saga_rl.policies.tables import Tables, make_tables
-from saga_rl.sim.cache import Pool, Tree, make_pool, make_tree
+from saga_rl.sim.cache import FREE, POOL, Pool, Tree, make_pool, make_tree
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.heap import Heap, make_heap, push
 
@@ -24,6 +25,8 @@ class Plan(NamedTuple):
     prompt: NDArray[np.int64]
     output: NDArray[np.int64]
     tool: NDArray[np.int32]
+    shared: NDArray[np.int8]
+    """By segment: 1 = several chains' contexts hold it."""
     gap: NDArray[np.float64]
     """Tool + think seconds after the step, for the next step of the same agent."""
     final: NDArray[np.int8]
@@ -45,18 +48,22 @@ class Plan(NamedTuple):
 (STATE, WORKER, COMPUTED, GENERATED, HELD, COPIES, CACHED, PREEMPTIONS, PENDING, SCHEDULED, TARGET, KNOWN,
  BOOKED) = range(13)
 # values of STATE
-UNBORN, WAITING, RUNNING, DONE = range(4)
+UNBORN, WAITING, RUNNING, DONE, LOADING = range(5)
 # columns of Run.f, by step
 READY, START_S, FIRST_S, DONE_S, KEY, READY_AT = range(6)
 # columns of Run.w, by worker
-N_RUNNING, N_WAITING, BUSY, IN_FLIGHT, HOMED, COAST = range(6)
-# columns of Run.wf, by worker
-EPOCH_S, SEEN_S, FLIGHT_TOKENS, QUEUED_TOKENS, DUE, COAST_FROM = range(6)
+N_RUNNING, N_WAITING, BUSY, IN_FLIGHT, HOMED, COAST, CHUNK, TOUCHED, N_LOADING = range(9)
+# columns of Run.wf, by worker; the last two are integrals over time, block-seconds
+(EPOCH_S, SEEN_S, FLIGHT_TOKENS, QUEUED_TOKENS, DUE, COAST_FROM, NEXT_EXPIRY, PCIE_FREE, LINK_FREE, IN_PREFETCH, IN_USE,
+ BUSY_BLOCKS) = range(12)
 # Run.count
 STEPS_DONE, SESSIONS_DONE, EVENTS, PREEMPTED, MIGRATIONS, PREFILLED, RECOMPUTED, HIT, PROMPT, ITERATIONS, LOGGED, \
-    NEXT_SESSION, AWAITING, OVERFLOW, SAMPLES = range(15)
-# Run.total: integrals over time and workers, block-seconds
-IN_USE, BUSY_BLOCKS, USEFUL_IDLE, NOW, SAMPLE_EVERY, NEXT_SAMPLE = range(6)
+    NEXT_SESSION, AWAITING, OVERFLOW, SAMPLES, N_TOUCHED, COASTED, N_ITERATIONS, N_PARTS, STORED, LOADED, \
+    MOVED_TOKENS, PREFETCHED = range(23)
+COUNTS = 23
+# Run.total
+USEFUL_IDLE, NOW, SAMPLE_EVERY, NEXT_SAMPLE, MOST_PREFILL, MOST_CONTEXT, MOST_SEQS, MOST_KV = range(8)
+TOTALS = 8
 
 
 class Run(NamedTuple):
@@ -82,12 +89,31 @@ class Run(NamedTuple):
     """By tenant."""
     live: NDArray[np.int32]
     """[n, chains...]: chains that have begun and not ended."""
+    live_at: NDArray[np.int32]
+    """By chain: its place in `live`."""
+    moved: NDArray[np.int8]
+    """By chain: 1 = it has had steps on several workers."""
+    source: NDArray[np.int32]
+    """By chain: the worker before `home`, -1 = none."""
+    last_step: NDArray[np.int32]
+    """By chain, if prefetch is on: its last finished step."""
+    landing: NDArray[np.float64]
+    """By chain: when its prefetched KV is there (or was), s."""
+    landing_at: NDArray[np.int32]
+    touched: NDArray[np.int32]
+    """The first count[N_TOUCHED]: workers to which something happened at this instant."""
     log_i: NDArray[np.int64]
     """(events, 4): kind, step, tokens, final, as `Reference`."""
     log_t: NDArray[np.float64]
     occupancy: NDArray[np.int32]
     """(samples, sessions) blocks held or cached, all workers."""
     occupancy_t: NDArray[np.float64]
+    it_i: NDArray[np.int64]
+    """(iterations, 2) if they are logged: worker, first of its rows in `it_part`."""
+    it_f: NDArray[np.float64]
+    """(iterations, 2) start, seconds."""
+    it_part: NDArray[np.int64]
+    """(rows, 2) step, tokens scheduled; -1 = preempted."""
 
 
 class Work(NamedTuple):
@@ -102,12 +128,15 @@ class Work(NamedTuple):
     next_use: NDArray[np.float64]
     stamp: NDArray[np.int64]
     """By chain, and at the end the current tick."""
+    residue: NDArray[np.int64]
+    """(block,) decoding requests by computed tokens modulo the block."""
 
 
 # Limits: int64 vector that compiled code reads
-WORKERS, BLOCK, MAX_SEQS, BATCHED, END_HINT, POPULATION, LOGGING = range(7)
-# Real: float64 vector, after the five constants of the cost profile
-EXPIRY, HORIZON, POOL_TOKENS = 5, 6, 7
+(WORKERS, BLOCK, MAX_SEQS, BATCHED, END_HINT, POPULATION, LOGGING, SINGLE_STEPS, OLDEST_FIRST, EVICT_STEADY,
+ ORDER_STEADY, ADMIT_STEADY, TIER, TIER_FIFO) = range(14)
+# Real: float64 vector
+EXPIRY, HORIZON, POOL_TOKENS, PREFILL_RATE, PCIE_RATE, LINK_RATE, PREFETCH_TOKENS = range(7)
 
 
 class World(NamedTuple):
@@ -124,6 +153,8 @@ class World(NamedTuple):
     work: Work
     limits: NDArray[np.int64]
     real: NDArray[np.float64]
+    cost: NDArray[np.float64]
+    """`CostProfile.vector`."""
 
 
 def make_plan(trace: Trace, forest: Forest) -> Plan:
@@ -142,28 +173,46 @@ def make_plan(trace: Trace, forest: Forest) -> Plan:
     np.maximum.at(last, forest.chain, np.arange(n))
     final[last[last >= 0]] = 1
     s = trace.sessions
-    return Plan(st.session.astype(np.int32), st.prompt_tokens, st.output_tokens, st.tool, st.tool_s + st.think_s, final,
-                child_off, children[order].astype(np.int32), root_off.astype(np.int64), root, s.tenant, s.agent_type,
-                s.arrival_s, s.deadline_s - s.arrival_s)
+    return Plan(st.session.astype(np.int32), st.prompt_tokens, st.output_tokens, st.tool, _shared(forest),
+                st.tool_s + st.think_s, final, child_off, children[order].astype(np.int32), root_off.astype(np.int64),
+                root, s.tenant, s.agent_type, s.arrival_s, s.deadline_s - s.arrival_s)
 
 
-def make_world(trace: Trace, config: SimConfig, *, log: int = 0, samples: int = 0,
-               forest: Forest | None = None) -> World:
-    """A fresh run: sessions on the heap, pools empty. log: events to keep; samples: rows of KV occupancy to keep."""
+def _shared(forest: Forest) -> NDArray[np.int8]:
+    chain = np.repeat(forest.chain, np.diff(forest.path_offsets))
+    first = np.full(len(forest.seg_parent), np.iinfo(np.int32).max, np.int32)
+    last = np.full(len(forest.seg_parent), -1, np.int32)
+    np.minimum.at(first, forest.path, chain)
+    np.maximum.at(last, forest.path, chain)
+    return (first < last).astype(np.int8)
+
+
+def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int = 0, samples: int = 0,
+               iterations: int = 0, forest: Forest | None = None) -> World:
+    """A fresh run: sessions on the heap, pools empty. log: events to keep; samples: rows of KV occupancy to keep;
+    iterations: iterations to keep, each taken singly then."""
     forest = forest or build_forest(trace, config.block_tokens)
     plan = make_plan(trace, forest)
     w, n, segs, n_chains = config.workers, trace.n_steps, len(forest.seg_parent), len(forest.chain_session)
-    pool = make_pool(w, config.pool_blocks, segs, n_chains)
+    pairs = len(forest.path) + 2 * n + segs + n_chains
+    tiers = w if config.cpu_tokens else 0
+    pool = make_pool(w + tiers, config.pool_blocks, segs, n_chains, pairs * (2 if tiers else 1),
+                     config.cpu_tokens // config.block_tokens if tiers else 0)
+    pool.n[w:, POOL] = pool.n[w:, FREE] = config.cpu_tokens // config.block_tokens
     parents = np.repeat(np.arange(n), np.diff(plan.child_off))
     same = forest.chain[parents] == forest.chain[plan.child]
     lines = n - len(np.unique(parents[same]))  # steps that can wait at once: each chain's steps follow one another
+    tenants = max(len(trace.tenants), 1)
     run = Run(
-        np.zeros((n, 13), np.int64), np.full((n, 6), np.nan), np.zeros((w, 6), np.int64), np.zeros((w, 6)),
+        np.zeros((n, 13), np.int64), np.full((n, 6), np.nan), np.zeros((w, 9), np.int64), np.zeros((w, 12)),
         np.zeros((w, config.max_num_seqs), np.int32), np.zeros((w, lines + 1), np.int32),
         np.full(n_chains, -1, np.int32), np.diff(trace.session_offsets).astype(np.int64),
-        np.full(trace.n_sessions, np.nan), np.full(trace.n_sessions, np.nan), np.zeros(15, np.int64), np.zeros(6),
-        np.zeros(max(len(trace.tenants), 1)), np.zeros(n_chains + 1, np.int32), np.zeros((log, 4), np.int64),
-        np.zeros(log), np.zeros((samples, trace.n_sessions), np.int32), np.zeros(samples),
+        np.full(trace.n_sessions, np.nan), np.full(trace.n_sessions, np.nan), np.zeros(COUNTS, np.int64),
+        np.zeros(TOTALS), np.zeros(tenants), np.zeros(n_chains + 1, np.int32), np.zeros(n_chains, np.int32),
+        np.zeros(n_chains, np.int8), np.full(n_chains, -1, np.int32), np.full(n_chains, -1, np.int32),
+        np.zeros(n_chains), np.zeros(n_chains, np.int32), np.zeros(w, np.int32), np.zeros((log, 4), np.int64), np.zeros(log),
+        np.zeros((samples, trace.n_sessions), np.int32), np.zeros(samples), np.zeros((iterations, 2), np.int64),
+        np.zeros((iterations, 2)), np.zeros((iterations * min(config.max_num_seqs, 64), 2), np.int64),
     )
     run.i[:, PENDING] = np.diff(trace.steps.parent_offsets)
     run.f[:, READY_AT] = 0.0
@@ -171,17 +220,21 @@ def make_world(trace: Trace, config: SimConfig, *, log: int = 0, samples: int = 
     run.total[SAMPLE_EVERY] = 1.0
     work = Work(np.zeros(len(ft.EVICTION)), np.zeros(len(ft.ORDERING)), np.zeros(len(ft.ADMISSION)),
                 np.zeros((w, len(ft.PLACEMENT))), np.zeros(segs), np.full(segs, np.nan),
-                np.zeros(n_chains + 1, np.int64))
+                np.zeros(n_chains + 1, np.int64), np.zeros(config.block_tokens, np.int64))
     limits = np.array([w, config.block_tokens, config.max_num_seqs, config.batched_tokens, config.end_hint,
-                       config.population, log > 0], np.int64)
-    real = np.concatenate([config.profile.vector(), [config.expiry_s, config.horizon_s, config.kv_tokens]])
-    # one entry a step and a session at most, and a worker's iteration ends: one due and, until popped, stale ones,
-    # of which an arrival makes at most one
-    heap = make_heap(2 * n + w + trace.n_sessions + 1)
+                       config.population, log > 0, config.single_steps or iterations > 0,
+                       policies.eviction.oldest_first, policies.eviction.steady, policies.ordering.steady,
+                       policies.admission.steady, config.cpu_tokens > 0, config.cpu_eviction == "fifo"], np.int64)
+    real = np.array([config.expiry_s, config.horizon_s, config.kv_tokens, config.profile.prefill_tokens_per_s,
+                     config.pcie_tokens_per_s, config.link_tokens_per_s, config.prefetch_tokens])
+    # an entry for each session and worker and at most two a step (it, its copy, its prefetch); as much again, and more,
+    # for the ends of runs that were cut short
+    heap = make_heap(4 * n + 2 * trace.n_sessions + 8 * w + 256)
     first = min(config.population or trace.n_sessions, trace.n_sessions)
     for s in range(first):
         # A closed population starts at once; a microsecond apart, so that its order is defined.
         push(heap, s * 1e-6 if config.population else float(plan.arrival[s]), n + w + s)
     run.count[NEXT_SESSION] = first
     return World(make_tree(forest), pool, make_chains(n_chains), make_tables(w, len(trace.tools),
-                 len(trace.agent_types)), np.zeros((w, ft.G_COLUMNS)), plan, run, heap, work, limits, real)
+                 len(trace.agent_types)), np.zeros((w, ft.G_COLUMNS)), plan, run, heap, work, limits, real,
+                 config.profile.vector())

@@ -49,7 +49,7 @@ def _advance(game, turn, chosen, end_hint, expiry_s, row):
                 kv.refresh(p, game.chains, game.tables, game.g, 0, now)
                 for m in range(n[0, kv.IDLE]):
                     seg = p.idle[0, m]
-                    if p.kids[0, seg] == 0:
+                    if p.kids[seg] == 0:
                         kv.row_of(p, game.chains, game.tables, game.g, 0, seg, now, game.next_use, turn.rows[seg])
         while n[0, kv.FREE] < at[NEED]:
             if chosen < 0:
@@ -59,7 +59,7 @@ def _advance(game, turn, chosen, end_hint, expiry_s, row):
                 chosen = 0
             seg = turn.offer[chosen]
             chosen = -1
-            kv.take(t, p, 0, seg, min(p.res[0, seg], at[NEED] - n[0, kv.FREE]))
+            kv.take(t, p, 0, seg, min(p.res[seg], at[NEED] - n[0, kv.FREE]))
             up = kv.freed_parent(t, p, 0, seg)
             if up >= 0:
                 kv.row_of(p, game.chains, game.tables, game.g, 0, up, now, game.next_use, turn.rows[up])
@@ -75,17 +75,17 @@ def _offer(p, at, offer):
     at[OFFERED], at[CANDIDATES] = 0, 0
     for m in range(p.n[0, kv.IDLE]):
         seg = p.idle[0, m]
-        if p.kids[0, seg] > 0:
+        if p.kids[seg] > 0:
             continue
         at[CANDIDATES] += 1
         place = at[OFFERED]
         if place == len(offer):
-            if p.seq[0, seg] > p.seq[0, offer[place - 1]]:
+            if p.seq[seg] > p.seq[offer[place - 1]]:
                 continue
             place -= 1
         else:
             at[OFFERED] += 1
-        while place > 0 and p.seq[0, offer[place - 1]] > p.seq[0, seg]:
+        while place > 0 and p.seq[offer[place - 1]] > p.seq[seg]:
             offer[place] = offer[place - 1]
             place -= 1
         offer[place] = seg

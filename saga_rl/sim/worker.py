@@ -28,12 +28,41 @@ def log_event(world, kind, step, now, tokens, final):
 
 
 @njit(cache=True)
+def log_part(world, step, tokens):
+    """Note that the iteration under way schedules `tokens` tokens of the step (-1: preempts it), if that is logged."""
+    run = world.run
+    if len(run.it_part) == 0:
+        return
+    at = run.count[st.N_PARTS]
+    if at >= len(run.it_part):
+        run.count[st.OVERFLOW] = 1
+        return
+    run.it_part[at, 0], run.it_part[at, 1] = step, tokens
+    run.count[st.N_PARTS] = at + 1
+
+
+@njit(cache=True)
+def log_iteration(world, w, first_part, now, seconds):
+    """Note the iteration whose parts begin at `first_part`."""
+    run = world.run
+    if len(run.it_i) == 0:
+        return
+    at = run.count[st.N_ITERATIONS]
+    if at >= len(run.it_i):
+        run.count[st.OVERFLOW] = 1
+        return
+    run.it_i[at, 0], run.it_i[at, 1] = w, first_part
+    run.it_f[at, 0], run.it_f[at, 1] = now, seconds
+    run.count[st.N_ITERATIONS] = at + 1
+
+
+@njit(cache=True)
 def account(world, w, now):
     """Integrate the worker's memory use up to now; call before its pool changes."""
     run, n = world.run, world.pool.n
     dt = now - run.wf[w, st.SEEN_S]
-    run.total[st.IN_USE] += dt * (n[w, kv.RESIDENT] + n[w, kv.PRIVATE])
-    run.total[st.BUSY_BLOCKS] += dt * (n[w, kv.PINNED] + n[w, kv.PRIVATE])
+    run.wf[w, st.IN_USE] += dt * (n[w, kv.RESIDENT] + n[w, kv.PRIVATE])
+    run.wf[w, st.BUSY_BLOCKS] += dt * (n[w, kv.PINNED] + n[w, kv.PRIVATE])
     run.wf[w, st.SEEN_S] = now
 
 
@@ -44,14 +73,52 @@ def new_epoch(world, w, now):
     if now - run.wf[w, st.EPOCH_S] < EPOCH:
         return False
     run.wf[w, st.EPOCH_S] = now
-    pool = world.pool
-    for k in range(pool.n[w, kv.IDLE]):
-        c = pool.owner[w, pool.idle[w, k]]
-        if now - world.chains[c, ch.LAST] > world.real[st.EXPIRY]:
-            ch.expire(world.chains, world.tables, w, c)
+    if now > run.wf[w, st.NEXT_EXPIRY]:
+        pool, chains = world.pool, world.chains
+        soonest = now  # whatever becomes idle later expires later than now + EXPIRY
+        for k in range(pool.n[w, kv.IDLE]):
+            r = kv.row(pool, w, pool.idle[w, k])
+            c = pool.owner[r]
+            if now - chains[c, ch.LAST] > world.real[st.EXPIRY]:
+                ch.expire(chains, world.tables, w, c)
+            if chains[c, ch.ENDED] == 0 and chains[c, ch.STEPS] > 0 and (
+                    chains[c, ch.WAITING] == 0 and chains[c, ch.RUNNING] == 0):
+                soonest = min(soonest, chains[c, ch.LAST])
+            if now - pool.last[r] <= world.real[st.EXPIRY]:  # admission goes by when the blocks were released
+                soonest = min(soonest, pool.last[r])
+        run.wf[w, st.NEXT_EXPIRY] = soonest + world.real[st.EXPIRY]
     return True
 
 
 @njit(cache=True)
 def blocks_for(tokens, block):
     return (tokens + block - 1) // block
+
+
+@njit(cache=True)
+def first_load(world):
+    """Events on the heap: steps that are ready, ends of workers' iterations, sessions that begin, and from here on
+    steps whose copy is there."""
+    return len(world.plan.session) + world.limits[st.WORKERS] + len(world.run.left)
+
+
+@njit(cache=True)
+def first_prefetch(world):
+    """Then: steps after which it is time to prefetch."""
+    return first_load(world) + len(world.plan.session)
+
+
+@njit(cache=True)
+def first_landing(world):
+    """Then: steps whose context has been prefetched."""
+    return first_prefetch(world) + len(world.plan.session)
+
+
+@njit(cache=True)
+def touch(world, w):
+    """Something happened to worker w: look at it before time goes on."""
+    run = world.run
+    if run.w[w, st.TOUCHED] == 0:
+        run.w[w, st.TOUCHED] = 1
+        run.touched[run.count[st.N_TOUCHED]] = w
+        run.count[st.N_TOUCHED] += 1

@@ -18,4 +18,4 @@ def _score(x, params, scratch):
 
 @register("admission", "reserve-older")
 def reserve_older() -> Policy:
-    return Policy("admission", "reserve-older", _score)
+    return Policy("admission", "reserve-older", _score, steady=True)

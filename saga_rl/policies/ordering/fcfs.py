@@ -17,4 +17,4 @@ def _score(x, params, scratch):
 
 @register("ordering", "fcfs")
 def fcfs() -> Policy:
-    return Policy("ordering", "fcfs", _score)
+    return Policy("ordering", "fcfs", _score, steady=True)

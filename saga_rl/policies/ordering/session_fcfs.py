@@ -14,4 +14,4 @@ def _score(x, params, scratch):
 
 @register("ordering", "session-fcfs")
 def session_fcfs() -> Policy:
-    return Policy("ordering", "session-fcfs", _score)
+    return Policy("ordering", "session-fcfs", _score, steady=True)

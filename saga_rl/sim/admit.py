@@ -1,0 +1,67 @@
+"""Blocks for a request: the admission row of the head of a queue, and room made by evicting."""
+
+from __future__ import annotations
+
+from numba import njit
+
+from saga_rl.policies import chains as ch
+from saga_rl.policies import features as ft
+from saga_rl.sim import cache as kv
+from saga_rl.sim import state as st
+from saga_rl.sim.worker import blocks_for
+
+
+@njit(cache=True)
+def make_room(world, w, need, now, evict_score, evict_params, evict_scratch, whole):
+    """Evict until `need` blocks are free on worker w; the caller made sure that it can be done."""
+    run = world.run
+    if world.pool.n[w, kv.FREE] >= need:
+        return
+    if world.limits[st.OLDEST_FIRST] == 1:
+        kv.make_room_oldest_first(world.tree, world.pool, w, need)
+        return
+    for k in range(run.w[w, st.N_WAITING]):
+        world.chains[world.tree.chain[run.queue[w, k]], ch.QPOS] = k
+    kv.make_room(world.tree, world.pool, world.chains, world.tables, world.g, w, need, now, world.work.next_use,
+                 evict_score, evict_params, evict_scratch, whole, world.work.evict, world.work.scores)
+
+
+@njit(cache=True)
+def fill_admission(world, w, step, cached, known, now):
+    """The admission row of the request at the head of worker w's queue. cached: its resident prefix, blocks."""
+    run, pool, chains, tables = world.run, world.pool, world.chains, world.tables
+    block = world.limits[st.BLOCK]
+    c = world.tree.chain[step]
+    mine = world.chains[c]
+    e = ft.expected_output(tables, w, int(mine[ch.TYPE]), 0.0)
+    need = blocks_for(known + int(max(e - run.i[step, st.GENERATED], 1.0)), block) - cached
+    growth, session_growth = 0.0, 0.0
+    for k in range(run.w[w, st.N_RUNNING]):
+        other = run.running[w, k]
+        rc = world.tree.chain[other]
+        i = run.i[other]
+        more = max(ft.expected_output(tables, w, int(chains[rc, ch.TYPE]), 0.0) - i[st.GENERATED], 1.0)
+        then = world.plan.prompt[other] + i[st.GENERATED] + int(more)
+        growth += blocks_for(then, block) - blocks_for(i[st.COMPUTED], block)
+        session_growth += ft.expected_growth(chains, tables, w, rc) / block
+    older, live = 0.0, float(pool.n[w, kv.PINNED] + pool.n[w, kv.PRIVATE])
+    tick = world.work.stamp[-1] + 1
+    world.work.stamp[-1] = tick
+    for k in range(pool.n[w, kv.IDLE]):
+        r = kv.row(pool, w, pool.idle[w, k])
+        o = pool.owner[r]
+        row = chains[o]
+        if row[ch.ENDED] > 0 or (not ch.waits(chains, o, w) and now - pool.last[r] > world.real[st.EXPIRY]):
+            continue
+        live += pool.res[r]
+        if world.work.stamp[o] != tick:
+            world.work.stamp[o] = tick
+            session_growth += ft.expected_growth(chains, tables, w, o) / block
+        older_session = row[ch.SESSION_S] < mine[ch.SESSION_S] or (
+            row[ch.SESSION_S] == mine[ch.SESSION_S] and row[ch.SESSION] < mine[ch.SESSION])
+        if older_session:
+            older += pool.res[r]
+    new = 1.0 if mine[ch.STEPS] == 0 else 0.0
+    ft.admission_row(float(need), float(pool.n[w, kv.FREE]), float(kv.evictable(pool, w)), older, growth,
+                     float(pool.n[w, kv.POOL]), float(pool.n[w, kv.PINNED] + pool.n[w, kv.PRIVATE]), new, live,
+                     session_growth, float(run.w[w, st.N_RUNNING]), now - run.f[step, st.READY], world.work.admit)
