@@ -13,7 +13,8 @@ are to its fastest, and to the default. A run with unequal miss counts ends with
 **Segments.** The prefix-aware replay (`saga_rl.sim.replay.play`) of the same swe-bench requests, in the block
 references that its events stand for, for each eviction policy: beside libCacheSim's LRU on that string and beside a
 plain Python LRU over blocks. What these three count differs (pinned blocks, tail first, features): speeds are compared,
-not counts.
+not counts. A segment is played at once however long it is, so blocks of 512 tokens are shown too: fewer references for
+the same events.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from saga_rl.sim.unit import block_string, misses, next_uses, play_uses
 
 ORACLE_GENERAL = np.dtype([("clock", "<u4"), ("name", "<u8"), ("size", "<u4"), ("next", "<i8")])
 DEFAULT_TABLE = 24
+BLOCK_TOKENS = (16, 512)
 MOONCAKE_BLOCKS = 65_536
 """About a million tokens; a tenth of its blocks would leave Bélády none but first misses."""
 EVICTIONS = ("lru", "lru-protect", "wa-lru", "wa-lru-literal", "belady")
@@ -160,7 +162,7 @@ def segment_rows(reference: Reference, references: int, unit: dict[str, Any], re
                  say: Callable[[str], None]) -> list[dict[str, Any]]:
     """The prefix-aware replay, in block references a second; `unit` is the row of unit LRU on the same string."""
     prepared = prepare(reference, reference.kv_tokens)
-    base = {"references": references, "events": len(reference.kind)}
+    base = {"block_tokens": reference.forest.block_tokens, "references": references, "events": len(reference.kind)}
     theirs = max(unit["libcachesim_per_s"].values())
 
     def row(name: str, seconds: float, **more: Any) -> dict[str, Any]:
@@ -191,13 +193,13 @@ def show(result: dict[str, Any]) -> None:
                      f"{r['misses']:,}", f"{r['ours_per_s'] / 1e6:.1f}", f"{r['ours_from_next_uses_per_s'] / 1e6:.1f}",
                      f"{speed[str(bits)] / 1e6:.1f} (2^{bits})", f"{speed[str(DEFAULT_TABLE)] / 1e6:.1f}",
                      f"{r['ratio']:.1f} x", f"{r['ratio_from_next_uses']:.1f} x", f"{r['ratio_to_default']:.1f} x")
-    first = result["segments"][0]
-    seg = Table(title=f"prefix-aware replay of swe-bench: {first['references']:,} block references in "
-                      f"{first['events']:,} events")
-    for column in ("policy", "M references / s", "k events / s", "over libCacheSim LRU", "over plain Python"):
+    seg = Table(title="prefix-aware replay of swe-bench")
+    for column in ("block tokens", "references", "events", "policy", "M references / s", "k events / s",
+                   "over libCacheSim LRU", "over plain Python"):
         seg.add_column(column, justify="left" if column == "policy" else "right")
     for r in result["segments"]:
-        seg.add_row(r["replay"], f"{r['references_per_s'] / 1e6:.1f}", f"{r['events_per_s'] / 1e3:.0f}",
+        seg.add_row(str(r["block_tokens"]), f"{r['references']:,}", f"{r['events']:,}", r["replay"],
+                    f"{r['references_per_s'] / 1e6:.1f}", f"{r['events_per_s'] / 1e3:.0f}",
                     f"{r['ratio']:.2f} x", f"{r['over_plain']:.0f} x" if "over_plain" in r else "-")
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(unit, seg)
@@ -209,11 +211,15 @@ def show(result: dict[str, Any]) -> None:
 def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     """Everything that `show` prints."""
     load = os.getloadavg()[0]
-    say("recording swe-bench")
-    config = SimConfig(kv_tokens=args.kv_tokens, population=args.population)
-    reference = record_reference(generate("swe-bench", 0, sessions=args.sessions), config)
-    strings = [("zipf", zipf(args.requests, args.objects), max(args.objects // 10, 1)),
-               ("swe-bench", block_string(reference), config.pool_blocks)]
+    strings = [("zipf", zipf(args.requests, args.objects), max(args.objects // 10, 1))]
+    references = {}
+    trace = generate("swe-bench", 0, sessions=args.sessions)
+    for tokens in BLOCK_TOKENS:
+        say(f"recording swe-bench in blocks of {tokens} tokens")
+        config = SimConfig(kv_tokens=args.kv_tokens, population=args.population, block_tokens=tokens)
+        name = f"swe-bench/{tokens}"
+        references[name] = record_reference(trace, config)
+        strings.append((name, block_string(references[name]), config.pool_blocks))
     if args.data:
         say("reading mooncake")
         blocks = block_string(import_trace("mooncake", args.data / "mooncake" / "conversation_trace.jsonl.gz"))
@@ -221,14 +227,15 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, A
     unit = []
     with tempfile.TemporaryDirectory() as folder:
         for name, blocks, capacity in strings:
-            file = Path(folder) / f"{name}.oracleGeneral"
+            file = Path(folder) / "string.oracleGeneral"
             write_oracle_general(file, blocks, next_uses(blocks))
             for policy in ("lru", "belady"):
                 say(f"{name} under {policy}")
                 unit.append(unit_row(name, blocks, capacity, policy, file, args.repeats))
             file.unlink()
-    lru = next(r for r in unit if (r["string"], r["policy"]) == ("swe-bench", "lru"))
-    segments = segment_rows(reference, lru["requests"], lru, args.repeats, say)
+    lru = {r["string"]: r for r in unit if r["policy"] == "lru"}
+    segments = [row for name, reference in references.items()
+                for row in segment_rows(reference, lru[name]["requests"], lru[name], args.repeats, say)]
     return {"unit": unit, "segments": segments, "repeats": args.repeats, "cores": os.cpu_count(), "load_before": load,
             "load_after": os.getloadavg()[0]}
 
