@@ -56,6 +56,8 @@ class Policy:
     """A promise that lets the simulator skip iterations: while no request arrives, ends or is preempted on the worker
     and no chain expires, time alone changes nothing of the *order* of victims (eviction), of the queue (ordering), or
     of a *refusal*, though blocks are allocated, as long as none is evicted (admission)."""
+    steady_one_tenant: bool = False
+    """`steady` as long as all requests are of one tenant."""
     oldest_first: bool = False
     """Eviction: `score` always prefers what was released earliest, so a caller may pick that without making rows."""
     doc: dict[str, Any] = field(default_factory=dict)

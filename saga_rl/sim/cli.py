@@ -97,9 +97,9 @@ def _simulate(
     unfinished = loaded.n_sessions - result.metrics["sessions_done"]
     if unfinished:
         over = "the load is over what this cluster can serve: " if horizon_s is None else ""
+        mend = " (--horizon-s inf runs on)" if over else ""
         err.print(f"{over}{unfinished} of {loaded.n_sessions} sessions were not done at the horizon of "
-                  f"{config.horizon_s:,.0f} s; times are of the others" + (" (--horizon-s inf runs on)" if over else ""),
-                  style="yellow")
+                  f"{config.horizon_s:,.0f} s; times are of the others{mend}", style="yellow")
 
 
 def register(app: typer.Typer) -> None:

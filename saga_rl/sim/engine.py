@@ -64,7 +64,7 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
     if literal:
         kv.drop_expired(tree, pool, world.chains, world.tables, world.g, w, now, world.work.next_use, world.work.evict)
     budget = world.limits[st.BATCHED]
-    prefill, pairs, context, kv_read, decoding = 0, 0.0, 0, 0, 0
+    prefill, pairs, context, deepest, kv_read, decoding = 0, 0.0, 0, 0, 0, 0
     preempted = False
     k, order, steps, prompt = 0, run.running, run.i, plan.prompt
     while k < run.w[w, st.N_RUNNING] and budget > 0:
@@ -92,6 +92,7 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
             prefill += n
             pairs += n * (have + 0.5 * n)
             context += have
+            deepest = max(deepest, have)
             run.count[st.RECOMPUTED] += max(min(have + n, steps[step, st.KNOWN]) - have, 0)
         else:
             decoding += 1
@@ -137,13 +138,14 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
         prefill += n
         pairs += n * (have + 0.5 * n)
         context += have
+        deepest = max(deepest, have)
         run.count[st.RECOMPUTED] += max(min(have + n, i[st.KNOWN]) - have, 0)
         budget -= n
     run.count[st.PREFILLED] += prefill
     if prefill == 0 and decoding == 0:
         return 0.0
     run.count[st.ITERATIONS] += 1
-    seen(world, prefill, context, decoding, kv_read)
+    seen(world, prefill, deepest, decoding, kv_read)
     length = seconds(world.cost, prefill, pairs, context, kv_read, decoding)
     log_iteration(world, w, first_part, now, length)
     return length

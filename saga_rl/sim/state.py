@@ -210,7 +210,8 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
         np.full(trace.n_sessions, np.nan), np.full(trace.n_sessions, np.nan), np.zeros(COUNTS, np.int64),
         np.zeros(TOTALS), np.zeros(tenants), np.zeros(n_chains + 1, np.int32), np.zeros(n_chains, np.int32),
         np.zeros(n_chains, np.int8), np.full(n_chains, -1, np.int32), np.full(n_chains, -1, np.int32),
-        np.zeros(n_chains), np.zeros(n_chains, np.int32), np.zeros(w, np.int32), np.zeros((log, 4), np.int64), np.zeros(log),
+        np.zeros(n_chains), np.zeros(n_chains, np.int32), np.zeros(w, np.int32), np.zeros((log, 4), np.int64),
+        np.zeros(log),
         np.zeros((samples, trace.n_sessions), np.int32), np.zeros(samples), np.zeros((iterations, 2), np.int64),
         np.zeros((iterations, 2)), np.zeros((iterations * min(config.max_num_seqs, 64), 2), np.int64),
     )
@@ -221,9 +222,11 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
     work = Work(np.zeros(len(ft.EVICTION)), np.zeros(len(ft.ORDERING)), np.zeros(len(ft.ADMISSION)),
                 np.zeros((w, len(ft.PLACEMENT))), np.zeros(segs), np.full(segs, np.nan),
                 np.zeros(n_chains + 1, np.int64), np.zeros(config.block_tokens, np.int64))
+    ordering = policies.ordering
+    order_steady = ordering.steady or (ordering.steady_one_tenant and len(trace.tenants) < 2)
     limits = np.array([w, config.block_tokens, config.max_num_seqs, config.batched_tokens, config.end_hint,
                        config.population, log > 0, config.single_steps or iterations > 0,
-                       policies.eviction.oldest_first, policies.eviction.steady, policies.ordering.steady,
+                       policies.eviction.oldest_first, policies.eviction.steady, order_steady,
                        policies.admission.steady, config.cpu_tokens > 0, config.cpu_eviction == "fifo"], np.int64)
     real = np.array([config.expiry_s, config.horizon_s, config.kv_tokens, config.profile.prefill_tokens_per_s,
                      config.pcie_tokens_per_s, config.link_tokens_per_s, config.prefetch_tokens])

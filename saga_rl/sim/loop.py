@@ -1,0 +1,192 @@
+"""The event loop of the closed loop, compiled.
+
+Deterministic: events of equal time come out in a fixed order; all that happens at one instant is known before an idle
+worker composes its next iteration.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from saga_rl.policies import chains as ch
+from saga_rl.policies import features as ft
+from saga_rl.sim import cache as kv
+from saga_rl.sim import state as st
+from saga_rl.sim.coast import coast, settle
+from saga_rl.sim.engine import arrive, finish_iteration, schedule
+from saga_rl.sim.heap import pop, push
+from saga_rl.sim.refs import world_ref
+from saga_rl.sim.tier import copied, landed, prefetch
+from saga_rl.sim.worker import first_load, touch
+
+ENDED, PLACE = 0, 1
+SCORE_ARGS = (1, 4, 7, 10)
+"""Positions of score functions among `advance`'s arguments."""
+
+
+@njit(cache=True)
+def _begin_session(world, s, now):
+    plan, run = world.plan, world.run
+    run.begin_s[s] = now
+    for at in range(plan.root_off[s], plan.root_off[s + 1]):
+        push(world.heap, now, plan.root[at])
+
+
+@njit(cache=True)
+def _describe(world, step, now):
+    """First sight of a chain."""
+    plan, run = world.plan, world.run
+    c, s = world.tree.chain[step], plan.session[step]
+    ch.describe(world.chains, c, s, run.begin_s[s], plan.tenant[s], plan.agent_type[s], run.begin_s[s] + plan.slack[s])
+    run.live[0] += 1
+    run.live[run.live[0]] = c
+    run.live_at[c] = run.live[0]
+
+
+@njit(cache=True)
+def _rows(world, step, now):
+    """The placement rows of every worker for this request."""
+    run, limits, real = world.run, world.limits, world.real
+    c = world.tree.chain[step]
+    for w in range(limits[st.WORKERS]):
+        ft.placement_row(world.chains, c, now, float(world.plan.prompt[step]), run.home[c] == w,
+                         float(run.w[w, st.IN_FLIGHT]), float(limits[st.MAX_SEQS]), run.wf[w, st.FLIGHT_TOKENS],
+                         real[st.POOL_TOKENS], run.wf[w, st.QUEUED_TOKENS], real[st.PREFILL_RATE],
+                         float(run.w[w, st.HOMED]), world.work.place[w])
+
+
+@njit(cache=True)
+def _sample(world, now, evict_score, evict_params, evict_scratch):
+    """Blocks by session, held or cached, over all workers; rows thin out by half whenever they are used up."""
+    run = world.run
+    if len(run.occupancy_t) == 0 or now < run.total[st.NEXT_SAMPLE]:
+        return
+    for w in range(world.limits[st.WORKERS]):
+        settle(world, w, now, evict_score, evict_params, evict_scratch)
+    n = run.count[st.SAMPLES]
+    if n == len(run.occupancy_t):
+        for k in range(n // 2):
+            run.occupancy[k] = run.occupancy[2 * k]
+            run.occupancy_t[k] = run.occupancy_t[2 * k]
+        n = n // 2
+        run.total[st.SAMPLE_EVERY] *= 2.0
+    row = run.occupancy[n]
+    row[:] = 0
+    for w in range(world.limits[st.WORKERS]):
+        for k in range(world.pool.n[w, kv.IDLE]):
+            seg = world.pool.idle[w, k]
+            r = kv.row(world.pool, w, seg)
+            row[int(world.chains[world.pool.owner[r], ch.SESSION])] += world.pool.res[r]
+        for k in range(run.w[w, st.N_RUNNING]):
+            step = run.running[w, k]
+            row[world.plan.session[step]] += run.i[step, st.COMPUTED] // world.limits[st.BLOCK]
+    run.occupancy_t[n] = now
+    run.count[st.SAMPLES] = n + 1
+    run.total[st.NEXT_SAMPLE] = now + run.total[st.SAMPLE_EVERY]
+
+
+@njit(cache=True)
+def _drop_stale(world):
+    """Ends of runs that were cut short stay on the heap until their time; clear them out when they fill it."""
+    heap, run, n_steps, n_workers = world.heap, world.run, len(world.plan.session), world.limits[st.WORKERS]
+    if heap.n[0] + 2 * n_workers + 64 < len(heap.time) // 2:
+        return
+    kept, n = 0, heap.n[0]
+    heap.n[0] = 0
+    while kept < n:
+        time, what = heap.time[kept], heap.what[kept]
+        kept += 1
+        w = what - n_steps
+        if w < 0 or w >= n_workers or (run.w[w, st.BUSY] == 1 and run.wf[w, st.DUE] == time):
+            push(heap, time, what)  # never beyond what was read already
+
+
+@njit(cache=True)
+def _compose(world, now, order_score, order_params, order_scratch, admit_score, admit_params, admit_scratch,
+             evict_score, evict_params, evict_scratch, whole, literal):
+    """All that happens at this instant is known: idle workers among the touched compose their next iteration."""
+    run, n = world.run, world.run.count[st.N_TOUCHED]
+    touched = run.touched[:n]
+    if n > 1:
+        touched.sort()
+    run.count[st.N_TOUCHED] = 0
+    single = literal or whole or world.limits[st.SINGLE_STEPS] == 1
+    for k in range(n):
+        w = touched[k]
+        run.w[w, st.TOUCHED] = 0
+        if run.w[w, st.BUSY] == 1 or run.w[w, st.N_RUNNING] + run.w[w, st.N_WAITING] == 0:
+            continue
+        if not single and coast(world, w, now, admit_score, admit_params, admit_scratch):
+            continue
+        length = schedule(world, w, now, order_score, order_params, order_scratch, admit_score, admit_params,
+                          admit_scratch, evict_score, evict_params, evict_scratch, whole, literal)
+        if length > 0.0:
+            run.w[w, st.BUSY] = 1
+            run.wf[w, st.DUE] = now + length
+            push(world.heap, now + length, len(world.plan.session) + w)
+
+
+def advance(state, place_score, place_params, place_scratch, order_score, order_params, order_scratch, admit_score,
+             admit_params, admit_scratch, evict_score, evict_params, evict_scratch, whole, literal, pause, chosen):
+    """Run until the end (`ENDED`) or, if `pause`, until a request wants a worker (`PLACE`; its rows are in
+    `work.place`). chosen: the worker for the request that waits for one, -1 = none waits."""
+    world = world_ref(state)
+    plan, run, heap = world.plan, world.run, world.heap
+    n_steps, n_workers, loads = len(plan.session), world.limits[st.WORKERS], first_load(world)
+    if chosen >= 0:
+        arrive(world, chosen, run.count[st.AWAITING], run.total[st.NOW], order_score, order_params, order_scratch,
+               evict_score, evict_params, evict_scratch, literal)
+    while True:
+        now = run.total[st.NOW]
+        if heap.n[0] == 0 or heap.time[0] > now:
+            _compose(world, now, order_score, order_params, order_scratch, admit_score, admit_params, admit_scratch,
+                     evict_score, evict_params, evict_scratch, whole, literal)
+            _sample(world, now, evict_score, evict_params, evict_scratch)
+        if heap.n[0] == 0 or heap.time[0] > world.real[st.HORIZON]:
+            for w in range(n_workers):
+                settle(world, w, world.real[st.HORIZON], evict_score, evict_params, evict_scratch)
+            return ENDED
+        _drop_stale(world)
+        now, what = pop(heap)
+        if what >= loads:
+            run.total[st.NOW] = now
+            if what >= loads + 2 * n_steps:
+                touch(world, landed(world, what - loads - 2 * n_steps, now, evict_score, evict_params, evict_scratch))
+            elif what >= loads + n_steps:
+                prefetch(world, what - loads - n_steps, now, evict_score, evict_params, evict_scratch)
+            else:
+                touch(world, copied(world, what - loads, now, evict_score, evict_params, evict_scratch))
+        elif what >= n_steps + n_workers:
+            run.total[st.NOW] = now
+            _begin_session(world, what - n_steps - n_workers, now)
+        elif what >= n_steps:
+            w = what - n_steps
+            if run.w[w, st.BUSY] == 0 or now != run.wf[w, st.DUE]:
+                continue  # an arrival cut that run of iterations short
+            run.total[st.NOW] = now
+            settle(world, w, now, evict_score, evict_params, evict_scratch)
+            run.w[w, st.BUSY] = 0
+            finish_iteration(world, w, now, evict_score, evict_params, evict_scratch)
+            touch(world, w)
+        else:
+            run.total[st.NOW] = now
+            c = world.tree.chain[what]
+            if np.isnan(world.chains[c, ch.QUEUED]):
+                _describe(world, what, now)
+            if n_workers == 1:
+                arrive(world, 0, what, now, order_score, order_params, order_scratch, evict_score, evict_params,
+                       evict_scratch, literal)
+                continue
+            _rows(world, what, now)
+            if pause:
+                run.count[st.AWAITING] = what
+                return PLACE
+            best, best_score = 0, -np.inf
+            for w in range(n_workers):
+                score = place_score(world.work.place[w], place_params, place_scratch)
+                if score > best_score or (score == best_score and run.w[w, st.HOMED] < run.w[best, st.HOMED]):
+                    best, best_score = w, score
+            arrive(world, best, what, now, order_score, order_params, order_scratch, evict_score, evict_params,
+                   evict_scratch, literal)
+        run.count[st.EVENTS] += 1
