@@ -4,14 +4,17 @@ victims in the same order, same blocks left, move by move, on random histories a
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sim_strings import BLOCK, random_trace
-from vllm_twin import VllmCache, contexts
-from vllm_twin_play import Play, hashes_beyond, whole_holds
+from vllm_twin import contexts
+from vllm_twin_caches import VllmCache
+from vllm_twin_limits import whole_holds
+from vllm_twin_play import Play
 
 from saga_rl.aeg.build import SessionSpec, StepSpec, build_trace
 from saga_rl.aeg.forest import build_forest
@@ -20,29 +23,27 @@ from saga_rl.aeg.importers import import_trace
 from saga_rl.aeg.scale import scale_lengths
 from saga_rl.aeg.trace import Trace, TraceMeta
 
-SEEN = {"evicted": 0, "preempted": 0, "refused": 0, "hit": 0}
 
-
-@settings(max_examples=400, deadline=None)
-@given(st.integers(0, 2**32), st.booleans())
-def test_random_histories(seed, hashes):
+def test_random_histories():
     """Chains, branches, sub-agents, shared texts, content known by hash; chunks and answers of any size."""
-    rng = random.Random(seed)
-    trace = random_trace(seed, sessions=5, steps=6, hashes=hashes)
-    assume(not (hashes and hashes_beyond(trace, BLOCK)))
-    assume(not len(whole_holds(build_forest(trace, BLOCK))))
-    longest = int((trace.steps.prompt_tokens + trace.steps.output_tokens).max())
-    play = Play(trace, -(-longest // BLOCK) + rng.randint(0, 12), BLOCK)
-    for _ in range(400):
-        if not play.act(rng.randrange):
-            break
-        play.compare_resident()
-    for key in SEEN:
-        SEEN[key] += play.count[key]
+    seen: Counter[str] = Counter()
 
+    @settings(max_examples=400, deadline=None)
+    @given(st.integers(0, 2**32), st.booleans())
+    def history(seed, hashes):
+        rng = random.Random(seed)
+        trace = random_trace(seed, sessions=5, steps=6, hashes=hashes)
+        assume(not len(whole_holds(build_forest(trace, BLOCK))))
+        longest = int((trace.steps.prompt_tokens + trace.steps.output_tokens).max())
+        play = Play(trace, -(-longest // BLOCK) + rng.randint(0, 12), BLOCK)
+        for _ in range(400):
+            if not play.act(rng.randrange):
+                break
+            play.compare_resident()
+        seen.update(play.count)
 
-def test_the_random_histories_had_what_they_are_for():
-    assert min(SEEN.values()) > 100, SEEN
+    history()
+    assert min(seen.values()) > 100, seen
 
 
 def by_time(trace: Trace, steps: int) -> list[int]:
@@ -59,7 +60,6 @@ def by_time(trace: Trace, steps: int) -> list[int]:
 def assert_agree(trace: Trace, steps: int, pool_blocks: int, width: int) -> Play:
     """Serve the trace's first `steps` steps in chunks of 2,048 tokens, answers in bursts of 64, `width` at a time."""
     assert not len(whole_holds(build_forest(trace)))
-    assert not hashes_beyond(trace, 16)
     play = Play(trace, pool_blocks, 16)
     play.serve(by_time(trace, steps), width, chunk=2048, answer=64)
     play.compare_resident()
@@ -93,29 +93,6 @@ def test_weka(shared_data, width):
     """The first four sessions, sub-agents among them, with all lengths an eighth."""
     trace = import_trace("weka", shared_data / "weka_claude_code" / "traces.jsonl.gz", limit=4, rate_per_min=60.0)
     assert_agree(scale_lengths(trace, 1 / 8), trace.n_steps, 4_000, width)
-
-
-# ---------------------------------------------------------------- the known deviations, each as small as it gets
-def two_steps(first: StepSpec, second: StepSpec) -> Trace:
-    return build_trace(TraceMeta("two", "generated:test"), [SessionSpec("s", 0.0, [first, second])])
-
-
-def test_a_prompt_cached_to_its_end_at_a_block_boundary_is_copied_by_vllm():
-    """Eight tokens, two blocks of four, asked twice: the second request hits one block, computes the other one again,
-    and vLLM then caches it twice; the simulator frees the copy when the request ends."""
-    trace = two_steps(StepSpec(8, 2), StepSpec(8, 2, (0,), prefix_step=0, prefix_tokens=8))
-    play = Play(trace, 8, BLOCK)
-    play.serve([0], 1, 8, 1)
-    assert not play.start(1, 8)
-    assert play.kept_out == {"aligned": 1, "together": 0}
-    assert play.vllm.start(1, 8) == play.sim.start(1, 8) == 1
-    assert play.vllm.watch.copies == [(0, 1)]
-    assert play.sim.copies == 1
-    play.vllm.end(1, True)
-    play.sim.end(1, True)
-    assert play.sim.resident() == play.vllm.watch.resident()
-    cached = [b for b in play.vllm.kv.block_pool.blocks if b.block_hash is not None]
-    assert (len(cached), len(play.sim.resident())) == (3, 2)
 
 
 def test_tokens_and_forest_name_the_same_blocks():

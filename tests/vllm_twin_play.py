@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-import numpy as np
-from vllm_twin import SimCache, VllmCache
+from vllm_twin_caches import SimCache, VllmCache
 
-from saga_rl.aeg.forest import Forest
 from saga_rl.aeg.trace import Trace
 
 
@@ -167,24 +165,3 @@ class Play:
                 waiting.appendleft(last)
             if last == step:
                 break
-
-
-def whole_holds(forest: Forest) -> np.ndarray:
-    """Segments that one step's context covers only in part while other chains use them too. A request there holds more
-    blocks in the simulator than in vLLM, since a pool holds whole segments."""
-    rows = np.flatnonzero(np.diff(forest.path_offsets) > 0)
-    last = forest.path[forest.path_offsets[rows + 1] - 1]
-    in_part = np.unique(last[forest.context_blocks[rows] < forest.seg_start[last] + forest.seg_blocks[last]])
-    chain = forest.chain[np.repeat(np.arange(len(forest.chain)), np.diff(forest.path_offsets))]
-    low, high = np.full(len(forest.seg_parent), np.iinfo(np.int32).max), np.full(len(forest.seg_parent), -1)
-    np.minimum.at(low, forest.path, chain)
-    np.maximum.at(high, forest.path, chain)
-    return in_part[low[in_part] < high[in_part]]
-
-
-def hashes_beyond(trace: Trace, block: int) -> bool:
-    """Whether hashes follow a prefix that ends in a block which the step it is taken from never computed."""
-    t, off = trace.steps, trace.session_offsets
-    source = np.where(t.prefix_step >= 0, off[t.session] + t.prefix_step, 0)
-    computed = (t.prompt_tokens + t.output_tokens - 1)[source] // block
-    return bool(np.any((t.prefix_step >= 0) & (np.diff(t.hash_offsets) > 0) & (t.prefix_tokens // block > computed)))
