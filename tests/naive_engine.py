@@ -112,7 +112,7 @@ class NaiveWorker:
             while hit < (known - 1) // self.block and hit < len(r.ids) and r.ids[hit] in self.cached:
                 hit += 1
             n = min(known - hit * self.block, budget)
-            need = self._up(hit * self.block + n) - hit
+            need = self._up(known if self.config.reserve_full_prompt else hit * self.block + n) - hit
             touched = sum(self.cached[r.ids[k]][0] == 0 for k in range(hit))
             if self.free + len(self._idle()) - touched < need:
                 break

@@ -44,10 +44,10 @@ def _same(trace, config, mix) -> None:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(trace=_sessions(), blocks=hst.integers(15, 60), seqs=hst.integers(1, 6), workers=hst.integers(1, 3), mix=MIX,
-       expiry=hst.sampled_from([3.0, 20.0, 300.0]))
-def test_runs_are_their_iterations(trace, blocks, seqs, workers, mix, expiry):
-    _same(trace, SimConfig(workers=workers, kv_tokens=16 * blocks, profile=PROFILE, max_num_seqs=seqs, expiry_s=expiry),
-          mix)
+       expiry=hst.sampled_from([3.0, 20.0, 300.0]), whole=hst.booleans())
+def test_runs_are_their_iterations(trace, blocks, seqs, workers, mix, expiry, whole):
+    _same(trace, SimConfig(workers=workers, kv_tokens=16 * blocks, profile=PROFILE, max_num_seqs=seqs, expiry_s=expiry,
+                           reserve_full_prompt=whole), mix)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -46,9 +46,9 @@ def _sessions(draw):
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(trace=_sessions(), blocks=hst.integers(15, 60), seqs=hst.integers(1, 6))
-def test_compiled_engine_agrees_with_the_naive_one(trace, blocks, seqs):
-    config = SimConfig(kv_tokens=16 * blocks, profile=PROFILE, max_num_seqs=seqs)
+@given(trace=_sessions(), blocks=hst.integers(15, 60), seqs=hst.integers(1, 6), whole=hst.booleans())
+def test_compiled_engine_agrees_with_the_naive_one(trace, blocks, seqs, whole):
+    config = SimConfig(kv_tokens=16 * blocks, profile=PROFILE, max_num_seqs=seqs, reserve_full_prompt=whole)
     naive = NaiveWorker(trace, config)
     first, done, hits = naive.run()
     result = simulate(trace, config, STOCK, slo=False)

@@ -19,6 +19,7 @@ It must not allocate, must not raise, and reads only its three arguments.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -56,6 +57,8 @@ class Policy:
     """A promise that lets the simulator skip iterations: while no request arrives, ends or is preempted on the worker
     and no chain expires, time alone changes nothing of the *order* of victims (eviction), of the queue (ordering), or
     of a *refusal*, though blocks are allocated, as long as none is evicted (admission)."""
+    steady_idle_s: float = math.inf
+    """Eviction: `steady` holds only until some chain's blocks have been idle for so long."""
     steady_one_tenant: bool = False
     """`steady` as long as all requests are of one tenant."""
     oldest_first: bool = False

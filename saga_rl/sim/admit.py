@@ -27,6 +27,15 @@ def make_room(world, w, need, now, evict_score, evict_params, evict_scratch, who
 
 
 @njit(cache=True)
+def blocks_wanted(world, cached, known, budget):
+    """Blocks beyond its `cached` ones that must be there to let a request of `known` tokens in."""
+    block = world.limits[st.BLOCK]
+    if world.limits[st.WHOLE_PROMPT] == 1:
+        return blocks_for(known, block) - cached
+    return blocks_for(cached * block + min(known - cached * block, budget), block) - cached
+
+
+@njit(cache=True)
 def fill_admission(world, w, step, cached, known, now):
     """The admission row of the request at the head of worker w's queue. cached: its resident prefix, blocks."""
     run, pool, chains, tables = world.run, world.pool, world.chains, world.tables

@@ -15,11 +15,12 @@ only for a block that the run allocated; so what is free or evictable beside its
 
 from __future__ import annotations
 
+import numpy as np
 from numba import njit
 
 from saga_rl.sim import cache as kv
 from saga_rl.sim import state as st
-from saga_rl.sim.admit import fill_admission, make_room
+from saga_rl.sim.admit import blocks_wanted, fill_admission, make_room
 from saga_rl.sim.heap import push
 from saga_rl.sim.iteration_cost import ATTENTION, CONTEXT, KV, steady_seconds
 from saga_rl.sim.worker import EPOCH, account, blocks_for
@@ -40,7 +41,7 @@ def _kept_out(world, w, budget, now, admit_score, admit_params, admit_scratch):
     step = run.queue[w, 0]
     known = world.plan.prompt[step] + run.i[step, st.GENERATED]
     cached = min(kv.resident_prefix(tree, pool, w, step), (known - 1) // block)
-    need = blocks_for(cached * block + min(known - cached * block, budget), block) - cached
+    need = blocks_wanted(world, cached, known, budget)
     if pool.n[w, kv.FREE] + kv.evictable(pool, w) - kv.idle_hit_blocks(tree, pool, w, step, cached) < need:
         return FREELY
     if world.limits[st.ADMIT_STEADY] == 0:
@@ -92,6 +93,22 @@ def _private_prefix(world, step, have, upto):
 
 
 @njit(cache=True)
+def _steady_until(world, w, now):
+    """When the order of victims may change by time alone."""
+    run, pool, idle_s = world.run, world.pool, world.real[st.STEADY_IDLE]
+    if idle_s == np.inf or world.limits[st.EVICT_STEADY] == 0:
+        return np.inf
+    if now > run.wf[w, st.NEXT_IDLE]:
+        soonest = now  # whatever becomes idle later gets there later
+        for k in range(pool.n[w, kv.IDLE]):
+            last = pool.last[kv.row(pool, w, pool.idle[w, k])]
+            if last + idle_s >= now:
+                soonest = min(soonest, last)
+        run.wf[w, st.NEXT_IDLE] = soonest + idle_s
+    return run.wf[w, st.NEXT_IDLE]
+
+
+@njit(cache=True)
 def coast(world, w, now, admit_score, admit_params, admit_scratch):
     """Enter the worker's next run of iterations as one event; False if there is none of two or more."""
     plan, run, pool = world.plan, world.run, world.pool
@@ -126,7 +143,7 @@ def coast(world, w, now, admit_score, admit_params, admit_scratch):
         rule = _kept_out(world, w, budget, now, admit_score, admit_params, admit_scratch)
         if rule == NOT_AT_ALL:
             return False
-    last_start = run.wf[w, st.NEXT_EXPIRY]
+    last_start = min(run.wf[w, st.NEXT_EXPIRY], _steady_until(world, w, now))
     if run.w[w, st.N_WAITING] > 0 and world.limits[st.ORDER_STEADY] == 0:
         last_start = min(last_start, run.wf[w, st.EPOCH_S] + EPOCH)  # the queue is sorted anew then
     free = pool.n[w, kv.FREE] + (kv.evictable(pool, w) if rule == FREELY else 0)
@@ -171,7 +188,7 @@ def settle(world, w, now, evict_score, evict_params, evict_scratch):
         decoding -= 1
         have = run.i[run.running[w, decoding], st.COMPUTED]
     kv_read, t, end, k = _count_residues(world, w, decoding), run.wf[w, st.COAST_FROM], 0.0, 0
-    at_once = world.limits[st.OLDEST_FIRST] == 1  # the order of victims does not depend on the time
+    at_once = world.limits[st.EVICT_STEADY] == 1  # the order of victims does not depend on the time
     busy = pool.n[w, kv.PINNED] + pool.n[w, kv.PRIVATE]
     idle = pool.n[w, kv.RESIDENT] - pool.n[w, kv.PINNED]
     free, taken, lump = pool.n[w, kv.FREE], 0, 0

@@ -30,6 +30,9 @@ class SimConfig:
     horizon_s: float = math.inf
     """Stop there; unfinished sessions are not counted as done."""
 
+    reserve_full_prompt: bool = True
+    """Let a waiting request in only when blocks for all of its tokens are there, not just for its first chunk: vLLM's
+    `scheduler_reserve_full_isl`, which is on by default."""
     cpu_tokens: int = 0
     """KV that the CPU tier beside each worker holds, tokens; 0 = no tier."""
     cpu_eviction: str = "lru"

@@ -14,7 +14,7 @@ from saga_rl.policies import chains as ch
 from saga_rl.policies import features as ft
 from saga_rl.sim import cache as kv
 from saga_rl.sim import state as st
-from saga_rl.sim.admit import fill_admission, make_room
+from saga_rl.sim.admit import blocks_wanted, fill_admission, make_room
 from saga_rl.sim.coast import seen, settle, settle_others, undisturbed
 from saga_rl.sim.heap import push
 from saga_rl.sim.iteration_cost import seconds
@@ -119,7 +119,8 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
                                              evict_scratch)
             if link > 0:
                 n, need = 0, there - cached
-        if pool.n[w, kv.FREE] + kv.evictable(pool, w) - kv.idle_hit_blocks(tree, pool, w, step, cached) < need:
+        gate = max(need, blocks_wanted(world, cached, known, budget))
+        if pool.n[w, kv.FREE] + kv.evictable(pool, w) - kv.idle_hit_blocks(tree, pool, w, step, cached) < gate:
             break
         log_event(world, START, step, now, known, 0)
         settle_others(world, w, tree.chain[step], now, evict_score, evict_params, evict_scratch)

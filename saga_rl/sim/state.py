@@ -54,8 +54,8 @@ READY, START_S, FIRST_S, DONE_S, KEY, READY_AT = range(6)
 # columns of Run.w, by worker
 N_RUNNING, N_WAITING, BUSY, IN_FLIGHT, HOMED, COAST, CHUNK, TOUCHED, N_LOADING = range(9)
 # columns of Run.wf, by worker; the last two are integrals over time, block-seconds
-(EPOCH_S, SEEN_S, FLIGHT_TOKENS, QUEUED_TOKENS, DUE, COAST_FROM, NEXT_EXPIRY, PCIE_FREE, LINK_FREE, IN_PREFETCH, IN_USE,
- BUSY_BLOCKS) = range(12)
+(EPOCH_S, SEEN_S, FLIGHT_TOKENS, QUEUED_TOKENS, DUE, COAST_FROM, NEXT_EXPIRY, NEXT_IDLE, PCIE_FREE, LINK_FREE, IN_PREFETCH,
+ IN_USE, BUSY_BLOCKS) = range(13)
 # Run.count
 STEPS_DONE, SESSIONS_DONE, EVENTS, PREEMPTED, MIGRATIONS, PREFILLED, RECOMPUTED, HIT, PROMPT, ITERATIONS, LOGGED, \
     NEXT_SESSION, AWAITING, OVERFLOW, SAMPLES, N_TOUCHED, COASTED, N_ITERATIONS, N_PARTS, STORED, LOADED, \
@@ -134,9 +134,9 @@ class Work(NamedTuple):
 
 # Limits: int64 vector that compiled code reads
 (WORKERS, BLOCK, MAX_SEQS, BATCHED, END_HINT, POPULATION, LOGGING, SINGLE_STEPS, OLDEST_FIRST, EVICT_STEADY,
- ORDER_STEADY, ADMIT_STEADY, TIER, TIER_FIFO) = range(14)
+ ORDER_STEADY, ADMIT_STEADY, TIER, TIER_FIFO, WHOLE_PROMPT) = range(15)
 # Real: float64 vector
-EXPIRY, HORIZON, POOL_TOKENS, PREFILL_RATE, PCIE_RATE, LINK_RATE, PREFETCH_TOKENS = range(7)
+EXPIRY, HORIZON, POOL_TOKENS, PREFILL_RATE, PCIE_RATE, LINK_RATE, PREFETCH_TOKENS, STEADY_IDLE = range(8)
 
 
 class World(NamedTuple):
@@ -204,7 +204,7 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
     lines = n - len(np.unique(parents[same]))  # steps that can wait at once: each chain's steps follow one another
     tenants = max(len(trace.tenants), 1)
     run = Run(
-        np.zeros((n, 13), np.int64), np.full((n, 6), np.nan), np.zeros((w, 9), np.int64), np.zeros((w, 12)),
+        np.zeros((n, 13), np.int64), np.full((n, 6), np.nan), np.zeros((w, 9), np.int64), np.zeros((w, 13)),
         np.zeros((w, config.max_num_seqs), np.int32), np.zeros((w, lines + 1), np.int32),
         np.full(n_chains, -1, np.int32), np.diff(trace.session_offsets).astype(np.int64),
         np.full(trace.n_sessions, np.nan), np.full(trace.n_sessions, np.nan), np.zeros(COUNTS, np.int64),
@@ -227,9 +227,11 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
     limits = np.array([w, config.block_tokens, config.max_num_seqs, config.batched_tokens, config.end_hint,
                        config.population, log > 0, config.single_steps or iterations > 0,
                        policies.eviction.oldest_first, policies.eviction.steady, order_steady,
-                       policies.admission.steady, config.cpu_tokens > 0, config.cpu_eviction == "fifo"], np.int64)
+                       policies.admission.steady, config.cpu_tokens > 0, config.cpu_eviction == "fifo",
+                       config.reserve_full_prompt], np.int64)
     real = np.array([config.expiry_s, config.horizon_s, config.kv_tokens, config.profile.prefill_tokens_per_s,
-                     config.pcie_tokens_per_s, config.link_tokens_per_s, config.prefetch_tokens])
+                     config.pcie_tokens_per_s, config.link_tokens_per_s, config.prefetch_tokens,
+                     policies.eviction.steady_idle_s])
     # an entry for each session and worker and at most two a step (it, its copy, its prefetch); as much again, and more,
     # for the ends of runs that were cut short
     heap = make_heap(4 * n + 2 * trace.n_sessions + 8 * w + 256)
