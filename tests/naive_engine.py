@@ -56,10 +56,14 @@ class NaiveWorker:
             self.free += 1
 
     def _allocate(self, r: _Request, n: int) -> None:
-        need = self._up(r.computed + n) - self._up(r.computed)
+        need, first = self._up(r.computed + n) - self._up(r.computed), r.computed // self.block
+        own = first < (r.computed + n) // self.block and self.cached.get(r.ids[first], [1])[0] == 0
+        if own:  # cached, held by nobody, and to be computed anew: it is computed in place
+            self.cached[r.ids[first]][0] = 1
+            need, first = need - 1, first + 1
         self._room(need)
         self.free -= need
-        for k in range(r.computed // self.block, (r.computed + n) // self.block):
+        for k in range(first, (r.computed + n) // self.block):
             if r.ids[k] in self.cached:
                 self.cached[r.ids[k]][0] += 1
                 r.copies += 1

@@ -78,7 +78,8 @@ def tight(rng: random.Random, trace: Trace) -> SimConfig:
     """A pool little larger than the longest context, a small token budget, few slots."""
     longest = int((trace.steps.prompt_tokens + trace.steps.output_tokens).max())
     return SimConfig(kv_tokens=BLOCK * (-(-longest // BLOCK) + rng.randint(0, 12)), block_tokens=BLOCK,
-                     profile=PROFILE, max_num_seqs=rng.randint(1, 8), max_batched_tokens=rng.choice([8, 13, 48]))
+                     profile=PROFILE, max_num_seqs=rng.randint(1, 8), max_batched_tokens=rng.choice([8, 13, 48]),
+                     reserve_full_prompt=rng.random() < 0.5)
 
 
 def test_random_sessions():
@@ -142,7 +143,7 @@ def test_vllm_keeps_a_second_copy_of_nothing_but_an_aligned_repeated_prompts_las
 
 
 def test_settings_of_vllm_that_the_engine_model_takes_for_granted():
-    """Defaults of the installed version; the last one is not what the engine model does (next test)."""
+    """Defaults of the installed version."""
     options = SchedulerConfig.default_factory()
     assert (options.policy, options.watermark, options.long_prefill_token_threshold) == ("fcfs", 0.0, 0)
     assert (options.max_num_active_seqs, options.max_num_scheduled_tokens) == (None, None)
@@ -150,14 +151,25 @@ def test_settings_of_vllm_that_the_engine_model_takes_for_granted():
     assert options.scheduler_reserve_full_isl
 
 
-def test_by_default_vllm_holds_a_prompt_back_until_all_of_it_fits():
-    """Six blocks of four tokens. While a request that will hold 9 tokens runs, one of 20 comes. The engine model, and
-    vLLM with `scheduler_reserve_full_isl` off, lets its first chunk in and preempts it later; vLLM's default waits."""
+def test_a_prompt_is_held_back_until_all_of_it_fits():
+    """Six blocks of four tokens. While a request that will hold 9 tokens runs, one of 20 comes. vLLM's default waits;
+    with `scheduler_reserve_full_isl` off its first chunk is let in, and preempted later."""
     trace = build_trace(TraceMeta("two", "generated:test"), [
         SessionSpec("a", 0.0, [StepSpec(6, 4)]), SessionSpec("b", 0.5, [StepSpec(20, 2)])])
     config = SimConfig(kv_tokens=24, block_tokens=4, profile=PROFILE, max_batched_tokens=8)
-    _, served = assert_same(trace, config)
-    assert served.preemptions == {0: 0, 1: 1}
-    waiting = VllmEngine(trace, config, scheduler_reserve_full_isl=True).run()
+    _, waiting = assert_same(trace, config)
     assert waiting.preemptions == {0: 0, 1: 0}
     assert [len(t.tokens) for t in waiting.turns] == [1] * 8
+    _, served = assert_same(trace, replace(config, reserve_full_prompt=False))
+    assert served.preemptions == {0: 0, 1: 1}
+
+
+@pytest.mark.parametrize("answer", [1, 4])
+def test_a_prompt_that_is_cached_to_its_end_fits_where_it_fitted_before(answer):
+    """Four blocks of four tokens; twelve tokens asked twice: the last block is computed anew, in place."""
+    trace = build_trace(TraceMeta("again", "generated:test"), [
+        SessionSpec("a", 0.0, [StepSpec(12, 1), StepSpec(12, answer, (0,), prefix_step=0, prefix_tokens=12)])])
+    config = SimConfig(kv_tokens=16, block_tokens=4, profile=PROFILE, max_batched_tokens=8)
+    served = VllmEngine(trace, config).run()
+    assert ours(trace, config) == served.turns
+    assert simulate(trace, config, STOCK, slo=False).steps["done_s"].tolist() == [served.done_s[0], served.done_s[1]]

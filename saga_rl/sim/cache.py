@@ -10,9 +10,10 @@ Every block of worker w's pool is in exactly one state (invariant I1: free + pri
 
 A segment's resident blocks are its first `res` ones, and its parent is full while it has any (I5): eviction takes tail
 blocks of segments without resident children. As in vLLM, full blocks are published when they are allocated, and blocks
-are released tail first when a request ends. One deviation from vLLM, which shows only while two requests compute the
-same prefix at the same time: a running request pins the published copy of its whole path, also of blocks of which it
-computed its own copy, and that copy is freed at release instead of staying cached twice.
+are released tail first when a request ends. Where vLLM computes a block anew that is cached (the last one of a prompt
+that is cached to its very end) and nobody holds it, the request takes the cached block over; if somebody does, it
+computes a private copy, which is freed at release. vLLM keeps both cached. What agrees with vLLM exactly, and what does
+not: docs/exactness.md.
 """
 
 from __future__ import annotations
@@ -205,6 +206,22 @@ def idle_hit_blocks(t, p, w, step, cached):
 
 
 @njit(cache=True)
+def reusable(t, p, w, step, cached):
+    """Resident blocks of the step's context beyond its first `cached` that nobody holds: it must compute them anew, and
+    does so in place. Only a prompt that is cached to its very end has any, since its last token is always computed."""
+    position, total = 0, 0
+    for i in range(t.path_off[step], t.path_off[step + 1]):
+        seg = t.path[i]
+        r = row(p, w, seg)
+        position += p.res[r]
+        if p.ref[r] == 0 and position > cached:
+            total += position - max(cached, t.start[seg])
+        if p.res[r] < t.blocks[seg]:
+            break
+    return total
+
+
+@njit(cache=True)
 def evictable(p, w):
     """Idle resident blocks of worker w."""
     return p.n[w, RESIDENT] - p.n[w, PINNED]
@@ -247,13 +264,14 @@ def grow(t, p, w, step, held, have_tokens, want_tokens, block):
     """Allocate blocks for tokens have_tokens..want_tokens of the step on worker w; the caller made room first.
 
     held: path index from `pin`, which this extends. Returns (held, copies): copies = full blocks that stay private
-    because another request published them first.
+    because another request published them and holds them. Fewer blocks are taken where there are `reusable` ones.
     """
     need = (want_tokens + block - 1) // block - (have_tokens + block - 1) // block
     full = want_tokens // block
     position = have_tokens // block
     published = 0
     copies = 0
+    reused = 0
     if full > position:
         held = pin(t, p, w, step, held, full)
         base = t.path_off[step]
@@ -267,7 +285,10 @@ def grow(t, p, w, step, held, have_tokens, want_tokens, block):
             offset = position - t.start[seg]
             stop = min(full - t.start[seg], t.blocks[seg])
             fresh = max(offset, p.res[r])
-            copies += min(fresh, stop) - offset
+            if p.ref[r] == 1:  # held by this request alone
+                reused += min(fresh, stop) - offset
+            else:
+                copies += min(fresh, stop) - offset
             if fresh < stop:
                 if p.res[r] == 0 and t.parent[seg] >= 0:
                     p.kids[row(p, w, t.parent[seg])] += 1
@@ -275,8 +296,8 @@ def grow(t, p, w, step, held, have_tokens, want_tokens, block):
                 published += stop - fresh
                 p.ever[seg] = max(p.ever[seg], stop)
             position = t.start[seg] + stop
-    p.n[w, FREE] -= need
-    p.n[w, PRIVATE] += need - published
+    p.n[w, FREE] -= need - reused
+    p.n[w, PRIVATE] += need - reused - published
     p.n[w, RESIDENT] += published
     p.n[w, PINNED] += published
     return held, copies

@@ -47,8 +47,12 @@ class Cluster:
         self._run: Callable[..., int] = compiled(advance, (*self._args, 0), SCORE_ARGS)
 
     def advance(self, chosen: int = -1) -> int:
-        """`ENDED` or `PLACE`."""
-        return self._run(*self._args, chosen)
+        """`ENDED` or `PLACE`. `RuntimeError` if nothing more can happen although steps are left."""
+        state = self._run(*self._args, chosen)
+        left = int(self.world.run.left.sum())
+        if state == ENDED and left and self.world.heap.n[0] == 0:
+            raise RuntimeError(f"the simulation stopped with {left} steps undone: a request that fits was never served")
+        return state
 
 
 def make_fresh(trace: Trace, config: SimConfig, policies: PolicySet, log: int, samples: int,

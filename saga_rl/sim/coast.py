@@ -41,8 +41,9 @@ def _kept_out(world, w, budget, now, admit_score, admit_params, admit_scratch):
     step = run.queue[w, 0]
     known = world.plan.prompt[step] + run.i[step, st.GENERATED]
     cached = min(kv.resident_prefix(tree, pool, w, step), (known - 1) // block)
-    need = blocks_wanted(world, cached, known, budget)
-    if pool.n[w, kv.FREE] + kv.evictable(pool, w) - kv.idle_hit_blocks(tree, pool, w, step, cached) < need:
+    own = kv.reusable(tree, pool, w, step, cached)
+    need = blocks_wanted(world, cached, known, budget) - own
+    if pool.n[w, kv.FREE] + kv.evictable(pool, w) - kv.idle_hit_blocks(tree, pool, w, step, cached + own) < need:
         return FREELY
     if world.limits[st.ADMIT_STEADY] == 0:
         return NOT_AT_ALL

@@ -119,8 +119,9 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
                                              evict_scratch)
             if link > 0:
                 n, need = 0, there - cached
-        gate = max(need, blocks_wanted(world, cached, known, budget))
-        if pool.n[w, kv.FREE] + kv.evictable(pool, w) - kv.idle_hit_blocks(tree, pool, w, step, cached) < gate:
+        own = kv.reusable(tree, pool, w, step, cached)
+        gate = max(need, blocks_wanted(world, cached, known, budget)) - own
+        if pool.n[w, kv.FREE] + kv.evictable(pool, w) - kv.idle_hit_blocks(tree, pool, w, step, cached + own) < gate:
             break
         log_event(world, START, step, now, known, 0)
         settle_others(world, w, tree.chain[step], now, evict_score, evict_params, evict_scratch)
@@ -131,7 +132,8 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
             i[st.COMPUTED] = there * block
             wait_for_copy(world, w, step, link, need * block, ready)
             continue
-        make_room(world, w, need, now, evict_score, evict_params, evict_scratch, whole)
+        i[st.HELD] = kv.pin(tree, pool, w, step, i[st.HELD], cached + own)
+        make_room(world, w, need - own, now, evict_score, evict_params, evict_scratch, whole)
         i[st.HELD], copies = kv.grow(tree, pool, w, step, i[st.HELD], have, have + n, block)
         i[st.COPIES] += copies
         i[st.SCHEDULED] = n
