@@ -65,7 +65,8 @@ def make_scheduler(config: SimConfig, **options: Any) -> Scheduler:
     """A stock scheduler with the limits of `config`; options: further fields of `SchedulerConfig`."""
     shared = vllm_config()
     limits = {"max_num_seqs": config.max_num_seqs, "max_num_batched_tokens": config.batched_tokens,
-              "scheduler_reserve_full_isl": config.reserve_full_prompt, "watermark": 0.0, "long_prefill_token_threshold": 0, **options}
+              "scheduler_reserve_full_isl": config.reserve_full_prompt, "watermark": 0.0,
+              "long_prefill_token_threshold": 0, **options}
     for name, value in limits.items():
         assert hasattr(shared.scheduler_config, name)
         setattr(shared.scheduler_config, name, value)
