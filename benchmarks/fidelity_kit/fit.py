@@ -19,7 +19,7 @@ from saga_rl.errors import UserError
 from saga_rl.sim.cost import CostProfile
 from saga_rl.sim.cost_fit import hats, nnls, region_errors
 
-KNOTS = (1.0, 4.0, 16.0, 64.0, 256.0)
+KNOTS = (1.0, 8.0, 32.0, 128.0, 256.0)
 """Tokens of a batch between which the table is linear; those above the engine's limit are left out."""
 ROUNDS, FLOOR_S, LEAST = 8, 1e-9, 100
 CHUNK, MANY = 64, 8
