@@ -80,8 +80,6 @@ def serve(pipe: Connection, options: EngineOptions) -> None:
             pipe.send(("log", Driver(core, job).run()))
     except Exception:
         pipe.send(("failed", traceback.format_exc()))
-    pipe.close()
-    os._exit(0)  # its libraries complain of leaks when they are taken down in order
 
 
 def build(options: EngineOptions) -> Any:
