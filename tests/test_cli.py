@@ -28,7 +28,7 @@ def trace(tmp_path_factory) -> Path:
 def test_help_names_every_command():
     done = run("--help")
     assert done.returncode == 0
-    for command in ("trace", "simulate", "bound", "serve", "replay"):
+    for command in ("trace", "simulate", "bound", "profile", "serve", "replay"):
         assert command in done.stdout
 
 
@@ -41,6 +41,10 @@ def test_help_names_every_command():
     (["simulate", "TRACE", "--kv-tokens", "500"], "more than the KV pool"),
     (["simulate", "TRACE", "--eviction", "belady"], "saga-rl bound"),
     (["simulate", "TRACE", "--json", "no/such/x.json"], "does not exist"),
+    (["simulate", "TRACE", "--prefetch-tokens", "64"], "give --cpu-tokens too"),
+    (["simulate", "TRACE", "--cpu-tokens", "9999", "--cpu-eviction", "mru"], "choose one of: lru, fifo"),
+    (["simulate", "TRACE", "--link-tokens-per-s", "-1"], "--link-tokens-per-s: is -1"),
+    (["profile", "show", "h100x"], "no profile named 'h100x'"),
     (["bound", "TRACE", "--json", "no/such/x.json"], "does not exist"),
     (["replay", "TRACE", "--url", "http://127.0.0.1:1", "--json", "no/such/x.json"], "does not exist"),
 ])
@@ -65,3 +69,32 @@ def test_simulate_writes_the_promised_keys(trace, tmp_path):
     assert keys <= set(result)
     assert {"commit", "version", "seed", "trace_sha256", "argv"} <= set(result["provenance"])
     assert result["sessions_done"] == 3
+
+
+def test_a_load_over_capacity_is_named_and_stops_at_a_stated_horizon(tmp_path):
+    import json
+
+    path, out = tmp_path / "burst.parquet", tmp_path / "r.json"
+    write_trace(generate("webarena", seed=1, sessions=40, max_context=20_000, rate_per_min=60_000), path)
+    done = run("simulate", str(path), "--kv-tokens", "21000", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert "the load is over what this cluster can serve" in done.stderr
+    assert f"{40 - result['sessions_done']} of 40 sessions were not done" in done.stderr
+    assert 0 < result["sessions_done"] < 40 and result["horizon_s"] > 0
+    on = run("simulate", str(path), "--kv-tokens", "21000", "--horizon-s", "inf", "--json", str(out))
+    assert json.loads(out.read_text())["sessions_done"] == 40
+    assert json.loads(out.read_text())["horizon_s"] is None and "over what" not in on.stderr
+
+
+def test_a_profile_asked_beyond_what_it_was_fitted_on_is_named(tmp_path):
+    import json
+
+    path, out = tmp_path / "long.parquet", tmp_path / "r.json"
+    write_trace(generate("swe-bench", seed=1, sessions=2, max_context=100_000), path)
+    done = run("simulate", str(path), "--profile", "h100-llama3.1-8b-tp1", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    said = json.loads(out.read_text())["extrapolated"]
+    assert said and all("extrapolated" in sentence for sentence in said)
+    flat = " ".join(done.stderr.split())
+    assert all(sentence in flat for sentence in said)
