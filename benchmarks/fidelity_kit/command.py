@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fidelity_kit.compare import compare, figures, measured, simulated, slowed, spread, step_by_step, sticky_shares
 from fidelity_kit.engine import EngineOptions
-from fidelity_kit.fit import errors, fit_profile, iterations
+from fidelity_kit.fit import begins, errors, fit_profile, iterations
 from fidelity_kit.log import EngineLog
 from fidelity_kit.pair import Pair, cores
 from fidelity_kit.settings import NOMINAL, Setup, shorter
@@ -60,7 +60,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace, say: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Everything that is printed, and the iterations behind it: (n, 6) `COMPOSITION` and seconds. `say(text, done)`:
+    """Everything that is printed, and the iterations behind it: (n, 7) `COMPOSITION`, seconds, begin. `say(text, done)`:
     progress."""
     setup = shorter(Setup(workload=args.workload, seed=args.seed, fit_seed=args.seed + 1), args.sessions,
                     args.fit_seconds)
@@ -120,15 +120,15 @@ def run(args: argparse.Namespace, say: Any) -> tuple[dict[str, Any], dict[str, A
             "sessions_placed_elsewhere": trace.n_sessions - sum(
                 len(set(a) & set(b)) for a, b in zip(free, shares[0], strict=True)),
             "demand_with_fitted_profile": setup.demand(trace, fit.profile)})
-    named = {"fit": (rows, seconds)} | {f"{level:g}x-{k + 1}": iterations(one) for level, runs in
-                                        zip(args.levels, logs, strict=True) for k, one in enumerate(runs)}
+    named = {"fit": fit_logs} | {f"{level:g}x-{k + 1}": one for level, runs in zip(args.levels, logs, strict=True)
+                                 for k, one in enumerate(runs)}
     return {"setup": asdict(setup), "steps": trace.n_steps, "levels": levels, "repeats": args.repeats,
             "fit": {"regions": fit.regions, "residual_share": fit.residual_share, "explained": fit.explained,
                     "profile": asdict(fit.profile)},
             "machine": {"processor": _processor(), "cores": len(mine), "gpu": None, "load_before": load,
                         "load_after": os.getloadavg()[0]},
             "provenance": provenance(seed=setup.seed, trace=None)}, {
-                name: np.column_stack(both) for name, both in named.items()}
+                name: np.column_stack([*iterations(one), begins(one)]) for name, one in named.items()}
 
 
 def _processor() -> str:

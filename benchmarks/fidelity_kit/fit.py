@@ -18,6 +18,7 @@ from fidelity_kit.log import COMPOSITION, EngineLog, compositions
 from saga_rl.errors import UserError
 from saga_rl.sim.cost import CostProfile
 from saga_rl.sim.cost_fit import hats, nnls, region_errors
+from saga_rl.sim.iteration_cost import seconds as iteration_seconds
 
 KNOTS = (1.0, 8.0, 32.0, 128.0, 256.0)
 """Tokens of a batch between which the table is linear; those above the engine's limit are left out."""
@@ -45,6 +46,11 @@ def iterations(logs: list[EngineLog]) -> tuple[NDArray[np.float64], NDArray[np.f
     seconds = np.concatenate([np.diff(log.spans, axis=1)[:, 0] for log in logs])
     busy = (rows[:, 0] + rows[:, 4]) > 0
     return rows[busy], seconds[busy]
+
+
+def begins(logs: list[EngineLog]) -> NDArray[np.float64]:
+    """(n,) when the iterations of `iterations` began, seconds from the start of their run."""
+    return np.concatenate([log.spans[(compositions(log)[:, [0, 4]] > 0).any(axis=1), 0] for log in logs])
 
 
 def region_names(rows: NDArray[np.float64]) -> list[str]:
@@ -78,14 +84,20 @@ def fit_profile(rows: NDArray[np.float64], seconds: NDArray[np.float64], max_bat
         name, base, 0.0, kv, seq, attention, max_batched_tokens=max_batched_tokens, per_context_s=per_context,
         batch_tokens=knots, batch_s=tuple(np.cumsum(steps).tolist()), fitted=_ranges(rows),
         provenance={"kind": "fitted", "iterations": len(rows), "terms": list(COMPOSITION)} | notes)
-    predicted = np.array([profile.seconds(*row) for row in rows])
+    predicted = seconds_of(profile, rows)
     return Fit(profile, _regions(rows, predicted, seconds), float(np.abs(predicted - seconds).sum() / seconds.sum()),
                float(1 - np.square(predicted - seconds).sum() / np.square(seconds - seconds.mean()).sum()))
 
 
 def errors(profile: CostProfile, rows: NDArray[np.float64], seconds: NDArray[np.float64]) -> dict[str, dict[str, Any]]:
     """The errors of a profile by region on iterations that it was not fitted to."""
-    return _regions(rows, np.array([profile.seconds(*row) for row in rows]), seconds)
+    return _regions(rows, seconds_of(profile, rows), seconds)
+
+
+def seconds_of(profile: CostProfile, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n,) what the profile says of (n, 5) `COMPOSITION`."""
+    cost = profile.vector()
+    return np.array([iteration_seconds(cost, *row) for row in rows])
 
 
 def _regions(rows: NDArray, predicted: NDArray, seconds: NDArray) -> dict[str, dict[str, Any]]:
