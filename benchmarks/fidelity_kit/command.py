@@ -60,11 +60,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace, say: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Everything that is printed, and the iterations behind it: (n, 7) `COMPOSITION`, seconds, begin. `say(text, done)`:
-    progress."""
+    """Everything that is printed, and the iterations behind it: by run (n, 7) `COMPOSITION`, seconds, begin.
+    `say(text, done)`: progress."""
     setup = shorter(Setup(workload=args.workload, seed=args.seed, fit_seed=args.seed + 1), args.sessions,
                     args.fit_seconds)
     say("preparing the traces", 0)
+    source = provenance(seed=setup.seed, trace=None)  # now: the tree may move while the engines run
     trace, other = setup.trace(setup.seed), setup.trace(setup.fit_seed)
     demand = setup.demand(trace)
     pools = [setup.pool_tokens(demand, level) for level in args.levels]
@@ -127,7 +128,7 @@ def run(args: argparse.Namespace, say: Any) -> tuple[dict[str, Any], dict[str, A
                     "profile": asdict(fit.profile)},
             "machine": {"processor": _processor(), "cores": len(mine), "gpu": None, "load_before": load,
                         "load_after": os.getloadavg()[0]},
-            "provenance": provenance(seed=setup.seed, trace=None)}, {
+            "provenance": source}, {
                 name: np.column_stack([*iterations(one), begins(one)]) for name, one in named.items()}
 
 
@@ -182,4 +183,4 @@ def main(argv: list[str] | None = None) -> None:
         with atomic(args.out / "iterations.npz") as tmp, tmp.open("wb") as file:
             np.savez_compressed(file, **timed)
         picture(result["levels"], args.out / "fidelity.svg")
-    report(result, Console(width=None if sys.stdout.isatty() else 160))
+    report(result, Console(width=None if sys.stdout.isatty() else 190))

@@ -67,7 +67,8 @@ def picture(levels: list[dict[str, Any]], path: Path) -> None:
         dress(axes, title, "KV oversubscription", "")
         axes.set_xticks(range(len(levels)), [f"{level['level']:g}x" for level in levels])
         axes.set_xlim(-0.6, len(levels) - 0.4)
+        axes.margins(y=0.1)
         axes.set_ylim(bottom=0)
-    panels[0].legend(frameon=False, fontsize=7, loc="upper left", labelcolor=INK)
+    panels[0].legend(frameon=False, fontsize=7, loc="lower right", labelcolor=INK)
     with matplotlib.rc_context({"svg.hashsalt": "fidelity", "svg.fonttype": "none"}), atomic(path) as tmp:
         figure.savefig(tmp, format="svg", metadata={"Date": None})
