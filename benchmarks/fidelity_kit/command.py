@@ -153,11 +153,13 @@ def report(result: dict[str, Any], console: Console) -> None:
         same = [r["same_order"] for r in level["runs"]]
         hits = [r["figures"]["hit_tokens"] for r in level["runs"]]
         exact = level["virtual_clock"]
+        agree = "One run says nothing of vLLM's own spread." if len(hits) == 1 else (
+            f"vLLM's runs {'agree' if len(set(hits)) == 1 else 'differ'} in tokens hit among themselves.")
         console.print(
             f"{level['level']:g}x: {level['kv_tokens']:,} KV tokens an engine, demand {level['demand_tokens']:,} for "
             f"both. In vLLM's own order of events the simulator's cache finds other hits for "
             f"{sum(s['differing'] for s in same)} of {sum(s['starts'] for s in same):,} scheduled requests. "
-            f"vLLM's runs {'agree' if len(set(hits)) == 1 else 'differ'} in tokens hit among themselves. Under a "
+            f"{agree} Under a "
             f"virtual clock {exact['other_hits']} of {exact['steps']:,} steps hit other tokens, {exact['other_times']} "
             f"have other times, preemptions {exact['preemptions'][0]} and {exact['preemptions'][1]}.",
             highlight=False, soft_wrap=True)
