@@ -69,7 +69,8 @@ def speed(console: Console, repeats: int) -> list[dict[str, Any]]:
             run = cluster.world.run
             span, steps = float(run.done_s.max() - run.begin_s.min()), trace.n_steps / seconds
             rows.append({"preset": name, "seconds": seconds, "steps_per_s": steps, "of_target": steps / STEPS_PER_S,
-                         "iterations": int(run.count[st.ITERATIONS]), "singly_s": singly, "ratio_to_singly": singly / seconds,
+                         "iterations": int(run.count[st.ITERATIONS]), "singly_s": singly,
+                         "ratio_to_singly": singly / seconds,
                          "real_time": span / seconds})
             table.add_row(name, f"{seconds:.3f}", f"{steps:,.0f}", f"{steps / STEPS_PER_S:.2f}",
                           f"{run.count[st.ITERATIONS] / seconds:,.0f}", f"{singly:.2f}", f"{singly / seconds:.1f}",
@@ -103,7 +104,8 @@ def large(sessions: int, workers: int) -> None:
     made = time.perf_counter()
     cluster.advance()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
-    print(trace.n_steps, made - started, time.perf_counter() - made, peak, int(cluster.world.run.count[st.SESSIONS_DONE]))
+    done = int(cluster.world.run.count[st.SESSIONS_DONE])
+    print(trace.n_steps, made - started, time.perf_counter() - made, peak, done)
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
