@@ -118,7 +118,9 @@ def _most(world: st.World) -> dict[str, float]:
 
 
 def stated_horizon(trace: Trace, config: SimConfig) -> float:
-    """Seconds after which a run of `trace` counts as overloaded; infinity for a closed population, which cannot be."""
+    """Seconds after which a run of `trace` counts as overloaded; infinity for a closed population, which cannot be.
+    Raises `UserError` for a session that cannot fit."""
+    check_fits(trace, kv_tokens=config.pool_blocks * config.block_tokens)
     if config.population or not trace.n_sessions:
         return np.inf
     return HORIZONS * float(trace.sessions.arrival_s.max() + alone_tct(trace, config).max())
