@@ -27,14 +27,14 @@ def trace():
 
 @pytest.fixture(scope="module")
 def config():
-    return SimConfig(kv_tokens=96_000, population=5)
+    return SimConfig(kv_tokens=64_000, population=5)
 
 
 def test_keys_and_physics(trace, config):
     result = bound(trace, config, NAMES)
     assert set(result) == {"capacity_tokens", "belady_recomputed_tokens", "policies", "low_pressure",
                            "first_time_tokens", "reference"}
-    assert result["capacity_tokens"] == 96_000 and set(result["policies"]) == set(NAMES)
+    assert result["capacity_tokens"] == 64_000 and set(result["policies"]) == set(NAMES)
     assert result["belady_recomputed_tokens"] > 0 and not result["low_pressure"]
     for name, row in result["policies"].items():
         assert set(row) == {"recomputed_tokens", "ratio"}
@@ -56,7 +56,7 @@ def test_a_recorded_string_keeps_its_invariants(trace, config):
 def test_more_memory_never_costs_belady_more(trace, config):
     reference = record_reference(trace, config)
     costs = [replay(reference, make("eviction", "belady"), kv).recomputed_tokens
-             for kv in (96_000, 120_000, 200_000, 2_000_000)]
+             for kv in (64_000, 120_000, 200_000, 2_000_000)]
     assert costs == sorted(costs, reverse=True) and costs[-1] == 0
 
 

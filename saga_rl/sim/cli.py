@@ -18,7 +18,7 @@ from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make, names
 from saga_rl.provenance import provenance
 from saga_rl.sim.bound_cli import register as register_bound
-from saga_rl.sim.cluster import HORIZONS, simulate, stated_horizon
+from saga_rl.sim.cluster import HORIZONS, check_runs, simulate, stated_horizon
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.cost import load_profile, profile_names
 from saga_rl.sim.profile_cli import register as register_profile
@@ -75,6 +75,7 @@ def _simulate(
                        link_tokens_per_s=link_tokens_per_s, horizon_s=math.inf if horizon_s is None else horizon_s)
     chosen = choose_policies(policy, eviction=eviction, placement=placement, ordering=ordering, admission=admission)
     loaded = read_trace(trace)
+    check_runs(loaded, config, chosen)
     err = Console(stderr=True)
     with err.status(f"simulating {loaded.n_sessions} sessions, {loaded.n_steps} steps on {workers} workers"):
         if horizon_s is None:

@@ -22,10 +22,19 @@ from saga_rl.sim.jit import compiled
 from saga_rl.sim.loop import ENDED, PLACE, SCORE_ARGS, advance
 from saga_rl.sim.metrics import metrics
 
-__all__ = ["ENDED", "HORIZONS", "PLACE", "Cluster", "SimResult", "alone_tct", "simulate", "stated_horizon"]
+__all__ = ["ENDED", "HORIZONS", "PLACE", "Cluster", "SimResult", "alone_tct", "check_runs", "simulate",
+           "stated_horizon"]
 
 HORIZONS = 4
 """A cluster that is still busy after so many times (last arrival + longest session alone) is overloaded."""
+
+
+def check_runs(trace: Trace, config: SimConfig, policies: PolicySet) -> None:
+    """`UserError` for a session that cannot fit, or an eviction policy that must know the future."""
+    check_fits(trace, kv_tokens=config.pool_blocks * config.block_tokens)
+    if policies.eviction.oracle:
+        raise UserError(f"eviction policy {policies.eviction.name!r}", "must know the future, which in closed loop "
+                        "depends on the policy", "compare it on a fixed reference string: `saga-rl bound`")
 
 
 class Cluster:
@@ -33,10 +42,7 @@ class Cluster:
 
     def __init__(self, trace: Trace, config: SimConfig, policies: PolicySet, *, log: int = 0, samples: int = 0,
                  iterations: int = 0, pause: bool = False) -> None:
-        check_fits(trace, kv_tokens=config.pool_blocks * config.block_tokens)
-        if policies.eviction.oracle:
-            raise UserError(f"eviction policy {policies.eviction.name!r}", "must know the future, which in closed loop "
-                            "depends on the policy", "compare it on a fixed reference string: `saga-rl bound`")
+        check_runs(trace, config, policies)
         self.trace, self.config, self.policies = trace, config, policies
         self.world = make_fresh(trace, config, policies, log, samples, iterations)
         ev = policies.eviction
@@ -118,9 +124,7 @@ def _most(world: st.World) -> dict[str, float]:
 
 
 def stated_horizon(trace: Trace, config: SimConfig) -> float:
-    """Seconds after which a run of `trace` counts as overloaded; infinity for a closed population, which cannot be.
-    Raises `UserError` for a session that cannot fit."""
-    check_fits(trace, kv_tokens=config.pool_blocks * config.block_tokens)
+    """Seconds after which a run of `trace` counts as overloaded; infinity for a closed population, which cannot be."""
     if config.population or not trace.n_sessions:
         return np.inf
     return HORIZONS * float(trace.sessions.arrival_s.max() + alone_tct(trace, config).max())
