@@ -2,7 +2,7 @@
 
 | | |
 |---|---|
-| observation | Box (workers, len(PLACEMENT)) float32: row i describes worker i for the request at hand |
+| observation | Box (workers, len(LEARNED_PLACEMENT)) float32: row i describes worker i for the request at hand |
 | action | Discrete(workers): send it there |
 | reward | sum of -log(TCT seconds) over the sessions that finished since the last decision |
 | mask | `action_masks()` and `info["action_mask"]`: workers that can take the request; all, as workers are equal |
@@ -26,7 +26,7 @@ from saga_rl.aeg.trace import Trace
 from saga_rl.aeg.validate import check_fits
 from saga_rl.env.episodes import load_source, resample, sim_config
 from saga_rl.errors import UserError
-from saga_rl.policies.features import PLACEMENT
+from saga_rl.policies.features import LEARNED_PLACEMENT
 from saga_rl.policies.presets import preset
 from saga_rl.sim.placement_stepper import PlacementStepper
 
@@ -54,7 +54,7 @@ class PlacementEnv(gym.Env[NDArray[np.float32], np.int64]):
         self.config = sim_config(kv_tokens, workers, population, profile)
         self.policies = preset(policies)
         self.sessions, self.max_decisions, self.shuffle = sessions, max_decisions, shuffle
-        self.observation_space = spaces.Box(0.0, BOUND, (workers, len(PLACEMENT)), np.float32)
+        self.observation_space = spaces.Box(0.0, BOUND, (workers, len(LEARNED_PLACEMENT)), np.float32)
         self.action_space = spaces.Discrete(workers)
         self.stepper: Any = None
         self._decisions, self._done, self._over = 0, 0, True
@@ -87,7 +87,7 @@ class PlacementEnv(gym.Env[NDArray[np.float32], np.int64]):
     def _observation(self) -> NDArray[np.float32]:
         if self._over:
             return np.zeros(self.observation_space.shape, np.float32)  # type: ignore[arg-type]
-        return np.clip(self.stepper.rows, 0.0, BOUND).astype(np.float32)
+        return np.clip(self.stepper.rows[:, :len(LEARNED_PLACEMENT)], 0.0, BOUND).astype(np.float32)
 
     def _info(self) -> dict[str, Any]:
         return {"action_mask": self.action_masks(), "decisions": self._decisions, "sessions_done": self._done}

@@ -35,6 +35,8 @@ _ROW = types.Array(types.float64, 1, "C")
 SCORE = types.float64(_ROW, _ROW, _ROW)
 """(features, params, scratch) -> score: decorate with `@njit(SCORE, cache=True)`."""
 SCORE_TYPE = types.FunctionType(SCORE)
+MEMORY = 12
+"""Floats that a policy with memory writes to `scratch`: 4 of the chain, then 8 of the worker (admission: 8)."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,25 @@ class Policy:
     """Eviction: `steady` holds only until some chain's blocks have been idle for so long."""
     steady_one_tenant: bool = False
     """`steady` as long as all requests are of one tenant."""
+    memory: bool = False
+    """Eviction, admission: the caller also tells it what happened (`features.remember`, `remember_admission`). `score`
+    sees what it remembered in its row's last columns and leaves what it wants to remember in `scratch`, which has at
+    least `MEMORY` floats."""
+    fresh: bool = False
+    """Ordering: scored anew before each choice from the queue, not just when a request is queued and every epoch."""
+    draws: bool = False
+    """Placement: reads the columns "draw" and "ring"."""
+    steals: bool = False
+    """Placement: an idle worker takes queued sessions from overloaded ones (`sim.stealing`)."""
     oldest_first: bool = False
     """Eviction: `score` always prefers what was released earliest, so a caller may pick that without making rows."""
     doc: dict[str, Any] = field(default_factory=dict)
     """What a report says of it: parameters by name, checkpoint hash, ..."""
+
+    def __post_init__(self) -> None:
+        if self.memory and (self.scratch < MEMORY or self.drop_expired or self.steady or self.oldest_first):
+            raise ValueError(f"{self.seam} policy {self.name!r}: memory wants scratch >= {MEMORY} and goes with none "
+                             "of drop_expired, steady, oldest_first")
 
 
 @dataclass(frozen=True)

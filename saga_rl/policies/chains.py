@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from saga_rl.policies.tables import observe_end, observe_return, observe_step, retract_end
+from saga_rl.policies.tables import observe_call, observe_end, observe_return, observe_step, retract_end
 
 # columns
 (
@@ -33,15 +33,18 @@ from saga_rl.policies.tables import observe_end, observe_return, observe_step, r
     ENDED,         # 1 = hinted end, 2 = presumed ended (expired)
     ATTAINED,      # service seconds so far
     WORKER,        # where its last request was sent
-) = range(17)
-COLUMNS = 17
+    BEFORE,        # tool that the step before its last finished one called
+    MINE,          # and the three after it: what an eviction policy remembers of it (`Policy.memory`)
+) = range(19)
+REMEMBERED = 4
+COLUMNS = MINE + REMEMBERED
 
 
 def make_chains(n: int) -> NDArray[np.float64]:
     """(n, COLUMNS) rows of chains that have not been seen yet."""
     rows = np.zeros((n, COLUMNS))
     rows[:, DEADLINE] = np.nan
-    rows[:, TOOL] = -1
+    rows[:, TOOL] = rows[:, BEFORE] = -1
     return rows
 
 
@@ -61,8 +64,11 @@ def arrive(chains, tables, w, c, now, prompt_tokens):
     row = chains[c]
     if row[STEPS] > 0 and row[WAITING] == 0 and row[RUNNING] == 0:
         if row[ENDED] == 2:  # presumed ended, and here it is: take the presumption back
-            retract_end(tables, w, int(row[TOOL]))
-        observe_return(tables, w, int(row[TOOL]), now - row[LAST], max(prompt_tokens - row[CONTEXT], 0.0))
+            retract_end(tables, w, int(row[TYPE]), int(row[TOOL]))
+        observe_return(tables, w, int(row[TYPE]), int(row[TOOL]), now - row[LAST],
+                       max(prompt_tokens - row[CONTEXT], 0.0))
+        if row[STEPS] > 1:  # which tool its last step called may be known only now
+            observe_call(tables, w, int(row[TYPE]), int(row[BEFORE]), int(row[TOOL]))
     row[ENDED] = 0
     row[WAITING] = 1
     row[WORKER] = w
@@ -104,6 +110,7 @@ def finish(chains, tables, w, c, now, prompt_tokens, output_tokens, tool, ended)
     row[STEPS] += 1
     row[LAST] = now
     row[CONTEXT] = prompt_tokens + output_tokens
+    row[BEFORE] = row[TOOL]
     row[TOOL] = tool
     observe_step(tables, w, int(row[TYPE]), output_tokens, service, max(growth, 0.0))
     if ended:

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from saga_rl.policies import chains as ch
 from saga_rl.policies import tables as tb
+from saga_rl.policies.base import Policy
 from saga_rl.policies.source import code_hash
 
 # ---------------------------------------------------------------- eviction: one evictable chain on one worker
@@ -41,15 +43,48 @@ EVICTION = (
     "idle_s",         # raw, for LRU
     "age_s",          # raw, for age order
     "oracle",         # when it is next used, s or events (inf = never); NaN unless the policy is an oracle
+    "tokens",         # raw, its evictable tokens here
+    "context",        # raw, tokens
+    "obs_tokens",     # expected of its tool's answer
+    "residual_s",     # raw
+    "step_s",         # service seconds of a step of its agent type
+    "steps_left",     # steps that a chain of its agent type is expected to have left, at least 1
+    "tasks",          # ended chains of its agent type (cold start)
+    "event",          # NO_EVENT: score this row; else what happened, for a policy with memory
+    "event_blocks",   # BEGIN: cached blocks found; RELEASE: evictable blocks; EVICT: blocks taken
+    "event_total",    # BEGIN: blocks of all its tokens; RELEASE, EVICT: evictable blocks that it has left
+    "event_score",    # EVICT: the victim's score
+    "pool_blocks",    # blocks of the pool
+    *(f"mine_{k}" for k in range(4)),   # what the policy remembers of the chain,
+    *(f"here_{k}" for k in range(8)),   # and of the worker
 )
 (E_IDLE_LOG, E_WAITING, E_QUEUE_LOG, E_RESIDUAL_LOG, E_P_RETURN, E_P_END, E_TTL_LEFT, E_P_REUSE, E_RECENCY, E_SIZE,
- E_USED, E_LIVE, E_CONTEXT_LOG, E_STEPS_LOG, E_AGE_LOG, E_ENDED, E_SHARED, E_IDLE_S, E_AGE_S, E_ORACLE) = range(20)
+ E_USED, E_LIVE, E_CONTEXT_LOG, E_STEPS_LOG, E_AGE_LOG, E_ENDED, E_SHARED, E_IDLE_S, E_AGE_S, E_ORACLE, E_TOKENS,
+ E_CONTEXT, E_OBS, E_RESIDUAL_S, E_STEP_S, E_STEPS_LEFT, E_TASKS, E_EVENT, E_EVENT_BLOCKS, E_EVENT_TOTAL, E_EVENT_SCORE,
+ E_POOL_BLOCKS, E_MINE) = range(33)
+E_HERE = E_MINE + ch.REMEMBERED
+NO_EVENT, BEGIN, RELEASE, EVICT = range(4)
+"""A request of the chain got its first blocks; the chain's blocks became evictable; some of them were taken."""
 LEARNED_EVICTION = EVICTION[:E_IDLE_S]
 """What a learned eviction policy may read: the bounded columns, never the oracle."""
 
 # state of a worker's pool that the caller refreshes before it scores: G[w, ...]
-G_TAU_MAX, G_SIZE_MAX, G_USED, G_LIVE = range(4)
-G_COLUMNS = 4
+G_TAU_MAX, G_SIZE_MAX, G_USED, G_LIVE, G_MEMORY, G_ADMIT_MEMORY, G_BLOCK, G_POOL, G_HERE = range(9)
+HERE = 8
+G_ADMIT = G_HERE + HERE
+G_COLUMNS = G_ADMIT + HERE
+"""G_MEMORY, G_ADMIT_MEMORY: 1 = the eviction, admission policy has memory; G_BLOCK: tokens of a block; G_POOL: blocks;
+from G_HERE and from G_ADMIT on `HERE` columns that the eviction and the admission policy remember of the worker."""
+
+
+def make_g(workers: int, block_tokens: int, pool_blocks: int, eviction: Policy, admission: Policy | None = None,
+           ) -> NDArray[np.float64]:
+    """(workers, G_COLUMNS) of empty pools."""
+    g = np.zeros((workers, G_COLUMNS))
+    g[:, G_MEMORY] = eviction.memory
+    g[:, G_ADMIT_MEMORY] = admission is not None and admission.memory
+    g[:, G_BLOCK], g[:, G_POOL] = block_tokens, pool_blocks
+    return g
 
 
 @njit(cache=True)
@@ -65,7 +100,8 @@ def eviction_row(chains, tables, g, w, c, now, last_use_s, blocks, shared, oracl
     g[w, G_TAU_MAX] = max(g[w, G_TAU_MAX], idle)
     waiting = ch.waits(chains, c, w)
     ended = row[ch.ENDED] > 0
-    prior = tb.end_prior(tables, w, tool)
+    agent_type = int(row[ch.TYPE])
+    prior = tb.end_prior(tables, w, agent_type, tool)
     stays = tb.survival(tables, w, tool, idle)
     p_end = 1.0 if ended else prior / (prior + (1.0 - prior) * stays)
     pressure = min(max((g[w, G_USED] - 0.7) / 0.2, 0.0), 1.0)
@@ -73,13 +109,15 @@ def eviction_row(chains, tables, g, w, c, now, last_use_s, blocks, shared, oracl
     out[E_IDLE_LOG] = np.log1p(idle)
     out[E_WAITING] = 1.0 if waiting else 0.0
     out[E_QUEUE_LOG] = np.log1p(row[ch.QPOS]) if waiting else 0.0
-    out[E_RESIDUAL_LOG] = 0.0 if waiting else np.log1p(tb.residual_s(tables, w, tool, idle))
+    residual = 0.0 if waiting else tb.residual_s(tables, w, tool, idle)
+    out[E_RESIDUAL_LOG] = np.log1p(residual)
     later = tb.survival(tables, w, tool, idle + 10.0)
     out[E_P_RETURN] = 1.0 if waiting else (1.0 - p_end) * (1.0 - min(later / stays, 1.0))
     out[E_P_END] = 0.0 if waiting else p_end
     out[E_TTL_LEFT] = min(max((ttl - idle) / ttl, -1.0), 1.0)
     n = max(row[ch.CONTEXT], 1.0)
-    out[E_P_REUSE] = 1.0 if waiting else (1.0 - prior) * n / (n + tables.obs[w, tool + 1])
+    obs = tables.obs[w, tool + 1]
+    out[E_P_REUSE] = 1.0 if waiting else (1.0 - prior) * n / (n + obs)
     out[E_RECENCY] = idle / g[w, G_TAU_MAX] if g[w, G_TAU_MAX] > 0 else 0.0
     out[E_SIZE] = min(blocks / max(g[w, G_SIZE_MAX], 1.0), 1.0)
     out[E_USED] = g[w, G_USED]
@@ -93,6 +131,32 @@ def eviction_row(chains, tables, g, w, c, now, last_use_s, blocks, shared, oracl
     out[E_IDLE_S] = idle
     out[E_AGE_S] = age
     out[E_ORACLE] = oracle
+    out[E_TOKENS] = blocks * g[w, G_BLOCK]
+    out[E_CONTEXT] = row[ch.CONTEXT]
+    out[E_OBS] = obs
+    out[E_RESIDUAL_S] = residual
+    out[E_STEP_S] = tables.types[w, agent_type, tb.STEP_S]
+    out[E_STEPS_LEFT] = max(tables.types[w, agent_type, tb.STEPS] - row[ch.STEPS], 1.0)
+    out[E_TASKS] = tables.types[w, agent_type, tb.DONE]
+    out[E_EVENT] = NO_EVENT
+    out[E_EVENT_BLOCKS] = out[E_EVENT_TOTAL] = out[E_EVENT_SCORE] = 0.0
+    out[E_POOL_BLOCKS] = g[w, G_POOL]
+    for k in range(ch.REMEMBERED):
+        out[E_MINE + k] = row[ch.MINE + k]
+    for k in range(HERE):
+        out[E_HERE + k] = g[w, G_HERE + k]
+
+
+@njit(cache=True)
+def remember(chains, g, w, c, row, event, blocks, total, victim_score, score, params, scratch):
+    """Tell an eviction policy with memory what happened to chain c; `row` is its `eviction_row` of that moment. The
+    policy leaves what it wants to remember in scratch: of the chain (`ch.REMEMBERED`), then of the worker (`HERE`)."""
+    row[E_EVENT], row[E_EVENT_BLOCKS], row[E_EVENT_TOTAL], row[E_EVENT_SCORE] = event, blocks, total, victim_score
+    score(row, params, scratch)
+    for k in range(ch.REMEMBERED):
+        chains[c, ch.MINE + k] = scratch[k]
+    for k in range(HERE):
+        g[w, G_HERE + k] = scratch[ch.REMEMBERED + k]
 
 
 # ---------------------------------------------------------------- ordering: one waiting request
@@ -105,13 +169,19 @@ ORDERING = (
     "afs",            # its tenant's Agent Fair Share
     "wait_s",         # seconds in the queue so far
     "prompt_tokens",
+    "remain_s",       # service that its chain is expected to need until it ends, by its agent type
+    "cached_tokens",  # of its chain's KV, evictable here
+    "service",        # its tenant's service counter (`policies.service`), tokens
+    "least_service",  # the smallest counter of a tenant that waits here
 )
-O_ARRIVAL, O_SESSION, O_PREEMPTED, O_ATTAINED, O_STEPS, O_AFS, O_WAIT, O_PROMPT = range(8)
+(O_ARRIVAL, O_SESSION, O_PREEMPTED, O_ATTAINED, O_STEPS, O_AFS, O_WAIT, O_PROMPT, O_REMAIN, O_CACHED, O_SERVICE,
+ O_LEAST) = range(12)
 
 
 @njit(cache=True)
-def ordering_row(chains, c, now, queued_s, prompt_tokens, preempted, afs, out):
-    """Fill `out` (len(ORDERING),) for the request of chain c that was queued at `queued_s`."""
+def ordering_row(chains, tables, w, c, now, queued_s, prompt_tokens, preempted, afs, cached_tokens, service,
+                 least_service, out):
+    """Fill `out` (len(ORDERING),) for the request of chain c that was queued at worker w at `queued_s`."""
     row = chains[c]
     out[O_ARRIVAL] = queued_s
     out[O_SESSION] = row[ch.SESSION_S]
@@ -121,6 +191,11 @@ def ordering_row(chains, c, now, queued_s, prompt_tokens, preempted, afs, out):
     out[O_AFS] = afs
     out[O_WAIT] = now - queued_s
     out[O_PROMPT] = prompt_tokens
+    a = tables.types[w, int(row[ch.TYPE])]
+    out[O_REMAIN] = max(a[tb.STEPS] - row[ch.STEPS], 1.0) * a[tb.STEP_S]
+    out[O_CACHED] = cached_tokens
+    out[O_SERVICE] = service
+    out[O_LEAST] = least_service
 
 
 # ---------------------------------------------------------------- placement: one worker, for one request
@@ -136,8 +211,40 @@ PLACEMENT = (
     "new",            # 1: first request of its chain
     "idle_log",       # log1p seconds since the chain's last step
     "sessions",       # chains whose home it is / running slots
+    "turn",           # placements since one went here; before the first one, more than any
+    "uncached_s",     # prefill seconds of what the request has to compute there
+    "mean_in_flight", # over all workers
+    "draw",           # the worker's place in an order drawn for this request, 0 first; 0 unless `Policy.draws`
+    "ring",           # the same, drawn for its chain: what a consistent hash gives
 )
-P_LOAD, P_IN_FLIGHT, P_SLOTS, P_PINNED, P_QUEUED, P_HOME, P_HIT, P_PROMPT, P_NEW, P_IDLE, P_SESSIONS = range(11)
+(P_LOAD, P_IN_FLIGHT, P_SLOTS, P_PINNED, P_QUEUED, P_HOME, P_HIT, P_PROMPT, P_NEW, P_IDLE, P_SESSIONS, P_TURN,
+ P_UNCACHED, P_MEAN, P_DRAW, P_RING) = range(16)
+LEARNED_PLACEMENT = PLACEMENT[:P_TURN]
+"""What a learned placement policy may read: bounded, and the same whatever the size of the cluster."""
+
+
+@njit(cache=True)
+def draw(a, b, c):
+    """A number in [0, 1) that depends on three integers only (a hash after SplitMix64)."""
+    z = np.uint64(a) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(b) * np.uint64(0xC2B2AE3D27D4EB4F) + np.uint64(c)
+    for _ in range(2):
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = (z ^ (z >> np.uint64(31))) + np.uint64(0x9E3779B97F4A7C15)
+    return (z >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+
+
+@njit(cache=True)
+def draw_places(key, request, column, rows):
+    """Fill `column` of every worker's placement row with the worker's place in an order of the workers that depends on
+    `key` and `request` alone. Taking workers away leaves the order of the others as it is (rendezvous hashing)."""
+    n = len(rows)
+    drawn = np.empty(n)
+    for w in range(n):
+        drawn[w] = draw(key, request, w)
+    order = np.argsort(drawn)
+    for place in range(n):
+        rows[order[place], column] = place
 
 
 @njit(cache=True)
@@ -154,12 +261,14 @@ def uncached_tokens(chains, c, prompt_tokens, home):
 
 @njit(cache=True)
 def placement_row(chains, c, now, prompt_tokens, home, in_flight, max_seqs, flight_tokens, kv_tokens, queued_tokens,
-                  prefill_tokens_per_s, homed, out):
+                  prefill_tokens_per_s, homed, turn, mean_in_flight, out):
     """Fill `out` (len(PLACEMENT),) for one worker. Everything is known to a router without asking the worker: what it
     sent there (`in_flight`, `flight_tokens`, and `queued_tokens` = `uncached_tokens` of the requests without a first
-    token) and where chains live (`home`, `homed`)."""
+    token), how many placements ago (`turn`), and where chains live (`home`, `homed`). The columns "draw" and "ring" are
+    left 0, see `draw_places`."""
     row = chains[c]
     new = row[ch.STEPS] == 0
+    uncached = uncached_tokens(chains, c, prompt_tokens, home)
     slots = in_flight / max_seqs
     pinned = min(flight_tokens / kv_tokens, 1.0)
     queued_s = queued_tokens / prefill_tokens_per_s
@@ -174,6 +283,10 @@ def placement_row(chains, c, now, prompt_tokens, home, in_flight, max_seqs, flig
     out[P_NEW] = 1.0 if new else 0.0
     out[P_IDLE] = 0.0 if new else np.log1p(max(now - row[ch.LAST], 0.0))
     out[P_SESSIONS] = homed / max_seqs
+    out[P_TURN] = turn
+    out[P_UNCACHED] = uncached / prefill_tokens_per_s
+    out[P_MEAN] = mean_in_flight
+    out[P_DRAW] = out[P_RING] = 0.0
 
 
 # ---------------------------------------------------------------- admission: the request at the head of a queue
@@ -190,9 +303,16 @@ ADMISSION = (
     "session_growth", # blocks by which live chains are expected to grow until they end
     "running",        # running requests
     "wait_s",         # seconds that it has waited
+    "active",         # chains of this worker that have been served and have not, as far as is known, ended
+    "older_likely",   # `older_idle`, each chain weighed by the chance that it has not ended
+    "lost",           # blocks of its context that are not cached here any more
+    "event",          # NO_EVENT: score this row; BEGIN: it was let in, for a policy with memory
+    "event_blocks",   # BEGIN: cached blocks that it found
+    "event_total",    # BEGIN: blocks of all its tokens
+    *(f"here_{k}" for k in range(8)),   # what the policy remembers of the worker
 )
 (A_NEED, A_FREE, A_EVICTABLE, A_OLDER_IDLE, A_GROWTH, A_POOL, A_PINNED, A_NEW, A_LIVE, A_SESSION_GROWTH, A_RUNNING,
- A_WAIT) = range(12)
+ A_WAIT, A_ACTIVE, A_OLDER_LIKELY, A_LOST, A_EVENT, A_EVENT_BLOCKS, A_EVENT_TOTAL, A_HERE) = range(19)
 
 
 @njit(cache=True)
@@ -210,8 +330,28 @@ def expected_growth(chains, tables, w, c):
 
 
 @njit(cache=True)
-def admission_row(need, free, evictable, older_idle, growth, pool, pinned, new, live, session_growth, running, wait_s,
-                  out):
+def alive(chains, tables, w, c, now, last_use_s):
+    """Chance that idle chain c has not ended: its tool's end prior, weighed by how many return after so long."""
+    row = chains[c]
+    if row[ch.ENDED] > 0:
+        return 0.0
+    if ch.waits(chains, c, w):
+        return 1.0
+    tool = int(row[ch.TOOL])
+    prior = tb.end_prior(tables, w, int(row[ch.TYPE]), tool)
+    stays = tb.survival(tables, w, tool, max(now - last_use_s, 0.0))
+    return (1.0 - prior) * stays / (prior + (1.0 - prior) * stays)
+
+
+@njit(cache=True)
+def lost_blocks(chains, c, known_tokens, cached_blocks, block):
+    """Blocks of what chain c had computed, as far as its request of `known_tokens` can use it, that are not cached."""
+    return max(min(chains[c, ch.CONTEXT], known_tokens - 1.0) // block - cached_blocks, 0.0)
+
+
+@njit(cache=True)
+def admission_row(g, w, need, free, evictable, older_idle, growth, pool, pinned, new, live, session_growth, running,
+                  wait_s, active, older_likely, lost, out):
     """Fill `out` (len(ADMISSION),); all but `new` and `wait_s` in blocks or counts."""
     out[A_NEED] = need
     out[A_FREE] = free
@@ -225,6 +365,23 @@ def admission_row(need, free, evictable, older_idle, growth, pool, pinned, new, 
     out[A_SESSION_GROWTH] = session_growth
     out[A_RUNNING] = running
     out[A_WAIT] = wait_s
+    out[A_ACTIVE] = active
+    out[A_OLDER_LIKELY] = older_likely
+    out[A_LOST] = lost
+    out[A_EVENT] = NO_EVENT
+    out[A_EVENT_BLOCKS] = out[A_EVENT_TOTAL] = 0.0
+    for k in range(HERE):
+        out[A_HERE + k] = g[w, G_ADMIT + k]
+
+
+@njit(cache=True)
+def remember_admission(g, w, row, found, total, score, params, scratch):
+    """Tell an admission policy with memory that the request of `row`, its `admission_row`, was let in and found `found`
+    of its `total` blocks cached. It leaves what it wants to remember of the worker in scratch (`HERE`)."""
+    row[A_EVENT], row[A_EVENT_BLOCKS], row[A_EVENT_TOTAL] = BEGIN, found, total
+    score(row, params, scratch)
+    for k in range(HERE):
+        g[w, G_ADMIT + k] = scratch[k]
 
 
 COLUMNS = {"eviction": len(EVICTION), "placement": len(PLACEMENT), "ordering": len(ORDERING),

@@ -28,6 +28,8 @@ COLD_TTL_S = 10.0
 MAX_TTL_S = 300.0
 COLD_END = 0.03
 """Chance that a step is its session's last, before any end was seen (about 1 / 37, the SWE-bench mean)."""
+COLD_TASKS = 30
+"""An agent type's own statistics count from so many ended chains on (SAGA section 2, cold start)."""
 EMA = 0.05
 
 # columns of Tables.types
@@ -54,6 +56,9 @@ class Tables(NamedTuple):
     """(W, rows) seconds."""
     types: NDArray[np.float64]
     """(W, agent types, 5): EMA of steps a session, output tokens, service seconds and growth a step; ended chains."""
+    calls: NDArray[np.float64]
+    """(W, agent types, tools + 1, tools + 3) the inferred graph (SAGA section 2), a row for each tool that a step
+    called: how often the next step called which (tools + 1 columns); chains that ended there, and ended or went on."""
 
 
 def make_tables(workers: int, n_tools: int, n_types: int) -> Tables:
@@ -63,7 +68,7 @@ def make_tables(workers: int, n_tools: int, n_types: int) -> Tables:
         np.zeros((workers, rows, BINS)), np.zeros((workers, rows, BINS + 1)), np.zeros((workers, rows, BINS + 1)),
         np.zeros((workers, rows, WINDOW), np.int64), np.zeros((workers, rows), np.int64),
         np.zeros((workers, rows), np.int64), np.full((workers, rows), 500.0), np.full((workers, rows), COLD_TTL_S),
-        np.ascontiguousarray(types),
+        np.ascontiguousarray(types), np.zeros((workers, max(n_types, 1), n_tools + 1, n_tools + 3)),
     )
 
 
@@ -105,11 +110,18 @@ def _observe_row(t, w, row, b, obs_tokens):
 
 
 @njit(cache=True)
-def observe_return(t, w, tool, seconds, obs_tokens):
+def observe_return(t, w, agent_type, tool, seconds, obs_tokens):
     """A chain came back `seconds` after its step that called `tool` (code, -1 = none) finished."""
     b = latency_bin(seconds)
     _observe_row(t, w, tool + 1, b, obs_tokens)
     _observe_row(t, w, t.hist.shape[1] - 1, b, obs_tokens)
+    t.calls[w, agent_type, tool + 1, -1] += 1.0
+
+
+@njit(cache=True)
+def observe_call(t, w, agent_type, before, tool):
+    """A step called `tool`, the one before it in its chain `before`."""
+    t.calls[w, agent_type, before + 1, tool + 1] += 1.0
 
 
 @njit(cache=True)
@@ -117,18 +129,24 @@ def observe_end(t, w, tool, agent_type, steps):
     """A chain ended after a step that called `tool`, `steps` steps in all."""
     t.ends[w, tool + 1] += 1
     t.ends[w, t.hist.shape[1] - 1] += 1
+    t.calls[w, agent_type, tool + 1, -2] += 1.0
+    t.calls[w, agent_type, tool + 1, -1] += 1.0
     a = t.types[w, agent_type]
     a[DONE] += 1.0
     a[STEPS] += (0.2 if a[DONE] < 5 else EMA) * (steps - a[STEPS])
 
 
 @njit(cache=True)
-def retract_end(t, w, tool):
+def retract_end(t, w, agent_type, tool):
     """A chain that was presumed to have ended came back. The presumption may stand in another worker's tables: counts
     never go below zero."""
     row, pooled = tool + 1, t.hist.shape[1] - 1
     t.ends[w, row] = max(t.ends[w, row] - 1, 0)
     t.ends[w, pooled] = max(t.ends[w, pooled] - 1, 0)
+    mine = t.calls[w, agent_type, row]
+    if mine[-2] > 0:
+        mine[-2] -= 1.0
+        mine[-1] -= 1.0
 
 
 @njit(cache=True)
@@ -181,9 +199,27 @@ def residual_s(t, w, tool, idle_s):
 
 
 @njit(cache=True)
-def end_prior(t, w, tool):
-    """Chance that a step which called `tool` was its chain's last, smoothed towards the pooled rate."""
+def end_prior(t, w, agent_type, tool):
+    """Chance that a step which called `tool` was its chain's last: the tool's rate, smoothed towards the pooled one;
+    for an agent type that is warm (`COLD_TASKS`) its own rate, smoothed towards the tool's."""
     pooled = t.hist.shape[1] - 1
     base = (t.ends[w, pooled] + 10.0 * COLD_END) / (t.ends[w, pooled] + t.returns[w, pooled] + 10.0)
     row = tool + 1
-    return (t.ends[w, row] + 10.0 * base) / (t.ends[w, row] + t.returns[w, row] + 10.0)
+    rate = (t.ends[w, row] + 10.0 * base) / (t.ends[w, row] + t.returns[w, row] + 10.0)
+    if t.types[w, agent_type, DONE] < COLD_TASKS:
+        return rate
+    mine = t.calls[w, agent_type, row]
+    return (mine[-2] + 10.0 * rate) / (mine[-1] + 10.0)
+
+
+@njit(cache=True)
+def next_tool(t, w, agent_type, tool):
+    """(code, confidence): the tool that the step after one that called `tool` most likely calls, by the transitions of
+    its agent type, and its share of all that were seen from there; (-1, 0.0) if none was."""
+    mine = t.calls[w, agent_type, tool + 1]
+    best, total = 0, 0.0
+    for u in range(len(mine) - 2):
+        total += mine[u]
+        if mine[u] > mine[best]:
+            best = u
+    return (best - 1, mine[best] / total) if total > 0 else (-1, 0.0)
