@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
+from saga_rl.policies import chains as ch
 from saga_rl.policies import features as F
 from saga_rl.policies import registry
 from saga_rl.policies.base import SEAMS, Policy
@@ -20,7 +21,13 @@ COMPANIONS = {"eviction": "lru", "placement": "saga", "ordering": "fcfs", "admis
 _FLAGS = {"waiting", "ended", "shared", "preempted", "home", "new"}
 _SHARES = {"p_return_10s", "p_end", "p_reuse", "recency", "size", "used", "live", "pinned", "hit", "slots"}
 _RANGES = {"ttl_left": (-1.0, 1.0), "age_s": (0.0, 1e8), "afs": (0.0, 1e9), "arrival_s": (0.0, 2e9),
-           "session_s": (0.0, 2e9)}
+           "session_s": (0.0, 2e9), "steps_left": (1.0, 1e4), "pool_blocks": (1.0, 1e6), "service": (0.0, 1e12),
+           "least_service": (0.0, 1e12)}
+_COUNTS = {"tasks", "draw", "ring", "pool_blocks", "in_flight", "running", "active", "pool"}
+EVENTS = {"eviction": (F.BEGIN, F.RELEASE, F.EVICT), "admission": (F.BEGIN,)}
+"""What a policy with memory is told, by seam."""
+MEMORIES = {"eviction": (F.E_MINE, ch.REMEMBERED + F.HERE), "admission": (F.A_HERE, F.HERE)}
+"""By seam: the first column that shows what the policy remembers, and how many there are."""
 
 
 def row(seam: str, **values: float) -> np.ndarray:
@@ -42,6 +49,11 @@ def _column(seam: str, name: str) -> st.SearchStrategy[float]:
         return st.sampled_from([0.0, 1.0])
     if name == "oracle":
         return st.floats(0, 1e12) | st.just(np.inf)
+    if name.startswith("event"):
+        return st.just(0.0)  # a row to be scored; `events` fills them
+    if name in _COUNTS:
+        low, high = _RANGES.get(name, (0.0, 1e6))
+        return st.integers(int(low), int(high)).map(float)
     if name in _SHARES and seam != "admission":
         return st.floats(0, 1)
     if name.endswith("_log"):
@@ -50,8 +62,28 @@ def _column(seam: str, name: str) -> st.SearchStrategy[float]:
 
 
 def rows(seam: str) -> st.SearchStrategy[np.ndarray]:
-    """Random rows within what `features.py` can write."""
+    """Random rows to be scored, within what `features.py` can write."""
     return st.tuples(*(_column(seam, n) for n in COLUMNS[seam])).map(np.array)
+
+
+@st.composite
+def events(draw, seam: str, remembered: np.ndarray | None = None) -> np.ndarray:
+    """A random row that tells what happened. remembered: what it shows of the policy's memory, any numbers if None."""
+    out = draw(rows(seam))
+    if remembered is not None:
+        first, n = MEMORIES[seam]
+        out[first:first + n] = remembered
+    event, blocks, total = (COLUMNS[seam].index(k) for k in ("event", "event_blocks", "event_total"))
+    out[event] = draw(st.sampled_from(EVENTS[seam]))
+    out[total] = draw(st.integers(0, 10**6))
+    if out[event] == F.BEGIN:
+        out[blocks] = draw(st.integers(0, int(out[total])))
+    elif out[event] == F.RELEASE:
+        out[blocks] = out[total]
+    else:
+        out[blocks] = draw(st.integers(1, 10**6))
+        out[F.E_EVENT_SCORE] = draw(st.floats(-1e12, 1e12))
+    return out
 
 
 def network(n_in: int, hidden: tuple[int, ...] = (8, 8), seed: int = 0) -> tuple[list, np.ndarray, np.ndarray]:

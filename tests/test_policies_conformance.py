@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from policies_rows import ALL, COLUMNS, rows, write_checkpoint
+from policies_rows import ALL, COLUMNS, EVENTS, MEMORIES, events, rows, write_checkpoint
 
 from saga_rl.errors import UserError
 from saga_rl.policies import registry
-from saga_rl.policies.base import SEAMS, Policy
+from saga_rl.policies.base import MEMORY, SEAMS, Policy
 from saga_rl.policies.batch import score_rows
-from saga_rl.policies.features import E_ORACLE
+from saga_rl.policies.features import E_ORACLE, P_DRAW, P_RING
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -27,11 +27,32 @@ def policy(request, tmp_path_factory) -> Policy:
     return registry.make(seam, name)
 
 
+@pytest.fixture(params=[(seam, name) for seam, name in ALL if seam in EVENTS and name != "learned"
+                        and registry.make(seam, name).memory], ids=lambda p: f"{p[0]}-{p[1]}")
+def remembering(request) -> Policy:
+    """Each policy with memory."""
+    return registry.make(*request.param)
+
+
+@pytest.fixture(params=[name for seam, name in ALL if seam == "placement" and name != "learned"])
+def placing(request) -> Policy:
+    return registry.make("placement", request.param)
+
+
 def test_declares_itself(policy):
     assert policy.seam in SEAMS
     assert policy.name in registry.names(policy.seam)
     assert policy.params.dtype == np.float64 and policy.params.flags.c_contiguous
-    assert policy.scratch >= 1
+    assert policy.scratch >= (MEMORY if policy.memory else 1)
+
+
+def test_flags_belong_to_their_seam(policy):
+    only = {"oracle": "eviction", "whole_chain": "eviction", "drop_expired": "eviction", "oldest_first": "eviction",
+            "fresh": "ordering", "draws": "placement", "steals": "placement"}
+    for flag, seam in only.items():
+        assert not getattr(policy, flag) or policy.seam == seam, flag
+    assert not policy.memory or policy.seam in EVENTS
+    assert not policy.steady or policy.seam != "placement"
 
 
 @quick
@@ -49,7 +70,7 @@ def test_score_is_a_number(policy, data):
     x = data.draw(rows(policy.seam))
     value = policy.score(x, policy.params, np.zeros(policy.scratch))
     if policy.oracle and np.isinf(x[E_ORACLE]):
-        assert value == np.inf
+        assert value == np.inf or np.isfinite(value)
     else:
         assert np.isfinite(value)
 
@@ -74,10 +95,66 @@ def test_only_an_oracle_sees_the_future(policy, data, future):
     y = x.copy()
     y[E_ORACLE] = future
     a, b = (policy.score(r, policy.params, np.zeros(policy.scratch)) for r in (x, y))
-    if policy.oracle:
-        np.testing.assert_equal((a, b), (x[E_ORACLE], future))
-    else:
+    if not policy.oracle:
         assert a == b
+    elif not np.isnan(future):  # whoever knows never prefers to keep what comes back later
+        assert (a <= b) if x[E_ORACLE] <= future else (a >= b)
+
+
+@quick
+@given(data=st.data())
+def test_who_does_not_draw_reads_no_draw(placing, data):
+    x = data.draw(rows("placement"))
+    y = x.copy()
+    y[P_DRAW] = y[P_RING] = 0.0
+    a, b = (placing.score(r, placing.params, np.zeros(placing.scratch)) for r in (x, y))
+    assert a == b or placing.draws
+
+
+def _remembers(policy: Policy, x: np.ndarray, before: float) -> np.ndarray:
+    """What a policy with memory leaves to be remembered after event `x`, with `before` all over its scratch."""
+    scratch, shown, params = np.full(policy.scratch, before), x.copy(), policy.params.copy()
+    policy.score(x, policy.params, scratch)
+    np.testing.assert_array_equal(x, shown)
+    np.testing.assert_array_equal(policy.params, params)
+    return scratch[:MEMORIES[policy.seam][1]]
+
+
+@quick
+@given(data=st.data())
+def test_what_it_remembers_comes_from_the_row_alone(remembering, data):
+    x = data.draw(events(remembering.seam))
+    left = _remembers(remembering, x, np.nan)
+    assert np.isfinite(left).all()
+    np.testing.assert_array_equal(left, _remembers(remembering, x, 0.0))
+    np.testing.assert_array_equal(left, _remembers(remembering, x, -7.5))
+
+
+@quick
+@given(data=st.data())
+def test_memory_stays_finite_from_event_to_event(remembering, data):
+    policy = remembering
+    first, n = MEMORIES[policy.seam]
+    memory = np.zeros(n)
+    for _ in range(data.draw(st.integers(1, 8))):
+        memory = _remembers(policy, data.draw(events(policy.seam, memory)), np.nan)
+        assert np.isfinite(memory).all()
+        x = data.draw(rows(policy.seam))
+        x[first:first + n] = memory
+        assert np.isfinite(policy.score(x, policy.params, np.zeros(policy.scratch)))
+
+
+@pytest.mark.parametrize("flag", ["steady", "drop_expired", "oldest_first"])
+def test_memory_excludes_what_skips_scoring(flag):
+    score = registry.make("eviction", "lru").score
+    Policy("eviction", "mine", score, scratch=MEMORY, memory=True)
+    with pytest.raises(ValueError, match="memory"):
+        Policy("eviction", "mine", score, scratch=MEMORY, memory=True, **{flag: True})
+
+
+def test_memory_needs_its_scratch():
+    with pytest.raises(ValueError, match="scratch"):
+        Policy("eviction", "mine", registry.make("eviction", "lru").score, scratch=MEMORY - 1, memory=True)
 
 
 @quick
@@ -101,11 +178,14 @@ def test_bad_parameters(policy):
     with pytest.raises(UserError, match=r"no parameter|takes no parameters"):
         registry.make(policy.seam, f"{policy.name}:bogus=1")
     for key in inspect.signature(registry._FACTORIES[policy.seam][policy.name]).parameters:
-        for value in ("nan", "inf", "-1", "much", ""):
+        for value in ("nan", "inf", "-1", "1e300", "much", ""):
             with pytest.raises(UserError, match=key):
                 registry.make(policy.seam, f"{policy.name}:{key}={value}")
         with pytest.raises(UserError, match="with '='"):
             registry.make(policy.seam, f"{policy.name}:{key}")
+        with pytest.raises(UserError) as e:
+            registry.make(policy.seam, f"{policy.name}:{key}x=1")
+        assert e.value.mend.startswith(f"choose one of: {key}")
 
 
 def test_misspelt_name_lists_the_nearest_first(policy):
