@@ -1,21 +1,31 @@
 """Reserve for older sessions: a request is let in only beside what older idle sessions keep cached.
 
 Admits iff need + pinned + growth + older_idle <= pool (blocks), for every request, new or not. It predicts no length
-and asks nothing of the client but the end of a session; `older_idle` leaves out what ended or expired.
+but needs to know when a session has ended. `older_idle` leaves out chains whose client said so and those silent for
+longer than the caller's expiry. likely = 1 asks nothing of the client: every idle block counts by the chance that its
+chain has not ended (`features.alive`), from how often the tool that it called was a chain's last and how long it has
+been quiet.
 """
 
+import numpy as np
 from numba import njit
 
+from saga_rl.errors import UserError
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import A_GROWTH, A_NEED, A_OLDER_IDLE, A_PINNED, A_POOL
+from saga_rl.policies.features import A_GROWTH, A_NEED, A_OLDER_IDLE, A_OLDER_LIKELY, A_PINNED, A_POOL
 from saga_rl.policies.registry import register
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    return 1.0 if x[A_NEED] + x[A_PINNED] + x[A_GROWTH] + x[A_OLDER_IDLE] <= x[A_POOL] else -1.0
+    older = x[A_OLDER_LIKELY] if params[0] > 0 else x[A_OLDER_IDLE]
+    return 1.0 if x[A_NEED] + x[A_PINNED] + x[A_GROWTH] + older <= x[A_POOL] else -1.0
 
 
 @register("admission", "reserve-older")
-def reserve_older() -> Policy:
-    return Policy("admission", "reserve-older", _score, steady=True)
+def reserve_older(likely: float = 0) -> Policy:
+    if likely not in (0, 1):
+        raise UserError("policy 'reserve-older'", f"likely is {likely:g}", "choose likely 0 (off) or 1 (on)")
+    return Policy("admission", "reserve-older", _score, np.array([float(likely)]),
+                  steady=likely == 0,  # the chance that a chain has not ended falls while time passes
+                  doc={"likely": int(likely)})

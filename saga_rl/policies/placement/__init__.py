@@ -1,3 +1,12 @@
 """Placement policies: one file each; importing this package registers them."""
 
-from saga_rl.policies.placement import learned, least_load, saga, sticky  # noqa: F401
+from saga_rl.policies.placement import (  # noqa: F401
+    consistent_hash,
+    learned,
+    least_load,
+    power_of_two,
+    prefix_aware,
+    round_robin,
+    saga,
+    sticky,
+)

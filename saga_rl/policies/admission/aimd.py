@@ -1,0 +1,57 @@
+"""A limit on chains under way that finds itself: up by a step while the cache holds, down by a factor when it does not.
+
+Congestion control on KV memory (Concur, arXiv 2601.22705, which also looks at the pool's use): over every `period`
+requests of chains under way, the share found cached of what their chains had computed here. Below `low` the limit is
+multiplied by `cut`, at least one chain; else it grows by `step`. As in TCP, a limit that is not in use does not grow,
+and there is no second cut before the first has taken effect, that is while more chains are under way than it allows.
+Admits a new chain iff active < limit; chains under way always go on.
+"""
+
+import numpy as np
+from numba import njit
+
+from saga_rl.policies.base import MEMORY, SCORE, Policy
+from saga_rl.policies.features import (
+    A_ACTIVE,
+    A_EVENT,
+    A_EVENT_BLOCKS,
+    A_HERE,
+    A_LOST,
+    A_NEW,
+    HERE,
+    NO_EVENT,
+)
+from saga_rl.policies.parameters import bounded
+from saga_rl.policies.registry import register
+
+START, STEP, CUT, LOW, PERIOD = range(5)
+# what it remembers of the worker: its limit (0: not set yet), and of the requests since it last changed
+LIMIT, FOUND, KNOWN, REQUESTS = range(4)
+
+
+@njit(SCORE, cache=True)
+def _score(x, params, scratch):
+    limit = x[A_HERE + LIMIT] if x[A_HERE + LIMIT] > 0 else params[START]
+    if x[A_EVENT] != NO_EVENT:
+        found, known, requests = x[A_HERE + FOUND], x[A_HERE + KNOWN], x[A_HERE + REQUESTS]
+        if x[A_NEW] == 0 and x[A_EVENT_BLOCKS] + x[A_LOST] > 0:
+            found += x[A_EVENT_BLOCKS]
+            known += x[A_EVENT_BLOCKS] + x[A_LOST]
+            requests += 1.0
+        scratch[:HERE] = 0.0
+        if requests < params[PERIOD]:
+            scratch[FOUND], scratch[KNOWN], scratch[REQUESTS] = found, known, requests
+            scratch[LIMIT] = limit
+        elif found < params[LOW] * known:
+            scratch[LIMIT] = max(params[CUT] * limit, 1.0) if x[A_ACTIVE] < limit + 1.0 else limit
+        else:
+            scratch[LIMIT] = limit + params[STEP] if x[A_ACTIVE] + params[STEP] >= limit else limit
+    return 1.0 if x[A_NEW] == 0 or x[A_ACTIVE] < limit else -1.0
+
+
+@register("admission", "aimd")
+def aimd(start: float = 16, step: float = 1, cut: float = 0.7, low: float = 0.8, period: float = 32) -> Policy:
+    doc = {"start": bounded("aimd", "start", start, 1.0, 1e6), "step": bounded("aimd", "step", step, 1e-3, 1e3),
+           "cut": bounded("aimd", "cut", cut, 0.01, 1.0), "low": bounded("aimd", "low", low, 0.0, 1.0),
+           "period": bounded("aimd", "period", period, 1.0, 1e6)}
+    return Policy("admission", "aimd", _score, np.array(list(doc.values())), MEMORY, memory=True, doc=doc)

@@ -1,0 +1,28 @@
+"""The limit capacity / mean live KV, measured as it goes: a new chain starts only where one more of the mean has room.
+
+Admits a new chain iff live + max(need, live / active) <= share * pool (blocks). live: what chains that have not ended
+hold here, running or idle; active: how many they are; so live / active is their mean, and the condition without `need`
+reads active + 1 <= share * pool / mean. Chains under way always go on.
+"""
+
+import numpy as np
+from numba import njit
+
+from saga_rl.policies.base import SCORE, Policy
+from saga_rl.policies.features import A_ACTIVE, A_LIVE, A_NEED, A_NEW, A_POOL
+from saga_rl.policies.parameters import bounded
+from saga_rl.policies.registry import register
+
+
+@njit(SCORE, cache=True)
+def _score(x, params, scratch):
+    if x[A_NEW] == 0:
+        return 1.0
+    mean = x[A_LIVE] / max(x[A_ACTIVE], 1.0)
+    return 1.0 if x[A_LIVE] + max(x[A_NEED], mean) <= params[0] * x[A_POOL] else -1.0
+
+
+@register("admission", "limit-live")
+def limit_live(share: float = 1.0) -> Policy:
+    share = bounded("limit-live", "share", share, 0.01, 4.0)
+    return Policy("admission", "limit-live", _score, np.array([share]), doc={"share": share})

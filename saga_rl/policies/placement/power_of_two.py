@@ -1,0 +1,22 @@
+"""Power of two choices (Mitzenmacher 2001): of two workers drawn for each request, the one with the smaller load.
+
+A router that looks at two workers needs no view of the whole cluster, and its largest load grows with log log W only.
+"""
+
+from numba import njit
+
+from saga_rl.policies.base import SCORE, Policy
+from saga_rl.policies.features import P_DRAW, P_LOAD
+from saga_rl.policies.registry import register
+
+NOT_DRAWN = -1e300
+
+
+@njit(SCORE, cache=True)
+def _score(x, params, scratch):
+    return -x[P_LOAD] if x[P_DRAW] < 2 else NOT_DRAWN
+
+
+@register("placement", "power-of-two")
+def power_of_two() -> Policy:
+    return Policy("placement", "power-of-two", _score, draws=True)
