@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from saga_rl.aeg.importers import claude_code, jsonl, mooncake, weka
+from saga_rl.aeg.importers import claude_code, jsonl, katas, mooncake, weka
 from saga_rl.aeg.trace import Trace
 from saga_rl.aeg.validate import check
 from saga_rl.errors import UserError, unknown_name
 
 _IMPORTERS: dict[str, Callable[..., Trace]] = {
     "weka": weka.import_trace, "claude-code": claude_code.import_trace, "mooncake": mooncake.import_trace,
-    "jsonl": jsonl.import_trace,
+    "jsonl": jsonl.import_trace, "katas": katas.import_trace,
 }
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "rate_per_min": (lambda v: 0 < v < math.inf, "give a positive number of sessions a minute"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,46 @@ FIELDS = frozenset({"session", "agent", "step", "in", "out", "cached", "tools", 
 TOOL_FIELDS = frozenset({"name", "t0", "dur", "spawned"})
 
 
+@dataclass(frozen=True)
+class Dialect:
+    """How a producer's rows differ from the plain format."""
+
+    required: tuple[str, ...] = ()
+    """Strings that its rows always have, beyond those that the plain format requires."""
+    by_session: bool = False
+    """A session's rows stand together, so reading may stop at the limit."""
+
+
+PLAIN = Dialect()
+
+
 def import_trace(path: str | Path, *, rate_per_min: float | None = None, seed: int = 0, limit: int | None = None,
                  hash_block_tokens: int = 16, progress: Progress | None = None) -> Trace:
     """The calls of `path`, at most its first `limit` sessions. Without `t_req` in every row, or with `rate_per_min`
     given, arrivals are a Poisson stream (8 a minute unless given); else they are the recorded ones."""
+    rows, dropped = read_rows(path, PLAIN, limit, hash_block_tokens, progress)
+    block = hash_block_tokens if any(r.hash_ids for r in rows) else 0
+    meta = TraceMeta(Path(path).name.split(".")[0], "imported:jsonl", seed, block, dropped)
+    return Assembler(hash_block_tokens).trace(rows, meta, rate_per_min=rate_per_min, seed=seed)
+
+
+def read_rows(path: str | Path, dialect: Dialect, limit: int | None, hash_block_tokens: int,
+              progress: Progress | None) -> tuple[list[Row], dict[str, int]]:
+    """The calls of at most the first `limit` sessions of `path`, and what was left out, counted by reason."""
     dropped: dict[str, int] = defaultdict(int)
     rows: list[Row] = []
     sessions: set[str] = set()
     seen: set[tuple[str, str, int]] = set()
+    current = None
     for where, raw in json_lines(path, progress):
-        row = _row(raw, where, dropped)
+        row = _row(raw, where, dropped, dialect)
+        if dialect.by_session and row.session != current and row.session in sessions:
+            raise UserError(f"{where}, field 'session'", f"is {row.session!r} again, after another session's rows",
+                            "sort the rows by session, or import them as jsonl")
+        current = row.session
         if limit is not None and row.session not in sessions and len(sessions) >= limit:
+            if dialect.by_session:
+                break
             continue
         sessions.add(row.session)
         key = (row.session, row.agent, row.step)
@@ -45,14 +75,14 @@ def import_trace(path: str | Path, *, rate_per_min: float | None = None, seed: i
             dropped["calls_without_tokens"] += 1
             continue
         rows.append(row)
-    block = hash_block_tokens if any(r.hash_ids for r in rows) else 0
-    meta = TraceMeta(Path(path).name.split(".")[0], "imported:jsonl", seed, block, dict(sorted(dropped.items())))
-    return Assembler(hash_block_tokens).trace(rows, meta, rate_per_min=rate_per_min, seed=seed)
+    return rows, dict(sorted(dropped.items()))
 
 
-def _row(raw: dict[str, Any], where: str, dropped: dict[str, int]) -> Row:
+def _row(raw: dict[str, Any], where: str, dropped: dict[str, int], dialect: Dialect) -> Row:
     for key in raw.keys() - FIELDS:
         dropped[f"field {key}"] += 1
+    for key in dialect.required:
+        take(raw, key, str, where)
 
     def text(name: str, default: Any = "") -> str:
         return sys.intern(take(raw, name, str, where, default))  # few distinct strings, many rows
