@@ -1,6 +1,7 @@
 """Power of two choices (Mitzenmacher 2001): of two workers drawn for each request, the one with the smaller load.
 
 A router that looks at two workers needs no view of the whole cluster, and its largest load grows with log log W only.
+Equal loads: the one drawn first.
 """
 
 from numba import njit
@@ -10,11 +11,12 @@ from saga_rl.policies.features import P_DRAW, P_LOAD
 from saga_rl.policies.registry import register
 
 NOT_DRAWN = -1e300
+TIE = 1e-12
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    return -x[P_LOAD] if x[P_DRAW] < 2 else NOT_DRAWN
+    return -x[P_LOAD] - TIE * x[P_DRAW] if x[P_DRAW] < 2 else NOT_DRAWN
 
 
 @register("placement", "power-of-two")
