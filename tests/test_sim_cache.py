@@ -16,6 +16,7 @@ from saga_rl.policies.features import EVICTION, G_COLUMNS, G_TAU_MAX
 from saga_rl.policies.registry import make
 from saga_rl.policies.tables import make_tables
 from saga_rl.sim import cache as kv
+from saga_rl.sim import evict as ev
 from saga_rl.sim.jit import compiled
 
 
@@ -40,7 +41,7 @@ class Worker:
         args = (self.tree, self.pool, self.chains, self.tables, self.g, 0, need, now, self.next_use, self.policy.score,
                 self.policy.params, np.zeros(1), self.policy.whole_chain, np.zeros(len(EVICTION)),
                 np.zeros(len(self.next_use)))
-        compiled(kv.make_room.py_func, args, (9,))(*args)
+        compiled(ev.make_room.py_func, args, (9,))(*args)
 
     def grow(self, step: int, want: int, now: float) -> bool:
         """Extend a running step to `want` tokens; False if that does not fit."""
@@ -176,11 +177,11 @@ def test_the_largest_idle_time_is_known_before_any_row_is_made():
         worker = Worker(trace, 40)
         for step in (first, second):
             serve(worker, step, 9, 3.0 if step else 1.0)
-        kv.refresh(worker.pool, worker.chains, worker.tables, worker.g, 0, 11.0)
+        ev.refresh(worker.pool, worker.chains, worker.tables, worker.g, 0, 11.0)
         row = np.zeros((2, len(EVICTION)))
         for k in range(2):
             seg = worker.pool.idle[0, k]
-            kv.row_of(worker.pool, worker.chains, worker.tables, worker.g, 0, seg, 11.0, worker.next_use, row[seg])
+            ev.row_of(worker.pool, worker.chains, worker.tables, worker.g, 0, seg, 11.0, worker.next_use, row[seg])
         rows.append(row)
         assert worker.g[0, G_TAU_MAX] == 10.0
     np.testing.assert_array_equal(rows[0], rows[1])
@@ -193,7 +194,7 @@ def test_literal_ttl_drops_expired_chains_that_do_not_wait(idle_s, waiting, left
     worker = Worker(trace, 40)
     serve(worker, 0, 9, 0.0)
     worker.chains[0, ch.WAITING] = waiting
-    kv.drop_expired(worker.tree, worker.pool, worker.chains, worker.tables, worker.g, 0, idle_s, worker.next_use,
+    ev.drop_expired(worker.tree, worker.pool, worker.chains, worker.tables, worker.g, 0, idle_s, worker.next_use,
                     np.zeros(len(EVICTION)))
     assert worker.n[kv.RESIDENT] == left
     worker.check()
@@ -203,7 +204,7 @@ def test_dropping_climbs_a_chain_of_segments():
     worker = Worker(branches(), 20)
     for step, prompt in enumerate((17, 25, 25)):
         serve(worker, step, prompt, 0.0)
-    kv.drop_expired(worker.tree, worker.pool, worker.chains, worker.tables, worker.g, 0, 50.0, worker.next_use,
+    ev.drop_expired(worker.tree, worker.pool, worker.chains, worker.tables, worker.g, 0, 50.0, worker.next_use,
                     np.zeros(len(EVICTION)))
     assert worker.n[kv.RESIDENT] == 0
     worker.check()

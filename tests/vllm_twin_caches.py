@@ -10,6 +10,7 @@ from vllm_twin import Block, Places, Watch, contexts, kv_config, make_request, n
 from saga_rl.aeg.forest import build_forest
 from saga_rl.aeg.trace import Trace
 from saga_rl.sim import cache as kv
+from saga_rl.sim import evict as ev
 
 
 class VllmCache:
@@ -95,12 +96,12 @@ class SimCache:
             left = self._take(1)
             if short > 1 and left > 0:
                 self._take(min(short - 1, left))
-        kv.make_room_oldest_first(self.tree, self.bulk, 0, need)
+        ev.make_room_oldest_first(self.tree, self.bulk, 0, need)
 
     def _take(self, blocks: int) -> int:
         """Evict so many. Returns what is left of the segment that they came from; its tail goes first."""
         before = resident_blocks(self.single).copy()
-        kv.make_room_oldest_first(self.tree, self.single, 0, int(self.single.n[0, kv.FREE]) + blocks)
+        ev.make_room_oldest_first(self.tree, self.single, 0, int(self.single.n[0, kv.FREE]) + blocks)
         (segment,) = np.flatnonzero(before != resident_blocks(self.single)).tolist()
         had, has = int(before[segment]), int(resident_blocks(self.single)[segment])
         self.victims += [(segment, k) for k in range(had - 1, has - 1, -1)]

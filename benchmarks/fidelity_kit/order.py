@@ -14,6 +14,7 @@ from fidelity_kit.log import END, PREEMPT, START, EngineLog
 from saga_rl.aeg.forest import build_forest
 from saga_rl.aeg.trace import Trace
 from saga_rl.sim import cache as kv
+from saga_rl.sim import evict as ev
 
 
 @dataclass
@@ -66,7 +67,7 @@ def replay(trace: Trace, logs: list[EngineLog], pool_blocks: int, block: int) ->
             continue
         if kind == START:
             held[step], copies[step] = int(kv.pin(tree, pool, w, step, 0, have_here // block)), 0
-        kv.make_room_oldest_first(tree, pool, w, need)
+        ev.make_room_oldest_first(tree, pool, w, need)
         held[step], more = kv.grow(tree, pool, w, step, held[step], have_here, have + tokens, block)
         copies[step] += more
         if kind == START or have < target[step]:

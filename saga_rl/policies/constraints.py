@@ -58,3 +58,18 @@ class Constraints:
             raise UserError("KV floors", f"claim {sum(shares):.2f} of the pool for {len(shares)} tenants",
                             f"claim at most {MOST_FLOORS:g} in all: what is left keeps requests going")
         return np.floor(np.array(shares, np.float64) * pool_blocks)
+
+
+def read_constraints(service_gap: float | None, kv_floor: Sequence[str] | None,
+                     afs_preempt: float | None) -> Constraints:
+    """The constraints that command line options name. kv_floor: items `[TENANT=]SHARE`. Raises `UserError`."""
+    floors: dict[str, float] = {}
+    for item in kv_floor or ():
+        name, eq, share = item.rpartition("=")
+        try:
+            floors[name if eq else "*"] = float(share)
+        except ValueError:
+            raise UserError("--kv-floor", f"{item!r} holds no number", "write SHARE or TENANT=SHARE, as in heavy-1=0.1"
+                            ) from None
+    return Constraints(math.inf if service_gap is None else service_gap, floors,
+                       math.inf if afs_preempt is None else afs_preempt)

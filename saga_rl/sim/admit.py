@@ -2,28 +2,73 @@
 
 from __future__ import annotations
 
+import numpy as np
 from numba import njit
 
 from saga_rl.policies import chains as ch
 from saga_rl.policies import features as ft
 from saga_rl.sim import cache as kv
+from saga_rl.sim import evict as ev
 from saga_rl.sim import state as st
+from saga_rl.sim.census import hush
 from saga_rl.sim.worker import blocks_for
 
 
 @njit(cache=True)
-def make_room(world, w, need, now, evict_score, evict_params, evict_scratch, whole):
-    """Evict until `need` blocks are free on worker w; the caller made sure that it can be done."""
+def make_room(world, w, need, now, evict_score, evict_params, evict_scratch, whole, tenant):
+    """Evict until `need` blocks are free on worker w for a request of `tenant` (-1: of several, where there are no
+    floors); the caller made sure that it can be done."""
     run = world.run
     if world.pool.n[w, kv.FREE] >= need:
         return
-    if world.limits[st.OLDEST_FIRST] == 1:
-        kv.make_room_oldest_first(world.tree, world.pool, w, need)
+    if world.limits[st.OLDEST_FIRST] == 1 and world.limits[st.FLOORED] == 0:
+        ev.make_room_oldest_first(world.tree, world.pool, w, need)
         return
+    if world.limits[st.FLOORED] == 1:
+        held_blocks(world, w)
     for k in range(run.w[w, st.N_WAITING]):
         world.chains[world.tree.chain[run.queue[w, k]], ch.QPOS] = k
-    kv.make_room(world.tree, world.pool, world.chains, world.tables, world.g, w, need, now, world.work.next_use,
+    if world.limits[st.FLOORED] == 1:
+        run.count[st.FLOOR_BREAKS] += ev.make_room_floored(
+            world.tree, world.pool, world.chains, world.tables, world.g, w, need, now, world.work.next_use, evict_score,
+            evict_params, evict_scratch, world.work.evict, world.work.scores, run.floors, run.held, tenant)
+        return
+    ev.make_room(world.tree, world.pool, world.chains, world.tables, world.g, w, need, now, world.work.next_use,
                  evict_score, evict_params, evict_scratch, whole, world.work.evict, world.work.scores)
+
+
+@njit(cache=True)
+def held_blocks(world, w):
+    """Fill `run.held`: each tenant's blocks on the worker, held by its requests or left idle by its chains."""
+    run, pool = world.run, world.pool
+    run.held[:] = 0.0
+    for k in range(pool.n[w, kv.IDLE]):
+        r = kv.row(pool, w, pool.idle[w, k])
+        run.held[int(world.chains[pool.owner[r], ch.TENANT])] += pool.res[r]
+    for k in range(run.w[w, st.N_RUNNING]):
+        step = run.running[w, k]
+        tokens = run.i[step, st.COMPUTED] + run.i[step, st.SCHEDULED]
+        run.held[world.plan.tenant[world.plan.session[step]]] += blocks_for(tokens, world.limits[st.BLOCK])
+
+
+@njit(cache=True)
+def takeable(world, w, tenant):
+    """Idle blocks on the worker that may be evicted for a request of `tenant` without touching another's floor."""
+    pool = world.pool
+    total = kv.evictable(pool, w)
+    if world.limits[st.FLOORED] == 0:
+        return total
+    run = world.run
+    held_blocks(world, w)
+    idle = np.zeros(len(run.floors))
+    for k in range(pool.n[w, kv.IDLE]):
+        r = kv.row(pool, w, pool.idle[w, k])
+        idle[int(world.chains[pool.owner[r], ch.TENANT])] += pool.res[r]
+    for t in range(len(run.floors)):
+        if t != tenant:
+            spare = max(np.ceil(run.held[t] - run.floors[t]), 0.0)
+            total -= int(max(idle[t] - spare, 0.0))
+    return total
 
 
 @njit(cache=True)
@@ -53,7 +98,7 @@ def fill_admission(world, w, step, cached, known, now):
         then = world.plan.prompt[other] + i[st.GENERATED] + int(more)
         growth += blocks_for(then, block) - blocks_for(i[st.COMPUTED], block)
         session_growth += ft.expected_growth(chains, tables, w, rc) / block
-    older, live = 0.0, float(pool.n[w, kv.PINNED] + pool.n[w, kv.PRIVATE])
+    older, likely, live = 0.0, 0.0, float(pool.n[w, kv.PINNED] + pool.n[w, kv.PRIVATE])
     tick = world.work.stamp[-1] + 1
     world.work.stamp[-1] = tick
     for k in range(pool.n[w, kv.IDLE]):
@@ -70,7 +115,11 @@ def fill_admission(world, w, step, cached, known, now):
             row[ch.SESSION_S] == mine[ch.SESSION_S] and row[ch.SESSION] < mine[ch.SESSION])
         if older_session:
             older += pool.res[r]
+            likely += pool.res[r] * ft.alive(chains, tables, w, o, now, pool.last[r])
+    hush(world, now)
+    lost = ft.lost_blocks(chains, c, float(known), float(cached), block)
     new = 1.0 if mine[ch.STEPS] == 0 else 0.0
-    ft.admission_row(float(need), float(pool.n[w, kv.FREE]), float(kv.evictable(pool, w)), older, growth,
+    ft.admission_row(world.g, w, float(need), float(pool.n[w, kv.FREE]), float(kv.evictable(pool, w)), older, growth,
                      float(pool.n[w, kv.POOL]), float(pool.n[w, kv.PINNED] + pool.n[w, kv.PRIVATE]), new, live,
-                     session_growth, float(run.w[w, st.N_RUNNING]), now - run.f[step, st.READY], world.work.admit)
+                     session_growth, float(run.w[w, st.N_RUNNING]), now - run.f[step, st.READY],
+                     float(run.w[w, st.ACTIVE]), likely, lost, world.work.admit)

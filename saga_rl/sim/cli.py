@@ -14,6 +14,7 @@ from rich.table import Table
 from saga_rl.aeg.io import read_trace
 from saga_rl.files import check_target, write_json
 from saga_rl.policies.base import SEAMS, PolicySet
+from saga_rl.policies.constraints import read_constraints
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make, names
 from saga_rl.provenance import provenance
@@ -32,6 +33,19 @@ def choose_policies(base: str, **specs: str | None) -> PolicySet:
         if spec:
             chosen = replace(chosen, **{seam: make(seam, spec)})
     return chosen
+
+
+def show_tenants(rows: list[dict[str, Any]]) -> None:
+    """A line for each tenant, if there are several."""
+    if len(rows) < 2:
+        return
+    table = Table(title="tenants", caption="slowdown: TCT over the time that the session takes alone")
+    for i, key in enumerate(rows[0]):
+        table.add_column(key.replace("_", " "), justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*("-" if v is None else f"{v:,.3g}" if isinstance(v, float) and v < 1000 else
+                        f"{v:,.0f}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console().print(table)
 
 
 def _names(seam: Any) -> str:
@@ -61,6 +75,13 @@ def _simulate(
     pcie_tokens_per_s: Annotated[float, typer.Option(help="KV between a worker and its tier.")] = 300_000.0,
     prefetch_tokens: Annotated[int, typer.Option(help="KV on its way from a tier ahead of its chain's return, at once; "
                                                  "0 = no prefetch.")] = 0,
+    service_gap: Annotated[float | None, typer.Option(help="Tokens of service that a tenant may be ahead of the one "
+                                                      "that had least and waits; holds for any policy.")] = None,
+    kv_floor: Annotated[list[str] | None, typer.Option(help="[TENANT=]SHARE of each pool that others cannot evict; "
+                                                       "repeat it. Without a name: every tenant not named.")] = None,
+    afs_preempt: Annotated[float | None, typer.Option(help="Seconds of waiting after which a tenant with a lower Agent "
+                                                      "Fair Share yields (SAGA: 0.5).")] = None,
+    tool_names: Annotated[bool, typer.Option(help="The scheduler knows which tool a step called.")] = True,
     link_tokens_per_s: Annotated[float, typer.Option(help="KV that moves with a session to another worker; 0 = it is "
                                                      "computed again.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Recorded in the result; a run of one trace is deterministic.")] = 0,
@@ -72,7 +93,9 @@ def _simulate(
     config = SimConfig(workers=workers, kv_tokens=kv_tokens or costs.kv_tokens, profile=costs, population=population,
                        end_hint=end_hint, expiry_s=expiry_s, max_num_seqs=max_num_seqs, cpu_tokens=cpu_tokens,
                        cpu_eviction=cpu_eviction, pcie_tokens_per_s=pcie_tokens_per_s, prefetch_tokens=prefetch_tokens,
-                       link_tokens_per_s=link_tokens_per_s, horizon_s=math.inf if horizon_s is None else horizon_s)
+                       link_tokens_per_s=link_tokens_per_s, tool_names=tool_names,
+                       constraints=read_constraints(service_gap, kv_floor, afs_preempt),
+                       horizon_s=math.inf if horizon_s is None else horizon_s)
     chosen = choose_policies(policy, eviction=eviction, placement=placement, ordering=ordering, admission=admission)
     loaded = read_trace(trace)
     check_runs(loaded, config, chosen)
@@ -93,6 +116,7 @@ def _simulate(
         if not isinstance(value, list):
             table.add_row(key, "-" if value is None else f"{value:,.3f}" if isinstance(value, float) else f"{value:,}")
     Console().print(table)
+    show_tenants(result.metrics["tenants"])
     for sentence in result.metrics["extrapolated"]:
         err.print(sentence, style="yellow")
     unfinished = loaded.n_sessions - result.metrics["sessions_done"]

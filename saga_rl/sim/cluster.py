@@ -18,6 +18,7 @@ from saga_rl.policies.base import PolicySet
 from saga_rl.policies.presets import preset
 from saga_rl.sim import state as st
 from saga_rl.sim.config import SimConfig
+from saga_rl.sim.fairness import fairness
 from saga_rl.sim.jit import compiled
 from saga_rl.sim.loop import ENDED, PLACE, SCORE_ARGS, advance
 from saga_rl.sim.metrics import metrics
@@ -32,9 +33,15 @@ HORIZONS = 4
 def check_runs(trace: Trace, config: SimConfig, policies: PolicySet) -> None:
     """`UserError` for a session that cannot fit, or an eviction policy that must know the future."""
     check_fits(trace, kv_tokens=config.pool_blocks * config.block_tokens)
-    if policies.eviction.oracle:
+    if policies.eviction.oracle and policies.eviction.name != "clairvoyant":
         raise UserError(f"eviction policy {policies.eviction.name!r}", "must know the future, which in closed loop "
-                        "depends on the policy", "compare it on a fixed reference string: `saga-rl bound`")
+                        "depends on the policy", "compare it on a fixed reference string (`saga-rl bound`), or name "
+                        "clairvoyant, which knows when each session comes back")
+    if policies.placement.steals and config.workers < 2:
+        raise UserError(f"placement policy {policies.placement.name!r}", "steals sessions from other workers, but "
+                        "there is one worker", "give 2 workers or more, or leave steal out")
+    if config.constraints.kv_floors:
+        config.constraints.floors(trace.tenants, config.pool_blocks)
 
 
 class Cluster:
@@ -97,8 +104,8 @@ def simulate(trace: Trace, config: SimConfig, policies: PolicySet, seed: int = 0
     world = cluster.world
     alone = alone_tct(trace, config) if slo else None
     run = world.run
-    result = metrics(world, alone, wall) | {"horizon_s": _finite(config.horizon_s),
-                                            "extrapolated": config.profile.outside(_most(world))}
+    result = metrics(world, alone, wall) | fairness(world, trace, config, alone) | {
+        "horizon_s": _finite(config.horizon_s), "extrapolated": config.profile.outside(_most(world))}
     steps = {
         "worker": run.i[:, st.WORKER].copy(), "ready_s": run.f[:, st.READY].copy(),
         "scheduled_s": run.f[:, st.START_S].copy(), "first_token_s": run.f[:, st.FIRST_S].copy(),

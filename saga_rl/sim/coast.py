@@ -21,8 +21,10 @@ from numba import njit
 from saga_rl.sim import cache as kv
 from saga_rl.sim import state as st
 from saga_rl.sim.admit import blocks_wanted, fill_admission, make_room
+from saga_rl.sim.census import next_silence
 from saga_rl.sim.heap import push
 from saga_rl.sim.iteration_cost import ATTENTION, CONTEXT, KV, steady_seconds
+from saga_rl.sim.waiting import charge
 from saga_rl.sim.worker import EPOCH, account, blocks_for
 
 FREELY, NO_EVICTION, NOT_AT_ALL = range(3)
@@ -35,8 +37,8 @@ def _kept_out(world, w, budget, now, admit_score, admit_params, admit_scratch):
     if run.w[w, st.N_WAITING] == 0 or budget <= 0 or (
             run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] >= world.limits[st.MAX_SEQS]):
         return FREELY
-    if world.limits[st.TIER] == 1 or world.real[st.LINK_RATE] > 0:
-        return NOT_AT_ALL  # what it would wait for depends on when it is asked
+    if world.limits[st.TIER] == 1 or world.real[st.LINK_RATE] > 0 or world.limits[st.FRESH] == 1:
+        return NOT_AT_ALL  # what it would wait for, or who is first, depends on when it is asked
     block = world.limits[st.BLOCK]
     step = run.queue[w, 0]
     known = world.plan.prompt[step] + run.i[step, st.GENERATED]
@@ -145,6 +147,8 @@ def coast(world, w, now, admit_score, admit_params, admit_scratch):
         if rule == NOT_AT_ALL:
             return False
     last_start = min(run.wf[w, st.NEXT_EXPIRY], _steady_until(world, w, now))
+    if rule == NO_EVICTION:
+        last_start = min(last_start, next_silence(world, now))
     if run.w[w, st.N_WAITING] > 0 and world.limits[st.ORDER_STEADY] == 0:
         last_start = min(last_start, run.wf[w, st.EPOCH_S] + EPOCH)  # the queue is sorted anew then
     free = pool.n[w, kv.FREE] + (kv.evictable(pool, w) if rule == FREELY else 0)
@@ -208,7 +212,7 @@ def settle(world, w, now, evict_score, evict_params, evict_scratch):
         if not at_once:  # held as a lump until it is known how far the run got
             for part in range(need + 1):  # request by request: each looks at the victims anew
                 size = 1 if part < need else more
-                make_room(world, w, size, t, evict_score, evict_params, evict_scratch, False)
+                make_room(world, w, size, t, evict_score, evict_params, evict_scratch, False, -1)
                 counts[w, kv.FREE] -= size
                 counts[w, kv.PRIVATE] += size
                 lump += size
@@ -233,7 +237,7 @@ def settle(world, w, now, evict_score, evict_params, evict_scratch):
     pool.n[w, kv.FREE] += lump
     pool.n[w, kv.PRIVATE] -= lump
     if taken > 0:
-        make_room(world, w, pool.n[w, kv.FREE] + taken, t, evict_score, evict_params, evict_scratch, False)
+        make_room(world, w, pool.n[w, kv.FREE] + taken, t, evict_score, evict_params, evict_scratch, False, -1)
     run.wf[w, st.SEEN_S] = t
     run.count[st.ITERATIONS] += k + 1
     run.count[st.COASTED] += k + 1
@@ -252,6 +256,7 @@ def settle(world, w, now, evict_score, evict_params, evict_scratch):
         steps[step, st.COMPUTED] = have + k * each
         if at < decoding:
             steps[step, st.GENERATED] += k
+            charge(world, w, step, 0, k)
         else:
             run.count[st.RECOMPUTED] += max(min(want, steps[step, st.KNOWN]) - have, 0)
         steps[step, st.SCHEDULED] = each
@@ -287,7 +292,10 @@ def settle_others(world, w, c, now, evict_score, evict_params, evict_scratch):
 def undisturbed(world, w, goes_first):
     """Whether an arrival leaves the worker's run as it is: the queue is not looked at, or its head stays."""
     run = world.run
-    return world.limits[st.OLDEST_FIRST] == 1 and world.limits[st.ORDER_STEADY] == 1 and run.w[w, st.COAST] > 0 and (
+    limits = world.limits
+    if limits[st.TENANTS] > 0 or limits[st.OLDEST_FIRST] == 0 or limits[st.ORDER_STEADY] == 0:
+        return False
+    return run.w[w, st.COAST] > 0 and (
         run.w[w, st.CHUNK] > 0 or run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] >= world.limits[st.MAX_SEQS]
         or (run.w[w, st.N_WAITING] > 0 and not goes_first))
 

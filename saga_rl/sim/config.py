@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from saga_rl.errors import UserError, unknown_name
+from saga_rl.policies.constraints import Constraints
 from saga_rl.sim.cost import CostProfile, load_profile
 
 
@@ -43,6 +44,10 @@ class SimConfig:
     """KV on its way from a tier at once for chains that are expected back; 0 = no prefetch."""
     link_tokens_per_s: float = 0.0
     """KV copied to a worker from the one that its chain comes from; 0 = it is computed again."""
+    constraints: Constraints = field(default_factory=Constraints)
+    """Fairness between tenants, outside every policy."""
+    tool_names: bool = True
+    """The scheduler knows which tool a finished step called; False: it never does (request level)."""
     single_steps: bool = False
     """Take every iteration singly instead of skipping runs of them: slower, same result."""
 

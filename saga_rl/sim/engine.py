@@ -13,14 +13,16 @@ from numba import njit
 from saga_rl.policies import chains as ch
 from saga_rl.policies import features as ft
 from saga_rl.sim import cache as kv
+from saga_rl.sim import evict as ev
 from saga_rl.sim import state as st
-from saga_rl.sim.admit import blocks_wanted, fill_admission, make_room
+from saga_rl.sim.admit import blocks_wanted, fill_admission, make_room, takeable
+from saga_rl.sim.census import finished, heard, served
 from saga_rl.sim.coast import seen, settle, settle_others, undisturbed
 from saga_rl.sim.heap import push
 from saga_rl.sim.iteration_cost import seconds
 from saga_rl.sim.reference import END, READY, START
 from saga_rl.sim.tier import find_source, plan_prefetch, store, wait_for_copy
-from saga_rl.sim.waiting import dequeue, enqueue, epoch, goes_before, key_of
+from saga_rl.sim.waiting import charge, choose, dequeue, enqueue, epoch, goes_before, key_of
 from saga_rl.sim.worker import account, blocks_for, log_event, log_iteration, log_part, touch
 
 
@@ -36,10 +38,22 @@ def drop(world, w, step, now):
 
 
 @njit(cache=True)
-def _preempt_last(world, w, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch):
+def _released(world, w, c, now, evict_score, evict_params, evict_scratch):
+    """Tell an eviction policy with memory that chain c let go of its blocks."""
+    if world.g[w, ft.G_MEMORY] > 0:
+        blocks = float(world.pool.owned[kv.owned_row(world.pool, w, c)])
+        ev.tell(world.pool, world.chains, world.tables, world.g, w, c, now, ft.RELEASE, blocks, blocks, 0.0, now,
+                evict_score, evict_params, evict_scratch, world.work.evict)
+
+
+@njit(cache=True)
+def _preempt(world, w, at, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch):
+    """The running request at place `at` loses its blocks, which stay cached, and waits again. Returns its step."""
     run = world.run
+    step = run.running[w, at]
     run.w[w, st.N_RUNNING] -= 1
-    step = run.running[w, run.w[w, st.N_RUNNING]]
+    for k in range(at, run.w[w, st.N_RUNNING]):
+        run.running[w, k] = run.running[w, k + 1]
     settle_others(world, w, world.tree.chain[step], now, evict_score, evict_params, evict_scratch)
     log_event(world, END, step, now, run.i[step, st.COMPUTED], 0)
     log_part(world, step, -1)
@@ -48,8 +62,48 @@ def _preempt_last(world, w, now, order_score, order_params, order_scratch, evict
     run.i[step, st.PREEMPTIONS] += 1
     run.count[st.PREEMPTED] += 1
     ch.preempt(world.chains, world.tree.chain[step], now)
+    _released(world, w, world.tree.chain[step], now, evict_score, evict_params, evict_scratch)
+    if world.limits[st.CLAIRVOYANT] == 1:
+        _foretell(world, step, now)
     enqueue(world, w, step, now, order_score, order_params, order_scratch)
     return step
+
+
+@njit(cache=True)
+def _foretell(world, step, when):
+    """What a clairvoyant policy sees of the step's context from now on: when it is next used, s."""
+    tree = world.tree
+    for at in range(tree.path_off[step], tree.path_off[step + 1]):
+        seg = tree.path[at]
+        # of a shared prefix only this is known: that others may want it at once
+        world.work.next_use[seg] = 0.0 if world.plan.shared[seg] == 1 else when
+
+
+@njit(cache=True)
+def _yield(world, w, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch):
+    """SAGA section 7: a request that has waited for too long makes one of a tenant with a lower share yield."""
+    run, plan = world.run, world.plan
+    first, share = -1, -1.0
+    for k in range(run.w[w, st.N_WAITING]):
+        step = run.queue[w, k]
+        mine = run.afs[plan.tenant[plan.session[step]]]
+        if now - run.f[step, st.READY] > world.real[st.AFS_PREEMPT] and mine > share:
+            first, share = step, mine
+    if first < 0:
+        return
+    victim = -1
+    for k in range(run.w[w, st.N_RUNNING]):
+        theirs = run.afs[plan.tenant[plan.session[run.running[w, k]]]]
+        if theirs < share:
+            victim, share = k, theirs
+        elif victim >= 0 and theirs == share:
+            victim = k  # the one scheduled last
+    if victim < 0:
+        return
+    run.w[w, st.URGENT] = first + 1
+    run.i[run.running[w, victim], st.YIELDED] += 1
+    run.count[st.AFS_PREEMPTED] += 1
+    _preempt(world, w, victim, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch)
 
 
 # ---------------------------------------------------------------- one iteration
@@ -60,9 +114,10 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
     tree, pool, plan, run = world.tree, world.pool, world.plan, world.run
     block, first_part = world.limits[st.BLOCK], world.run.count[st.N_PARTS]
     account(world, w, now)
-    epoch(world, w, now, order_score, order_params, order_scratch)
+    if epoch(world, w, now, order_score, order_params, order_scratch) and world.real[st.AFS_PREEMPT] < np.inf:
+        _yield(world, w, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch)
     if literal:
-        kv.drop_expired(tree, pool, world.chains, world.tables, world.g, w, now, world.work.next_use, world.work.evict)
+        ev.drop_expired(tree, pool, world.chains, world.tables, world.g, w, now, world.work.next_use, world.work.evict)
     budget = world.limits[st.BATCHED]
     prefill, pairs, context, deepest, kv_read, decoding = 0, 0.0, 0, 0, 0, 0
     preempted = False
@@ -72,17 +127,20 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
         have = steps[step, st.COMPUTED]
         n = min(prompt[step] + steps[step, st.GENERATED] - have, budget)
         need = blocks_for(have + n, block) - blocks_for(have, block)
+        tenant = plan.tenant[plan.session[step]]
         gone = False
-        while need > 0 and pool.n[w, kv.FREE] + kv.evictable(pool, w) < need:
+        while need > 0 and pool.n[w, kv.FREE] + takeable(world, w, tenant) < need:
+            if run.w[w, st.N_RUNNING] == 1 and pool.n[w, kv.FREE] + kv.evictable(pool, w) >= need:
+                break  # nothing is left to preempt: floors give way
             preempted = True
-            if _preempt_last(world, w, now, order_score, order_params, order_scratch, evict_score, evict_params,
-                             evict_scratch) == step:
+            if _preempt(world, w, run.w[w, st.N_RUNNING] - 1, now, order_score, order_params, order_scratch,
+                        evict_score, evict_params, evict_scratch) == step:
                 gone = True
                 break
         if gone:
             break
         if need > 0 or (have + n) // block > have // block:
-            make_room(world, w, need, now, evict_score, evict_params, evict_scratch, whole)
+            make_room(world, w, need, now, evict_score, evict_params, evict_scratch, whole, tenant)
             held, copies = kv.grow(tree, pool, w, step, steps[step, st.HELD], have, have + n, block)
             steps[step, st.HELD] = held
             steps[step, st.COPIES] += copies
@@ -102,13 +160,16 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
     fetching = world.limits[st.TIER] == 1 or world.real[st.LINK_RATE] > 0
     while not preempted and run.w[w, st.N_WAITING] > 0 and budget > 0 and (
             run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] < world.limits[st.MAX_SEQS]):
-        step = run.queue[w, 0]
+        place = choose(world, w, now, order_score, order_params, order_scratch)
+        step = run.queue[w, place]
         i = run.i[step]
+        tenant = plan.tenant[plan.session[step]]
         known = plan.prompt[step] + i[st.GENERATED]
         cached = min(kv.resident_prefix(tree, pool, w, step), (known - 1) // block)
-        if run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] > 0:
+        busy = run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] > 0
+        if busy or world.g[w, ft.G_ADMIT_MEMORY] > 0:
             fill_admission(world, w, step, cached, known, now)
-            if not admit_score(world.work.admit, admit_params, admit_scratch) > 0.0:
+            if busy and not admit_score(world.work.admit, admit_params, admit_scratch) > 0.0:
                 break
         have = cached * block
         n = min(known - have, budget)
@@ -121,22 +182,28 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
                 n, need = 0, there - cached
         own = kv.reusable(tree, pool, w, step, cached)
         gate = max(need, blocks_wanted(world, cached, known, budget)) - own
-        if pool.n[w, kv.FREE] + kv.evictable(pool, w) - kv.idle_hit_blocks(tree, pool, w, step, cached + own) < gate:
+        room = takeable(world, w, tenant) if busy else kv.evictable(pool, w)
+        if pool.n[w, kv.FREE] + room - kv.idle_hit_blocks(tree, pool, w, step, cached + own) < gate:
             break
         log_event(world, START, step, now, known, 0)
         settle_others(world, w, tree.chain[step], now, evict_score, evict_params, evict_scratch)
-        _start(world, w, step, cached, known, now)
+        _start(world, w, place, cached, known, now)
+        if world.g[w, ft.G_ADMIT_MEMORY] > 0:
+            ft.remember_admission(world.g, w, world.work.admit, float(cached), float(blocks_for(known, block)),
+                                  admit_score, admit_params, admit_scratch)
         if link > 0:
-            make_room(world, w, need, now, evict_score, evict_params, evict_scratch, whole)
+            make_room(world, w, need, now, evict_score, evict_params, evict_scratch, whole, tenant)
             i[st.HELD], i[st.COPIES] = kv.grow(tree, pool, w, step, i[st.HELD], have, there * block, block)
             i[st.COMPUTED] = there * block
             wait_for_copy(world, w, step, link, need * block, ready)
+            _begun(world, w, step, cached, known, now, evict_score, evict_params, evict_scratch)
             continue
         i[st.HELD] = kv.pin(tree, pool, w, step, i[st.HELD], cached + own)
-        make_room(world, w, need - own, now, evict_score, evict_params, evict_scratch, whole)
+        make_room(world, w, need - own, now, evict_score, evict_params, evict_scratch, whole, tenant)
         i[st.HELD], copies = kv.grow(tree, pool, w, step, i[st.HELD], have, have + n, block)
         i[st.COPIES] += copies
         i[st.SCHEDULED] = n
+        _begun(world, w, step, cached, known, now, evict_score, evict_params, evict_scratch)
         log_part(world, step, n)
         prefill += n
         pairs += n * (have + 0.5 * n)
@@ -155,12 +222,24 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
 
 
 @njit(cache=True)
-def _start(world, w, step, cached, known, now):
-    """The step at the head of the queue leaves it and pins its cached prefix."""
+def _begun(world, w, step, cached, known, now, evict_score, evict_params, evict_scratch):
+    """Tell an eviction policy with memory that the step got its first blocks."""
+    if world.g[w, ft.G_MEMORY] > 0:
+        ev.tell(world.pool, world.chains, world.tables, world.g, w, world.tree.chain[step], now, ft.BEGIN,
+                float(cached), float(blocks_for(known, world.limits[st.BLOCK])), 0.0, now, evict_score, evict_params,
+                evict_scratch, world.work.evict)
+
+
+@njit(cache=True)
+def _start(world, w, place, cached, known, now):
+    """The step at this place of the queue leaves it and pins its cached prefix."""
     tree, pool, run = world.tree, world.pool, world.run
+    step = run.queue[w, place]
     i, f = run.i[step], run.f[step]
     block = world.limits[st.BLOCK]
-    dequeue(run, w)
+    dequeue(world, w, place, True)
+    if run.w[w, st.URGENT] == step + 1:
+        run.w[w, st.URGENT] = 0
     run.running[w, run.w[w, st.N_RUNNING]] = step
     run.w[w, st.N_RUNNING] += 1
     i[st.KNOWN] = min(kv.known_prefix(tree, pool, step), (known - 1) // block) * block
@@ -182,7 +261,9 @@ def _start(world, w, step, cached, known, now):
         i[st.CACHED] = cached * block
         run.count[st.HIT] += cached * block
         run.count[st.PROMPT] += world.plan.prompt[step]
+        charge(world, w, step, known - cached * block, 0)
     ch.schedule(world.chains, tree.chain[step], now)
+    served(world, w, tree.chain[step])
 
 
 @njit(cache=True)
@@ -199,12 +280,14 @@ def finish_iteration(world, w, now, evict_score, evict_params, evict_scratch):
         steps[step, st.SCHEDULED] = 0
         if computed == prompt[step] + steps[step, st.GENERATED]:
             steps[step, st.GENERATED] += 1
+            charge(world, w, step, 0, 1)
             if np.isnan(times[step, st.FIRST_S]):
                 times[step, st.FIRST_S] = now
                 run.wf[w, st.QUEUED_TOKENS] -= steps[step, st.BOOKED]
             if steps[step, st.GENERATED] >= output[step]:
                 settle_others(world, w, world.tree.chain[step], now, evict_score, evict_params, evict_scratch)
                 _finish_step(world, w, step, now)
+                _released(world, w, world.tree.chain[step], now, evict_score, evict_params, evict_scratch)
                 continue
         order[w, kept] = step
         kept += 1
@@ -223,16 +306,14 @@ def _finish_step(world, w, step, now):
     run.w[w, st.IN_FLIGHT] -= 1
     run.wf[w, st.FLIGHT_TOKENS] -= plan.prompt[step]
     final = plan.final[step] == 1
+    ended = final and world.limits[st.END_HINT] == 1
     ch.finish(world.chains, world.tables, w, c, now, float(plan.prompt[step]), float(plan.output[step]),
-              plan.tool[step], final and world.limits[st.END_HINT] == 1)
+              plan.tool[step] if world.limits[st.TOOL_NAMES] == 1 else np.int32(-1), ended)
+    finished(world, step, ended)
+    if world.limits[st.CLAIRVOYANT] == 1:
+        _foretell(world, step, np.inf if final else now + plan.gap[step])
     if not final or world.limits[st.END_HINT] == 0:
         plan_prefetch(world, w, step, now)
-    if final:
-        run.w[w, st.HOMED] -= 1
-        k, last = run.live_at[c], run.live[run.live[0]]
-        run.live[k] = last
-        run.live_at[last] = k
-        run.live[0] -= 1
     for at in range(plan.child_off[step], plan.child_off[step + 1]):
         kid = plan.child[at]
         same = world.tree.chain[kid] == c
@@ -251,20 +332,23 @@ def _finish_step(world, w, step, now):
 
 
 @njit(cache=True)
-def arrive(world, w, step, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch,
-           literal):
-    """The request was placed on worker w: queue it and book it in the router's view."""
+def arrive(world, w, step, since, now, order_score, order_params, order_scratch, evict_score, evict_params,
+           evict_scratch, literal):
+    """The request was placed on worker w: queue it and book it in the router's view. since: when it came to the
+    cluster, which is earlier if another worker gave it up."""
     run, c = world.run, world.tree.chain[step]
     home = run.home[c]
     if home >= 0 and home != w:
         run.moved[c] = 1
     settle_others(world, w, c, now, evict_score, evict_params, evict_scratch)
-    run.f[step, st.READY] = now
+    run.f[step, st.READY] = since
+    if world.limits[st.CLAIRVOYANT] == 1:
+        _foretell(world, step, now)
     if not undisturbed(world, w, _would_be_first(world, w, step, now, order_score, order_params, order_scratch)):
         settle(world, w, now, evict_score, evict_params, evict_scratch)
     if literal:  # a timer would have fired before the request came back
         account(world, w, now)
-        kv.drop_expired(world.tree, world.pool, world.chains, world.tables, world.g, w, now, world.work.next_use,
+        ev.drop_expired(world.tree, world.pool, world.chains, world.tables, world.g, w, now, world.work.next_use,
                         world.work.evict)
     log_event(world, READY, step, now, world.plan.prompt[step], 0)
     run.i[step, st.WORKER] = w
@@ -272,11 +356,10 @@ def arrive(world, w, step, now, order_score, order_params, order_scratch, evict_
     run.i[step, st.BOOKED] = int(ft.uncached_tokens(world.chains, c, float(world.plan.prompt[step]), home == w))
     if home != w:
         if home >= 0:
-            run.w[home, st.HOMED] -= 1
             run.count[st.MIGRATIONS] += 1
             run.source[c] = home
-        run.w[w, st.HOMED] += 1
         run.home[c] = w
+    heard(world, w, c)
     run.w[w, st.IN_FLIGHT] += 1
     run.wf[w, st.FLIGHT_TOKENS] += world.plan.prompt[step]
     run.wf[w, st.QUEUED_TOKENS] += run.i[step, st.BOOKED]
@@ -290,5 +373,5 @@ def _would_be_first(world, w, step, now, order_score, order_params, order_scratc
     run = world.run
     if run.w[w, st.N_WAITING] == 0:
         return True
-    run.f[step, st.KEY] = key_of(world, step, now, order_score, order_params, order_scratch)
+    run.f[step, st.KEY] = key_of(world, w, step, now, order_score, order_params, order_scratch)
     return goes_before(run, step, run.queue[w, 0])

@@ -13,14 +13,18 @@ from saga_rl.policies import chains as ch
 from saga_rl.policies import features as ft
 from saga_rl.sim import cache as kv
 from saga_rl.sim import state as st
+from saga_rl.sim.census import hush
 from saga_rl.sim.coast import coast, settle
 from saga_rl.sim.engine import arrive, finish_iteration, schedule
 from saga_rl.sim.heap import pop, push
 from saga_rl.sim.refs import world_ref
+from saga_rl.sim.stealing import LOOK_S, steal
 from saga_rl.sim.tier import copied, landed, prefetch
-from saga_rl.sim.worker import first_load, touch
+from saga_rl.sim.worker import first_load, tick, touch
 
 ENDED, PLACE = 0, 1
+NEVER = 1e9
+"""Placements since a worker's last one, if there was none."""
 SCORE_ARGS = (1, 4, 7, 10)
 """Positions of score functions among `advance`'s arguments."""
 
@@ -39,9 +43,6 @@ def _describe(world, step, now):
     plan, run = world.plan, world.run
     c, s = world.tree.chain[step], plan.session[step]
     ch.describe(world.chains, c, s, run.begin_s[s], plan.tenant[s], plan.agent_type[s], run.begin_s[s] + plan.slack[s])
-    run.live[0] += 1
-    run.live[run.live[0]] = c
-    run.live_at[c] = run.live[0]
 
 
 @njit(cache=True)
@@ -49,11 +50,22 @@ def _rows(world, step, now):
     """The placement rows of every worker for this request."""
     run, limits, real = world.run, world.limits, world.real
     c = world.tree.chain[step]
+    hush(world, now)
+    mean = 0.0
     for w in range(limits[st.WORKERS]):
+        mean += run.w[w, st.IN_FLIGHT]
+    mean /= limits[st.WORKERS]
+    for w in range(limits[st.WORKERS]):
+        before = run.w[w, st.PLACED_AT]
+        turn = float(run.count[st.PLACED] - before) if before >= 0 else NEVER
         ft.placement_row(world.chains, c, now, float(world.plan.prompt[step]), run.home[c] == w,
                          float(run.w[w, st.IN_FLIGHT]), float(limits[st.MAX_SEQS]), run.wf[w, st.FLIGHT_TOKENS],
                          real[st.POOL_TOKENS], run.wf[w, st.QUEUED_TOKENS], real[st.PREFILL_RATE],
-                         float(run.w[w, st.HOMED]), world.work.place[w])
+                         float(run.w[w, st.HOMED]), turn, mean, world.work.place[w])
+    if limits[st.DRAWS] == 1:
+        session = int(world.chains[c, ch.SESSION])
+        ft.draw_places(session, 1 + int(world.chains[c, ch.STEPS]), ft.P_DRAW, world.work.place)
+        ft.draw_places(session, 0, ft.P_RING, world.work.place)
 
 
 @njit(cache=True)
@@ -84,6 +96,16 @@ def _sample(world, now, evict_score, evict_params, evict_scratch):
     run.occupancy_t[n] = now
     run.count[st.SAMPLES] = n + 1
     run.total[st.NEXT_SAMPLE] = now + run.total[st.SAMPLE_EVERY]
+
+
+@njit(cache=True)
+def _place(world, w, step, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch,
+           literal):
+    """The router sends the step's request to worker w."""
+    world.run.w[w, st.PLACED_AT] = world.run.count[st.PLACED]
+    world.run.count[st.PLACED] += 1
+    arrive(world, w, step, now, now, order_score, order_params, order_scratch, evict_score, evict_params,
+           evict_scratch, literal)
 
 
 @njit(cache=True)
@@ -133,9 +155,9 @@ def advance(state, place_score, place_params, place_scratch, order_score, order_
     `work.place`). chosen: the worker for the request that waits for one, -1 = none waits."""
     world = world_ref(state)
     plan, run, heap = world.plan, world.run, world.heap
-    n_steps, n_workers, loads = len(plan.session), world.limits[st.WORKERS], first_load(world)
+    n_steps, n_workers, loads, ticks = len(plan.session), world.limits[st.WORKERS], first_load(world), tick(world)
     if chosen >= 0:
-        arrive(world, chosen, run.count[st.AWAITING], run.total[st.NOW], order_score, order_params, order_scratch,
+        _place(world, chosen, run.count[st.AWAITING], run.total[st.NOW], order_score, order_params, order_scratch,
                evict_score, evict_params, evict_scratch, literal)
     while True:
         now = run.total[st.NOW]
@@ -151,7 +173,12 @@ def advance(state, place_score, place_params, place_scratch, order_score, order_
         now, what = pop(heap)
         if what >= loads:
             run.total[st.NOW] = now
-            if what >= loads + 2 * n_steps:
+            if what >= ticks:
+                if heap.n[0] > 0:  # else nothing is left that could happen
+                    steal(world, now, order_score, order_params, order_scratch, evict_score, evict_params,
+                          evict_scratch, literal)
+                    push(heap, now + LOOK_S, ticks)
+            elif what >= loads + 2 * n_steps:
                 touch(world, landed(world, what - loads - 2 * n_steps, now, evict_score, evict_params, evict_scratch))
             elif what >= loads + n_steps:
                 prefetch(world, what - loads - n_steps, now, evict_score, evict_params, evict_scratch)
@@ -175,7 +202,7 @@ def advance(state, place_score, place_params, place_scratch, order_score, order_
             if np.isnan(world.chains[c, ch.QUEUED]):
                 _describe(world, what, now)
             if n_workers == 1:
-                arrive(world, 0, what, now, order_score, order_params, order_scratch, evict_score, evict_params,
+                _place(world, 0, what, now, order_score, order_params, order_scratch, evict_score, evict_params,
                        evict_scratch, literal)
                 continue
             _rows(world, what, now)
@@ -187,6 +214,6 @@ def advance(state, place_score, place_params, place_scratch, order_score, order_
                 score = place_score(world.work.place[w], place_params, place_scratch)
                 if score > best_score or (score == best_score and run.w[w, st.HOMED] < run.w[best, st.HOMED]):
                     best, best_score = w, score
-            arrive(world, best, what, now, order_score, order_params, order_scratch, evict_score, evict_params,
+            _place(world, best, what, now, order_score, order_params, order_scratch, evict_score, evict_params,
                    evict_scratch, literal)
         run.count[st.EVENTS] += 1

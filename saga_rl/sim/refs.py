@@ -131,7 +131,7 @@ def pool_ref(p):
 
 @njit(cache=True)
 def tables_ref(t):
-    return TablesRef(t.hist, t.above, t.seconds_above, t.ring, t.returns, t.ends, t.obs, t.p95, t.types)
+    return TablesRef(t.hist, t.above, t.seconds_above, t.ring, t.returns, t.ends, t.obs, t.p95, t.types, t.calls)
 
 
 @njit(cache=True)
@@ -142,7 +142,8 @@ def world_ref(owned):
     plan = PlanRef(p.session, p.prompt, p.output, p.tool, p.shared, p.gap, p.final, p.child_off, p.child, p.root_off,
                    p.root, p.tenant, p.agent_type, p.arrival, p.slack)
     run = RunRef(r.i, r.f, r.w, r.wf, r.running, r.queue, r.home, r.left, r.done_s, r.begin_s, r.count, r.total, r.afs,
-                 r.live, r.live_at, r.moved, r.source, r.last_step, r.landing, r.landing_at, r.touched, r.log_i,
+                 r.live, r.live_at, r.counted, r.quiet, r.service, r.floors, r.held, r.moved, r.source, r.last_step,
+                 r.landing, r.landing_at, r.touched, r.log_i,
                  r.log_t, r.occupancy, r.occupancy_t, r.it_i, r.it_f, r.it_part)
     return WorldRef(tree_ref(world.tree), pool_ref(world.pool), world.chains, tables_ref(world.tables), world.g, plan,
                     run, HeapRef(h.time, h.what, h.n),

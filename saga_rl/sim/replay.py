@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from saga_rl.policies import chains as ch
 from saga_rl.policies.base import Policy
-from saga_rl.policies.features import EVICTION, G_COLUMNS
+from saga_rl.policies.features import BEGIN, EVICTION, G_MEMORY, RELEASE, make_g
 from saga_rl.policies.tables import Tables, make_tables
 from saga_rl.sim import cache as kv
+from saga_rl.sim import evict as ev
 from saga_rl.sim import script as sc
 from saga_rl.sim.cache import Pool, Tree
 from saga_rl.sim.jit import compiled
@@ -29,7 +30,7 @@ from saga_rl.sim.script import Prepared, Script, join, learn, prepare
 # columns of Work.run
 HELD, HAVE, READY_AT, QUEUE, RUNNING = range(5)
 # Work.tally
-RECOMPUTED, PREFILLED, HIT, N_QUEUE, N_RUNNING, N_IDLE, FIRST_IDLE = range(7)
+RECOMPUTED, PREFILLED, HIT, N_QUEUE, N_RUNNING, N_IDLE, FIRST_IDLE, FOUND = range(8)
 
 
 class Work(NamedTuple):
@@ -88,7 +89,7 @@ def replay(reference: Reference, eviction: Policy, kv_tokens: int, *, end_hint: 
 def play(prepared: Prepared, eviction: Policy, *, end_hint: bool = True, expiry_s: float = 300.0,
          debug: bool = False) -> ReplayResult:
     """`replay` of a reference that was prepared once for several policies."""
-    game = make_play(prepared, eviction.oracle)
+    game = make_play(prepared, eviction)
     n = len(prepared.script.time)
     fixed = (game, eviction.score, eviction.params, np.zeros(max(eviction.scratch, 1)), bool(eviction.whole_chain),
              bool(eviction.drop_expired), bool(end_hint), float(expiry_s), np.zeros(len(EVICTION)),
@@ -104,17 +105,18 @@ def play(prepared: Prepared, eviction: Policy, *, end_hint: bool = True, expiry_
     return result_of(game)
 
 
-def make_play(prepared: Prepared, oracle: bool) -> Play:
+def make_play(prepared: Prepared, policy: Policy) -> Play:
     n_segments = len(prepared.tree.parent)
     finishes = len(prepared.script.time)
     future = np.full(n_segments, np.inf)
     work = Work(np.zeros((len(prepared.script.info), 5), np.int64), np.zeros(finishes, np.int32), np.zeros(finishes),
-                np.full(len(prepared.script.who), np.nan), np.zeros(7, np.int64), future)
+                np.full(len(prepared.script.who), np.nan), np.zeros(8, np.int64), future)
     chains = ch.make_chains(prepared.n_chains)
     chains[:, ch.QUEUED] = np.nan
     return Play(prepared.script, prepared.tree, prepared.pool(), chains,
-                make_tables(1, prepared.n_tools, prepared.n_types), np.zeros((1, G_COLUMNS)), work,
-                future if oracle else np.full(n_segments, np.nan))
+                make_tables(1, prepared.n_tools, prepared.n_types),
+                make_g(1, prepared.script.block, prepared.pool_blocks, policy), work,
+                future if policy.oracle else np.full(n_segments, np.nan))
 
 
 def result_of(game: Play) -> ReplayResult:
@@ -128,9 +130,25 @@ def _play(owned, score, params, scratch, whole, literal, end_hint, expiry_s, row
     for k in range(first, stop):
         need = open_event(game, k, literal, expiry_s, row)
         if need > 0:
-            kv.make_room(game.tree, game.pool, game.chains, game.tables, game.g, 0, need, game.script.time[k],
+            ev.make_room(game.tree, game.pool, game.chains, game.tables, game.g, 0, need, game.script.time[k],
                          game.next_use, score, params, scratch, whole, row, scores)
         close_event(game, k, end_hint)
+        if game.g[0, G_MEMORY] > 0 and game.script.event[k, sc.KIND] != READY:
+            _tell(game, k, score, params, scratch, row)
+
+
+@njit(cache=True)
+def _tell(game, k, score, params, scratch, row):
+    """Tell a policy with memory of the chain that began to run or let go of its blocks in event k."""
+    s, p, now = game.script, game.pool, game.script.time[k]
+    c = game.tree.chain[s.event[k, sc.STEP]]
+    if s.event[k, sc.KIND] == START:
+        event, blocks = BEGIN, float(game.work.tally[FOUND])
+        total = float((s.event[k, sc.COMPUTED] + s.block - 1) // s.block)
+    else:
+        event, blocks = RELEASE, float(p.owned[kv.owned_row(p, 0, c)])
+        total = blocks
+    ev.tell(p, game.chains, game.tables, game.g, 0, c, now, event, blocks, total, 0.0, now, score, params, scratch, row)
 
 
 @njit(cache=True)
@@ -146,7 +164,7 @@ def open_event(game, k, literal, expiry_s, row):
             ch.expire(chains, tables, 0, quiet)
         tally[FIRST_IDLE] += 1
     if literal:
-        kv.drop_expired(t, p, chains, tables, game.g, 0, now, game.next_use, row)
+        ev.drop_expired(t, p, chains, tables, game.g, 0, now, game.next_use, row)
     if kind == READY:
         if np.isnan(chains[c, ch.QUEUED]):
             i = s.info[step, sc.SESSION]
@@ -166,6 +184,7 @@ def open_event(game, k, literal, expiry_s, row):
         cached = min(kv.resident_prefix(t, p, 0, step), s.event[k, sc.LIMIT])
         known = min(kv.known_prefix(t, p, step), s.event[k, sc.LIMIT])
         tally[HIT] += cached * s.block
+        tally[FOUND] = cached
         tally[RECOMPUTED] += (known - cached) * s.block
         tally[PREFILLED] += s.event[k, sc.COMPUTED] - cached * s.block
         mine[HELD], mine[HAVE] = 0, 0

@@ -12,6 +12,7 @@ from saga_rl.aeg.trace import Trace
 from saga_rl.policies import features as ft
 from saga_rl.policies.base import PolicySet
 from saga_rl.policies.chains import make_chains
+from saga_rl.policies.service import make_service
 from saga_rl.policies.tables import Tables, make_tables
 from saga_rl.sim.cache import FREE, POOL, Pool, Tree, make_pool, make_tree
 from saga_rl.sim.config import SimConfig
@@ -46,24 +47,26 @@ class Plan(NamedTuple):
 
 # columns of Run.i, by step
 (STATE, WORKER, COMPUTED, GENERATED, HELD, COPIES, CACHED, PREEMPTIONS, PENDING, SCHEDULED, TARGET, KNOWN,
- BOOKED) = range(13)
+ BOOKED, YIELDED, STOLEN) = range(15)
 # values of STATE
 UNBORN, WAITING, RUNNING, DONE, LOADING = range(5)
 # columns of Run.f, by step
 READY, START_S, FIRST_S, DONE_S, KEY, READY_AT = range(6)
 # columns of Run.w, by worker
-N_RUNNING, N_WAITING, BUSY, IN_FLIGHT, HOMED, COAST, CHUNK, TOUCHED, N_LOADING = range(9)
+(N_RUNNING, N_WAITING, BUSY, IN_FLIGHT, HOMED, COAST, CHUNK, TOUCHED, N_LOADING, ACTIVE, PLACED_AT,
+ URGENT) = range(12)
+WORKER_COUNTS = 12
 # columns of Run.wf, by worker; the last two are integrals over time, block-seconds
 (EPOCH_S, SEEN_S, FLIGHT_TOKENS, QUEUED_TOKENS, DUE, COAST_FROM, NEXT_EXPIRY, NEXT_IDLE, PCIE_FREE, LINK_FREE,
- IN_PREFETCH, IN_USE, BUSY_BLOCKS) = range(13)
+ IN_PREFETCH, IDLE_SINCE, IN_USE, BUSY_BLOCKS) = range(14)
 # Run.count
 STEPS_DONE, SESSIONS_DONE, EVENTS, PREEMPTED, MIGRATIONS, PREFILLED, RECOMPUTED, HIT, PROMPT, ITERATIONS, LOGGED, \
     NEXT_SESSION, AWAITING, OVERFLOW, SAMPLES, N_TOUCHED, COASTED, N_ITERATIONS, N_PARTS, STORED, LOADED, \
-    MOVED_TOKENS, PREFETCHED = range(23)
-COUNTS = 23
+    MOVED_TOKENS, PREFETCHED, PLACED, FIRST_QUIET, N_QUIET, FLOOR_BREAKS, AFS_PREEMPTED, STEALS, LIVE_STEPS = range(30)
+COUNTS = 30
 # Run.total
-USEFUL_IDLE, NOW, SAMPLE_EVERY, NEXT_SAMPLE, MOST_PREFILL, MOST_CONTEXT, MOST_SEQS, MOST_KV = range(8)
-TOTALS = 8
+USEFUL_IDLE, NOW, SAMPLE_EVERY, NEXT_SAMPLE, MOST_PREFILL, MOST_CONTEXT, MOST_SEQS, MOST_KV, SPREAD = range(9)
+TOTALS = 9
 
 
 class Run(NamedTuple):
@@ -88,9 +91,20 @@ class Run(NamedTuple):
     afs: NDArray[np.float64]
     """By tenant."""
     live: NDArray[np.int32]
-    """[n, chains...]: chains that have begun and not ended."""
+    """[n, chains...]: chains that have begun and have not, as far as is known, ended."""
     live_at: NDArray[np.int32]
-    """By chain: its place in `live`."""
+    """By chain: its place in `live`, 0 = not there."""
+    counted: NDArray[np.int32]
+    """(chains, 2) the worker that counts it as HOMED, and as ACTIVE; -1 = none."""
+    quiet: NDArray[np.int32]
+    """The first count[N_QUIET]: steps in the order in which they finished; before count[FIRST_QUIET] their chains have
+    been heard of again or count as silent."""
+    service: NDArray[np.float64]
+    """(W, tenants + 1, 2) see `policies.service`."""
+    floors: NDArray[np.float64]
+    """(tenants,) blocks that each tenant keeps on a worker; empty = no floors."""
+    held: NDArray[np.float64]
+    """(tenants,) work space."""
     moved: NDArray[np.int8]
     """By chain: 1 = it has had steps on several workers."""
     source: NDArray[np.int32]
@@ -134,9 +148,11 @@ class Work(NamedTuple):
 
 # Limits: int64 vector that compiled code reads
 (WORKERS, BLOCK, MAX_SEQS, BATCHED, END_HINT, POPULATION, LOGGING, SINGLE_STEPS, OLDEST_FIRST, EVICT_STEADY,
- ORDER_STEADY, ADMIT_STEADY, TIER, TIER_FIFO, WHOLE_PROMPT) = range(15)
+ ORDER_STEADY, ADMIT_STEADY, TIER, TIER_FIFO, WHOLE_PROMPT, TENANTS, FRESH, DRAWS, STEALING, TOOL_NAMES,
+ CLAIRVOYANT, FLOORED) = range(22)
 # Real: float64 vector
-EXPIRY, HORIZON, POOL_TOKENS, PREFILL_RATE, PCIE_RATE, LINK_RATE, PREFETCH_TOKENS, STEADY_IDLE = range(8)
+(EXPIRY, HORIZON, POOL_TOKENS, PREFILL_RATE, PCIE_RATE, LINK_RATE, PREFETCH_TOKENS, STEADY_IDLE, GAP,
+ AFS_PREEMPT) = range(10)
 
 
 class World(NamedTuple):
@@ -155,6 +171,11 @@ class World(NamedTuple):
     real: NDArray[np.float64]
     cost: NDArray[np.float64]
     """`CostProfile.vector`."""
+
+
+def first_tick(steps: int, workers: int, sessions: int) -> int:
+    """The event that looks for idle workers, beyond all others (`sim.worker.first_landing` and its steps)."""
+    return 4 * steps + workers + sessions
 
 
 def make_plan(trace: Trace, forest: Forest) -> Plan:
@@ -203,12 +224,16 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
     same = forest.chain[parents] == forest.chain[plan.child]
     lines = n - len(np.unique(parents[same]))  # steps that can wait at once: each chain's steps follow one another
     tenants = max(len(trace.tenants), 1)
+    rules = config.constraints
+    floors = rules.floors(trace.tenants, config.pool_blocks) if any(rules.kv_floors.values()) else np.zeros(0)
     run = Run(
-        np.zeros((n, 13), np.int64), np.full((n, 6), np.nan), np.zeros((w, 9), np.int64), np.zeros((w, 13)),
+        np.zeros((n, 15), np.int64), np.full((n, 6), np.nan), np.zeros((w, WORKER_COUNTS), np.int64), np.zeros((w, 14)),
         np.zeros((w, config.max_num_seqs), np.int32), np.zeros((w, lines + 1), np.int32),
         np.full(n_chains, -1, np.int32), np.diff(trace.session_offsets).astype(np.int64),
         np.full(trace.n_sessions, np.nan), np.full(trace.n_sessions, np.nan), np.zeros(COUNTS, np.int64),
         np.zeros(TOTALS), np.zeros(tenants), np.zeros(n_chains + 1, np.int32), np.zeros(n_chains, np.int32),
+        np.full((n_chains, 2), -1, np.int32), np.zeros(n, np.int32), make_service(w, tenants), floors,
+        np.zeros(tenants),
         np.zeros(n_chains, np.int8), np.full(n_chains, -1, np.int32), np.full(n_chains, -1, np.int32),
         np.zeros(n_chains), np.zeros(n_chains, np.int32), np.zeros(w, np.int32), np.zeros((log, 4), np.int64),
         np.zeros(log),
@@ -218,28 +243,35 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
     run.i[:, PENDING] = np.diff(trace.steps.parent_offsets)
     run.f[:, READY_AT] = 0.0
     run.wf[:, EPOCH_S] = -np.inf
+    run.wf[:, IDLE_SINCE] = np.nan
+    run.w[:, PLACED_AT] = -1
     run.total[SAMPLE_EVERY] = 1.0
+    run.count[LIVE_STEPS] = n
     work = Work(np.zeros(len(ft.EVICTION)), np.zeros(len(ft.ORDERING)), np.zeros(len(ft.ADMISSION)),
                 np.zeros((w, len(ft.PLACEMENT))), np.zeros(segs), np.full(segs, np.nan),
                 np.zeros(n_chains + 1, np.int64), np.zeros(config.block_tokens, np.int64))
     ordering = policies.ordering
     order_steady = ordering.steady or (ordering.steady_one_tenant and len(trace.tenants) < 2)
     limits = np.array([w, config.block_tokens, config.max_num_seqs, config.batched_tokens, config.end_hint,
-                       config.population, log > 0, config.single_steps or iterations > 0,
+                       config.population, log > 0, config.single_steps or iterations > 0 or rules.active,
                        policies.eviction.oldest_first, policies.eviction.steady, order_steady,
                        policies.admission.steady, config.cpu_tokens > 0, config.cpu_eviction == "fifo",
-                       config.reserve_full_prompt], np.int64)
+                       config.reserve_full_prompt, len(trace.tenants) if len(trace.tenants) > 1 else 0,
+                       ordering.fresh, policies.placement.draws, policies.placement.steals and w > 1,
+                       config.tool_names, policies.eviction.oracle, len(floors) > 0], np.int64)
     real = np.array([config.expiry_s, config.horizon_s, config.kv_tokens, config.profile.prefill_tokens_per_s,
                      config.pcie_tokens_per_s, config.link_tokens_per_s, config.prefetch_tokens,
-                     policies.eviction.steady_idle_s])
+                     policies.eviction.steady_idle_s, rules.service_gap_tokens, rules.afs_preempt_s])
     # an entry for each session and worker and at most two a step (it, its copy, its prefetch); as much again, and more,
     # for the ends of runs that were cut short
     heap = make_heap(4 * n + 2 * trace.n_sessions + 8 * w + 256)
+    if policies.placement.steals and w > 1:
+        push(heap, 0.0, first_tick(n, w, trace.n_sessions))
     first = min(config.population or trace.n_sessions, trace.n_sessions)
     for s in range(first):
         # A closed population starts at once; a microsecond apart, so that its order is defined.
         push(heap, s * 1e-6 if config.population else float(plan.arrival[s]), n + w + s)
     run.count[NEXT_SESSION] = first
     return World(make_tree(forest), pool, make_chains(n_chains), make_tables(w, len(trace.tools),
-                 len(trace.agent_types)), np.zeros((w, ft.G_COLUMNS)), plan, run, heap, work, limits, real,
-                 config.profile.vector())
+                 len(trace.agent_types)), ft.make_g(w, config.block_tokens, config.pool_blocks, policies.eviction,
+                 policies.admission), plan, run, heap, work, limits, real, config.profile.vector())

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from saga_rl.policies.base import Policy
 from saga_rl.policies.features import E_ORACLE, EVICTION
+from saga_rl.policies.registry import make
 from saga_rl.sim import cache as kv
+from saga_rl.sim import evict as ev
 from saga_rl.sim.jit import compiled
 from saga_rl.sim.reference import Reference
 from saga_rl.sim.replay import RECOMPUTED, ReplayResult, close_event, make_play, open_event, result_of
@@ -46,11 +48,11 @@ def _advance(game, turn, chosen, end_hint, expiry_s, row):
         if at[NEED] < 0:
             at[NEED] = open_event(game, k, False, expiry_s, row)
             if n[0, kv.FREE] < at[NEED]:
-                kv.refresh(p, game.chains, game.tables, game.g, 0, now)
+                ev.refresh(p, game.chains, game.tables, game.g, 0, now)
                 for m in range(n[0, kv.IDLE]):
                     seg = p.idle[0, m]
                     if p.kids[seg] == 0:
-                        kv.row_of(p, game.chains, game.tables, game.g, 0, seg, now, game.next_use, turn.rows[seg])
+                        ev.row_of(p, game.chains, game.tables, game.g, 0, seg, now, game.next_use, turn.rows[seg])
         while n[0, kv.FREE] < at[NEED]:
             if chosen < 0:
                 _offer(p, at, turn.offer)
@@ -60,9 +62,9 @@ def _advance(game, turn, chosen, end_hint, expiry_s, row):
             seg = turn.offer[chosen]
             chosen = -1
             kv.take(t, p, 0, seg, min(p.res[seg], at[NEED] - n[0, kv.FREE]))
-            up = kv.freed_parent(t, p, 0, seg)
+            up = ev.freed_parent(t, p, 0, seg)
             if up >= 0:
-                kv.row_of(p, game.chains, game.tables, game.g, 0, up, now, game.next_use, turn.rows[up])
+                ev.row_of(p, game.chains, game.tables, game.g, 0, up, now, game.next_use, turn.rows[up])
         close_event(game, k, end_hint)
         at[EVENT], at[NEED] = k + 1, -1
     at[OFFERED] = 0
@@ -115,7 +117,7 @@ class EvictionStepper:
 
     def reset(self) -> bool:
         """Start over and run to the first decision; True if there is one."""
-        self._game = make_play(self._prepared, oracle=False)
+        self._game = make_play(self._prepared, make("eviction", "lru"))  # whoever steps decides
         segments = len(self._prepared.tree.parent)
         self._turn = Turn(np.array([0, -1, 0, 0], np.int64), np.zeros(self.max_rows, np.int64),
                           np.zeros((segments, len(EVICTION))))

@@ -22,8 +22,9 @@ from numba import njit
 from saga_rl.policies import chains as ch
 from saga_rl.policies import tables as tb
 from saga_rl.sim import cache as kv
+from saga_rl.sim import evict as ev
 from saga_rl.sim import state as st
-from saga_rl.sim.admit import make_room
+from saga_rl.sim.admit import make_room, takeable
 from saga_rl.sim.coast import settle
 from saga_rl.sim.heap import push
 from saga_rl.sim.worker import account, first_landing, first_load, first_prefetch
@@ -42,7 +43,7 @@ def store(world, w, step, tokens, now):
         stored_at[tree.path[at]] = pool.seq[kv.row(pool, tier, tree.path[at])]
     held = kv.pin(tree, pool, tier, step, 0, have)
     want = min(tokens // block, have + pool.n[tier, kv.FREE] + kv.evictable(pool, tier))
-    kv.make_room_oldest_first(tree, pool, tier, want - have)
+    ev.make_room_oldest_first(tree, pool, tier, want - have)
     held, _ = kv.grow(tree, pool, tier, step, held, have * block, want * block, block)
     world.run.count[st.STORED] += (want - have) * block
     kv.release(tree, pool, tier, step, held, want * block, 0, now, block)
@@ -141,11 +142,12 @@ def prefetch(world, step, now, evict_score, evict_params, evict_scratch):
     there = kv.resident_prefix(tree, pool, w + limits[st.WORKERS], step)
     budget = int(world.real[st.PREFETCH_TOKENS] - run.wf[w, st.IN_PREFETCH]) // block
     want = min(there, have + budget)
-    room = pool.n[w, kv.FREE] + kv.evictable(pool, w) - kv.idle_hit_blocks(tree, pool, w, step, have)
+    tenant = world.plan.tenant[world.plan.session[step]]
+    room = pool.n[w, kv.FREE] + takeable(world, w, tenant) - kv.idle_hit_blocks(tree, pool, w, step, have)
     if want <= have or want - have > room:
         return
     held = kv.pin(tree, pool, w, step, 0, have)
-    make_room(world, w, want - have, now, evict_score, evict_params, evict_scratch, False)
+    make_room(world, w, want - have, now, evict_score, evict_params, evict_scratch, False, tenant)
     held, copies = kv.grow(tree, pool, w, step, held, have * block, want * block, block)
     tokens = (want - have) * block
     ready = max(now, run.wf[w, st.PCIE_FREE]) + tokens / world.real[st.PCIE_RATE]

@@ -115,6 +115,12 @@ def first_landing(world):
 
 
 @njit(cache=True)
+def tick(world):
+    """Then: time to look for idle workers (`state.first_tick`)."""
+    return first_landing(world) + len(world.plan.session)
+
+
+@njit(cache=True)
 def touch(world, w):
     """Something happened to worker w: look at it before time goes on."""
     run = world.run
