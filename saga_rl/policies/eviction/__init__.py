@@ -1,3 +1,20 @@
 """Eviction policies: one file each; importing this package registers them."""
 
-from saga_rl.policies.eviction import belady, learned, lru, lru_protect, wa_lru, wa_lru_literal, youngest  # noqa: F401
+from saga_rl.policies.eviction import (  # noqa: F401
+    arc,
+    bayes_tables,
+    belady,
+    clairvoyant,
+    continuum,
+    greedy_dual,
+    kvflow,
+    learned,
+    lfu,
+    lru,
+    lru_protect,
+    s3_fifo,
+    tail_lru,
+    wa_lru,
+    wa_lru_literal,
+    youngest,
+)

@@ -4,6 +4,10 @@ P_evict = (alpha R + beta (1 - P_reuse) + gamma S) / (alpha + beta + gamma)   (S
 
 orders chains within a tier; tiers, first to go: ended, past its TTL, within its TTL, waiting in the queue (farthest
 back first). Takes as many tail blocks as are needed. The literal reading is `wa-lru-literal`.
+
+Cold start (section 2): a chain whose agent type has fewer than `cold_tasks` ended chains is served request-level: its
+P_evict is R alone, so that it stands by LRU within its tier. 0 by default: the tables fall back on what they know of
+the tool and of all tools, which serves a new type better than nothing.
 """
 
 import numpy as np
@@ -11,7 +15,16 @@ from numba import njit
 
 from saga_rl.errors import UserError
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import E_ENDED, E_P_REUSE, E_QUEUE_LOG, E_RECENCY, E_SIZE, E_TTL_LEFT, E_WAITING
+from saga_rl.policies.features import (
+    E_ENDED,
+    E_P_REUSE,
+    E_QUEUE_LOG,
+    E_RECENCY,
+    E_SIZE,
+    E_TASKS,
+    E_TTL_LEFT,
+    E_WAITING,
+)
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
@@ -20,7 +33,9 @@ ALPHA, BETA, GAMMA = 0.3, 0.5, 0.2
 
 @njit(SCORE, cache=True)
 def p_evict(x, params, scratch):
-    """In [0, 1]. An ended chain has no successor, so its P_reuse is 0. params: alpha, beta, gamma."""
+    """In [0, 1]. An ended chain has no successor, so its P_reuse is 0. params: alpha, beta, gamma, cold_tasks."""
+    if x[E_TASKS] < params[3]:
+        return x[E_RECENCY]
     reuse = 0.0 if x[E_ENDED] > 0 else x[E_P_REUSE]
     weighed = params[0] * x[E_RECENCY] + params[1] * (1.0 - reuse) + params[2] * x[E_SIZE]
     return weighed / (params[0] + params[1] + params[2])
@@ -38,15 +53,16 @@ def _score(x, params, scratch):
     return tier + p_evict(x, params, scratch)
 
 
-def weights(policy: str, alpha: float, beta: float, gamma: float) -> np.ndarray:
-    """The three weights as params; `UserError` unless each is in [0, 1000] and their sum is above 0."""
+def parameters(policy: str, alpha: float, beta: float, gamma: float, cold_tasks: float) -> np.ndarray:
+    """Params of `p_evict`; `UserError` unless weights are in [0, 1000], their sum above 0, cold_tasks in [0, 1e6]."""
     w = [bounded(policy, k, v, 0.0, 1000.0) for k, v in (("alpha", alpha), ("beta", beta), ("gamma", gamma))]
     if sum(w) <= 0:
         raise UserError(f"policy {policy!r}", "alpha, beta and gamma are all 0", "give one of them weight")
-    return np.array(w)
+    return np.array([*w, bounded(policy, "cold_tasks", cold_tasks, 0.0, 1e6)])
 
 
 @register("eviction", "wa-lru")
-def wa_lru(alpha: float = ALPHA, beta: float = BETA, gamma: float = GAMMA) -> Policy:
-    params = weights("wa-lru", alpha, beta, gamma)
-    return Policy("eviction", "wa-lru", _score, params, doc={"alpha": alpha, "beta": beta, "gamma": gamma})
+def wa_lru(alpha: float = ALPHA, beta: float = BETA, gamma: float = GAMMA, cold_tasks: float = 0.0) -> Policy:
+    params = parameters("wa-lru", alpha, beta, gamma, cold_tasks)
+    return Policy("eviction", "wa-lru", _score, params,
+                  doc={"alpha": alpha, "beta": beta, "gamma": gamma, "cold_tasks": cold_tasks})

@@ -1,15 +1,17 @@
 """Workflow-aware LRU as SAGA writes it (sections 3 and 4): sessions are dropped whole, and dropped when their TTL ends.
 
 By share of the pool in use: up to 0.9 chains within their TTL are protected; above 0.9 they become candidates like any
-other; above 0.95 plain LRU. The queue is not spared.
+other; above 0.95 plain LRU. The queue is not spared. A chain of an agent type with fewer than `cold_tasks` ended chains
+(section 2, cold start: 30) is served request-level: by LRU within its tier, but its TTL still runs.
 """
 
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.eviction.wa_lru import ALPHA, BETA, GAMMA, p_evict, weights
+from saga_rl.policies.eviction.wa_lru import ALPHA, BETA, GAMMA, p_evict, parameters
 from saga_rl.policies.features import E_ENDED, E_IDLE_S, E_TTL_LEFT, E_USED
 from saga_rl.policies.registry import register
+from saga_rl.policies.tables import COLD_TASKS
 
 HARD, LRU_ABOVE = 0.9, 0.95
 
@@ -23,7 +25,8 @@ def _score(x, params, scratch):
 
 
 @register("eviction", "wa-lru-literal")
-def wa_lru_literal(alpha: float = ALPHA, beta: float = BETA, gamma: float = GAMMA) -> Policy:
-    params = weights("wa-lru-literal", alpha, beta, gamma)
+def wa_lru_literal(alpha: float = ALPHA, beta: float = BETA, gamma: float = GAMMA,
+                   cold_tasks: float = COLD_TASKS) -> Policy:
+    params = parameters("wa-lru-literal", alpha, beta, gamma, cold_tasks)
     return Policy("eviction", "wa-lru-literal", _score, params, whole_chain=True, drop_expired=True,
-                  doc={"alpha": alpha, "beta": beta, "gamma": gamma})
+                  doc={"alpha": alpha, "beta": beta, "gamma": gamma, "cold_tasks": cold_tasks})

@@ -1,0 +1,52 @@
+"""What several eviction policies share: the queue and the hint of an end, memory, and what computing KV again costs."""
+
+from __future__ import annotations
+
+from numba import njit
+
+from saga_rl.errors import UserError
+from saga_rl.policies.base import MEMORY
+from saga_rl.policies.features import E_ENDED, E_IDLE_S, E_MINE, E_QUEUE_LOG, E_WAITING
+
+TIER = 1e15
+"""Far beyond what a policy's own order gives; leaves the seconds of ended chains exact to an eighth."""
+
+
+@njit(cache=True)
+def apart(x, protect, hint):
+    """Score of a chain to which the policy's own order does not apply; 0 where it does.
+
+    protect > 0: what waits in the queue goes last, farthest back first. hint > 0: what the client said has ended, or
+    what expired, goes first.
+    """
+    if protect > 0 and x[E_WAITING] > 0:
+        return -TIER * (1.0 + 1.0 / (1.0 + x[E_QUEUE_LOG]))
+    if hint > 0 and x[E_ENDED] > 0:
+        return TIER + x[E_IDLE_S]
+    return 0.0
+
+
+@njit(cache=True)
+def recall(x, scratch):
+    """Copy what is remembered of the chain (0..3) and of the worker (4..11) from the row, E_MINE on, to scratch."""
+    for k in range(MEMORY):
+        scratch[k] = x[E_MINE + k]
+
+
+@njit(cache=True)
+def prefill_s(tokens, linear, square):
+    """Seconds to compute `tokens` tokens of a prefix: linear x k + square x k^2, k = tokens / 1000. The square is
+    attention: every token looks at all before it."""
+    k = tokens / 1000.0
+    return linear * k + square * k * k
+
+
+LINEAR, SQUARE = 0.167, 0.001
+"""6,000 tokens/s at short contexts; at 167,000 tokens attention costs as much as all the rest."""
+
+
+def switch(policy: str, key: str, value: float) -> float:
+    """`value` if it is 0 or 1, else `UserError`."""
+    if value not in (0, 1):
+        raise UserError(f"policy {policy!r}", f"{key} is {value:g}, neither 0 nor 1", f"write {key}=0 or {key}=1")
+    return float(value)
