@@ -49,8 +49,8 @@ def flow(chains: list[list[int]], gaps: np.ndarray | float = 1.0, types: list[in
     kinds = np.zeros(len(chains), np.int64) if types is None else np.array(types)
     zero = np.zeros(len(chains), np.int64)
     session = np.arange(len(chains))
-    return Stream(chain, start, start + 1.0, prompt, np.full(n, 10.0), tools, after, session, zero, kinds, ["A", "B", "C"],
-                  [f"type {k}" for k in range(kinds.max() + 1)])
+    return Stream(chain, start, start + 1.0, prompt, np.full(n, 10.0), tools, after, session, zero, kinds,
+                  ["A", "B", "C"], [f"type {k}" for k in range(kinds.max() + 1)])
 
 
 def test_a_cycle_is_known_after_its_first_round() -> None:
