@@ -18,8 +18,10 @@ PREFIX = {"eviction": "E_", "placement": "P_", "ordering": "O_", "admission": "A
 
 @pytest.mark.parametrize("seam", COLUMNS)
 def test_every_column_has_one_index(seam):
-    indices = sorted(v for k, v in vars(F).items() if k.startswith(PREFIX[seam]))
-    assert indices == list(range(len(COLUMNS[seam])))
+    at = {k: v for k, v in vars(F).items() if k.startswith(PREFIX[seam])}
+    names = [n for n in COLUMNS[seam] if n.partition("_")[2] not in set("1234567") or n[:4] not in ("mine", "here")]
+    assert len(at) == len(names)  # what is remembered has an index for its first column only
+    assert [COLUMNS[seam][v] for v in sorted(at.values())] == names
     assert F.COLUMNS[seam] == len(COLUMNS[seam])
 
 
@@ -35,7 +37,8 @@ def world(steps=1, tool=1, last=10.0):
         ch.arrive(chains, tables, 0, 0, last - 1, 50.0)
         ch.schedule(chains, 0, last - 1)
         ch.finish(chains, tables, 0, 0, last, 100.0 + s, 20.0, tool, False)
-    g[0] = [0.0, 40.0, 0.5, 0.25]
+    g[0, :4] = [0.0, 40.0, 0.5, 0.25]
+    g[0, F.G_BLOCK], g[0, F.G_POOL] = 16, 64
     return chains, tables, g
 
 
@@ -50,6 +53,8 @@ def test_eviction_columns():
     want = {"idle_s": 4.0, "idle_log": np.log1p(4.0), "waiting": 0, "age_s": 12.0, "age_log": np.log1p(12.0),
             "recency": 1.0, "size": 0.25, "used": 0.5, "live": 0.25, "context_log": np.log1p(120.0),
             "steps_log": np.log1p(1), "ended": 0, "shared": 1.0, "oracle": 33.0,
+            "tokens": 160, "context": 120, "obs_tokens": 500, "residual_s": tb.COLD_TTL_S + 4, "step_s": 5 - tb.EMA * 4,
+            "steps_left": 19, "tasks": 0, "event": F.NO_EVENT, "pool_blocks": 64,
             "ttl_left": (tb.COLD_TTL_S - 4) / tb.COLD_TTL_S, "p_reuse": (1 - tb.COLD_END) * 120 / (120 + 500)}
     for name, value in want.items():
         assert x[name] == pytest.approx(value), name
@@ -79,7 +84,7 @@ def test_p_end_rises_while_it_is_silent_and_is_one_when_hinted():
 def test_every_history_gives_a_finite_row(latencies, idle, used, steps, waits):
     chains, tables, g = world(steps=min(steps, 3))
     for s in latencies:
-        tb.observe_return(tables, 0, 1, s, s)
+        tb.observe_return(tables, 0, 0, 1, s, s)
     g[0, F.G_USED] = used
     if waits:
         ch.arrive(chains, tables, 0, 0, 10.0 + idle, 1e5)
@@ -92,35 +97,76 @@ def test_every_history_gives_a_finite_row(latencies, idle, used, steps, waits):
 
 
 def test_ordering_columns():
-    chains, _, _ = world()
+    chains, tables, _ = world()
     out = np.zeros(len(F.ORDERING))
-    F.ordering_row(chains, 0, 20.0, 12.0, 300.0, 1.0, 0.7, out)
+    F.ordering_row(chains, tables, 0, 0, 20.0, 12.0, 300.0, 1.0, 0.7, 64.0, 5.0, 3.0, out)
+    remain = out[F.O_REMAIN]
+    assert remain == pytest.approx(19 * (5 - tb.EMA * 4))
     assert dict(zip(F.ORDERING, out, strict=True)) == {
         "arrival_s": 12.0, "session_s": 2.0, "preempted": 1.0, "attained_s": 1.0, "steps": 1.0, "afs": 0.7,
-        "wait_s": 8.0, "prompt_tokens": 300.0}
+        "wait_s": 8.0, "prompt_tokens": 300.0, "remain_s": remain, "cached_tokens": 64.0, "service": 5.0,
+        "least_service": 3.0}
 
 
 def test_placement_columns():
     chains, _, _ = world()
     out = np.zeros(len(F.PLACEMENT))
-    F.placement_row(chains, 0, 14.0, 240.0, True, 3, 12, 600.0, 1000.0, 500.0, 2000.0, 6, out)
+    F.placement_row(chains, 0, 14.0, 240.0, True, 3, 12, 600.0, 1000.0, 500.0, 2000.0, 6, 4.0, 2.5, out)
     want = {"load": 0.6 + 0.25, "in_flight": 3, "slots": 0.25, "pinned": 0.6, "queued_s": 0.25, "home": 1, "hit": 0.5,
-            "prompt_log": np.log1p(240.0), "new": 0, "idle_log": np.log1p(4.0), "sessions": 0.5}
+            "prompt_log": np.log1p(240.0), "new": 0, "idle_log": np.log1p(4.0), "sessions": 0.5,
+            "turn": 4, "uncached_s": 120 / 2000, "mean_in_flight": 2.5, "draw": 0, "ring": 0}
     for name, value in want.items():
         assert out[F.PLACEMENT.index(name)] == pytest.approx(value), name
-    F.placement_row(ch.make_chains(1), 0, 14.0, 240.0, False, 0, 12, 5000.0, 1000.0, 0.0, 2000.0, 0, out)
+    F.placement_row(ch.make_chains(1), 0, 14.0, 240.0, False, 0, 12, 5000.0, 1000.0, 0.0, 2000.0, 0, 4.0, 2.5, out)
     x = dict(zip(F.PLACEMENT, out, strict=True))
     assert (x["new"], x["hit"], x["idle_log"], x["pinned"]) == (1, 0, 0, 1)
 
 
 def test_admission_columns():
-    values = dict(zip(F.ADMISSION, np.arange(1.0, 1 + len(F.ADMISSION)), strict=True))
-    out = np.zeros(len(F.ADMISSION))
-    F.admission_row(*values.values(), out)
-    assert dict(zip(F.ADMISSION, out, strict=True)) == values
+    names = F.ADMISSION[:F.A_EVENT]
+    values = dict(zip(names, np.arange(1.0, 1 + len(names)), strict=True))
+    g = np.zeros((1, F.G_COLUMNS))
+    g[0, F.G_ADMIT:] = np.arange(F.HERE)
+    out = np.full(len(F.ADMISSION), np.nan)
+    F.admission_row(g, 0, *values.values(), out)
+    assert dict(zip(names, out, strict=False)) == values
+    assert out[F.A_EVENT:F.A_HERE].tolist() == [F.NO_EVENT, 0, 0] and out[F.A_HERE:].tolist() == list(range(F.HERE))
     named = np.zeros(len(F.ADMISSION))
-    F.admission_row.py_func(**values, out=named)
+    F.admission_row.py_func(g, 0, **values, out=named)
     np.testing.assert_array_equal(named, out)
+
+
+@settings(max_examples=60, deadline=None)
+@given(key=st.integers(0, 2**40), request=st.integers(0, 1000), workers=st.integers(1, 20))
+def test_drawn_places_are_an_order_that_outlives_a_worker(key, request, workers):
+    more, fewer = (np.zeros((n, len(F.PLACEMENT))) for n in (workers + 1, workers))
+    F.draw_places(key, request, F.P_DRAW, more)
+    F.draw_places(key, request, F.P_DRAW, fewer)
+    order = np.argsort(more[:, F.P_DRAW])
+    assert sorted(more[:, F.P_DRAW]) == list(range(workers + 1))
+    assert [w for w in order if w < workers] == np.argsort(fewer[:, F.P_DRAW]).tolist()
+
+
+def test_draws_are_even():
+    drawn = np.array([F.draw(k, r, w) for k in range(20) for r in range(20) for w in range(20)])
+    counts = np.histogram(drawn, 16, (0, 1))[0]
+    assert drawn.min() >= 0 and drawn.max() < 1
+    assert ((counts - 500) ** 2 / 500).sum() < 37.7  # chi-squared, 15 degrees of freedom, .1 %
+
+
+def test_a_policy_with_memory_finds_again_what_it_left():
+    chains, _, g = world()
+    row, scratch = np.zeros(len(F.EVICTION)), np.zeros(12)
+
+    def score(x, params, out):
+        assert (x[F.E_EVENT], x[F.E_EVENT_BLOCKS], x[F.E_EVENT_TOTAL], x[F.E_EVENT_SCORE]) == (F.EVICT, 3, 7, 0.5)
+        out[:] = np.arange(12)
+        return 0.0
+
+    F.remember.py_func(chains, g, 0, 0, row, F.EVICT, 3.0, 7.0, 0.5, score, np.zeros(1), scratch)
+    x = evict(chains, world()[1], g, now=11.0)
+    assert [x[f"mine_{k}"] for k in range(4)] == [0, 1, 2, 3]
+    assert [x[f"here_{k}"] for k in range(8)] == list(range(4, 12))
 
 
 def test_expected_output_and_growth():

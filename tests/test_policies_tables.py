@@ -20,7 +20,7 @@ latencies = st.lists(st.floats(2e-3, 9e3), min_size=tb.COLD, max_size=400)
 def learn(seconds, tool=0, tools=2):
     t = tb.make_tables(1, tools, 1)
     for s in seconds:
-        tb.observe_return(t, 0, tool, s, 100.0)
+        tb.observe_return(t, 0, 0, tool, s, 100.0)
     return t
 
 
@@ -82,7 +82,7 @@ def test_residual_of_a_fixed_latency_counts_down():
 def test_an_unknown_tool_reads_the_pooled_row_and_a_cold_table_its_constants():
     cold = tb.make_tables(1, 2, 1)
     assert tb.ttl(cold, 0, 1, 0.0) == tb.COLD_TTL_S
-    assert tb.end_prior(cold, 0, 1) == pytest.approx(tb.COLD_END)
+    assert tb.end_prior(cold, 0, 0, 1) == pytest.approx(tb.COLD_END)
     warm = learn([2.0] * 50, tool=0)
     assert tb.ttl(warm, 0, 1, 0.0) == tb.ttl(warm, 0, 0, 0.0) == pytest.approx(2.0, rel=BIN)
 
@@ -108,8 +108,29 @@ def test_end_prior_follows_the_tool():
     t = learn([1.0] * 100, tool=0)
     for _ in range(100):
         tb.observe_end(t, 0, 1, 0, 10.0)
-    assert 0 < tb.end_prior(t, 0, 0) < 0.1 < 0.9 < tb.end_prior(t, 0, 1) < 1
+    assert 0 < tb.end_prior(t, 0, 0, 0) < 0.1 < 0.9 < tb.end_prior(t, 0, 0, 1) < 1
     assert t.types[0, 0, tb.STEPS] == pytest.approx(10.0, rel=0.02)
+
+
+def test_an_agent_type_counts_for_itself_once_it_is_warm():
+    t = tb.make_tables(1, 1, 2)
+    for k in range(tb.COLD_TASKS):
+        for _ in range(9):
+            tb.observe_return(t, 0, 0, 0, 1.0, 0.0)
+            tb.observe_return(t, 0, 1, 0, 1.0, 0.0)
+        assert tb.end_prior(t, 0, 0, 0) == tb.end_prior(t, 0, 1, 0), k
+        tb.observe_end(t, 0, 0, 0, 9)  # type 0 ends after the tool, type 1 never does
+    assert t.types[0, 0, tb.DONE] == tb.COLD_TASKS
+    tool_rate = tb.end_prior(t, 0, 1, 0)  # type 1 is cold
+    assert tb.end_prior(t, 0, 0, 0) == pytest.approx((30 + 10 * tool_rate) / (300 + 10))
+
+
+def test_next_tool_is_the_commonest_successor():
+    t = tb.make_tables(1, 3, 1)
+    assert tb.next_tool(t, 0, 0, 1) == (-1, 0.0)
+    for tool in (2, 2, 0, -1):
+        tb.observe_call(t, 0, 0, 1, tool)
+    assert tb.next_tool(t, 0, 0, 1) == (2, 0.5)
 
 
 def chain(deadline=np.nan):
@@ -183,4 +204,4 @@ def test_any_history_keeps_counts_whole(history):
     assert tables.ends.min() >= 0
     for w in range(2):
         for tool in range(-1, 3):
-            assert 0 < tb.end_prior(tables, w, tool) < 1
+            assert 0 < tb.end_prior(tables, w, 0, tool) < 1

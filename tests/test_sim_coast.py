@@ -12,24 +12,20 @@ from hypothesis import strategies as hst
 from test_sim_naive import PROFILE, _sessions
 
 from saga_rl.aeg.generators import generate
-from saga_rl.policies.base import PolicySet
-from saga_rl.policies.registry import make
+from saga_rl.policies.base import SEAMS, PolicySet
+from saga_rl.policies.registry import make, names
 from saga_rl.sim import cache as kv
 from saga_rl.sim import state as st
 from saga_rl.sim.cluster import Cluster, simulate
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.iterations import iteration_log
 
-EVICTION = ("lru", "lru-protect", "wa-lru", "youngest", "wa-lru-literal")
-PLACEMENT = ("sticky", "least-load", "saga")
-ORDERING = ("fcfs", "session-fcfs", "afs")
-ADMISSION = ("none", "grow", "reserve-older")
-MIX = hst.tuples(*(hst.sampled_from(names) for names in (EVICTION, PLACEMENT, ORDERING, ADMISSION)))
+MIX = hst.tuples(*(hst.sampled_from([n for n in names(seam) if n not in ("learned", "belady")]) for seam in SEAMS))
+"""Whatever is registered, so that no new policy's promise (`Policy.steady` and its neighbours) goes unlooked at."""
 
 
 def _policies(mix) -> PolicySet:
-    return PolicySet(*(make(seam, name) for seam, name in zip(("eviction", "placement", "ordering", "admission"), mix,
-                                                              strict=True)))
+    return PolicySet(*(make(seam, name) for seam, name in zip(SEAMS, mix, strict=True)))
 
 
 def _same(trace, config, mix) -> None:
@@ -42,12 +38,12 @@ def _same(trace, config, mix) -> None:
         k: v for k, v in run.metrics.items() if k not in timing}
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(trace=_sessions(), blocks=hst.integers(15, 60), seqs=hst.integers(1, 6), workers=hst.integers(1, 3), mix=MIX,
-       expiry=hst.sampled_from([3.0, 20.0, 300.0]), whole=hst.booleans())
-def test_runs_are_their_iterations(trace, blocks, seqs, workers, mix, expiry, whole):
+       expiry=hst.sampled_from([3.0, 20.0, 300.0]), whole=hst.booleans(), hints=hst.booleans())
+def test_runs_are_their_iterations(trace, blocks, seqs, workers, mix, expiry, whole, hints):
     _same(trace, SimConfig(workers=workers, kv_tokens=16 * blocks, profile=PROFILE, max_num_seqs=seqs, expiry_s=expiry,
-                           reserve_full_prompt=whole), mix)
+                           reserve_full_prompt=whole, end_hint=hints), mix)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -41,7 +41,8 @@ def _sessions(draw):
                                   tool="t", tool_s=draw(hst.integers(0, 40)) / 3.0,
                                   prefix_step=back if kept else -1, prefix_tokens=kept))
             context.append(prompt + output)
-        out.append(SessionSpec(f"s{s}", draw(hst.integers(0, 60)) / 7.0, steps))
+        out.append(SessionSpec(f"s{s}", draw(hst.integers(0, 60)) / 7.0, steps,
+                               tenant=draw(hst.sampled_from(["a", "b", "c"]))))
     return build_trace(TraceMeta("naive", "generated:test"), out)
 
 

@@ -7,7 +7,8 @@
   since nothing else could ever make room; that is counted (`floor_breaks`).
 - **AFS with the 500 ms rule** (SAGA section 7): at each 100 ms epoch, if a request has waited for longer than
   `afs_preempt_s`, the running request of the tenant with the lowest Agent Fair Share is preempted, provided that this
-  share is lower than the waiting tenant's; its KV stays cached. At most one an epoch.
+  share is lower than the waiting tenant's; its KV stays cached, and the request that waited is chosen next. At most one
+  every `afs_preempt_s` on an engine.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Constraints:
         """(tenants,) blocks that each keeps. `UserError` for an unknown tenant, or floors that claim too much."""
         for name in self.kv_floors:
             if name != "*" and name not in tenants:
-                raise unknown_name("tenant with a KV floor", name, tenants)
+                raise unknown_name("tenant", name, tenants)
         shares = [self.kv_floors.get(t, self.kv_floors.get("*", 0.0)) for t in tenants]
         if sum(shares) > MOST_FLOORS + 1e-9:
             raise UserError("KV floors", f"claim {sum(shares):.2f} of the pool for {len(shares)} tenants",

@@ -22,7 +22,7 @@ from saga_rl.sim.heap import push
 from saga_rl.sim.iteration_cost import seconds
 from saga_rl.sim.reference import END, READY, START
 from saga_rl.sim.tier import find_source, plan_prefetch, store, wait_for_copy
-from saga_rl.sim.waiting import charge, choose, dequeue, enqueue, epoch, goes_before, key_of
+from saga_rl.sim.waiting import charge, choose, dequeue, enqueue, epoch, goes_before, key_of, may_be_served
 from saga_rl.sim.worker import account, blocks_for, log_event, log_iteration, log_part, touch
 
 
@@ -82,12 +82,14 @@ def _foretell(world, step, when):
 @njit(cache=True)
 def _yield(world, w, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch):
     """SAGA section 7: a request that has waited for too long makes one of a tenant with a lower share yield."""
-    run, plan = world.run, world.plan
+    run, plan, patience = world.run, world.plan, world.real[st.AFS_PREEMPT]
+    if now - run.wf[w, st.YIELDED_AT] < patience:
+        return  # the last one has not had its turn yet
     first, share = -1, -1.0
     for k in range(run.w[w, st.N_WAITING]):
         step = run.queue[w, k]
         mine = run.afs[plan.tenant[plan.session[step]]]
-        if now - run.f[step, st.READY] > world.real[st.AFS_PREEMPT] and mine > share:
+        if now - run.f[step, st.READY] > patience and mine > share and may_be_served(world, w, step):
             first, share = step, mine
     if first < 0:
         return
@@ -101,6 +103,7 @@ def _yield(world, w, now, order_score, order_params, order_scratch, evict_score,
     if victim < 0:
         return
     run.w[w, st.URGENT] = first + 1
+    run.wf[w, st.YIELDED_AT] = now
     run.i[run.running[w, victim], st.YIELDED] += 1
     run.count[st.AFS_PREEMPTED] += 1
     _preempt(world, w, victim, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch)

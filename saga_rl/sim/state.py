@@ -58,7 +58,7 @@ READY, START_S, FIRST_S, DONE_S, KEY, READY_AT = range(6)
 WORKER_COUNTS = 12
 # columns of Run.wf, by worker; the last two are integrals over time, block-seconds
 (EPOCH_S, SEEN_S, FLIGHT_TOKENS, QUEUED_TOKENS, DUE, COAST_FROM, NEXT_EXPIRY, NEXT_IDLE, PCIE_FREE, LINK_FREE,
- IN_PREFETCH, IDLE_SINCE, IN_USE, BUSY_BLOCKS) = range(14)
+ IN_PREFETCH, IDLE_SINCE, YIELDED_AT, IN_USE, BUSY_BLOCKS) = range(15)
 # Run.count
 STEPS_DONE, SESSIONS_DONE, EVENTS, PREEMPTED, MIGRATIONS, PREFILLED, RECOMPUTED, HIT, PROMPT, ITERATIONS, LOGGED, \
     NEXT_SESSION, AWAITING, OVERFLOW, SAMPLES, N_TOUCHED, COASTED, N_ITERATIONS, N_PARTS, STORED, LOADED, \
@@ -227,7 +227,7 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
     rules = config.constraints
     floors = rules.floors(trace.tenants, config.pool_blocks) if any(rules.kv_floors.values()) else np.zeros(0)
     run = Run(
-        np.zeros((n, 15), np.int64), np.full((n, 6), np.nan), np.zeros((w, WORKER_COUNTS), np.int64), np.zeros((w, 14)),
+        np.zeros((n, 15), np.int64), np.full((n, 6), np.nan), np.zeros((w, WORKER_COUNTS), np.int64), np.zeros((w, 15)),
         np.zeros((w, config.max_num_seqs), np.int32), np.zeros((w, lines + 1), np.int32),
         np.full(n_chains, -1, np.int32), np.diff(trace.session_offsets).astype(np.int64),
         np.full(trace.n_sessions, np.nan), np.full(trace.n_sessions, np.nan), np.zeros(COUNTS, np.int64),
@@ -242,7 +242,7 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
     )
     run.i[:, PENDING] = np.diff(trace.steps.parent_offsets)
     run.f[:, READY_AT] = 0.0
-    run.wf[:, EPOCH_S] = -np.inf
+    run.wf[:, EPOCH_S] = run.wf[:, YIELDED_AT] = -np.inf
     run.wf[:, IDLE_SINCE] = np.nan
     run.w[:, PLACED_AT] = -1
     run.total[SAMPLE_EVERY] = 1.0

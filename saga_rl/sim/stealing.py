@@ -2,10 +2,10 @@
 
 Guards, in this order: the thief has been idle for `IDLE_S`; the victim's load (`features.load`) is above `RATIO` times
 the smallest of all workers, the smallest counting as at least `LEAST_LOAD` (an idle worker's load is 0, so without a
-floor any queue would do); the session has not been stolen `MOST` times yet; and what the thief would spend on having
-its context (computed again, or copied where a link is configured, whichever is less) is less than the prefill that
-waits beside it. Victim: drawn uniformly among the overloaded workers; its oldest waiting session whose request has not
-begun to run. Everyone looks every `LOOK_S`, so a worker is idle for at most one look longer than it has to be.
+floor any queue would do); the request has not been stolen `MOST` times yet; and it has waited for as long as the thief
+would spend on having its context (computed again, or copied where a link is configured, whichever is less), so a move
+costs at most what was lost already. Victim: drawn uniformly among the overloaded workers; its oldest waiting session
+whose request has not begun to run. Everyone looks every `LOOK_S`, so a worker is idle for at most one look longer than it has to be.
 """
 
 from __future__ import annotations
@@ -42,11 +42,10 @@ def _idle(world, w):
 
 
 @njit(cache=True)
-def _oldest(world, w):
+def _oldest(world, w, now):
     """Place in worker w's queue of the oldest session that may be taken, -1 = none."""
     run, real = world.run, world.real
     best, best_s = -1, np.inf
-    queued_s = run.wf[w, st.QUEUED_TOKENS] / real[st.PREFILL_RATE]
     for k in range(run.w[w, st.N_WAITING]):
         step = run.queue[w, k]
         c = world.tree.chain[step]
@@ -56,8 +55,7 @@ def _oldest(world, w):
         cost = prompt / real[st.PREFILL_RATE]
         if real[st.LINK_RATE] > 0:
             cost = min(cost, (prompt - min(context, prompt)) / real[st.PREFILL_RATE] + context / real[st.LINK_RATE])
-        own = run.i[step, st.BOOKED] / real[st.PREFILL_RATE]
-        if cost < queued_s - own and world.chains[c, ch.SESSION_S] < best_s:
+        if cost <= now - world.chains[c, ch.QUEUED] and world.chains[c, ch.SESSION_S] < best_s:
             best, best_s = k, world.chains[c, ch.SESSION_S]
     return best
 
@@ -96,7 +94,7 @@ def steal(world, now, order_score, order_params, order_scratch, evict_score, evi
 def _take(world, victim, thief, now, order_score, order_params, order_scratch, evict_score, evict_params,
           evict_scratch, literal):
     run = world.run
-    at = _oldest(world, victim)
+    at = _oldest(world, victim, now)
     if at < 0:
         return
     settle(world, victim, now, evict_score, evict_params, evict_scratch)

@@ -101,6 +101,14 @@ def charge(world, w, step, computed, generated):
 
 
 @njit(cache=True)
+def may_be_served(world, w, step):
+    """Whether the service gap lets the worker's waiting step be scheduled."""
+    if world.limits[st.TENANTS] == 0:
+        return True
+    return sv.allowed(world.run.service, w, world.plan.tenant[world.plan.session[step]], world.real[st.GAP])
+
+
+@njit(cache=True)
 def choose(world, w, now, order_score, order_params, order_scratch):
     """Place in the worker's queue of the request that is next: the first by the policy's order whose tenant may be
     served (the tenant with least service always may), or the one for which another was made to yield."""
@@ -113,7 +121,7 @@ def choose(world, w, now, order_score, order_params, order_scratch):
     first = -1
     for k in range(n):
         step = run.queue[w, k]
-        if limits[st.TENANTS] > 0 and not sv.allowed(run.service, w, world.plan.tenant[world.plan.session[step]], gap):
+        if not may_be_served(world, w, step):
             continue
         if step == urgent:
             return k
