@@ -1,0 +1,157 @@
+"""What each tier of AEG knowledge costs in task completion time (SAGA section 2), in the simulator.
+
+    python benchmarks/aeg/tiers.py [--data DIR] [--seeds 5] [--sessions 60] [--population 12] [--pressure 2] [--out DIR]
+
+One worker, a closed population of sessions whose live KV exceeds the pool `--pressure` times. Arms:
+
+- hints: the client says which tool a step called and which step is a chain's last;
+- inferred: tools are seen in answers; an end is presumed after 300 s of silence;
+- request level: neither tools nor ends are known, so there are no statistics by tool;
+- cold: as inferred, but WA-LRU takes every agent type for new, for ever.
+
+Mean TCT relative to "hints", paired over seeds: the same sessions in the same order. Real traces are scaled in length
+(the factor is stated). Writes `tiers.json` and `tiers.svg`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from workloads import workloads
+
+from saga_rl.aeg.trace import Trace
+from saga_rl.cli import run_user_command
+from saga_rl.env.episodes import capacities_for, resample, sim_config
+from saga_rl.errors import UserError
+from saga_rl.files import atomic, check_target, write_json
+from saga_rl.learn.evaluation import COLLAPSE, paired_ratio
+from saga_rl.policies.base import PolicySet
+from saga_rl.policies.presets import preset
+from saga_rl.policies.registry import make
+from saga_rl.provenance import provenance
+from saga_rl.report.style import INK, PALETTE, dress, new_figure
+from saga_rl.sim.cluster import simulate
+from saga_rl.sim.config import SimConfig
+
+SCALE = 0.25
+PRESETS = ("saga", "saga literal", "saga+")
+"""Literal: SAGA's eviction as written, whole sessions dropped when their TTL ends."""
+
+
+def arms(name: str, config: SimConfig) -> dict[str, tuple[PolicySet, SimConfig]]:
+    """The tiers under preset `name`; only WA-LRU knows a cold start of its own."""
+    policies = preset(name.split()[0])
+    if name == "saga literal":
+        policies = replace(policies, eviction=make("eviction", "wa-lru-literal"))
+    unhinted = replace(config, end_hint=False)
+    out = {"hints": (policies, config), "inferred": (policies, unhinted),
+           "request level": (policies, replace(unhinted, tool_names=False))}
+    eviction = policies.eviction.name
+    if eviction.startswith("wa-lru"):
+        out["cold"] = (replace(policies, eviction=make("eviction", f"{eviction}:cold_tasks=1e6")), unhinted)
+    return out
+
+
+def measure(name: str, trace: Trace, args: argparse.Namespace, say: Any) -> dict[str, Any]:
+    """Mean and P95 TCT of every arm over the seeds, and their paired ratios to "hints" where that did not collapse."""
+    sample = resample(trace, np.random.default_rng(0), args.sessions)
+    base = sim_config(1 << 20, population=args.population)
+    kv = capacities_for(sample, base, [args.pressure])[0]
+    config = replace(base, kv_tokens=kv)
+    tct: dict[str, dict[str, list[float]]] = {p: {} for p in PRESETS}
+    roof: list[float] = []
+    for seed in range(args.seeds):
+        arranged = resample(sample, np.random.default_rng(1000 + seed))
+        longest = int((arranged.steps.prompt_tokens + arranged.steps.output_tokens).sum())
+        roomy = replace(config, kv_tokens=longest + config.block_tokens * (arranged.n_steps + 1))
+        roof.append(simulate(arranged, roomy, preset("lru"), seed=seed).metrics["tct_mean_s"])
+        for p in PRESETS:
+            for arm, (policies, known) in arms(p, config).items():
+                say(f"{name}: {p}, {arm}, seed {seed}")
+                metrics = simulate(arranged, known, policies, seed=seed).metrics
+                tct[p].setdefault(arm, []).append(metrics["tct_mean_s"])
+    top = np.array(roof)
+    result: dict[str, Any] = {"workload": name, "kv_tokens": kv, "sessions": sample.n_sessions, "steps": sample.n_steps,
+                              "infinite_memory_tct_mean_s": roof, "presets": {}}
+    for p, by_arm in tct.items():
+        sound = np.array(by_arm["hints"]) <= COLLAPSE * top
+        reference = np.array(by_arm["hints"])[sound]
+        result["presets"][p] = {arm: {
+            "tct_mean_s": values, "vs_infinite": float(np.exp(np.log(np.array(values) / top).mean())),
+            "collapsed": int((np.array(values) > COLLAPSE * top).sum()),
+            "vs_hints": None if arm == "hints" else paired_ratio(np.array(values)[sound], reference),
+        } for arm, values in by_arm.items()}
+    return result
+
+
+def show(results: list[dict[str, Any]]) -> Table:
+    table = Table(title="mean TCT, relative to the tier with hints (95 % interval over seeds)", title_justify="left")
+    for column in ("workload", "preset", "arm", "TCT, s", "/ infinite memory", "/ hints", "interval", "collapsed"):
+        table.add_column(column, justify="left" if column in ("workload", "preset", "arm") else "right")
+    for r in results:
+        for p, by_arm in r["presets"].items():
+            for arm, row in by_arm.items():
+                ratio = row["vs_hints"]
+                table.add_row(r["workload"], p, arm, f"{np.mean(row['tct_mean_s']):,.0f}", f"{row['vs_infinite']:.2f}",
+                              f"{ratio['ratio']:.3f}" if ratio else "1" if arm == "hints" else "-",
+                              f"{ratio['low']:.3f} to {ratio['high']:.3f}" if ratio else "", str(row["collapsed"]))
+    return table
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """Ratios to the tier with hints, a panel a preset."""
+    figure = new_figure(11.0, 4.0)
+    for axes, p in zip(figure.subplots(1, len(PRESETS), sharey=True), PRESETS, strict=True):
+        axes.axvline(1.0, color=INK, linewidth=1.0)
+        names = [a for a in results[0]["presets"][p] if a != "hints"]
+        for k, arm in enumerate(names):
+            axes.plot([], [], "o-", color=PALETTE[k], markersize=5, label=arm)
+            for i, r in enumerate(results):
+                ratio = r["presets"][p][arm]["vs_hints"]
+                if ratio:
+                    y = i + 0.25 * (k - (len(names) - 1) / 2)
+                    axes.plot([ratio["low"], ratio["high"]], [y, y], color=PALETTE[k], linewidth=1.5)
+                    axes.plot(ratio["ratio"], y, "o", color=PALETTE[k], markersize=5)
+        dress(axes, p, "mean TCT / TCT with hints", "")
+        axes.set_yticks(range(len(results)), [r["workload"] for r in results])
+        axes.set_ylim(len(results) - 0.4, -0.6)
+        axes.legend(frameon=False, fontsize=8)
+    with atomic(path) as tmp:
+        figure.savefig(tmp, format="svg", metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder of real traces: adds katas and weka")
+    for name, default, text in (("seeds", 5, "arrangements"), ("sessions", 60, "sessions of each workload"),
+                                ("population", 12, "sessions at once")):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} ({default})")
+    parser.add_argument("--pressure", type=float, default=2.0, help="live KV over the pool (2)")
+    parser.add_argument("--out", type=Path, default=Path("out/benchmarks"))
+    args = parser.parse_args()
+    for name in ("seeds", "sessions", "population"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name}", f"is {getattr(args, name)}", "give at least 1")
+    if not args.pressure > 0:
+        raise UserError("--pressure", f"is {args.pressure}", "give a number > 0")
+    args.out.mkdir(parents=True, exist_ok=True)
+    check_target(args.out / "tiers.json")
+    results = []
+    with Console(stderr=True).status("compiling") as status:
+        for name, trace in workloads(args.data, SCALE):
+            results.append(measure(name, trace, args, status.update))
+    write_json(args.out / "tiers.json", {"pressure": args.pressure, "population": args.population, "scale_real": SCALE,
+                                         "workloads": results, "provenance": provenance(seed=0, trace=None)})
+    draw(results, args.out / "tiers.svg")
+    Console(width=None if sys.stdout.isatty() else 140).print(show(results))
+
+
+if __name__ == "__main__":
+    run_user_command(main)
