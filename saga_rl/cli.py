@@ -9,6 +9,7 @@ from rich.console import Console
 
 from saga_rl import __version__
 from saga_rl.aeg.cli import app as trace_app
+from saga_rl.compare.cli import register as register_compare
 from saga_rl.errors import EXIT_BAD_INPUT, UserError
 from saga_rl.runtime.calibrate import register as register_fit
 from saga_rl.runtime.cli import register as register_runtime
@@ -19,6 +20,7 @@ app = typer.Typer(name="saga-rl", no_args_is_help=True, add_completion=False, pr
                   help="Train and serve scheduling policies for AI-agent inference.")
 app.add_typer(trace_app, name="trace")
 register_sim(app)
+register_compare(app)
 register_fit(profile_app)
 register_runtime(app)
 

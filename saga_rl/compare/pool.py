@@ -1,0 +1,85 @@
+"""Worker processes: spawned, each loads compiled code once, and none outlives the program that started it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+from saga_rl.aeg.generators import generate
+from saga_rl.compare.cells import Cell, Result, run_job
+from saga_rl.errors import UserError
+
+Done = Callable[[Cell, Result, float], None]
+
+
+def _begin(quiet: bool) -> None:
+    """In a fresh worker: Ctrl-C is the parent's business, its death is ours."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if quiet:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the life of the process
+
+    def watch() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """`jobs` processes. On an error, and on Ctrl-C, they are ended at once."""
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_begin, initargs=(True,))
+    try:
+        yield pool
+    except BaseException:
+        processes = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.kill()
+        raise
+    pool.shutdown()
+
+
+def warm() -> None:
+    """Compile, or load from disk, what cells run. One worker does it before the others start, so that it is compiled
+    once and not by all of them side by side."""
+    from saga_rl.policies.presets import preset
+    from saga_rl.sim.bound import bound
+    from saga_rl.sim.cluster import simulate
+    from saga_rl.sim.config import SimConfig
+
+    trace = generate("webarena", 0, sessions=2, max_context=20_000)
+    simulate(trace, SimConfig(workers=2, kv_tokens=40_000), preset("saga+"))
+    bound(trace, SimConfig(kv_tokens=40_000), ["lru", "wa-lru"])
+
+
+def run_all(pool: ProcessPoolExecutor, folder: Path, jobs: Sequence[list[Cell]], done: Done) -> None:
+    """Run every job, in the order given, and hand each cell's result to `done` in this process as it comes.
+
+    Raises what a cell raised; `UserError` if a worker was killed (as when memory ran out).
+    """
+    by_future: dict[Future[Any], list[Cell]] = {pool.submit(run_job, folder, job): job for job in jobs}
+    pending = set(by_future)
+    while pending:
+        finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+        for future in finished:
+            cells = {cell.key: cell for cell in by_future[future]}
+            try:
+                results = future.result()
+            except BrokenProcessPool:
+                raise UserError("a worker process", "was killed from outside, most likely because memory ran out",
+                                "run again with fewer --jobs; finished cells are kept") from None
+            for key, result, seconds in results:
+                done(cells[key], result, seconds)

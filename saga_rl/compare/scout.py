@@ -1,0 +1,97 @@
+"""Where to look, found on training sessions with the stock policies alone: the capacity P1 and the sustained load."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from saga_rl.aeg.trace import Trace
+from saga_rl.compare.settings import P1_RANGE, P1_RATIO, STOCK, SUSTAINED
+from saga_rl.env.episodes import demand_tokens
+from saga_rl.policies.presets import preset
+from saga_rl.sim.bound import LOW_PRESSURE, bound
+from saga_rl.sim.cluster import simulate
+from saga_rl.sim.config import SimConfig
+
+BISECTIONS = 6
+DOUBLINGS = 12
+
+
+def pressure(traces: Sequence[Trace], config: SimConfig, least_tokens: int) -> dict[str, Any]:
+    """P1: the capacity, between `least_tokens` and what live sessions hold when memory is no limit, at which LRU
+    computes again nearest to `P1_RATIO` x what Belady does, over all `traces`.
+
+    The ratio grows with capacity until Belady computes next to nothing again (low pressure: counts as too large).
+    """
+    block = config.block_tokens
+    demand = int(np.median([demand_tokens(t, config) for t in traces]))
+    low, high = math.ceil(least_tokens / block) * block, max(demand, least_tokens)
+    tried: dict[int, float] = {}
+
+    def ratio(kv: int) -> float:
+        if kv not in tried:
+            runs = [bound(t, replace(config, kv_tokens=kv), [STOCK]) for t in traces]
+            best = sum(r["belady_recomputed_tokens"] for r in runs)
+            first = sum(r["first_time_tokens"] for r in runs)
+            stock = sum(r["policies"][STOCK]["recomputed_tokens"] for r in runs)
+            tried[kv] = stock / best if best > 0 and best >= LOW_PRESSURE * first else math.inf
+        return tried[kv]
+
+    if ratio(low) < P1_RATIO:
+        for _ in range(BISECTIONS):
+            middle = max(low, round(math.sqrt(low * high) / block) * block)
+            if ratio(middle) < P1_RATIO:
+                low = middle
+            else:
+                high = middle
+    usable = {kv: r for kv, r in tried.items() if 0 < r < math.inf}
+    chosen = min(usable, key=lambda kv: abs(math.log(usable[kv] / P1_RATIO))) if usable else None
+    return {"demand_tokens": demand, "capacity_tokens": chosen, "lru_over_belady": usable.get(chosen or 0),
+            "in_range": chosen is not None and P1_RANGE[0] <= usable[chosen] <= P1_RANGE[1]}
+
+
+def sustained(at: Callable[[float], Sequence[Trace]], config: SimConfig,
+              roomy: Callable[[Trace], int]) -> dict[str, Any]:
+    """The greatest speed found (arrival rate over the recorded one) at which stock's mean TCT is at most `SUSTAINED` x
+    that of infinite memory; `speed` is null if memory limits it at no speed, or at every one.
+
+    at: speed -> arrangements. Doubles or halves until the limit lies between two speeds, then bisects.
+    """
+    def slowdown(speed: float) -> float:
+        logs = []
+        for trace in at(speed):
+            limited, free = (simulate(trace, replace(config, kv_tokens=kv), preset(STOCK), slo=False).metrics
+                             for kv in (config.kv_tokens, roomy(trace)))
+            logs.append(math.log(limited["tct_mean_s"] / free["tct_mean_s"]))
+        return math.exp(sum(logs) / len(logs))
+
+    low = high = 1.0
+    found = slowdown(1.0)
+    for _ in range(DOUBLINGS):
+        if found <= SUSTAINED:
+            low, high = high, 2 * high
+            found = slowdown(high)
+            if found > SUSTAINED:
+                break
+        else:
+            low, high = low / 2, low
+            found = slowdown(low)
+            if found <= SUSTAINED:
+                break
+    else:
+        return {"speed": None, "sessions_per_min": None, "slowdown": found,
+                "why": "memory limits it at no arrival rate" if found <= SUSTAINED else "memory limits it at every "
+                "arrival rate"}
+    for _ in range(BISECTIONS):
+        middle = math.sqrt(low * high)
+        if slowdown(middle) <= SUSTAINED:
+            low = middle
+        else:
+            high = middle
+    spans = [(t.n_sessions - 1, float(np.ptp(t.sessions.arrival_s))) for t in at(low)]
+    return {"speed": low, "sessions_per_min": 60 * sum(n for n, _ in spans) / sum(s for _, s in spans),
+            "slowdown": slowdown(low), "why": None}
