@@ -53,6 +53,10 @@ class EvictionPool:
     def score(self, c: int) -> float:
         return float(self.scores(np.array([c]))[0])
 
+    def recency(self, c: int) -> float:
+        self.score(c)
+        return float(self._rows[0, F.E_RECENCY])
+
     def tell(self, c: int, event: int, blocks: float, total: float, score: float = 0.0) -> None:
         if self.policy.memory:
             last_s, row = self.released[c] if event == F.EVICT else self.now, self._rows[0]

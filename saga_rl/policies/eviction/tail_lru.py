@@ -6,7 +6,8 @@ that are surplus: they count as infinitely old. When nobody has any, plain LRU.
 
 Here L is the chain's context, Q the expected answer of its tool (the source takes one mean), and what is cached are its
 evictable tokens on the worker. Where a score cannot do what the source does: eviction takes from one victim until there
-is enough, so it can cut deeper than the surplus; therefore the largest surplus goes first, which cuts least.
+is enough, so it can cut deeper than the surplus. Therefore the chain goes first of whose blocks the largest share is
+surplus, above all one that can lose everything; equal ones by age.
 
 `xi` is the budget in tokens: 200 ms at 6,000 prefill tokens/s is 1,200. `protect=1`, `hint=1` are ours (the source has
 an end-aware variant that is told more): waiting chains go last, ended ones first; 0 is the published form.
@@ -32,7 +33,7 @@ def _score(x, params, scratch):
     if outside != 0.0:
         return outside
     surplus = x[E_TOKENS] - max(x[E_CONTEXT] + x[E_OBS] - params[XI], 0.0)
-    return SURPLUS + surplus if surplus >= 1.0 else x[E_IDLE_S]
+    return SURPLUS * (1.0 + surplus / x[E_TOKENS]) if surplus >= 1.0 else x[E_IDLE_S]
 
 
 @register("eviction", "tail-lru")
