@@ -197,7 +197,9 @@ def test_misspelt_name_lists_the_nearest_first(policy):
 
 def test_expected_policies_are_there():
     have = {seam: set(registry.names(seam)) for seam in SEAMS}
-    assert have["eviction"] >= {"lru", "lru-protect", "wa-lru", "wa-lru-literal", "youngest", "belady", "learned"}
+    assert have["eviction"] >= {
+        "lru", "lru-protect", "s3-fifo", "arc", "lfu", "greedy-dual", "tail-lru", "kvflow", "continuum", "bayes-tables",
+        "wa-lru", "wa-lru-literal", "youngest", "belady", "clairvoyant", "learned"}
     assert have["placement"] >= {"least-load", "sticky", "saga", "learned"}
     assert have["ordering"] >= {"fcfs", "session-fcfs", "afs"}
     assert have["admission"] >= {"none", "grow", "reserve-older"}
