@@ -142,7 +142,7 @@ def test_the_trunk_goes_after_every_branch():
 
 
 def test_a_whole_chain_goes_at_once_and_only_its_own():
-    worker = Worker(branches(), 20, "wa-lru-literal")
+    worker = Worker(branches(), 20, "wa-lru-literal:cold_tasks=0")
     for step, prompt in enumerate((17, 25, 25)):
         serve(worker, step, prompt, float(step))
     worker.room(13, 10.0)
