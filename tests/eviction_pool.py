@@ -83,9 +83,10 @@ class EvictionPool:
         ch.arrive(self.chains, self.tables, 0, c, self.now, float(self.resident[c] * self.block))
         self.chains[c, ch.QPOS] = ahead
 
-    def use(self, c: int, size: int = 1, *, tool: int = 0, ended: bool = False, takes_s: float = 0.0,
+    def use(self, c: int, size: int = 1, *, tool: int = 0, ended: bool = False, preempted: bool = False,
             ) -> list[tuple[int, int]]:
-        """A request of chain c that needs `size` blocks: who lost how many blocks, in order."""
+        """A request of chain c that needs `size` blocks: who lost how many blocks, in order. preempted: it loses its
+        place at once and waits again."""
         self.now += self.tick_s
         if not self.chains[c, ch.WAITING]:
             ch.arrive(self.chains, self.tables, 0, c, self.now, float(size * self.block))
@@ -98,8 +99,10 @@ class EvictionPool:
         self.resident[c] = max(size, mine)
         ch.schedule(self.chains, c, self.now)
         self.tell(c, F.BEGIN, found, size)
-        self.now += takes_s
-        ch.finish(self.chains, self.tables, 0, c, self.now, float(size * self.block), 0.0, tool, ended)
+        if preempted:
+            ch.preempt(self.chains, c, self.now)
+        else:
+            ch.finish(self.chains, self.tables, 0, c, self.now, float(size * self.block), 0.0, tool, ended)
         self.count += 1
         self.released[c], self.order[c] = self.now, self.count
         self.tell(c, F.RELEASE, self.resident[c], self.resident[c])

@@ -16,7 +16,7 @@ from policies_rows import score
 
 from saga_rl.errors import UserError
 from saga_rl.policies import chains as ch
-from saga_rl.policies.eviction import arc, greedy_dual, s3_fifo
+from saga_rl.policies.eviction import arc, greedy_dual, lfu, s3_fifo
 from saga_rl.policies.registry import make
 
 QUEUE_BASED = ("s3-fifo", "arc", "lfu", "greedy-dual")
@@ -288,6 +288,28 @@ def test_the_published_form_knows_neither(name):
     pool.chains[0, ch.WAITING] = 1
     pool.chains[2, ch.ENDED] = 0
     assert pool.victim_order() == before
+
+
+def test_a_preempted_request_is_one_use():
+    """Chain 0 begins, is preempted and begins again: one use, as chain 1's."""
+    for name, place in (("lfu", lfu.F), ("greedy-dual", greedy_dual.F), ("s3-fifo", s3_fifo.HITS), ("arc", arc.LIST)):
+        pool = EvictionPool(name, 9, 3)
+        pool.use(0, preempted=True)
+        pool.use(0)
+        pool.use(1)
+        assert pool.mine(0)[place] == pool.mine(1)[place], name
+        pool.use(0)
+        assert pool.mine(0)[place] == pool.mine(1)[place] + 1, name
+
+
+def test_what_goes_for_its_end_does_not_age_the_others():
+    """Chain 0 ended; it was dear. Were L to rise to its H, chain 1, dear too, would be as good as a newcomer."""
+    for hint, base in ((1, 0.0), (0, 1.0)):
+        pool = EvictionPool(f"greedy-dual:hint={hint},frequency=0,fixed=1,linear=0,square=0", 2, 4)
+        pool.use(0, ended=True)
+        pool.use(1)
+        assert pool.use(2) == [(0, 1)]
+        assert pool.here()[greedy_dual.L - greedy_dual.L] == base
 
 
 @pytest.mark.parametrize("spec", ["arc:protect=0.5", "lfu:aging=2", "s3-fifo:hint=7", "continuum:by_size=0.1"])

@@ -24,14 +24,16 @@ from saga_rl.policies.base import MEMORY, SCORE, Policy
 from saga_rl.policies.eviction.parts import apart, recall, switch
 from saga_rl.policies.features import (
     BEGIN,
+    E_ENDED,
     E_EVENT,
     E_EVENT_BLOCKS,
     E_EVENT_TOTAL,
     E_IDLE_S,
     E_MINE,
     E_POOL_BLOCKS,
-    EVICT,
+    E_WAITING,
     NO_EVENT,
+    RELEASE,
 )
 from saga_rl.policies.registry import register
 
@@ -39,6 +41,8 @@ LIST, SIZE, LOST, MARK, T, B, GONE, P = 0, 1, 2, 3, 4, 6, 8, 10
 """Places in the memory. Of the chain: 1 or 2, the list that it is in or left last (0: new); its blocks; blocks that it
 lost since its last request; GONE of its list when it lost the last of them. Of the worker, for each of the two lists:
 blocks in it (T), in its ghost (B), that ever left it (GONE). P: the target for T1, blocks."""
+AGAIN = 1.5
+"""LIST of a chain in T1 whose only request was preempted."""
 PROTECT, HINT = range(2)
 OTHER_LIST = 1e12
 """Beyond every idle time, s."""
@@ -50,14 +54,14 @@ def _begin(x, m):
     pool = x[E_POOL_BLOCKS]
     known = m[LIST] > 0 and x[E_EVENT_BLOCKS] > 0
     if m[LIST] > 0:
-        i = 0 if m[LIST] == 1.0 else 1
+        i = 0 if m[LIST] < 2.0 else 1
         lost = min(m[LOST], m[B + i])
         if lost > 0 and m[GONE + i] - m[MARK] < m[B + i]:
             step = max(m[B + 1 - i] / m[B + i], 1.0) * lost
             m[P] = min(m[P] + step, pool) if i == 0 else max(m[P] - step, 0.0)
             m[B + i] -= lost
             known = True
-    m[LIST] = 2.0 if known else 1.0
+    m[LIST] = 2.0 if known and m[LIST] != AGAIN else 1.0
     m[LOST] = 0.0
 
 
@@ -65,18 +69,21 @@ def _begin(x, m):
 def _remember(x, params, m):
     pool = x[E_POOL_BLOCKS]
     if m[LIST] > 0:
-        m[T if m[LIST] == 1.0 else T + 1] -= m[SIZE]
+        m[T if m[LIST] < 2.0 else T + 1] -= m[SIZE]
     if x[E_EVENT] == BEGIN:
         _begin(x, m)
-    elif x[E_EVENT] == EVICT and m[LIST] > 0:
-        i = 0 if m[LIST] == 1.0 else 1
+    elif x[E_EVENT] == RELEASE:
+        if x[E_WAITING] > 0 and m[LIST] == 1.0:  # preempted: the same request will begin again, which is no second use
+            m[LIST] = AGAIN
+    elif m[LIST] > 0 and not (params[HINT] > 0 and x[E_ENDED] > 0):  # what was told to have ended leaves no ghost
+        i = 0 if m[LIST] < 2.0 else 1
         m[LOST] += x[E_EVENT_BLOCKS]
         m[B + i] += x[E_EVENT_BLOCKS]
         m[GONE + i] += x[E_EVENT_BLOCKS]
         m[MARK] = m[GONE + i]
     m[SIZE] = x[E_EVENT_TOTAL]
     if m[LIST] > 0:
-        m[T if m[LIST] == 1.0 else T + 1] += m[SIZE]
+        m[T if m[LIST] < 2.0 else T + 1] += m[SIZE]
     m[T], m[T + 1] = max(m[T], 0.0), max(m[T + 1], 0.0)
     m[B] = max(min(m[B], pool - m[T]), 0.0)
     m[B + 1] = max(min(m[B + 1], 2.0 * pool - m[T] - m[T + 1] - m[B]), 0.0)
@@ -92,7 +99,7 @@ def _score(x, params, scratch):
     if outside != 0.0:
         return outside
     t1_first = x[E_MINE + T] > x[E_MINE + P]
-    return x[E_IDLE_S] + (OTHER_LIST if t1_first == (x[E_MINE + LIST] != 2.0) else 0.0)
+    return x[E_IDLE_S] + (OTHER_LIST if t1_first == (x[E_MINE + LIST] < 2.0) else 0.0)
 
 
 @register("eviction", "arc")

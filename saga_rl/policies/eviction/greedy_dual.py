@@ -11,7 +11,7 @@ is a miss) the larger of two goes first.
 
 Where a score cannot do what the source does: eviction takes tail blocks of the victim, as many as are needed, and what
 is left keeps its H until it is next used. `frequency=0`: GreedyDual-Size. `protect=1`, `hint=1` are ours: waiting
-chains go last, ended ones first; 0 is the published form.
+chains go last, ended ones first, neither for their H, so L does not move with them; 0 is the published form.
 """
 
 import numpy as np
@@ -26,6 +26,7 @@ from saga_rl.policies.features import (
     E_EVENT_TOTAL,
     E_MINE,
     E_TOKENS,
+    E_WAITING,
     EVICT,
     NO_EVENT,
     RELEASE,
@@ -46,8 +47,11 @@ def _remember(x, params, m):
         worth = params[FIXED] + prefill_s(x[E_TOKENS], params[LINEAR_S], params[SQUARE_S])
         times = m[F] if params[FREQUENCY] > 0 else 1.0
         m[H] = m[L] + times * worth / max(x[E_EVENT_TOTAL], 1.0)
+        if x[E_WAITING] > 0:  # preempted: the same request will begin again
+            m[F] = max(m[F] - 1.0, 0.0)
     elif x[E_EVENT] == EVICT:
-        m[L] = max(m[L], m[H])
+        if apart(x, params[PROTECT], params[HINT]) == 0.0:
+            m[L] = max(m[L], m[H])
         if x[E_EVENT_TOTAL] <= 0:
             m[F] = 0.0
 

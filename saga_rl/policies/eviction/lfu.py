@@ -5,8 +5,9 @@ there (in-cache LFU). Key K = F, and with `aging=1` K = F + L, set at each reque
 victim (LFU-DA: Arlitt, Cherkasova, Dilley, Friedrich, Jin, "Evaluating content management techniques for Web proxy
 caches", 2000). The lowest key goes first; of equal keys the one released earliest.
 
-Our reading: evicting some tail blocks of a chain leaves its count. `aging=0` is plain LFU: a long chain that ended
-stays for ever. `protect=1`, `hint=1` are ours: waiting chains go last, ended ones first; 0 is the published form.
+Our reading: evicting some tail blocks of a chain leaves its count; a request that is preempted and begins again counts
+once. `aging=0` is plain LFU: a long chain that ended stays for ever. `protect=1`, `hint=1` are ours: waiting chains go
+last, ended ones first, neither for their key, so L does not move with them; 0 is the published form.
 """
 
 import numpy as np
@@ -14,7 +15,7 @@ from numba import njit
 
 from saga_rl.policies.base import MEMORY, SCORE, Policy
 from saga_rl.policies.eviction.parts import apart, recall, switch
-from saga_rl.policies.features import BEGIN, E_EVENT, E_EVENT_TOTAL, E_MINE, EVICT, NO_EVENT
+from saga_rl.policies.features import BEGIN, E_EVENT, E_EVENT_TOTAL, E_MINE, E_WAITING, EVICT, NO_EVENT, RELEASE
 from saga_rl.policies.registry import register
 
 F, KEY, L = 0, 1, 4
@@ -27,8 +28,10 @@ def _remember(x, params, m):
     if x[E_EVENT] == BEGIN:
         m[F] += 1.0
         m[KEY] = m[F] + m[L]
+    elif x[E_EVENT] == RELEASE and x[E_WAITING] > 0:
+        m[F] = max(m[F] - 1.0, 0.0)
     elif x[E_EVENT] == EVICT:
-        if params[AGING] > 0:
+        if params[AGING] > 0 and apart(x, params[PROTECT], params[HINT]) == 0.0:
             m[L] = max(m[L], m[KEY])
         if x[E_EVENT_TOTAL] <= 0:
             m[F] = 0.0

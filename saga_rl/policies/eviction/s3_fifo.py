@@ -16,7 +16,8 @@ cannot do what the source does:
   no more than `ghost` of the pool have since. Ghosts that came back are not taken off that count.
 - Eviction takes tail blocks, as many as are needed, and decides between the queues once for all that it takes.
 
-`protect=1`, `hint=1` are ours: waiting chains go last, ended ones first; 0 is the published form.
+`protect=1`, `hint=1` are ours: waiting chains go last, ended ones first, neither by their place, so the hand does not
+move with them; 0 is the published form.
 """
 
 import numpy as np
@@ -31,8 +32,9 @@ from saga_rl.policies.features import (
     E_EVENT_TOTAL,
     E_MINE,
     E_POOL_BLOCKS,
-    EVICT,
+    E_WAITING,
     NO_EVENT,
+    RELEASE,
 )
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
@@ -60,8 +62,9 @@ def _remember(x, params, m):
             m[HITS] += 1.0
             to_main = m[HITS] >= PROMOTE
         elif x[E_EVENT_BLOCKS] > 0 and m[STATE] == MAIN:
-            if m[PLACE] <= m[HAND] + MOST_HITS * length:
+            if m[HITS] >= 0 and m[PLACE] <= m[HAND] + MOST_HITS * length:
                 m[PLACE] += length
+            m[HITS] = 0.0
         elif m[STATE] == GHOST and m[LEFT] - m[PLACE] <= params[GHOSTS] * pool:
             to_main = True
         else:
@@ -69,9 +72,12 @@ def _remember(x, params, m):
             m[STATE], m[PLACE], m[HITS] = SMALL, m[ENTERED], 0.0
         if to_main:
             m[HEAD] = max(m[HEAD] + 1.0, m[HAND] + length)
-            m[STATE], m[PLACE] = MAIN, m[HEAD]
-    elif x[E_EVENT] == EVICT:
-        if m[STATE] == MAIN:
+            m[STATE], m[PLACE], m[HITS] = MAIN, m[HEAD], 0.0
+    elif x[E_EVENT] == RELEASE:
+        if x[E_WAITING] > 0:  # preempted: the same request will begin again, which is no hit
+            m[HITS] = m[HITS] - 1.0 if m[STATE] == SMALL else -1.0
+    else:
+        if m[STATE] == MAIN and apart(x, params[PROTECT], params[HINT]) == 0.0:
             m[HAND] = max(m[HAND], m[PLACE])
         elif m[STATE] == SMALL:
             m[LEFT] += x[E_EVENT_BLOCKS]
