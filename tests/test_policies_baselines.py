@@ -342,7 +342,7 @@ def test_aimd_falls_by_a_factor_and_climbs_by_steps():
 
 
 def test_aimd_looks_at_what_could_have_been_found():
-    door = Door("aimd:start=8,cut=0.5,period=1")
+    door = Door("aimd:start=8,step=1,cut=0.5,period=1")
     door.begin(0, times=9, new=1, active=8)  # new chains have nothing to find
     assert door.limit() == 8
     door.begin(50, new=0, lost=0, active=8)

@@ -50,7 +50,7 @@ def _score(x, params, scratch):
 
 
 @register("admission", "aimd")
-def aimd(start: float = 16, step: float = 1, cut: float = 0.7, low: float = 0.8, period: float = 32) -> Policy:
+def aimd(start: float = 8, step: float = 0.25, cut: float = 0.7, low: float = 0.95, period: float = 16) -> Policy:
     doc = {"start": bounded("aimd", "start", start, 1.0, 1e6), "step": bounded("aimd", "step", step, 1e-3, 1e3),
            "cut": bounded("aimd", "cut", cut, 0.01, 1.0), "low": bounded("aimd", "low", low, 0.0, 1.0),
            "period": bounded("aimd", "period", period, 1.0, 1e6)}

@@ -18,7 +18,7 @@ def _score(x, params, scratch):
 
 
 @register("admission", "limit")
-def limit(sessions: float = 16) -> Policy:
+def limit(sessions: float = 8) -> Policy:
     sessions = bounded("limit", "sessions", sessions, 1.0, 1e6)
     # not steady: a chain that is counted here may go elsewhere without anything happening here
     return Policy("admission", "limit", _score, np.array([sessions]), doc={"sessions": sessions})
