@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as hst
+from numba import typeof
 
 from saga_rl.aeg.build import SessionSpec, StepSpec, build_trace
 from saga_rl.aeg.generators import generate
+from saga_rl.aeg.io import read_trace, write_trace
 from saga_rl.aeg.trace import TraceMeta
 from saga_rl.errors import UserError
 from saga_rl.policies.presets import preset
@@ -21,6 +23,7 @@ from saga_rl.sim.cluster import Cluster, simulate
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.cost import CostProfile
 from saga_rl.sim.placement_stepper import PlacementStepper
+from saga_rl.sim.state import make_world
 
 PROFILE = CostProfile("unit", base_s=1.0, per_prefill_token_s=0.01, per_kv_token_s=0.001, max_batched_tokens=100)
 META = TraceMeta("test", "generated:test")
@@ -177,6 +180,14 @@ def test_online_policies_do_not_see_the_future(name):
     for key in ("worker", "scheduled_s", "first_token_s", "done_s"):
         seen = before["ready_s"] <= cut if key == "worker" else before[key] <= cut
         assert np.array_equal(before[key][seen], after[key][seen])
+
+
+def test_a_trace_from_a_file_needs_no_second_compilation(tmp_path):
+    """Numba compiles for types, and a read-only array is another type: the loop takes minutes on a slow machine."""
+    trace = generate("swe-bench", 1, sessions=3)
+    write_trace(trace, tmp_path / "t.parquet")
+    made, read = (make_world(t, SimConfig(), preset("lru")) for t in (trace, read_trace(tmp_path / "t.parquet")))
+    assert typeof(made) == typeof(read)
 
 
 def test_a_session_larger_than_the_pool_is_refused():

@@ -194,8 +194,9 @@ def make_plan(trace: Trace, forest: Forest) -> Plan:
     np.maximum.at(last, forest.chain, np.arange(n))
     final[last[last >= 0]] = 1
     s = trace.sessions
-    return Plan(st.session.astype(np.int32), st.prompt_tokens, st.output_tokens, st.tool, _shared(forest),
-                st.tool_s + st.think_s, final, child_off, children[order].astype(np.int32), root_off.astype(np.int64),
+    # copies: columns read from a file are read-only, which to numba is another type and another compilation
+    return Plan(st.session.astype(np.int32), st.prompt_tokens.copy(), st.output_tokens.copy(), st.tool.copy(),
+                _shared(forest), st.tool_s + st.think_s, final, child_off, children[order].astype(np.int32), root_off.astype(np.int64),
                 root, s.tenant, s.agent_type, s.arrival_s, s.deadline_s - s.arrival_s)
 
 
