@@ -196,8 +196,8 @@ def make_plan(trace: Trace, forest: Forest) -> Plan:
     s = trace.sessions
     # copies: columns read from a file are read-only, which to numba is another type and another compilation
     return Plan(st.session.astype(np.int32), st.prompt_tokens.copy(), st.output_tokens.copy(), st.tool.copy(),
-                _shared(forest), st.tool_s + st.think_s, final, child_off, children[order].astype(np.int32), root_off.astype(np.int64),
-                root, s.tenant, s.agent_type, s.arrival_s, s.deadline_s - s.arrival_s)
+                _shared(forest), st.tool_s + st.think_s, final, child_off, children[order].astype(np.int32),
+                root_off.astype(np.int64), root, s.tenant, s.agent_type, s.arrival_s, s.deadline_s - s.arrival_s)
 
 
 def _shared(forest: Forest) -> NDArray[np.int8]:
