@@ -5,7 +5,8 @@ the smallest of all workers, the smallest counting as at least `LEAST_LOAD` (an 
 floor any queue would do); the request has not been stolen `MOST` times yet; and it has waited for as long as the thief
 would spend on having its context (computed again, or copied where a link is configured, whichever is less), so a move
 costs at most what was lost already. Victim: drawn uniformly among the overloaded workers; its oldest waiting session
-whose request has not begun to run. Everyone looks every `LOOK_S`, so a worker is idle for at most one look longer than it has to be.
+whose request has not begun to run. Everyone looks every `LOOK_S`, so a worker is idle for at most one look longer than
+it has to be.
 """
 
 from __future__ import annotations
