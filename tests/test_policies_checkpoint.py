@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policies_rows import network, write_checkpoint
+from policies_rows import COLUMNS, network, write_checkpoint
+from policies_rows import rows as rows_of
 from safetensors.numpy import load_file, save
 
 from saga_rl.errors import UserError
 from saga_rl.policies import checkpoint_checks
 from saga_rl.policies.checkpoint import load_checkpoint, save_checkpoint
-from saga_rl.policies.features import LEARNED_EVICTION, PLACEMENT
+from saga_rl.policies.eviction.learned import settled_score
+from saga_rl.policies.features import E_ENDED, E_QUEUE_LOG, E_WAITING, LEARNED_EVICTION, LEARNED_PLACEMENT
 from saga_rl.policies.mlp import forward, mlp_score, pack, scratch_size
 from saga_rl.policies.registry import make
 
@@ -58,7 +60,7 @@ def test_a_nan_or_overflow_scores_zero_and_inputs_are_clipped():
     assert compiled(huge, mean, std, np.ones((1, 4)))[0] == 0.0
 
 
-@pytest.mark.parametrize(("seam", "features"), [("eviction", LEARNED_EVICTION), ("placement", PLACEMENT)])
+@pytest.mark.parametrize(("seam", "features"), [("eviction", LEARNED_EVICTION), ("placement", LEARNED_PLACEMENT)])
 def test_round_trip(tmp_path, seam, features):
     layers, mean, std = network(len(features))
     companions = {"ordering": "afs", "admission": "none", "eviction": "lru", "placement": "saga:theta=1.5"}
@@ -71,12 +73,29 @@ def test_round_trip(tmp_path, seam, features):
         np.testing.assert_array_equal(w, w2)
         np.testing.assert_array_equal(b, b2)
     policy = got.policy()
-    rows = np.random.default_rng(1).uniform(size=(4, len(features) + 3))
+    rows = np.random.default_rng(1).uniform(size=(4, len(COLUMNS[seam])))
+    if seam == "eviction":  # neither waiting nor ended: the network's to rank
+        rows[:, [E_WAITING, E_ENDED]] = 0.0
     scores = [policy.score(r, policy.params, np.zeros(policy.scratch)) for r in rows]
     np.testing.assert_allclose(scores, forward(layers, mean, std, rows[:, :len(features)]), rtol=1e-12)
     assert policy.doc["sha256"] == got.sha256
     names = {s: spec.partition(":")[0] for s, spec in companions.items()} | {seam: "learned"}
     assert got.policies().names() == names
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 99), scale=st.sampled_from([1.0, 1e3, 1e30]), data=st.data())
+def test_no_weights_reach_beyond_what_is_known(seed, scale, data):
+    """Ended before idle before waiting; farther back in the queue before nearer: for any network."""
+    layers, mean, std = network(F, seed=seed)
+    params = pack([(w * np.float64(scale), b) for w, b in layers], mean, std)
+    scratch = np.zeros(scratch_size(layers))
+    ended, idle, far, near = (data.draw(rows_of("eviction")) for _ in range(4))
+    for row, waiting, end in ((ended, 0, 1), (idle, 0, 0), (far, 1, 0), (near, 1, 0)):
+        row[E_WAITING], row[E_ENDED] = waiting, end
+    far[E_QUEUE_LOG], near[E_QUEUE_LOG] = np.log1p(7), np.log1p(6)
+    scores = [settled_score(row, params, scratch) for row in (ended, idle, far, near)]
+    assert scores == sorted(scores, reverse=True) and len(set(scores)) == 4
 
 
 def test_saving_twice_gives_the_same_bytes_and_replaces(tmp_path):

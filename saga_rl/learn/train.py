@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from saga_rl.errors import UserError
 from saga_rl.learn.dataset import Decisions
 from saga_rl.learn.losses import behaviour_cloning, pair_accuracy, pairwise_ranking, top_agreement
 from saga_rl.learn.network import HIDDEN, RowNet, normalisation
+from saga_rl.policies.features import E_ENDED, E_WAITING
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,14 @@ def train(data: Decisions, config: TrainConfig, on_epoch: OnEpoch) -> TrainResul
     curves)` is called after each epoch, first epoch = 1.
     """
     generator = deterministic(config.seed)
+    if config.algo == "rank":
+        data = undecided(data)
     held = split_episodes(data, config.validation, config.seed)
     if held.all():
         raise UserError("--validation", "leaves nothing to train on", "hold out less, or collect more episodes")
-    useful = held | _has_signal(data, config.algo)
-    fit, check = _tensors(data, ~held & useful), _tensors(data, held)
-    if not len(fit[0]):
+    useful = _has_signal(data, config.algo)
+    fit, check = _tensors(data, ~held & useful), _tensors(data, held & useful)
+    if not len(fit[0]) or not len(check[0]):
         raise UserError("dataset", "holds no decision with a choice to learn from", "collect under more pressure")
     rows = data.observations[~held][data.masks[~held]]
     net = RowNet(data.observations.shape[2], config.hidden, *normalisation(rows))
@@ -103,6 +106,13 @@ def train(data: Decisions, config: TrainConfig, on_epoch: OnEpoch) -> TrainResul
             best, best_state, figures = curves["validation_loss"], copy.deepcopy(net.state_dict()), curves
     net.load_state_dict(best_state)
     return TrainResult(net, figures, len(fit[0]), len(check[0]))
+
+
+def undecided(data: Decisions) -> Decisions:
+    """`data` with those candidates masked that are settled ahead of the network (`policies.eviction.learned`): what
+    waits in the queue and what has ended. Its weights then go into what it will be asked."""
+    settled = (data.observations[..., E_WAITING] > 0) | (data.observations[..., E_ENDED] > 0)
+    return replace(data, masks=data.masks & ~settled)
 
 
 def evaluate(net: RowNet, tables: Tables, algo: str, batch: int = 1024) -> dict[str, float]:

@@ -26,6 +26,7 @@ from safetensors.numpy import save as to_safetensors
 from saga_rl.errors import UserError
 from saga_rl.policies.base import SEAMS, Policy, PolicySet, Seam
 from saga_rl.policies.checkpoint_checks import FORMAT, VERSION, check_network, read_json, read_tensors
+from saga_rl.policies.eviction.learned import settled_score
 from saga_rl.policies.features import LEARNED_EVICTION, LEARNED_PLACEMENT, feature_hash
 from saga_rl.policies.mlp import Layers, mlp_score, pack, scratch_size
 from saga_rl.policies.registry import make
@@ -51,7 +52,8 @@ class Checkpoint:
 
     def policy(self) -> Policy:
         """The compiled scorer."""
-        return Policy(self.seam, "learned", mlp_score, pack(self.layers, self.mean, self.std),
+        score = settled_score if self.seam == "eviction" else mlp_score
+        return Policy(self.seam, "learned", score, pack(self.layers, self.mean, self.std),
                       scratch=scratch_size(self.layers),
                       doc={"checkpoint": str(self.folder), "sha256": self.sha256, "feature_hash": feature_hash()})
 

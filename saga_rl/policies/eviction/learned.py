@@ -1,7 +1,28 @@
-"""A learned scorer over the bounded eviction features (`LEARNED_EVICTION`); `learned:CHECKPOINT_FOLDER`."""
+"""A learned scorer over the bounded eviction features (`LEARNED_EVICTION`); `learned:CHECKPOINT_FOLDER`.
 
-from saga_rl.policies.base import Policy
+The network ranks what is uncertain: idle chains that may come back. What is known is settled ahead of it: a chain that
+ended, by its client's word or because nobody heard of it for longer than the expiry, goes first; one whose request
+waits in the queue goes last, farthest back first. A network that had to learn these, too, got them wrong on traffic
+unlike its training data, and lost to `lru-protect` by far.
+"""
+
+from numba import njit
+
+from saga_rl.policies.base import SCORE, Policy
+from saga_rl.policies.eviction.parts import TIER, apart
+from saga_rl.policies.mlp import mlp_score
 from saga_rl.policies.registry import register
+
+MOST = TIER / 1e3
+"""Bounds the network's own scores, so that no weights reach beyond the tiers."""
+
+
+@njit(SCORE, cache=True)
+def settled_score(x, params, scratch):
+    outside = apart(x, 1.0, 1.0)
+    if outside != 0.0:
+        return outside
+    return min(max(mlp_score(x, params, scratch), -MOST), MOST)
 
 
 @register("eviction", "learned")
