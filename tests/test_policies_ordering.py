@@ -1,4 +1,4 @@
-"""Ordering baselines do what their sources claim, on rows that the real row functions fill, beside the papers' rules."""
+"""Ordering baselines do what their sources claim, on rows of the real row functions, beside the papers' rules."""
 
 from __future__ import annotations
 
