@@ -51,8 +51,8 @@ def _compare(
     tune: Annotated[int, typer.Option(help="Settings tried of each tunable policy on training sessions, 0 = none.")]
     = D.tune,
     workers: Annotated[int, typer.Option(help="Workers of the load and fairness parts.")] = D.workers,
-    kv_tokens: Annotated[int, typer.Option(help="KV pool of one of them, tokens; 0 = 240,000, doubled until a trace's "
-                                           "longest context fits.")] = D.kv_tokens,
+    kv_tokens: Annotated[int, typer.Option(help="KV pool of one of them, tokens; 0 = 240,000, or 1.1 x the trace's "
+                                           "longest context.")] = D.kv_tokens,
     population: Annotated[int, typer.Option(help="Sessions at once in the eviction part.")] = D.population,
     gap: Annotated[float, typer.Option(help="Fairness: service gap, tokens.")] = D.gap_tokens,
     floor: Annotated[float, typer.Option(help="Fairness: KV floor of every tenant, share of a pool.")] = D.floor,

@@ -58,15 +58,15 @@ def draw(summary: dict[str, Any]) -> dict[str, bytes]:
 
 
 def write_cells(o: Outcome, path: Path) -> None:
-    """One row a cell used: what it is (plan, spec), its figures, and the seconds it took; nested values are JSON."""
+    """One row a reported cell: what it is, its figures, and `cpu_s`, what it took of one core; nested values as JSON.
+    """
     rows: list[dict[str, Any]] = []
-    results = {**o.final}
     for key, cell in o.cells.items():
-        if key in results:
+        if key in o.final:
             spec = {k: v if isinstance(v, int | float | str) else json.dumps(v, sort_keys=True)
                     for k, v in cell.spec.items()}
-            figures = {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in results[key].items()}
-            rows.append({"part": key[0], "key": cell.key, **spec, **figures, "wall_s": o.seconds[cell.key]})
+            figures = {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in o.final[key].items()}
+            rows.append({"part": key[0], "key": cell.key, **spec, **figures, "cpu_s": o.seconds[cell.key]})
     columns = list(dict.fromkeys(name for row in rows for name in row))
     table = pa.table({name: [row.get(name) for row in rows] for name in columns})
     with atomic(path) as tmp:

@@ -25,8 +25,9 @@ def write_page(summary: Mapping[str, Any], drawn: Mapping[str, bytes], path: Pat
     seeds = len(summary["settings"]["seeds"])
     page.text("Everything here is simulated. Every figure compares policies on the same arrangements of the same "
               f"sessions ({seeds} of them, paired): a ratio is a geometric mean over arrangements with a 95 % "
-              "bootstrap interval. A cost below 1 is better; `better` and `worse` are said only where the whole interval lies on "
-              "one side of 1. Points and parameters were set on training sessions that no figure here is of.")
+              "bootstrap interval. A cost below 1 is better; `better` and `worse` are said only where the whole "
+              "interval lies on one side of 1. Points and parameters were set on training sessions that no figure "
+              "here is of.")
     page.heading("The traces")
     _table(page, tables.trace_table(summary))
     page.text("Endless cache: the share of all prompt tokens that a cache without limit would serve. An arrangement "
@@ -73,9 +74,10 @@ def _eviction(page: Page, summary: Mapping[str, Any], drawn: Mapping[str, bytes]
 def _load(page: Page, summary: Mapping[str, Any], drawn: Mapping[str, bytes]) -> None:
     page.heading("Load sweep: placement, ordering, admission, in closed loop")
     page.text(f"{summary['settings']['workers']} workers; a session's next call comes when its tool returns, so "
-              "policies change the arrivals. Load 1 is the arrival rate at which the stock arrangement (preset lru) still "
-              f"completes sessions in {SUSTAINED:g} times the time that infinite memory takes, found on training "
-              "sessions. One factor at a time is replaced in stock; presets, policies that "
+              "policies change the arrivals. Load 1 is the arrival rate at which the stock arrangement (preset lru) "
+              f"still completes sessions in {SUSTAINED:g} times the time that infinite memory takes, found on training "
+              "sessions; where memory never limits it so (see `limited by`), in that many times what sessions take "
+              "that come one by one. One factor at a time is replaced in stock; presets, policies that "
               "are meant to go together (pair) and combinations of what did best on training sessions (picked) stand "
               "beside it. A mean completion time above 5 times that of infinite memory is a "
               "collapse: such runs are counted, and left out of ratios.")
@@ -95,8 +97,9 @@ def _fairness(page: Page, summary: Mapping[str, Any], drawn: Mapping[str, bytes]
     page.text("Orderings with and without constraints that no policy can override: gap = a service gap of "
               f"{given['service_gap_tokens']:,.0f} tokens between waiting tenants; floors = every tenant keeps "
               f"{given['kv_floors']['*']:.0%} of each pool; afs = SAGA's preemption after "
-              f"{given['afs_preempt_s']:g} s. The gap shown is the largest of any seed, its bound the one that must hold whatever the policies do. "
-              "Slowdown: completion time over that of the session alone. SLO: sessions done within 1.5 times that. "
+              f"{given['afs_preempt_s']:g} s. The gap shown is the largest of any seed, its bound the one that must "
+              "hold whatever the policies do. Slowdown: completion time over that of the session alone. SLO: sessions "
+              "done within 1.5 times that. "
               "Ratios are to fcfs without constraints.")
     _picture(page, drawn["fairness.svg"], "Left: a dot a tenant. Right: the gap, and its bound where one is set.")
     for trace, load in dict.fromkeys((r["trace"], r["load"]) for r in summary["fairness"]):

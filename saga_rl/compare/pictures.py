@@ -46,7 +46,7 @@ def over_belady(summary: Row) -> Any:
     by_trace = {t: found for t, found in by_trace.items() if found}
     policies = sorted({r["policy"] for r in rows}, reverse=True, key=lambda p: float(
         np.mean([np.log(r["vs_belady"]["ratio"]) for r in rows if r["policy"] == p])))
-    figure, panels = _panels(len(by_trace), 5.6, 1.1 + 0.24 * len(policies))
+    figure, panels = _panels(len(by_trace), 5.8, 1.3 + 0.24 * len(policies))
     for axes, (trace, found) in zip(panels, by_trace.items(), strict=True):
         sizes = sorted({r["capacity_tokens"]: r["of_p1"] for r in found}.items())
         near = nearest_p1(found)
@@ -60,7 +60,9 @@ def over_belady(summary: Row) -> Any:
         _log_ticks(axes.xaxis, 1.0, max(r["vs_belady"]["ratio"] for r in found))
         axes.set_yticks(range(len(policies)), [_name(p) for p in policies], fontsize=8)
         dress(axes, trace, "tokens computed again, over Bélády's (log)", "")
-        axes.legend(frameon=False, fontsize=7, title="KV capacity", title_fontsize=7, loc="lower right")
+        below = -0.5 / (0.24 * len(policies))
+        axes.legend(frameon=False, fontsize=7.5, loc="upper center", bbox_to_anchor=(0.4, below), ncols=4,
+                    handletextpad=0.1, columnspacing=0.9)
     return figure
 
 
@@ -123,7 +125,7 @@ def against_load(summary: Row) -> Any:
     """A panel a trace: mean TCT over infinite memory's, against load; stock, presets, and the best of the rest."""
     traces = list(dict.fromkeys(r["trace"] for r in summary["load"]))
     names = list(dict.fromkeys((r["role"], r["name"]) for r in summary["load"] if r["role"] in CURVES))[:6]
-    figure, panels = _panels(len(traces), 4.3, 3.0, 3)
+    figure, panels = _panels(len(traces), 4.3 if len(traces) > 2 else 6.5, 3.0, 3)
     for axes, trace in zip(panels, traces, strict=True):
         found = [r for r in summary["load"] if r["trace"] == trace]
         for i, (role, name) in enumerate([("stock", "lru"), *names]):
@@ -139,7 +141,7 @@ def against_load(summary: Row) -> Any:
         _log_ticks(axes.yaxis, 1.0, top)
         dress(axes, trace, "load, over what stock sustains", "mean TCT / infinite memory")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, 2 * len(traces)), frameon=False, fontsize=8)
     return figure
 
 
@@ -149,7 +151,7 @@ def fairness(summary: Row) -> Any:
     points = list(dict.fromkeys((r["trace"], r["load"]) for r in summary["fairness"]))
     arms = list(dict.fromkeys((r["ordering"], r["constraints"]) for r in summary["fairness"]))
     figure = new_figure(11.5, 0.9 + len(points) * (1.0 + 0.24 * len(arms)))
-    grid = figure.subplots(len(points), 2, squeeze=False, sharey=True)
+    grid = figure.subplots(len(points), 2, squeeze=False, sharey="row")
     for line, point in zip(grid, points, strict=True):
         rows = [r for r in summary["fairness"] if (r["trace"], r["load"]) == point]
         kinds = _kinds(sorted({t for r in rows for t in r["slowdown_p95"]}))

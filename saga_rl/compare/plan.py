@@ -116,8 +116,9 @@ class Plan:
 
     def arms(self, name: str, chosen: Mapping[tuple, Choice]) -> list[Arm]:
         """The load part's arms for one trace, stock first, each set of policies once."""
-        by_seam: dict[str, dict[str, str]] = {seam: {key[3]: c["spec"] for key, c in chosen.items() if key[:3] == ("closed", name, seam)}
-                                              for seam in SEAMS}
+        by_seam: dict[str, dict[str, str]] = {}
+        for seam in SEAMS:
+            by_seam[seam] = {key[3]: c["spec"] for key, c in chosen.items() if key[:3] == ("closed", name, seam)}
         if self.s.product:
             found = [arms.stock_arm(), *arms.product_arms(self.s, by_seam), *arms.fixed_arms(self.s)]
         else:

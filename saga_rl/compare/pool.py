@@ -65,21 +65,38 @@ def warm() -> None:
     bound(trace, SimConfig(kv_tokens=40_000), ["lru", "wa-lru"])
 
 
-def run_all(pool: ProcessPoolExecutor, folder: Path, jobs: Sequence[list[Cell]], done: Done) -> None:
-    """Run every job, in the order given, and hand each cell's result to `done` in this process as it comes.
+def submit(pool: ProcessPoolExecutor, what: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """Run `what`, a module-level function, in a worker; ask `result` for what it gave."""
+    return pool.submit(_guarded, what, *arguments)
 
-    Raises what a cell raised; `UserError` if a worker was killed (as when memory ran out).
-    """
-    by_future: dict[Future[Any], list[Cell]] = {pool.submit(run_job, folder, job): job for job in jobs}
+
+def _guarded(what: Callable[..., Any], *arguments: Any) -> tuple[Any, tuple[str, str, str] | None]:
+    try:
+        return what(*arguments), None
+    except UserError as e:
+        return None, (e.where, e.cause, e.mend)  # as text, since it takes three arguments and a pickle gives it one
+
+
+def result(future: Future[Any]) -> Any:
+    """Raises what was raised there; `UserError` if a worker was killed (as when memory ran out)."""
+    try:
+        value, error = future.result()
+    except BrokenProcessPool:
+        raise UserError("a worker process", "was killed from outside, most likely because memory ran out",
+                        "run again with fewer --jobs; finished cells are kept") from None
+    if error:
+        raise UserError(*error)
+    return value
+
+
+def run_all(pool: ProcessPoolExecutor, folder: Path, jobs: Sequence[list[Cell]], done: Done) -> None:
+    """Run every job, in the order given, and hand each cell's result to `done` in this process as it comes. Raises as
+    `result` does."""
+    by_future: dict[Future[Any], list[Cell]] = {submit(pool, run_job, folder, job): job for job in jobs}
     pending = set(by_future)
     while pending:
         finished, pending = wait(pending, return_when=FIRST_COMPLETED)
         for future in finished:
             cells = {cell.key: cell for cell in by_future[future]}
-            try:
-                results = future.result()
-            except BrokenProcessPool:
-                raise UserError("a worker process", "was killed from outside, most likely because memory ran out",
-                                "run again with fewer --jobs; finished cells are kept") from None
-            for key, result, seconds in results:
-                done(cells[key], result, seconds)
+            for key, figures, seconds in result(future):
+                done(cells[key], figures, seconds)

@@ -35,7 +35,7 @@ class Outcome:
     final: dict[tuple, Result]
     cells: dict[tuple, Cell]
     seconds: dict[str, float]
-    """Wall seconds by cell key."""
+    """Seconds of one core, by cell key."""
 
 
 def prepare(found: Sequence[Source], s: Settings, folder: Path, executor: ProcessPoolExecutor,
@@ -47,11 +47,11 @@ def prepare(found: Sequence[Source], s: Settings, folder: Path, executor: Proces
     fits = min(sizes, default=0)
     head: dict[str, Any] = {}
     with Progress(TextColumn("reading traces"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                  console=console, transient=True) as bar:
+                  console=console, transient=True, disable=not console.is_terminal) as bar:
         job = bar.add_task("", total=len(found))
-        futures = {x.name: executor.submit(_prepare, x, fits, s, folder) for x in found}
+        futures = {x.name: pool.submit(executor, _prepare, x, fits, s, folder) for x in found}
         for name, future in futures.items():
-            head[name] = future.result()
+            head[name] = pool.result(future)
             bar.advance(job)
     return head
 
@@ -111,8 +111,6 @@ def _there(out: Path, name: str, entry: Mapping[str, Any]) -> bool:
 def _stages(plan: Plan, opened: store.Store, executor: ProcessPoolExecutor, console: Console) -> Outcome:
     if opened.cut:
         console.print("the journal ended in the middle of a cell, which is computed again", style="yellow")
-    with console.status("loading the compiled simulator (compiled once for this version)"):
-        executor.submit(pool.warm).result()
     used: dict[tuple, Cell] = {}
 
     def stage(what: str, cells: Keyed) -> dict[tuple, Result]:
@@ -132,6 +130,9 @@ def _stage(what: str, cells: Keyed, opened: store.Store, executor: ProcessPoolEx
     wanted = {cell.key: cell for cell in cells.values()}
     missing = [cell for key, cell in wanted.items() if key not in opened.results]
     there = len(wanted) - len(missing)
+    if missing:
+        with console.status("loading the simulator (it is compiled once for each version)"):
+            pool.result(pool.submit(executor, pool.warm))
     if there:
         console.print(f"{what}: {there:,} of {len(wanted):,} cells are there already", markup=False)
     with Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),

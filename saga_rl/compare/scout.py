@@ -56,42 +56,60 @@ def pressure(traces: Sequence[Trace], config: SimConfig, least_tokens: int) -> d
 
 def sustained(at: Callable[[float], Sequence[Trace]], config: SimConfig,
               roomy: Callable[[Trace], int]) -> dict[str, Any]:
-    """The greatest speed found (arrival rate over the recorded one) at which stock's mean TCT is at most `SUSTAINED` x
-    that of infinite memory; `speed` is null if memory limits it at no speed, or at every one.
+    """The greatest speed found (arrival rate over the recorded one) that the stock arrangement sustains.
 
-    at: speed -> arrangements. Doubles or halves until the limit lies between two speeds, then bisects.
+    limit `memory`: its mean TCT is at most `SUSTAINED` x that of infinite memory at the same speed. If memory limits it
+    at no speed, limit `compute`: at most `SUSTAINED` x that of infinite memory when sessions come one by one. `speed`
+    is null if neither limits it at any speed, or one does at every speed. at: speed -> arrangements.
     """
-    def slowdown(speed: float) -> float:
-        logs = []
-        for trace in at(speed):
-            limited, free = (simulate(trace, replace(config, kv_tokens=kv), preset(STOCK), slo=False).metrics
-                             for kv in (config.kv_tokens, roomy(trace)))
-            logs.append(math.log(limited["tct_mean_s"] / free["tct_mean_s"]))
-        return math.exp(sum(logs) / len(logs))
+    def mean_tct(trace: Trace, kv_tokens: int) -> float:
+        return simulate(trace, replace(config, kv_tokens=kv_tokens), preset(STOCK), slo=False).metrics["tct_mean_s"]
 
-    low = high = 1.0
-    found = slowdown(1.0)
+    def limited(speed: float) -> list[float]:
+        return [mean_tct(t, config.kv_tokens) for t in at(speed)]
+
+    def free(speed: float) -> list[float]:
+        return [mean_tct(t, roomy(t)) for t in at(speed)]
+
+    def over(ours: list[float], theirs: list[float]) -> float:
+        return math.exp(sum(math.log(x / y) for x, y in zip(ours, theirs, strict=True)) / len(ours))
+
+    limit = "memory"
+    speed, found = _greatest(lambda s: over(limited(s), free(s)))
+    if speed is None and found <= SUSTAINED:
+        apart = free(2.0**-DOUBLINGS)
+        limit = "compute"
+        speed, found = _greatest(lambda s: over(limited(s), apart))
+    if speed is None:
+        every = "at every arrival rate" if found > SUSTAINED else "at no arrival rate"
+        return {"speed": None, "sessions_per_min": None, "slowdown": found, "limit": None, "why": f"{limit} limits it "
+                f"{every}, so there is no load to take fractions of"}
+    spans = [(t.n_sessions - 1, float(np.ptp(t.sessions.arrival_s))) for t in at(speed)]
+    return {"speed": speed, "sessions_per_min": 60 * sum(n for n, _ in spans) / sum(s for _, s in spans),
+            "slowdown": found, "limit": limit, "why": None}
+
+
+def _greatest(slowdown: Callable[[float], float]) -> tuple[float | None, float]:
+    """The greatest speed at which `slowdown` was found at most `SUSTAINED`, and the slowdown there. Doubles or halves
+    from 1 until the limit lies between two speeds, then bisects. (None, the last slowdown) if it never does."""
+    low, high = 1.0, 1.0
+    found = at_low = slowdown(1.0)
+    rising = found <= SUSTAINED
     for _ in range(DOUBLINGS):
-        if found <= SUSTAINED:
-            low, high = high, 2 * high
+        if rising:
+            low, high, at_low = high, 2 * high, found
             found = slowdown(high)
-            if found > SUSTAINED:
-                break
         else:
             low, high = low / 2, low
-            found = slowdown(low)
-            if found <= SUSTAINED:
-                break
+            found = at_low = slowdown(low)
+        if (found <= SUSTAINED) != rising:
+            break
     else:
-        return {"speed": None, "sessions_per_min": None, "slowdown": found,
-                "why": "memory limits it at no arrival rate" if found <= SUSTAINED else "memory limits it at every "
-                "arrival rate"}
+        return None, found
     for _ in range(BISECTIONS):
         middle = math.sqrt(low * high)
-        if slowdown(middle) <= SUSTAINED:
-            low = middle
+        if (found := slowdown(middle)) <= SUSTAINED:
+            low, at_low = middle, found
         else:
             high = middle
-    spans = [(t.n_sessions - 1, float(np.ptp(t.sessions.arrival_s))) for t in at(low)]
-    return {"speed": low, "sessions_per_min": 60 * sum(n for n, _ in spans) / sum(s for _, s in spans),
-            "slowdown": slowdown(low), "why": None}
+    return low, at_low

@@ -79,7 +79,5 @@ def constraints(arguments: dict[str, Any]) -> Constraints:
 
 
 def pool_tokens(longest: int, wanted: int) -> int:
-    """`wanted`, or SMALLEST_KV doubled until the longest context of the trace fits."""
-    if wanted:
-        return wanted
-    return SMALLEST_KV * 2 ** max(0, math.ceil(math.log2(longest / SMALLEST_KV)))
+    """`wanted`, or SMALLEST_KV, or MARGIN times the longest context of the trace where that is more; whole blocks."""
+    return wanted or max(SMALLEST_KV, math.ceil(MARGIN * longest / 16) * 16)

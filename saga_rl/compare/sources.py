@@ -23,7 +23,7 @@ from saga_rl.aeg.trace import Trace
 from saga_rl.errors import UserError
 from saga_rl.provenance import sha256
 
-GENERATED = {"swe-bench": 100, "webarena": 150, "burstgpt": 100}
+GENERATED = {"swe-bench": 100, "webarena": 150, "burstgpt": 80}
 """Generated workload -> sessions of one arrangement; four times as many are generated."""
 SEED = 1
 
@@ -46,8 +46,8 @@ class Source:
 
 
 COLLECTIONS: tuple[tuple[str, str, str, int, dict[str, Any]], ...] = (
-    ("weka_claude_code/traces.jsonl.gz", "weka", "weka", 120, {}),
-    ("claude_code_katas/calls.jsonl.gz", "katas", "katas", 120, {"rate_per_min": 8.0}),
+    ("weka_claude_code/traces.jsonl.gz", "weka", "weka", 80, {}),
+    ("claude_code_katas/calls.jsonl.gz", "katas", "katas", 60, {"rate_per_min": 8.0}),
     ("mooncake/conversation_trace.jsonl.gz", "mooncake-conversation", "mooncake", 800, {}),
     ("mooncake/synthetic_trace.jsonl.gz", "mooncake-synthetic", "mooncake", 800, {}),
 )

@@ -22,14 +22,16 @@ def interval(r: Row | None, digits: int = 2) -> str:
 
 def trace_table(summary: Row) -> Table:
     header = ["trace", "sessions", "steps", "in one arrangement", "longest context", "endless cache would serve",
-              "P1, KV tokens", "LRU / Bélády there", "load part, KV tokens a worker", "stock sustains, sessions/min"]
+              "P1, KV tokens", "LRU / Bélády there", "load part, KV tokens a worker", "stock sustains, sessions/min",
+              "limited by"]
     rows = []
     for name, t in summary["traces"].items():
         p1, load = t["p1"] or {}, t["sustained"] or {}
         rows.append([name, f"{t['sessions']:,}", f"{t['steps']:,}", f"{t['arranged_sessions']} {t['arrangement']}",
                      f"{t['longest_context_tokens']:,}", f"{t['infinite_cache_hit_share']:.2f}",
                      _or_dash(p1.get("capacity_tokens"), "{:,}"), _or_dash(p1.get("lru_over_belady"), "{:.2f}"),
-                     f"{t['kv_tokens']:,}", _or_dash(load.get("sessions_per_min"), "{:.2f}")])
+                     f"{t['kv_tokens']:,}", _or_dash(load.get("sessions_per_min"), "{:.2f}"),
+                     load.get("limit") or "-"])
     return header, rows
 
 
