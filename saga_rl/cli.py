@@ -9,6 +9,7 @@ from rich.console import Console
 
 from saga_rl import __version__
 from saga_rl.aeg.cli import app as trace_app
+from saga_rl.aeg.infer_cli import register as register_aeg
 from saga_rl.compare.cli import register as register_compare
 from saga_rl.errors import EXIT_BAD_INPUT, UserError
 from saga_rl.runtime.calibrate import register as register_fit
@@ -19,6 +20,7 @@ from saga_rl.sim.profile_cli import app as profile_app
 app = typer.Typer(name="saga-rl", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Train and serve scheduling policies for AI-agent inference.")
 app.add_typer(trace_app, name="trace")
+register_aeg(app)
 register_sim(app)
 register_compare(app)
 register_fit(profile_app)
