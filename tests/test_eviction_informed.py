@@ -151,6 +151,19 @@ def test_bayes_tables_rank_by_expected_next_use():
     assert score(make("eviction", "bayes-tables"), residual_s=1, p_end=0.1) == pytest.approx(30.9)
 
 
+def test_bayes_tables_take_what_a_compacted_chain_left_behind():
+    """It owns 900 tokens here, of a context of 500 by now; nobody will ask for the others."""
+    x = {"compacted": {"tokens": 900, "context": 500, "residual_s": 0.1}, "late": {"tokens": 500, "context": 500,
+                                                                                  "residual_s": 200}}
+    assert order("bayes-tables", **x) == ["compacted", "late"]
+
+
+def test_bayes_tables_lean_on_idle_time():
+    x = {"old": {"residual_s": 5, "idle_s": 10}, "new": {"residual_s": 8, "idle_s": 1}}
+    assert order("bayes-tables:idle=0", **x) == ["new", "old"]
+    assert order("bayes-tables", **x) == ["old", "new"]
+
+
 def test_bayes_tables_likely_ended_before_soon_returning():
     pool = learned_pool("bayes-tables", tick_s=0.01)
     for c, tool in enumerate((FAST, SLOW, LAST)):

@@ -1,14 +1,18 @@
-"""Bayes tables: how long a chain's KV must be kept for each hit that it will give, by what was seen of its tool.
+"""Bayes tables: the chain goes first whose next use is expected last, by what was seen of its tool.
 
 Two tables are kept online (`policies.tables`): how long each tool's calls took, and how often a step that called it was
 its chain's last. Bayes' rule turns idle time into the chance that the chain has ended (the longer it is silent, the
-likelier), the latencies that are still possible into the seconds until it returns. The prototype of this project found
-this near Bélády. Score = expected seconds until the next use, with `horizon_s` for "never":
+likelier), the latencies that are still possible into the seconds until it returns:
 
-    (1 - P(ended)) x E[seconds until return | returns] + P(ended) x horizon_s
+    (1 - P(ended)) x (E[seconds until return | returns] + `idle` x seconds idle) + P(ended) x `horizon_s`
 
-Waiting chains go last, farthest back first (`protect=0`: they count as due now); ended ones, by their client's word or
-expired, have P = 1. Nothing published has quite this form; the idea of ranking by predicted next use is Bélády's.
+A table of 256 returns says little of rare long gaps, and of a heavy tail more is left the longer it has lasted: that is
+what `idle` is for (0: the tables alone).
+
+First to go: what is dead for certain, that is ended chains (by their client's word, or expired) and chains that hold
+more than their context, which they do after they compacted it; then by the score; then what waits, farthest back first
+(`protect=0`: as if due now). Eviction takes as much as is needed, so it can cut a compacted chain beyond what is dead.
+Nothing published has quite this form; the idea of ranking by predicted next use is Bélády's.
 """
 
 import numpy as np
@@ -16,11 +20,11 @@ from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.eviction.parts import TIER, apart, switch
-from saga_rl.policies.features import E_ENDED, E_IDLE_S, E_P_END, E_RESIDUAL_S
+from saga_rl.policies.features import E_CONTEXT, E_ENDED, E_IDLE_S, E_P_END, E_RESIDUAL_S, E_TOKENS
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
-PROTECT, HORIZON = range(2)
+PROTECT, HORIZON, IDLE = range(3)
 
 
 @njit(SCORE, cache=True)
@@ -28,15 +32,16 @@ def _score(x, params, scratch):
     outside = apart(x, params[PROTECT], 0.0)
     if outside != 0.0:
         return outside
-    if x[E_ENDED] > 0:
+    if x[E_ENDED] > 0 or x[E_TOKENS] > x[E_CONTEXT]:
         return TIER + x[E_IDLE_S]
-    until = x[E_RESIDUAL_S]
+    until = x[E_RESIDUAL_S] + params[IDLE] * x[E_IDLE_S]
     return until + x[E_P_END] * max(params[HORIZON] - until, 0.0)
 
 
 @register("eviction", "bayes-tables")
-def bayes_tables(horizon_s: float = 300.0, protect: float = 1.0) -> Policy:
-    doc = {"horizon_s": horizon_s, "protect": protect}
+def bayes_tables(horizon_s: float = 300.0, idle: float = 1.0, protect: float = 1.0) -> Policy:
+    doc = {"horizon_s": horizon_s, "idle": idle, "protect": protect}
     params = np.array([switch("bayes-tables", "protect", protect),
-                       bounded("bayes-tables", "horizon_s", horizon_s, 0.0, 1e8)])
+                       bounded("bayes-tables", "horizon_s", horizon_s, 0.0, 1e8),
+                       bounded("bayes-tables", "idle", idle, 0.0, 1000.0)])
     return Policy("eviction", "bayes-tables", _score, params, doc=doc)
