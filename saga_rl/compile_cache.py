@@ -16,7 +16,7 @@ def cache_dir() -> Path:
     here = Path(__file__).resolve().parent
     digest = hashlib.sha256()
     for folder in ("policies", "sim"):
-        for path in sorted((here / folder).glob("*.py")):
+        for path in sorted((here / folder).rglob("*.py")):
             text = path.read_bytes()
             if b"njit" in text:
                 digest.update(text)

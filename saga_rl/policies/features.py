@@ -298,7 +298,7 @@ ADMISSION = (
     "growth",         # blocks that what runs will still take: prompts not computed yet + expected output
     "pool",           # blocks in all
     "pinned",         # blocks that running requests hold
-    "new",            # 1: first request of its chain
+    "new",            # 1: first request of its chain, and it has not run yet
     "live",           # blocks pinned or of idle chains that are not known or presumed to have ended
     "session_growth", # blocks by which live chains are expected to grow until they end
     "running",        # running requests
@@ -341,6 +341,12 @@ def alive(chains, tables, w, c, now, last_use_s):
     prior = tb.end_prior(tables, w, int(row[ch.TYPE]), tool)
     stays = tb.survival(tables, w, tool, max(now - last_use_s, 0.0))
     return (1.0 - prior) * stays / (prior + (1.0 - prior) * stays)
+
+
+@njit(cache=True)
+def is_new(row):
+    """Whether nothing of the chain was served yet; one that was preempted in its first step is under way."""
+    return row[ch.STEPS] == 0 and row[ch.ATTAINED] == 0
 
 
 @njit(cache=True)

@@ -118,7 +118,7 @@ def fill_admission(world, w, step, cached, known, now):
             likely += pool.res[r] * ft.alive(chains, tables, w, o, now, pool.last[r])
     hush(world, now)
     lost = ft.lost_blocks(chains, c, float(known), float(cached), block)
-    new = 1.0 if mine[ch.STEPS] == 0 else 0.0
+    new = 1.0 if ft.is_new(mine) else 0.0
     ft.admission_row(world.g, w, float(need), float(pool.n[w, kv.FREE]), float(kv.evictable(pool, w)), older, growth,
                      float(pool.n[w, kv.POOL]), float(pool.n[w, kv.PINNED] + pool.n[w, kv.PRIVATE]), new, live,
                      session_growth, float(run.w[w, st.N_RUNNING]), now - run.f[step, st.READY],

@@ -314,7 +314,7 @@ def _finish_step(world, w, step, now):
               plan.tool[step] if world.limits[st.TOOL_NAMES] == 1 else np.int32(-1), ended)
     finished(world, step, ended)
     if world.limits[st.CLAIRVOYANT] == 1:
-        _foretell(world, step, np.inf if final else now + plan.gap[step])
+        _foretell(world, step, np.inf)  # unless the chain's next step wants it, see below
     if not final or world.limits[st.END_HINT] == 0:
         plan_prefetch(world, w, step, now)
     for at in range(plan.child_off[step], plan.child_off[step + 1]):
@@ -324,6 +324,8 @@ def _finish_step(world, w, step, now):
         run.i[kid, st.PENDING] -= 1
         if run.i[kid, st.PENDING] == 0:
             push(world.heap, run.f[kid, st.READY_AT], kid)
+        if same and world.limits[st.CLAIRVOYANT] == 1:
+            _foretell(world, kid, run.f[kid, st.READY_AT])
     run.left[s] -= 1
     if run.left[s] == 0:
         run.done_s[s] = now
