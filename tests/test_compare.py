@@ -306,6 +306,8 @@ def test_one_compare_at_a_time(tmp_path: Path) -> None:
     head = store.make_head("code", {})
     with store.opened(tmp_path, head), pytest.raises(UserError, match="in use"), store.opened(tmp_path, head):
         pass
+    with store.opened(tmp_path, head), pytest.raises(UserError, match="in use"):
+        store.move_aside(tmp_path)
 
 
 def test_what_changed_is_named(tmp_path: Path) -> None:

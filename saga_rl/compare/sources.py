@@ -46,8 +46,8 @@ class Source:
 
 
 COLLECTIONS: tuple[tuple[str, str, str, int, dict[str, Any]], ...] = (
-    ("weka_claude_code/traces.jsonl.gz", "weka", "weka", 80, {}),
-    ("claude_code_katas/calls.jsonl.gz", "katas", "katas", 60, {"rate_per_min": 8.0}),
+    ("weka_claude_code/traces.jsonl.gz", "weka", "weka", 60, {}),
+    ("claude_code_katas/calls.jsonl.gz", "katas", "katas", 40, {"rate_per_min": 8.0}),
     ("mooncake/conversation_trace.jsonl.gz", "mooncake-conversation", "mooncake", 800, {}),
     ("mooncake/synthetic_trace.jsonl.gz", "mooncake-synthetic", "mooncake", 800, {}),
 )

@@ -71,11 +71,12 @@ def check_same(out: Path, code: str, identities: Mapping[str, dict[str, Any]]) -
 
 
 def move_aside(out: Path) -> Path:
-    """Rename the folder to the first free NAME.old-N and return that."""
-    n = 1
-    while (target := out.with_name(f"{out.name}.old-{n}")).exists():
-        n += 1
-    out.rename(target)
+    """Rename the folder to the first free NAME.old-N and return that. `UserError` if another compare has it open."""
+    with _locked(out):
+        n = 1
+        while (target := out.with_name(f"{out.name}.old-{n}")).exists():
+            n += 1
+        out.rename(target)
     return target
 
 
@@ -133,14 +134,20 @@ def _heal(journal: Path) -> bool:
 
 
 @contextmanager
-def opened(out: Path, head: dict[str, Any]) -> Iterator[Store]:
-    """The folder `out`, which exists, with `head` written to it, for this process alone. `UserError` if another
-    compare has it open."""
+def _locked(out: Path) -> Iterator[None]:
     with (out / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(out, "is in use by another compare", "wait for it, or name another folder") from None
+        yield
+
+
+@contextmanager
+def opened(out: Path, head: dict[str, Any]) -> Iterator[Store]:
+    """The folder `out`, which exists, with `head` written to it, for this process alone. `UserError` if another
+    compare has it open."""
+    with _locked(out):
         write_json(out / HEAD, head)
         store = Store(out, head)
         try:
