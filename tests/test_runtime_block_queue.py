@@ -46,7 +46,7 @@ class Engine:
             chosen = make("eviction", policy)
             if whole is not None:
                 chosen = replace(chosen, whole_chain=whole)
-            victims = Victims(self.tracker, chosen, N - 1, 10.0)
+            victims = Victims(self.tracker, chosen, BLOCK, N - 1, 10.0)
             self.queue = PolicyBlockQueue(self.pool.free_block_queue, N, victims, self.pool._maybe_evict_cached_block)
             self.pool.free_block_queue = self.queue
 

@@ -248,7 +248,7 @@ def test_chains_without_blocks_are_forgotten(folder):
     assert len(s.tracker) == 30
     clock.now += 4000.0
     s.schedule()
-    held = s.block_queue.owners()
+    held = s.block_queue.runs.owners()
     assert 0 < len(held) == len(s.tracker) < 30
 
 

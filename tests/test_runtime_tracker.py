@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from saga_rl.policies import chains as ch
 from saga_rl.policies.tables import make_tables
 from saga_rl.runtime.hints import Hints, read_hints
-from saga_rl.runtime.tracker import KEEP_S, MAX_NAMES, NOBODY, Tracker
+from saga_rl.runtime.tracker import KEEP_S, MAX_NAMES, MAX_TOOLS, MAX_TYPES, NOBODY, Tracker
 
 TOOLS = ("bash", "edit", None)
 STEP = st.tuples(st.integers(0, 3), st.floats(0.01, 20.0), st.integers(1, 900), st.integers(1, 200),
@@ -104,7 +104,8 @@ def test_memory_is_bounded_but_blocks_keep_their_owner(holding):
         served = t.arrive(Hints(session=f"s{i}", next_tool=f"t{i}", agent_type=f"a{i}", tenant=f"u{i}"), float(i), 10)
         t.schedule(served, float(i))
         t.finish(served, i + 0.5, 5)
-    assert len(t.tools.codes) == len(t.types.codes) == len(t.tenants.codes) == MAX_NAMES
+    assert (len(t.tools.codes), len(t.types.codes), len(t.tenants.codes)) == (MAX_TOOLS, MAX_TYPES, MAX_NAMES)
+    assert t.tables.calls.shape == (1, MAX_TYPES, MAX_TOOLS + 1, MAX_TOOLS + 3)
     assert len(t) == 2000
     kept = {t.chain_of("s3")} if holding else set()
     size = len(t.chains)

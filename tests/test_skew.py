@@ -13,6 +13,7 @@ from saga_rl.policies.presets import preset
 from saga_rl.runtime.hints import Hints
 from saga_rl.runtime.tracker import Served, Tracker
 from saga_rl.sim import cache as kv
+from saga_rl.sim import evict as ev
 from saga_rl.sim import state as st
 from saga_rl.sim.cluster import Cluster
 from saga_rl.sim.config import SimConfig
@@ -67,8 +68,8 @@ def test_simulator_and_runtime_make_equal_rows(name, horizon):
             tracker.chains[row, ch.QPOS] = mine[ch.QPOS]  # the queue's order belongs to the worker, not the tracker
             eviction_row(tracker.chains, tracker.tables, world.g.copy(), 0, row, now, last, blocks, 0.0, np.nan, b)
             np.testing.assert_array_equal(a, b)
-        ordering_row(world.chains, c, now, mine[ch.QUEUED], 10.0, 0.0, 0.0, o)
-        ordering_row(tracker.chains, row, now, tracker.chains[row, ch.QUEUED], 10.0, 0.0, 0.0, p)
+        for chains, tables, i, out in ((world.chains, world.tables, c, o), (tracker.chains, tracker.tables, row, p)):
+            ordering_row(chains, tables, 0, i, now, chains[i, ch.QUEUED], 10.0, 0.0, 0.0, 0.0, 0.0, 0.0, out)
         np.testing.assert_array_equal(o, p)
         compared += 1
     assert compared >= 5
@@ -84,7 +85,7 @@ def test_the_simulators_own_rows_are_those_of_the_feature_module():
     a, b = np.zeros(len(EVICTION)), np.zeros(len(EVICTION))
     for seg in idle:
         c = world.pool.owner[seg]
-        kv.row_of(world.pool, world.chains, world.tables, world.g, 0, seg, now, world.work.next_use, a)
+        ev.row_of(world.pool, world.chains, world.tables, world.g, 0, seg, now, world.work.next_use, a)
         eviction_row(world.chains, world.tables, world.g, 0, c, now, world.pool.last[seg],
                      world.pool.owned[kv.owned_row(world.pool, 0, c)],
                      1.0 if world.pool.user[seg] == -2 else 0.0, np.nan, b)

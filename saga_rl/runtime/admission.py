@@ -11,15 +11,27 @@ from vllm.v1.request import Request
 
 from saga_rl.policies import chains as ch
 from saga_rl.policies.base import Policy
-from saga_rl.policies.features import ADMISSION, admission_row, expected_growth, expected_output
+from saga_rl.policies.features import (
+    ADMISSION,
+    admission_row,
+    alive,
+    expected_growth,
+    expected_output,
+    is_new,
+    lost_blocks,
+    remember_admission,
+)
 from saga_rl.policies.guard import Guard
 from saga_rl.policies.registry import make
 from saga_rl.runtime.block_queue import PolicyBlockQueue
+from saga_rl.runtime.runs import BLOCKS, CHAIN, LAST_S
 from saga_rl.runtime.tracker import Served, Tracker, W
-from saga_rl.runtime.victims import BLOCKS, CHAIN, LAST_S
+from saga_rl.sim.jit import compiled
 
 # columns of a running request
 R_CHAIN, R_KNOWN, R_GENERATED, R_COMPUTED = range(4)
+_SCORE = 4
+"""Place of the policy's `score` among `_remember`'s arguments."""
 
 
 @njit(cache=True)
@@ -28,12 +40,24 @@ def _blocks(tokens, block):
 
 
 @njit(cache=True)
-def fill_admission(chains, tables, w, c, known, generated, cached, running, held, pool, free, block, expiry_s, now,
-                   queued_s, seen, out):
+def count_active(chains, now, expiry_s):
+    """Chains that were served and have not ended, as far as is known: expiry_s of silence counts as an end."""
+    n = 0
+    for c in range(len(chains)):
+        row = chains[c]
+        if row[ch.ENDED] == 0 and (row[ch.STEPS] > 0 or row[ch.RUNNING] == 1 or row[ch.ATTAINED] > 0) and (
+                row[ch.WAITING] == 1 or row[ch.RUNNING] == 1 or now - max(row[ch.LAST], row[ch.QUEUED]) <= expiry_s):
+            n += 1
+    return n
+
+
+@njit(cache=True)
+def fill_admission(chains, tables, g, w, c, known, generated, cached, running, table, slots, pool, free, block,
+                   expiry_s, now, queued_s, seen, out):
     """The row of a request of chain c: `known` tokens (prompt + generated), `cached` blocks of them in the cache.
 
-    running[n, 4]: the running requests. held: the evictable runs, as `victims`. seen: (chains,) zeros, work space, zero
-    again afterwards. The same sums as the simulator's, which reads them from its own pool.
+    running[n, 4]: the running requests. table, slots: the evictable runs. seen: (chains,) zeros, work space, zero again
+    afterwards. The same sums as the simulator's, which reads them from its own pool.
     """
     mine = chains[c]
     e = expected_output(tables, w, int(mine[ch.TYPE]), 0.0)
@@ -44,12 +68,12 @@ def fill_admission(chains, tables, w, c, known, generated, cached, running, held
         more = max(expected_output(tables, w, int(chains[rc, ch.TYPE]), 0.0) - running[i, R_GENERATED], 1.0)
         growth += _blocks(int(running[i, R_KNOWN]) + int(more), block) - _blocks(int(running[i, R_COMPUTED]), block)
         session_growth += expected_growth(chains, tables, w, rc) / block
-    idle, older, unended = 0.0, 0.0, 0.0
-    for i in range(held.shape[0]):
-        o, blocks = int(held[i, CHAIN]), held[i, BLOCKS]
+    idle, older, likely, unended = 0.0, 0.0, 0.0, 0.0
+    for slot in slots:
+        o, blocks, last_s = int(table[slot, CHAIN]), table[slot, BLOCKS], table[slot, LAST_S]
         idle += blocks
         row = chains[o]
-        if row[ch.ENDED] > 0 or (row[ch.WAITING] == 0 and now - held[i, LAST_S] > expiry_s):
+        if row[ch.ENDED] > 0 or (not ch.waits(chains, o, w) and now - last_s > expiry_s):
             continue
         unended += blocks
         if seen[o] == 0.0:
@@ -58,11 +82,18 @@ def fill_admission(chains, tables, w, c, known, generated, cached, running, held
         if row[ch.SESSION_S] < mine[ch.SESSION_S] or (
                 row[ch.SESSION_S] == mine[ch.SESSION_S] and row[ch.SESSION] < mine[ch.SESSION]):
             older += blocks
-    for i in range(held.shape[0]):
-        seen[int(held[i, CHAIN])] = 0.0
+            likely += blocks * alive(chains, tables, w, o, now, last_s)
+    for slot in slots:
+        seen[int(table[slot, CHAIN])] = 0.0
     pinned = pool - free - idle
-    admission_row(float(need), free, idle, older, growth, pool, pinned, 1.0 if mine[ch.STEPS] == 0 else 0.0,
-                  pinned + unended, session_growth, float(running.shape[0]), now - queued_s, out)
+    admission_row(g, w, float(need), free, idle, older, growth, pool, pinned, 1.0 if is_new(mine) else 0.0,
+                  pinned + unended, session_growth, float(running.shape[0]), now - queued_s,
+                  float(count_active(chains, now, expiry_s)), likely,
+                  lost_blocks(chains, c, float(known), float(cached), block), out)
+
+
+def _remember(g, row, found, total, score, params, scratch):
+    remember_admission(g, 0, row, found, total, score, params, scratch)
 
 
 class Admission:
@@ -74,21 +105,34 @@ class Admission:
         self.block_size, self.pool_blocks = block_size, pool_blocks
         self.guard = Guard(policy, make("admission", "none"), budget_s)
         self.row = np.zeros((1, len(ADMISSION)))
+        self._scratch = np.zeros(policy.scratch)
+        self._remember = compiled(_remember, self._remembered(0, 0), (_SCORE,)) if policy.memory else None
 
-    def admits(self, request: Request, served: Served, cached_blocks: int,
-               running: Iterable[tuple[Request, Served]], now: float) -> bool:
-        """Whether the policy lets `request` in. running: what holds blocks now."""
+    def look(self, request: Request, served: Served, cached_blocks: int, running: Iterable[tuple[Request, Served]],
+             now: float) -> None:
+        """Make the row of `request`. running: what holds blocks now."""
         flying = np.array([(s.chain, r.num_tokens, r.num_output_tokens, r.num_computed_tokens) for r, s in running],
                           np.float64).reshape(-1, 4)
-        held = np.array(self.queue.held(), np.float64).reshape(-1, 4)
-        self.fill(served.chain, request.num_tokens, request.num_output_tokens, cached_blocks, flying, held, now,
-                  served.queued_s)
+        self.fill(served.chain, request.num_tokens, request.num_output_tokens, cached_blocks, flying,
+                  self.queue.runs.slots(), now, served.queued_s)
+
+    def admits(self) -> bool:
+        """Whether the policy lets the request of the row in."""
         return bool(self.guard.scores(self.row, 1)[0] > 0.0)
 
+    def let_in(self, found: int, total: int) -> None:
+        """Tell a policy with memory that the request of the row was let in and found `found` of `total` blocks."""
+        if self._remember is not None:
+            self._remember(*self._remembered(found, total))
+
+    def _remembered(self, found: int, total: int) -> tuple:
+        return (self.queue.victims.g, self.row[0], float(found), float(total), self.policy.score, self.policy.params,
+                self._scratch)
+
     def fill(self, c: int, known: int, generated: int, cached: int, running: NDArray[np.float64],
-             held: NDArray[np.float64], now: float, queued_s: float) -> None:
-        """Bring `row` up to date, see `fill_admission`."""
+             slots: NDArray[np.int64], now: float, queued_s: float) -> None:
+        """Bring `row` up to date, see `fill_admission`. slots: of the evictable runs."""
         t = self.tracker
-        fill_admission(t.chains, t.tables, W, c, known, generated, cached, running, held, float(self.pool_blocks),
-                       float(self.queue.n_empty), self.block_size, t.expiry_s, now, queued_s, np.zeros(len(t.chains)),
-                       self.row[0])
+        fill_admission(t.chains, t.tables, self.queue.victims.g, W, c, known, generated, cached, running,
+                       self.queue.runs.table, slots, float(self.pool_blocks), float(self.queue.n_empty),
+                       self.block_size, t.expiry_s, now, queued_s, np.zeros(len(t.chains)), self.row[0])

@@ -1,9 +1,9 @@
 """vLLM's queue of free KV blocks, ordered by an eviction policy instead of by time.
 
-Blocks that hold nothing go first, exactly as in the stock queue. Cached blocks are kept in *runs*: what one request
-released at one moment, tail first, as vLLM releases it. A run belongs to the chain that released it and is the unit
-that is scored; within it blocks go in order. A block goes only after every evictable block that was built on it, so a
-prefix that others share goes after all of them. With the policy `lru` this is the stock order, block for block.
+Blocks that hold nothing go first, exactly as in the stock queue. Cached blocks are kept in runs (`runs`), which the
+policy scores at each allocation that finds too few empty blocks, as the simulator does; within a run blocks go in
+order, and a prefix that others share goes after all that was built on it. With the policy `lru` this is the stock
+order, block for block.
 
 Tried with vLLM 0.28 - 0.32 (`BlockPool` calls: `popleft`, `popleft_n`, `remove`, `append`, `append_n`, `prepend_n`).
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
@@ -19,28 +20,14 @@ import numpy as np
 from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue, KVCacheBlock
 
 from saga_rl.policies import chains as ch
+from saga_rl.policies.features import EVICT
+from saga_rl.runtime.floors import Floors
+from saga_rl.runtime.runs import LAST_S, Run, Runs
 from saga_rl.runtime.tracker import NOBODY
 from saga_rl.runtime.victims import Victims
 
 NO_USER, SEVERAL = -1, -2
-
-
-class Run(FreeKVCacheBlockQueue):
-    """Blocks that one request released at once, in the order in which they may go."""
-
-    def __init__(self, chain: int, last_s: float, seq: int, shared: bool) -> None:
-        super().__init__([])
-        self.chain, self.last_s, self.seq, self.shared = chain, last_s, seq, shared
-        self.key = 0.0
-        """Minus its score, while it is parked."""
-        self.parked = False
-        """It was next but its first block was still built upon."""
-
-    @property
-    def first(self) -> KVCacheBlock:
-        block = self.fake_free_list_head.next_free_block
-        assert block is not None
-        return block
+Entry = tuple[float, int, Run]
 
 
 class PolicyBlockQueue:
@@ -52,26 +39,31 @@ class PolicyBlockQueue:
     def __init__(self, stock: FreeKVCacheBlockQueue, n_blocks: int, victims: Victims,
                  forget: Callable[[KVCacheBlock], object]) -> None:
         self.empty, self.victims, self.forget = stock, victims, forget
-        self.num_free_blocks = stock.num_free_blocks
         self.evicted: Counter[str] = Counter()
         """Cached blocks taken, by what their chain was doing."""
         self.now = 0.0
-        self._runs: dict[int, Run] = {}
-        self._run_of: list[Run | None] = [None] * n_blocks
+        self.runs = Runs(victims.tracker, n_blocks)
+        self.floors: Floors | None = None
+        self.tenant: int | None = None
+        """Whose request is being allocated for: floors hold against it."""
+        self.withhold = False
+        """`num_free_blocks` counts only what may be taken without touching a floor."""
+        self.before_taking: Callable[[], None] | None = None
+        """Called once, ahead of the next blocks that are taken."""
+        self._free = stock.num_free_blocks
         self._user = np.full(n_blocks, NO_USER, np.int64)
-        self._on: dict[int, set[int]] = {}  # block -> evictable blocks of other runs that were built on it
-        self._base: dict[int, int] = {}  # the same, the other way round
-        self._seq = 0
         self._owner = NOBODY
-        self._heap: list[tuple[float, int, Run]] = []
-        self._parked: list[Run] = []
-        self._mark: tuple[float, int, int] | None = None
+        self._heap: list[Entry] = []
+        self._freed: list[int] = []  # blocks on which nothing is built any more since the run at hand was touched
+        self._allocations = 0
+        self._mark: tuple | None = None
+        self._fell_back = False
 
     # ------------------------------------------------------------------ who releases
     def begin_release(self, chain: int) -> int:
         """Blocks that come from now on belong to `chain`. Returns what `end_release` wants to know."""
         self._owner = chain
-        return self.num_free_blocks
+        return self._free
 
     def end_release(self, before: int, tables: Sequence[Sequence[KVCacheBlock]]) -> None:
         """The request whose block tables were `tables` has let go of them."""
@@ -84,47 +76,51 @@ class PolicyBlockQueue:
                 i += 1
             pinned += i
             if 0 < i < len(table):
-                self._build(table[i - 1], table[i])
-        if self.num_free_blocks - before != sum(map(len, tables)) - pinned:  # others hold blocks in the middle, too
+                self.runs.build(table[i - 1], table[i])
+        if self._free - before != sum(map(len, tables)) - pinned:  # others hold blocks in the middle, too
             for table in tables:
                 for base, block in itertools.pairwise(table):
                     if base.ref_cnt > 0:
-                        self._build(base, block)
+                        self.runs.build(base, block)
 
     # ------------------------------------------------------------------ vLLM's interface
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that may be taken: empty or evictable."""
+        if self.withhold and self.floors is not None and self.tenant is not None:
+            return self.empty.num_free_blocks + self.floors.takeable(self.tenant, self.n_evictable)
+        return self._free
+
     def popleft(self) -> KVCacheBlock:
-        if self.num_free_blocks == 0:
+        if self._free == 0:
             raise ValueError("No free blocks available")
         return self.popleft_n(1)[0]
 
     def popleft_n(self, n: int) -> list[KVCacheBlock]:
-        assert self.num_free_blocks >= n
-        out: list[KVCacheBlock] = []
-        while len(out) < n:
-            ready = min(n - len(out), self.empty.num_free_blocks)
-            if ready:
-                out += self.empty.popleft_n(ready)
-            else:
-                self._evict(n - len(out), out)
-        self.num_free_blocks -= n
+        assert self._free >= n
+        if self.before_taking is not None:
+            call, self.before_taking = self.before_taking, None
+            call()
+        self._allocations += 1
+        out: list[KVCacheBlock] = self.empty.popleft_n(min(n, self.empty.num_free_blocks))
+        if len(out) < n:
+            self._make_room(n, out)
+        self._free -= n
         return out
 
     def remove(self, block: KVCacheBlock) -> None:
-        run = self._run_of[block.block_id]
+        run = self.runs.of[block.block_id]
         if run is None:
             self.empty.remove(block)
         else:
             above = block.prev_free_block
             self._unbase(block.block_id)
-            if run.parked:
-                self._mark = None  # another block comes first in it now
+            self._mark = None  # another block may come first in it now
             run.remove(block)
-            self._run_of[block.block_id] = None
-            if run.num_free_blocks == 0:
-                del self._runs[run.seq]
-            elif above is not None and above is not run.fake_free_list_head:
-                self._build(block, above)
-        self.num_free_blocks -= 1
+            self.runs.left(run, (block,))
+            if above is not None and above is not run.fake_free_list_head:
+                self.runs.build(block, above)
+        self._free -= 1
 
     def append(self, block: KVCacheBlock) -> None:
         self.append_n([block])
@@ -141,21 +137,16 @@ class PolicyBlockQueue:
             self._user[ids] = np.where(shared, SEVERAL, self._owner)
         cuts = [0, *(np.flatnonzero(shared[1:] != shared[:-1]) + 1).tolist(), len(blocks)]
         for a, b in itertools.pairwise(cuts):
-            run = Run(self._owner, self.now, self._seq, bool(shared[a]))
-            run.append_n(blocks[a:b])
-            for block in blocks[a:b]:
-                self._run_of[block.block_id] = run
-            self._runs[self._seq] = run
-            self._seq += 1
+            self.runs.add(blocks[a:b], self._owner, self.now, bool(shared[a]))
             if a:
-                self._build(blocks[a], blocks[a - 1])
-        self.num_free_blocks += len(blocks)
+                self.runs.build(blocks[a], blocks[a - 1])
+        self._free += len(blocks)
 
     def prepend_n(self, blocks: list[KVCacheBlock]) -> None:
-        for block in blocks if self._on else ():
-            self._clear(block.block_id)
+        for block in blocks if self.runs.on else ():
+            self.runs.clear(block.block_id)
         self.empty.prepend_n(blocks)
-        self.num_free_blocks += len(blocks)
+        self._free += len(blocks)
 
     def get_all_free_blocks(self) -> list[KVCacheBlock]:
         """In the order in which they would go if nothing changed."""
@@ -173,147 +164,178 @@ class PolicyBlockQueue:
         """Blocks that hold nothing."""
         return self.empty.num_free_blocks
 
-    def owners(self) -> set[int]:
-        """Chains that hold evictable blocks."""
-        return {run.chain for run in self._runs.values()}
-
-    def held(self) -> list[tuple[int, float, int, float]]:
-        """(chain, last use s, blocks, shared) of every run, oldest release first."""
-        return [(r.chain, r.last_s, r.num_free_blocks, float(r.shared)) for r in self._runs.values()]
+    @property
+    def n_evictable(self) -> int:
+        return self._free - self.empty.num_free_blocks
 
     def drop_past_ttl(self) -> int:
         """Forget what lies past its TTL, for policies that say so. Returns blocks."""
-        dropped = 0
-        while self._runs:
-            runs = list(self._runs.values())
-            late = self.victims.past_ttl(self.held(), self.n_empty, self.now)
-            free = [r for r, past in zip(runs, late, strict=True) if past and not self._blocked(r)]
+        runs, dropped = self.runs, 0
+        while len(slots := runs.slots()):
+            self.victims.refresh(runs, slots, self.n_empty, self.now)
+            late = slots[self.victims.past_ttl(runs, slots, self.now)]
+            free = [r for slot in late.tolist() if (r := runs.at[slot]) is not None and not runs.blocked(r)]
             if not free:
                 break
             for run in free:
                 taken: list[KVCacheBlock] = []
                 self._take(run, run.num_free_blocks, taken)
-                self._empty(taken)
+                self._drop(taken)
                 dropped += len(taken)
         self.evicted["past ttl"] += dropped
         return dropped
 
-    def _evict(self, need: int, out: list[KVCacheBlock]) -> None:
-        """Take up to `need` cached blocks, at least one, from the run whose score is highest."""
+    def _make_room(self, n: int, out: list[KVCacheBlock]) -> None:
+        """Add cached blocks to `out` until it has `n`."""
+        spare = self.floors.spare(self.tenant) if self.floors is not None and self.tenant is not None else {}
+        kept: list[Entry] = []
         self._rank()
-        while self._heap and (not self._heap[0][2].num_free_blocks or self._blocked(self._heap[0][2])):
-            self._park()
-        if self._heap:
-            run = self._heap[0][2]
-        else:  # only if vLLM freed blocks in an order that contradicts what was built on what
-            run = next(iter(self._runs.values()))
-            self._clear(run.first.block_id)
-        row = self.victims.tracker.chains[run.chain]
-        cause = "ended" if row[ch.ENDED] > 0 else "waiting" if row[ch.WAITING] == 1 else "idle"
-        base = self._base_run(run)
-        self.evicted["shared" if run.shared else cause] += self._take(run, need, out)
-        if self.victims.policy.whole_chain:
-            rest: list[KVCacheBlock] = []
-            self._take(run, run.num_free_blocks, rest)
-            while base is not None and base.chain == run.chain and not run.num_free_blocks and not self._blocked(base):
-                run, base = base, self._base_run(base)
-                self._take(run, run.num_free_blocks, rest)
-            self._empty(rest)
-            self.evicted["whole"] += len(rest)
+        while len(out) < n:
+            ready = min(n - len(out), self.empty.num_free_blocks)
+            if ready:  # of a victim that went whole
+                out += self.empty.popleft_n(ready)
+                continue
+            run, broken = self._best(spare, kept)
+            base = self.runs.below(run)
+            most = n - len(out)
+            taken = self._take(run, most if broken else min(most, spare.get(run.tenant, most)), out)
+            row = self.victims.tracker.chains[run.chain]
+            cause = "ended" if row[ch.ENDED] > 0 else "waiting" if row[ch.WAITING] == 1 else "idle"
+            self.evicted["shared" if run.shared else cause] += taken
+            if run.tenant in spare:
+                spare[run.tenant] -= taken
+            if broken and self.floors is not None:
+                self.floors.breaks += taken
+            if self.victims.policy.whole_chain and self.floors is None:
+                self._take_whole(run, base)
+            if not self._let_in_freed():
+                self._mark = None
+                self._rank()
+                kept.clear()
+        for entry in kept:
+            heapq.heappush(self._heap, entry)
 
-    def _blocked(self, run: Run) -> bool:
-        return run.first.block_id in self._on
+    def _best(self, spare: dict[int, int], kept: list[Entry]) -> tuple[Run, bool]:
+        """The run that goes first, and whether a floor breaks by that. spare: how many blocks a tenant may lose; kept:
+        runs set aside, since their tenants may lose none."""
+        while self._heap:
+            run = self._heap[0][2]
+            if not run.num_free_blocks or self.runs.blocked(run):
+                heapq.heappop(self._heap)
+                run.queued = False
+            elif spare.get(run.tenant, 1) <= 0:
+                kept.append(heapq.heappop(self._heap))
+            else:
+                return run, False
+        kept.sort(key=lambda e: e[:2])
+        for entry in kept:  # nothing else is left, and the caller allowed it
+            if entry[2].num_free_blocks and not self.runs.blocked(entry[2]):
+                return entry[2], True
+        run = self.runs.all()[0]  # only if vLLM freed blocks in an order that contradicts what was built on what
+        self.runs.clear(run.first.block_id)
+        return run, False
+
+    def _take_whole(self, run: Run, base: Run | None) -> None:
+        """Empty what is left of `run`, and the runs of its chain that it was built on, beginning with `base`."""
+        rest: list[KVCacheBlock] = []
+        self._take(run, run.num_free_blocks, rest)
+        while base is not None and base.chain == run.chain and not run.num_free_blocks and not self.runs.blocked(base):
+            run, base = base, self.runs.below(base)
+            self._take(run, run.num_free_blocks, rest)
+        self._drop(rest)
+        self.evicted["whole"] += len(rest)
 
     def _rank(self) -> None:
-        """Score every run, unless nothing happened since the last time. Ties: released earlier goes first."""
-        mark = (self.now, self._seq, self.victims.tracker.version)
+        """Score every run on which nothing is built, unless that would give the order of the last time. Ties: released
+        earlier goes first."""
+        v, runs = self.victims, self.runs
+        p = v.policy
+        mark = (runs.seq, v.tracker.version, None if p.steady and math.isinf(p.steady_idle_s) else self.now,
+                None if p.steady else self._allocations)
         if mark == self._mark:
             return
         self._mark = mark
-        runs = list(self._runs.values())
-        keys = -self.victims.scores(self.held(), self.n_empty, self.now)
+        slots = runs.slots()
+        if p.oldest_first:
+            keys = np.zeros(len(slots))
+        else:
+            v.refresh(runs, slots, self.n_empty, self.now)
+            taken = [r.slot for b in runs.on if (r := runs.of[b]) is not None and r.first.block_id == b]
+            slots = slots[~np.isin(slots, taken)] if taken else slots
+            before = v.guard.fallbacks.total()
+            keys = -v.scores(runs, slots, self.now)
+            self._fell_back = v.guard.fallbacks.total() > before
+        for _, _, run in self._heap:
+            run.queued = False
         order = np.argsort(keys, kind="stable")
-        runs = [runs[i] for i in order.tolist()]
-        self._heap = list(zip(keys[order].tolist(), [r.seq for r in runs], runs, strict=True))  # sorted: a heap already
-        for run in self._parked:
-            run.parked = False
-        self._parked = []
+        best = [r for slot in slots[order].tolist() if (r := runs.at[slot]) is not None]
+        self._heap = list(zip(keys[order].tolist(), [r.seq for r in best], best, strict=True))  # sorted: a heap already
+        for key, _, run in self._heap:
+            run.key, run.queued = key, True
+        self._freed.clear()
 
-    def _park(self) -> None:
-        """The run at the top of the heap is empty, or somebody builds on its first block: it waits for that to go."""
-        key, _, run = heapq.heappop(self._heap)
-        if run.num_free_blocks:
-            run.parked, run.key = True, key
-            self._parked.append(run)
+    def _let_in_freed(self) -> bool:
+        """Runs on which nothing is built any more are candidates now. False if their scores are another policy's than
+        those of the rest."""
+        v, mixed = self.victims, False
+        for block_id in self._freed:
+            run = self.runs.of[block_id]
+            if run is None or run.queued or self.runs.blocked(run):
+                continue
+            if not v.policy.oldest_first:
+                before = v.guard.fallbacks.total()
+                run.key = -float(v.scores(self.runs, np.array([run.slot]), self.now)[0])
+                mixed |= (v.guard.fallbacks.total() > before) != self._fell_back
+            run.queued = True
+            heapq.heappush(self._heap, (run.key, run.seq, run))
+        self._freed.clear()
+        return not mixed
 
     def _take(self, run: Run, most: int, out: list[KVCacheBlock]) -> int:
         """Move up to `most` blocks from the front of `run` to `out`, stopping at one that others are built on."""
-        start = len(out)
-        if self._on or self._base:
-            while len(out) - start < most and run.num_free_blocks and run.first.block_id not in self._on:
+        start, runs, last_s = len(out), self.runs, self.runs.table[run.slot, LAST_S]
+        if runs.on or runs.base:
+            while len(out) - start < most and run.num_free_blocks and run.first.block_id not in runs.on:
                 block = run.popleft()
                 out.append(block)
                 self._unbase(block.block_id)
         else:
             out += run.popleft_n(min(most, run.num_free_blocks))
-        for block in out[start:]:
-            self._run_of[block.block_id] = None
+        taken = out[start:]
+        for block in taken:
             self._user[block.block_id] = NO_USER
-        if run.num_free_blocks == 0:
-            self._runs.pop(run.seq, None)
-        return len(out) - start
+        runs.left(run, taken)
+        if self.victims.policy.memory:
+            owned = runs.owned[run.chain]
+            self.victims.tell(run.chain, self.now, last_s, owned, EVICT, len(taken), owned, -run.key)
+        return len(taken)
 
-    def _empty(self, blocks: list[KVCacheBlock]) -> None:
+    def _unbase(self, block_id: int) -> None:
+        base = self.runs.unbase(block_id)
+        if base >= 0:
+            self._freed.append(base)
+
+    def _drop(self, blocks: list[KVCacheBlock]) -> None:
         for block in blocks:
             self.forget(block)
         self.empty.append_n(blocks)
 
-    # ------------------------------------------------------------------ what is built on what
-    def _build(self, base: KVCacheBlock, block: KVCacheBlock) -> None:
-        """`block`, if it is evictable, was built on `base`, which lies elsewhere."""
-        if self._run_of[block.block_id] is None:
-            return
-        self._unbase(block.block_id)
-        self._on.setdefault(base.block_id, set()).add(block.block_id)
-        self._base[block.block_id] = base.block_id
-
-    def _clear(self, base: int) -> None:
-        for built in self._on.pop(base, ()):
-            del self._base[built]
-
-    def _unbase(self, block_id: int) -> None:
-        base = self._base.pop(block_id, None)
-        if base is None:
-            return
-        built = self._on[base]
-        built.discard(block_id)
-        if not built:
-            del self._on[base]
-            run = self._run_of[base]
-            if run is not None and run.parked:
-                run.parked = False
-                heapq.heappush(self._heap, (run.key, run.seq, run))
-
-    def _base_run(self, run: Run) -> Run | None:
-        """The run that holds what the last block of `run` was built on."""
-        last = run.fake_free_list_tail.prev_free_block
-        base = self._base.get(last.block_id) if last is not None else None
-        return None if base is None else self._run_of[base]
-
     def _in_order(self) -> Iterator[KVCacheBlock]:
         yield from self.empty.get_all_free_blocks()
-        if not self._runs:
+        runs, slots = self.runs, self.runs.slots()
+        if not len(slots):
             return
-        runs = list(self._runs.values())
-        scores = self.victims.scores(self.held(), self.n_empty, self.now)
-        best = [runs[i] for i in np.argsort(-scores, kind="stable").tolist()]
-        left = {run.seq: run.get_all_free_blocks()[::-1] for run in runs}
+        self.victims.refresh(runs, slots, self.n_empty, self.now)
+        scores = self.victims.scores(runs, slots, self.now)
+        best = [r for i in np.argsort(-scores, kind="stable").tolist() if (r := runs.at[slots[i]]) is not None]
+        left = {run.seq: run.get_all_free_blocks()[::-1] for run in best}
         gone: set[int] = set()
         while best:
-            ready = (r for r in best if not self._on.get(left[r.seq][-1].block_id, set()) - gone)
+            ready = (r for r in best if not runs.on.get(left[r.seq][-1].block_id, set()) - gone)
             run = next(ready, best[0])
             blocks = left[run.seq]
-            while blocks and not self._on.get(blocks[-1].block_id, set()) - gone:
+            gone.update(runs.on.get(blocks[-1].block_id, ()))  # as `_best` does if nothing is ready
+            while blocks and not runs.on.get(blocks[-1].block_id, set()) - gone:
                 gone.add(blocks[-1].block_id)
                 yield blocks.pop()
             if not blocks:

@@ -24,17 +24,26 @@ def serve(
     record: Path | None = typer.Option(None, help="Write everything served to this trace file (Parquet) at exit."),
     expiry_s: float = typer.Option(300.0, help="Presume that a session silent for so many seconds has ended."),
     metrics: Path | None = typer.Option(None, help="Folder for the counters of engines and router (JSON)."),
+    service_gap: float | None = typer.Option(
+        None, help="Constraint: service of tenants that wait lies at most about so many tokens apart."),
+    kv_floor: list[str] = typer.Option(
+        [], metavar="[TENANT=]SHARE", help="Constraint: share of each engine's KV that other tenants leave to it, such "
+        "as team-a=0.2; without a name, to every tenant not named. May be repeated."),
+    afs_preempt: float | None = typer.Option(
+        None, help="Constraint: a request that has waited for so many seconds makes one of a tenant with a lower Agent "
+        "Fair Share yield; SAGA has 0.5."),
     allow_untested: bool = typer.Option(False, help="Try a vLLM version outside the tested range."),
 ) -> None:
     """Serve MODEL with vLLM's OpenAI server under a scheduling policy."""
-    from saga_rl.runtime.config import SagaConfig, read_config
+    from saga_rl.runtime.config import SagaConfig, read_config, read_floors
     from saga_rl.runtime.serve import serve as run
 
     if model.startswith("-"):
         raise UserError("serve", f"got the flag {model} where the model should stand",
                         "write `saga-rl serve MODEL --policy NAME [vLLM flags]`")
     config = SagaConfig(policy=policy, record=str(record) if record else None, expiry_s=expiry_s,
-                        metrics=str(metrics.resolve()) if metrics else None, allow_untested=allow_untested)
+                        metrics=str(metrics.resolve()) if metrics else None, service_gap_tokens=service_gap,
+                        kv_floors=read_floors(kv_floor), afs_preempt_s=afs_preempt, allow_untested=allow_untested)
     read_config({"saga": config.as_dict()})
     run(model, list(ctx.args), config)
 

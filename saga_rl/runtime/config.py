@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.policies.base import SEAMS, PolicySet
+from saga_rl.policies.constraints import MOST_FLOORS, Constraints
 from saga_rl.policies.presets import PRESETS, from_specs, preset, preset_names
 
 STOCK = "stock"
@@ -35,7 +36,19 @@ class SagaConfig:
     metrics_s: float = 30.0
     prefill_tokens_per_s: float | None = None
     """How fast an engine works off its queue, for placement; None: measured as it serves."""
+    service_gap_tokens: float | None = None
+    """Constraints between tenants (`saga_rl.policies.constraints`): how far service may lie apart, None = any."""
+    kv_floors: dict[str, float] = field(default_factory=dict)
+    """Share of each engine's KV by tenant that others leave alone; "*" = every tenant not named."""
+    afs_preempt_s: float | None = None
+    """A request that waited for longer makes one of a tenant with a lower Agent Fair Share yield; None = never."""
     allow_untested: bool = False
+
+    @property
+    def constraints(self) -> Constraints:
+        """`UserError` for values out of range."""
+        gap, wait = self.service_gap_tokens, self.afs_preempt_s
+        return Constraints(math.inf if gap is None else gap, self.kv_floors, math.inf if wait is None else wait)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,7 +71,41 @@ def read_config(additional_config: Any) -> SagaConfig:
             continue
         if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
             raise UserError(f"additional_config[{KEY!r}], {key}", f"is {value!r}", "give a number above 0")
+    _check_constraints(config)
     return config
+
+
+def _check_constraints(config: SagaConfig) -> None:
+    where = f"additional_config[{KEY!r}]"
+    for key in ("service_gap_tokens", "afs_preempt_s"):
+        value = getattr(config, key)
+        if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
+            raise UserError(f"{where}, {key}", f"is {value!r}", "give a number, or leave it out")
+    floors = config.kv_floors
+    if not isinstance(floors, dict) or not all(
+            isinstance(t, str) and isinstance(n, int | float) and not isinstance(n, bool) for t, n in floors.items()):
+        raise UserError(f"{where}, kv_floors", f"is {floors!r}",
+                        'give shares by tenant, such as {"team-a": 0.2, "*": 0.1}')
+    rules = config.constraints
+    named = sum(share for tenant, share in rules.kv_floors.items() if tenant != "*")
+    if named > MOST_FLOORS + 1e-9:
+        raise UserError("KV floors", f"claim {named:.2f} of the pool",
+                        f"claim at most {MOST_FLOORS:g} in all: what is left keeps requests going")
+
+
+def read_floors(given: Iterable[str]) -> dict[str, float]:
+    """KV floors by tenant from `[TENANT=]SHARE`; without a tenant, "*"."""
+    floors: dict[str, float] = {}
+    for text in given:
+        tenant, _, share = text.rpartition("=")
+        tenant = tenant or "*"
+        if tenant in floors:
+            raise UserError(f"--kv-floor {text}", f"names {tenant} a second time", "give one share for each tenant")
+        try:
+            floors[tenant] = float(share)
+        except ValueError:
+            raise UserError(f"--kv-floor {text}", f"{share!r} is not a number", "write TENANT=SHARE or SHARE") from None
+    return floors
 
 
 def policies_of(policy: str | Mapping[str, str]) -> PolicySet:

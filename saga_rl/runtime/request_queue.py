@@ -1,6 +1,8 @@
 """vLLM's waiting queue in the order that an ordering policy gives it: lowest score first, then earliest arrival.
 
-A request is scored when it is queued; `refresh` scores all of them anew (Agent Fair Share changes as time goes on).
+A request is scored when it is queued; `refresh` scores all of them anew (Agent Fair Share changes as time goes on), and
+so does each choice if the policy is `fresh`. Which request comes next is the first in that order that the service gap
+allows (`policies.constraints`).
 Tried with vLLM 0.28 - 0.32 (`RequestQueue`).
 """
 
@@ -10,68 +12,130 @@ import bisect
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+from numba import njit
+from numpy.typing import NDArray
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request
 
-from saga_rl.policies import chains as ch
+from saga_rl.policies import service as sv
 from saga_rl.policies.base import Policy
 from saga_rl.policies.fairness import afs
 from saga_rl.policies.features import ORDERING, ordering_row
 from saga_rl.policies.guard import Guard
 from saga_rl.policies.registry import make
+from saga_rl.runtime.tenants import Service
 from saga_rl.runtime.tracker import Served, Tracker, W
 
 EPOCH_S = 0.1
 """Seconds between two recomputations of fairness, SAGA section 7 and the simulator."""
 
 Entry = tuple[float, float, int, Request]
+# columns of a waiting request
+CHAIN, QUEUED_S, PROMPT, PREEMPTED, TENANT = range(5)
+
+
+@njit(cache=True)
+def fill_ordering(chains, tables, w, now, waiting, shares, owned, block, service, out):
+    """Rows of the requests waiting[n, 5]. shares: Agent Fair Share by tenant; owned: evictable blocks by chain (of
+    tenants and chains beyond, none); service: `policies.service`'s counters."""
+    least = sv.least(service, w)
+    for i in range(len(waiting)):
+        c, tenant = int(waiting[i, CHAIN]), int(waiting[i, TENANT])
+        share = shares[tenant] if tenant < len(shares) else 0.0
+        cached = owned[c] * block if c < len(owned) else 0.0
+        ordering_row(chains, tables, w, c, now, waiting[i, QUEUED_S], waiting[i, PROMPT], waiting[i, PREEMPTED], share,
+                     cached, service[w, tenant, sv.COUNTER], least, out[i])
 
 
 class PolicyRequestQueue(RequestQueue):
-    """Sorted by (score, arrival, number). served: what the tracker knows of a request; clock: seconds."""
+    """Sorted by (score, arrival, number). served: what the tracker knows of a request; clock: seconds; owned: evictable
+    blocks of `block_tokens` by chain; rules_need_shares: recompute Agent Fair Share whatever the policy."""
 
     def __init__(self, tracker: Tracker, policy: Policy, budget_s: float, served: Callable[[Request], Served],
-                 clock: Callable[[], float]) -> None:
-        self.tracker, self.served, self.clock = tracker, served, clock
+                 clock: Callable[[], float], service: Service, owned: Callable[[], NDArray[np.float64]],
+                 block_tokens: int, rules_need_shares: bool = False) -> None:
+        self.tracker, self.policy, self.served, self.clock, self.service = tracker, policy, served, clock, service
         self.guard = Guard(policy, make("ordering", "fcfs"), budget_s)
+        self.shares = np.zeros(1)
+        """Agent Fair Share by tenant's code, as of the last epoch."""
+        self.urgent: Request | None = None
+        """Another request was made to yield for this one: it is next, if the service gap allows."""
+        self._owned, self._block, self._need_shares = owned, block_tokens, rules_need_shares
         self._sorted: list[Entry] = []
-        self._afs = np.zeros(1)
+        self._next: Request | None = None
 
     def refresh(self, now: float) -> None:
         """Recompute every tenant's share and sort anew."""
-        if not self._sorted:
+        if not self._sorted or (self.policy.steady and not self._need_shares):
             return
         t = self.tracker
-        live = t.live()
-        self._afs = np.zeros(max(len(t.tenants.codes), 1))
-        afs(t.chains, t.tables, W, live, len(live), now, EPOCH_S, self._afs)
+        live = t.live(now)
+        self.shares = np.zeros(max(len(t.tenants.codes), 1))
+        afs(t.chains, t.tables, W, live, len(live), now, EPOCH_S, self.shares)
+        if not self.policy.steady:
+            self._sort(now)
+
+    def rows(self, requests: list[Request], now: float) -> NDArray[np.float64]:
+        """(n, len(ORDERING)) of waiting requests."""
+        t = self.tracker
+        waiting = np.array([(s.chain, s.queued_s, s.prompt_tokens, s.preemptions > s.yields, self.service.tenant(s))
+                            for s in map(self.served, requests)], np.float64).reshape(-1, 5)
+        out = np.zeros((len(requests), len(ORDERING)))
+        fill_ordering(t.chains, t.tables, W, now, waiting, self.shares, self._owned(), float(self._block),
+                      self.service.counters, out)
+        return out
+
+    def share(self, request: Request) -> float:
+        """Agent Fair Share of the request's tenant."""
+        tenant = self.served(request).tenant
+        return float(self.shares[tenant]) if tenant < len(self.shares) else 0.0
+
+    def _sort(self, now: float) -> None:
         self._sorted = self._entries([e[3] for e in self._sorted], now)
         self._sorted.sort(key=lambda e: e[:3])
 
     def _entries(self, requests: list[Request], now: float) -> list[Entry]:
-        t = self.tracker
-        rows = np.zeros((len(requests), len(ORDERING)))
-        served = [self.served(r) for r in requests]
-        for i, s in enumerate(served):
-            tenant = int(t.chains[s.chain, ch.TENANT])
-            share = self._afs[tenant] if tenant < len(self._afs) else 0.0
-            ordering_row(t.chains, s.chain, now, s.queued_s, float(s.prompt_tokens), float(s.preemptions > 0), share,
-                         rows[i])
-        scores = self.guard.scores(rows, len(rows)).tolist()
+        scores = self.guard.scores(self.rows(requests, now), len(requests)).tolist()
+        served = map(self.served, requests)
         return [(score, s.queued_s, s.number, r) for score, s, r in zip(scores, served, requests, strict=True)]
 
+    def _first(self) -> Request:
+        """The request that is next. If those of every allowed tenant have been passed over by vLLM (they wait for
+        something else than a place), the one whose tenant has had least."""
+        if self.service.gap == np.inf and self.urgent is None:
+            return self._sorted[0][3]
+        first = None
+        for *_, request in self._sorted:
+            if not self.service.allowed(self.service.tenant(self.served(request))):
+                continue
+            if self.urgent is None or request is self.urgent:
+                return request
+            if first is None:
+                first = request
+        if first is not None:
+            return first
+        counters = self.service.counters[W, :, sv.COUNTER]
+        return min(self._sorted, key=lambda e: counters[self.served(e[3]).tenant])[3]
+
+    # ------------------------------------------------------------------ vLLM's interface
     def add_request(self, request: Request) -> None:
         bisect.insort(self._sorted, self._entries([request], self.clock())[0], key=lambda e: e[:3])
-
-    def pop_request(self) -> Request:
-        if not self._sorted:
-            raise IndexError("pop from an empty queue")
-        return self._sorted.pop(0)[3]
 
     def peek_request(self) -> Request:
         if not self._sorted:
             raise IndexError("peek from an empty queue")
-        return self._sorted[0][3]
+        if self.policy.fresh and len(self._sorted) > 1:
+            self._sort(self.clock())
+        self._next = self._first()
+        return self._next
+
+    def pop_request(self) -> Request:
+        """What `peek_request` gave last: by now its tenant may have been charged for it."""
+        if not self._sorted:
+            raise IndexError("pop from an empty queue")
+        request = self._next or self._first()
+        self.remove_request(request)
+        return request
 
     def prepend_request(self, request: Request) -> None:
         """The policy decides where it stands: it sees that the request was preempted."""
@@ -82,14 +146,16 @@ class PolicyRequestQueue(RequestQueue):
             self.add_request(request)
 
     def remove_request(self, request: Request) -> None:
-        kept = [e for e in self._sorted if e[3] is not request]
-        if len(kept) == len(self._sorted):
+        at = next((i for i, e in enumerate(self._sorted) if e[3] is request), -1)
+        if at < 0:
             raise ValueError(f"request {request.request_id} is not queued")
-        self._sorted = kept
+        del self._sorted[at]
+        self._next = None
 
     def remove_requests(self, requests: Iterable[Request]) -> None:
         gone = {r.request_id for r in requests}
         self._sorted = [e for e in self._sorted if e[3].request_id not in gone]
+        self._next = None
 
     def __bool__(self) -> bool:
         return bool(self._sorted)

@@ -5,13 +5,15 @@ It counts what it sent and what came back, and remembers where chains live. Feat
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from saga_rl.policies import chains as ch
 from saga_rl.policies.base import Policy
-from saga_rl.policies.features import PLACEMENT, placement_row, uncached_tokens
+from saga_rl.policies.features import P_DRAW, P_RING, PLACEMENT, draw_places, placement_row, uncached_tokens
 from saga_rl.policies.guard import Guard
 from saga_rl.policies.registry import make
 from saga_rl.runtime.hints import Hints
@@ -23,12 +25,19 @@ HALF_LIFE_S = 60.0
 SWEEP_S = 10.0
 
 
+def stable_hash(name: str) -> int:
+    """63 bits that depend on the name alone, so that every API server draws the same for a session."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
+
+
 @dataclass
 class _Engine:
     in_flight: int = 0
     flight_tokens: float = 0.0
     queued_tokens: float = 0.0
     homed: int = 0
+    placed_at: int = -1
+    """Number of the last placement that went there."""
     busy_since: float = math.nan
 
 
@@ -52,7 +61,7 @@ class Router:
         self.max_seqs, self.kv_tokens, self.fixed_rate = max_seqs, kv_tokens, tokens_per_s
         self.guard = Guard(policy, make("placement", "sticky"), budget_s)
         self.flights: dict[str, _Flight] = {}
-        self.migrations = 0
+        self.migrations = self.placed = 0
         self._home: dict[int, int] = {}
         self._counted: set[int] = set()  # chains that count as homed: not known or presumed to have ended
         self._rows = np.zeros((engines, len(PLACEMENT)))
@@ -68,10 +77,15 @@ class Router:
         """(engines, len(PLACEMENT)) for a request that arrives now; reused by the next call."""
         c = self.tracker.chain_for(hints, now)
         home = self._home.get(c, -1)
+        mean = sum(e.in_flight for e in self.engines) / len(self.engines)
         for w, e in enumerate(self.engines):
             placement_row(self.tracker.chains, c, now, float(prompt_tokens), home == w, float(e.in_flight),
                           float(self.max_seqs), e.flight_tokens, float(self.kv_tokens), e.queued_tokens,
-                          self.tokens_per_s, float(e.homed), self._rows[w])
+                          self.tokens_per_s, float(e.homed), float(self.placed - e.placed_at), mean, self._rows[w])
+        if self.guard.policy.draws:
+            key = stable_hash(self.tracker.name(c))
+            draw_places(key, 1 + int(self.tracker.chains[c, ch.STEPS]), P_DRAW, self._rows)
+            draw_places(key, 0, P_RING, self._rows)
         return self._rows
 
     def choose(self, hints: Hints, prompt_tokens: int, now: float) -> int:
@@ -93,6 +107,8 @@ class Router:
         self._settle(c, engine)
         if e.queued_tokens == 0:
             e.busy_since = now
+        e.placed_at = self.placed
+        self.placed += 1
         e.in_flight += 1
         e.flight_tokens += prompt_tokens
         e.queued_tokens += uncached

@@ -159,8 +159,18 @@ def _announce(config: SagaConfig, policies: PolicySet | None, version: str) -> N
     hashes = [p.doc["sha256"][:12] for p in (policies.eviction, policies.placement) if "sha256" in p.doc]
     names = ", ".join(f"{seam} {name}" for seam, name in policies.names().items())
     shown = config.policy if isinstance(config.policy, str) else "custom"
-    print(f"saga-rl serve: policy {shown} ({names}), checkpoint {' '.join(hashes) or 'none'}, vLLM {version}",
-          file=sys.stderr, flush=True)
+    print(f"saga-rl serve: policy {shown} ({names}), checkpoint {' '.join(hashes) or 'none'}, "
+          f"constraints {_constraints(config)}, vLLM {version}", file=sys.stderr, flush=True)
+
+
+def _constraints(config: SagaConfig) -> str:
+    on = []
+    if config.service_gap_tokens is not None:
+        on.append(f"service gap {config.service_gap_tokens:g} tokens")
+    on += [f"KV floor {tenant}={share:g}" for tenant, share in config.kv_floors.items() if share]
+    if config.afs_preempt_s is not None:
+        on.append(f"AFS preemption after {config.afs_preempt_s:g} s")
+    return ", ".join(on) or "none"
 
 
 def _merge(record: str) -> None:

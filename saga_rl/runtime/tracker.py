@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saga_rl.policies import chains as ch
-from saga_rl.policies.features import G_COLUMNS
 from saga_rl.policies.tables import Tables, make_tables
 from saga_rl.runtime.hints import Hints
 
 NOBODY = 0
 """Row of the chain that owns blocks of unknown origin: it never began, so age orders keep it longest."""
-MAX_NAMES = 512
+MAX_NAMES, MAX_TOOLS, MAX_TYPES = 512, 128, 32
+"""Tenants, tools and agent types with a code of their own. What is learned of an agent type is a table of tool by tool,
+so there are fewer of both: 4 MB at most."""
 KEEP_S = 3600.0
 """A chain without blocks is remembered for so long, unless rows run out before."""
 W = 0
@@ -36,12 +37,16 @@ class Served:
     hints: Hints
     queued_s: float
     prompt_tokens: int
+    tenant: int = 0
+    """Its code."""
     number: int = 0
     """Counts arrivals: breaks ties of the queue's order."""
     scheduled_s: float = math.nan
     first_token_s: float = math.nan
     cached_tokens: int = -1
     preemptions: int = 0
+    yields: int = 0
+    """Of those, because its tenant had to yield."""
 
 
 @dataclass
@@ -54,17 +59,18 @@ class _Session:
 
 @dataclass
 class _Names:
-    """Strings to dense codes; beyond `MAX_NAMES` every new name is `other`."""
+    """Strings to dense codes; beyond `most` of them every new name is `other`."""
 
+    most: int = MAX_NAMES
     codes: dict[str, int] = field(default_factory=dict)
 
     def code(self, name: str | None) -> int:
         if name is None:
             return -1
         if name not in self.codes:
-            if len(self.codes) >= MAX_NAMES:
+            if len(self.codes) >= self.most:
                 return self.codes["other"]
-            if len(self.codes) == MAX_NAMES - 1:
+            if len(self.codes) == self.most - 1:
                 name = "other"
             self.codes[name] = len(self.codes)
         return self.codes[name]
@@ -81,8 +87,7 @@ class Tracker:
         self.expiry_s, self.max_chains = expiry_s, max_chains
         self.chains: NDArray[np.float64] = ch.make_chains(256)
         self.tables: Tables = make_tables(1, 16, 8)
-        self.g = np.zeros((1, G_COLUMNS))
-        self.tools, self.tenants, self.types = _Names(), _Names(), _Names()
+        self.tools, self.tenants, self.types = _Names(MAX_TOOLS), _Names(), _Names(MAX_TYPES)
         self.version = 0
         """Changes with every event: scores made before are stale."""
         self._key: list[Key | None] = [None] * 256
@@ -90,7 +95,7 @@ class Tracker:
         self._free = list(range(255, NOBODY, -1))
         self._sessions: dict[str, _Session] = {}
         self._numbered = self._arrivals = 0
-        self.chains[NOBODY, ch.SESSION] = -1
+        self.chains[NOBODY, ch.SESSION] = self.chains[NOBODY, ch.TENANT] = -1
 
     # ------------------------------------------------------------------ events
     def arrive(self, hints: Hints, now: float, prompt_tokens: int) -> Served:
@@ -101,7 +106,7 @@ class Tracker:
         ch.arrive(self.chains, self.tables, W, c, now, prompt_tokens)
         self.version += 1
         self._arrivals += 1
-        return Served(c, hints, now, prompt_tokens, self._arrivals)
+        return Served(c, hints, now, prompt_tokens, int(self.chains[c, ch.TENANT]), self._arrivals)
 
     def schedule(self, served: Served, now: float) -> None:
         """Its request got its first blocks (again, after a preemption)."""
@@ -109,13 +114,6 @@ class Tracker:
             served.scheduled_s = now
         ch.schedule(self.chains, served.chain, now)
         self.version += 1
-
-    def unschedule(self, served: Served, first: bool, started: float) -> None:
-        """Take back a `schedule` that found no blocks. first: it was its request's first; started: STARTED before."""
-        if first:
-            served.scheduled_s = math.nan
-        row = self.chains[served.chain]
-        row[ch.WAITING], row[ch.RUNNING], row[ch.STARTED] = 1, 0, started
 
     def preempt(self, served: Served, now: float) -> None:
         """Its request lost its blocks and waits again."""
@@ -182,16 +180,23 @@ class Tracker:
         """Row of a chain, -1 if it is not known."""
         return self._row.get((session, agent, lane), -1)
 
+    def name(self, c: int) -> str:
+        """Session, agent and lane of a chain as one string."""
+        return "/".join(map(str, self._key[c] or ()))
+
     def silent(self, c: int, now: float) -> bool:
         """Whether idle chain c was unheard of for `expiry_s`."""
         row = self.chains[c]
         return bool(row[ch.WAITING] == 0 and row[ch.RUNNING] == 0
                     and now - max(row[ch.LAST], row[ch.QUEUED]) > self.expiry_s)
 
-    def live(self) -> NDArray[np.int64]:
-        """Rows of chains that have not ended, for AFS."""
+    def live(self, now: float) -> NDArray[np.int64]:
+        """Rows of chains that are not known or presumed to have ended, for AFS."""
         known = np.fromiter(self._row.values(), np.int64, len(self._row))
-        return known[self.chains[known, ch.ENDED] == 0]
+        x = self.chains[known]
+        silent = (x[:, ch.WAITING] == 0) & (x[:, ch.RUNNING] == 0)
+        silent &= now - np.maximum(x[:, ch.LAST], x[:, ch.QUEUED]) > self.expiry_s
+        return known[(x[:, ch.ENDED] == 0) & ~silent]
 
     # ------------------------------------------------------------------ rows
     def chain_for(self, hints: Hints, now: float) -> int:
@@ -227,10 +232,12 @@ class Tracker:
 
     def _called(self, c: int, tool: int) -> None:
         """What the chain's last answer called is known only now."""
-        row, ends = self.chains[c], self.tables.ends
-        if row[ch.ENDED] > 0:  # its end was counted under the tool believed then
-            ends[W, int(row[ch.TOOL]) + 1] -= 1
-            ends[W, tool + 1] += 1
+        row, t = self.chains[c], self.tables
+        if row[ch.ENDED] > 0:  # its end was counted under the tool believed then; its return will be under this one
+            calls = t.calls[W, int(row[ch.TYPE])]
+            for at, n in ((int(row[ch.TOOL]) + 1, -1), (tool + 1, 1)):
+                t.ends[W, at] += n
+                calls[at, -2:] += n
         row[ch.TOOL] = tool
 
     def _drop(self, c: int) -> None:
@@ -262,7 +269,11 @@ def _grown(t: Tables, tools: int = 0, types: int = 0) -> Tables:
     """The same tables with room for at least `tools` tools and `types` agent types; the pooled row stays last."""
     n = t.hist.shape[1] - 2
     bigger = make_tables(1, max(tools, n), max(types, t.types.shape[1]))
-    for old, new in zip(t[:-1], bigger[:-1], strict=True):
+    for name in ("hist", "above", "seconds_above", "ring", "returns", "ends", "obs", "p95"):
+        old, new = getattr(t, name), getattr(bigger, name)
         new[:, : n + 1], new[:, -1] = old[:, : n + 1], old[:, -1]
-    bigger.types[:, : t.types.shape[1]] = t.types
+    a = t.types.shape[1]
+    bigger.types[:, :a] = t.types
+    bigger.calls[:, :a, : n + 1, : n + 1] = t.calls[..., :-2]
+    bigger.calls[:, :a, : n + 1, -2:] = t.calls[..., -2:]
     return bigger

@@ -1,8 +1,9 @@
-"""Scores of the evictable chains: the pool as rows of `features.eviction_row`, scored by the policy under its guard."""
+"""Scores of the evictable chains: runs as rows of `features.eviction_row`, scored by the policy under its guard, and
+what a policy with memory is told."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numba import njit
@@ -12,80 +13,115 @@ from saga_rl.policies import chains as ch
 from saga_rl.policies import tables as tb
 from saga_rl.policies.base import Policy
 from saga_rl.policies.features import (
+    BEGIN,
     E_TTL_LEFT,
     EVICTION,
     G_LIVE,
     G_SIZE_MAX,
+    G_TAU_MAX,
     G_USED,
     eviction_row,
+    make_g,
+    remember,
 )
 from saga_rl.policies.guard import Guard
 from saga_rl.policies.registry import make
-from saga_rl.runtime.tracker import Tracker, W
+from saga_rl.runtime.runs import BLOCKS, CHAIN, LAST_S, SHARED, Runs
+from saga_rl.runtime.tracker import NOBODY, Tracker, W
+from saga_rl.sim.jit import compiled
 
-# columns of a candidate, one row a run of blocks that was released at once
-CHAIN, LAST_S, BLOCKS, SHARED = range(4)
+_SCORE = 12
+"""Place of the policy's `score` among `_tell`'s arguments."""
 
 
 @njit(cache=True)
-def fill_rows(chains, tables, g, w, now, held, pool, free, owned, out):
-    """Rows of the candidates held[n, 4], after bringing the worker's G columns up to date.
+def refresh(chains, tables, g, w, now, table, slots, owned, pool, free):
+    """Bring the worker's G columns up to date before rows are made: the sums that the simulator takes over its pool.
 
-    pool: blocks in all; free: blocks that hold nothing; owned: (chains,) zeros, work space, zero again afterwards.
+    table, slots: the runs; owned: (chains,) evictable blocks; pool: blocks in all; free: blocks that hold nothing.
     """
-    n = held.shape[0]
     used = (pool - free) / pool
     pressure = min(max((used - 0.7) / 0.2, 0.0), 1.0)
-    idle, live, largest = 0.0, 0.0, 0.0
-    for i in range(n):
-        c, blocks = int(held[i, CHAIN]), held[i, BLOCKS]
-        idle += blocks
-        owned[c] += blocks
+    idle_blocks, live, largest = 0.0, 0.0, 0.0
+    oldest = g[w, G_TAU_MAX]
+    for slot in slots:
+        c, blocks = int(table[slot, CHAIN]), table[slot, BLOCKS]
+        idle_blocks += blocks
         largest = max(largest, owned[c])
-        ttl = tb.ttl(tables, w, int(chains[c, ch.TOOL]), pressure)
-        if chains[c, ch.WAITING] == 1 or (chains[c, ch.ENDED] == 0 and now - held[i, LAST_S] <= ttl):
+        idle = now - table[slot, LAST_S]
+        oldest = max(oldest, idle)
+        if ch.waits(chains, c, w) or (
+                chains[c, ch.ENDED] == 0 and idle <= tb.ttl(tables, w, int(chains[c, ch.TOOL]), pressure)):
             live += blocks
     g[w, G_USED] = used
-    g[w, G_LIVE] = (pool - free - idle + live) / pool
+    g[w, G_LIVE] = (pool - free - idle_blocks + live) / pool
     g[w, G_SIZE_MAX] = largest
-    for i in range(n):
-        c = int(held[i, CHAIN])
-        eviction_row(chains, tables, g, w, c, now, held[i, LAST_S], owned[c], held[i, SHARED], np.nan, out[i])
-    for i in range(n):
-        owned[int(held[i, CHAIN])] = 0.0
+    g[w, G_TAU_MAX] = oldest
+
+
+@njit(cache=True)
+def fill_rows(chains, tables, g, w, now, table, slots, owned, out):
+    """The rows of the runs in `slots`."""
+    for k in range(len(slots)):
+        run = table[slots[k]]
+        c = int(run[CHAIN])
+        eviction_row(chains, tables, g, w, c, now, run[LAST_S], owned[c], run[SHARED], np.nan, out[k])
+
+
+def _tell(chains, tables, g, w, c, now, last_s, owned, event, blocks, total, victim_score, score, params, scratch, row):
+    eviction_row(chains, tables, g, w, c, now, last_s, owned, 0.0, np.nan, row)
+    remember(chains, g, w, c, row, event, blocks, total, victim_score, score, params, scratch)
 
 
 class Victims:
-    """Scores candidates for the block queue. `before` is called ahead of each scoring (queue positions)."""
+    """Scores runs for the block queue. `before` is called ahead of each scoring (queue positions); `g` are the columns
+    that the policies read and remember of this engine."""
 
-    def __init__(self, tracker: Tracker, policy: Policy, pool_blocks: int, budget_s: float,
-                 before: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, tracker: Tracker, policy: Policy, block_tokens: int, pool_blocks: int, budget_s: float,
+                 before: Callable[[], None] = lambda: None, admission: Policy | None = None) -> None:
         self.tracker, self.policy, self.pool_blocks, self.before = tracker, policy, pool_blocks, before
+        self.g = make_g(1, block_tokens, pool_blocks, policy, admission)
         self.guard = Guard(policy, make("eviction", "lru"), budget_s)
-        self._held = np.zeros((64, 4))
         self._rows = np.zeros((64, len(EVICTION)))
-        self._owned = np.zeros(len(tracker.chains))
+        self._scratch = np.zeros(policy.scratch)
+        self._tell = None
+        if policy.memory:
+            args = self._told(NOBODY, 0.0, 0.0, 0.0, BEGIN, 0.0, 0.0, 0.0)
+            self._tell = compiled(_tell, args, (_SCORE,))
 
-    def rows(self, held: Sequence[tuple[int, float, int, float]], free: int, now: float) -> NDArray[np.float64]:
-        """(n, len(EVICTION)) for candidates (chain row, last use s, blocks, shared); reused by the next call."""
-        n, t = len(held), self.tracker
-        if n > len(self._held):
-            self._held, self._rows = np.zeros((2 * n, 4)), np.zeros((2 * n, len(EVICTION)))
-        if len(self._owned) != len(t.chains):
-            self._owned = np.zeros(len(t.chains))
-        self._held[:n] = held
-        self.before()
-        fill_rows(t.chains, t.tables, t.g, W, now, self._held[:n], float(self.pool_blocks), float(free), self._owned,
-                  self._rows)
+    def rows(self, runs: Runs, slots: NDArray[np.int64], now: float) -> NDArray[np.float64]:
+        """(n, len(EVICTION)) of the runs in `slots`, as the pool was at the last `refresh`; reused by the next call."""
+        t, n = self.tracker, len(slots)
+        if n > len(self._rows):
+            self._rows = np.zeros((2 * n, len(EVICTION)))
+        fill_rows(t.chains, t.tables, self.g, W, now, runs.table, slots, runs.owned, self._rows)
         return self._rows[:n]
 
-    def scores(self, held: Sequence[tuple[int, float, int, float]], free: int, now: float) -> NDArray[np.float64]:
-        """One score a candidate; the highest goes first. Reused by the next call."""
-        self.rows(held, free, now)
-        return self.guard.scores(self._rows, len(held))
+    def refresh(self, runs: Runs, slots: NDArray[np.int64], free: int, now: float) -> None:
+        """Look at the pool. slots: of all runs; free: blocks that hold nothing."""
+        t = self.tracker
+        self.before()
+        refresh(t.chains, t.tables, self.g, W, now, runs.table, slots, runs.owned, float(self.pool_blocks), float(free))
 
-    def past_ttl(self, held: Sequence[tuple[int, float, int, float]], free: int, now: float) -> list[bool]:
-        """Which candidates' TTL has run out; a chain whose request waits is spared."""
-        left = self.rows(held, free, now)[:, E_TTL_LEFT]
-        waiting = self.tracker.chains[[int(h[CHAIN]) for h in held], ch.WAITING]
-        return ((left < 0.0) & (waiting == 0)).tolist()
+    def scores(self, runs: Runs, slots: NDArray[np.int64], now: float) -> NDArray[np.float64]:
+        """One score a run; the highest goes first. Reused by the next call."""
+        self.rows(runs, slots, now)
+        return self.guard.scores(self._rows, len(slots))
+
+    def past_ttl(self, runs: Runs, slots: NDArray[np.int64], now: float) -> NDArray[np.bool_]:
+        """Which runs' TTL has run out; a chain whose request waits is spared."""
+        left = self.rows(runs, slots, now)[:, E_TTL_LEFT]
+        waiting = self.tracker.chains[runs.table[slots, CHAIN].astype(np.int64), ch.WAITING]
+        return (left < 0.0) & (waiting == 0)
+
+    def tell(self, c: int, now: float, last_s: float, owned: float, event: int, blocks: float, total: float,
+             victim_score: float = 0.0) -> None:
+        """Tell a policy with memory what happened to chain c, see `features.remember`."""
+        if self._tell is not None:
+            self._tell(*self._told(c, now, last_s, owned, event, blocks, total, victim_score))
+
+    def _told(self, c: int, now: float, last_s: float, owned: float, event: int, blocks: float, total: float,
+              victim_score: float) -> tuple:
+        t, p = self.tracker, self.policy
+        return (t.chains, t.tables, self.g, W, c, now, last_s, float(owned), event, float(blocks), float(total),
+                float(victim_score), p.score, p.params, self._scratch, self._rows[0])
