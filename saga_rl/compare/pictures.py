@@ -15,7 +15,8 @@ from saga_rl.report.style import FAINT, INK, PALETTE, dress, new_figure
 Row = Mapping[str, Any]
 SALT = "saga-rl"
 SHADES = ("#A6CEE3", "#6BAED6", "#2171B5", "#08306B", "#041C3D", "#020C1A")
-CURVES = ("preset", "picked", "checkpoint")
+CURVES = ("preset", "checkpoint", "picked")
+"""The last two arms of each role are drawn as curves."""
 
 
 def svg(figure: Any) -> bytes:
@@ -124,7 +125,8 @@ def over_stock(summary: Row, key: str) -> Any:
 def against_load(summary: Row) -> Any:
     """A panel a trace: mean TCT over infinite memory's, against load; stock, presets, and the best of the rest."""
     traces = list(dict.fromkeys(r["trace"] for r in summary["load"]))
-    names = list(dict.fromkeys((r["role"], r["name"]) for r in summary["load"] if r["role"] in CURVES))[:6]
+    found_names = dict.fromkeys((r["role"], r["name"]) for r in summary["load"])
+    names = [a for role in CURVES for a in [a for a in found_names if a[0] == role][-2:]]
     figure, panels = _panels(len(traces), 4.3 if len(traces) > 2 else 6.5, 3.0, 3)
     for axes, trace in zip(panels, traces, strict=True):
         found = [r for r in summary["load"] if r["trace"] == trace]
