@@ -13,9 +13,9 @@ PRESETS: dict[str, dict[str, str]] = {
     "lru": {"eviction": "lru", "placement": "sticky", "ordering": "fcfs", "admission": "none"},
     # SAGA, with the lazy reading of its TTL. Its load threshold is retuned: the paper's 0.8 supposes that KV moves with
     # the session; where a move means computing the context again, 0.8 sets off a spiral of moves (docs/policies.md).
-    "saga": {"eviction": "wa-lru", "placement": "saga:theta=20", "ordering": "afs", "admission": "none"},
+    "saga": {"eviction": "wa-lru", "placement": "saga:theta=100", "ordering": "afs", "admission": "none"},
     # the strongest heuristics measured on real vLLM
-    "saga+": {"eviction": "youngest", "placement": "saga:theta=20", "ordering": "session-fcfs",
+    "saga+": {"eviction": "youngest", "placement": "saga:theta=100", "ordering": "session-fcfs",
               "admission": "reserve-older"},
 }
 
