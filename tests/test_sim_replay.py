@@ -137,7 +137,8 @@ def test_the_future_decides_for_belady():
         later = np.arange(cut, len(reference.kind))
         if len(later) == 0:
             continue
-        game = [make_play(prepare(r, 10**6), make("eviction", "belady")) for r in (reference, _altered(reference, cut, seed))]
+        altered = _altered(reference, cut, seed)
+        game = [make_play(prepare(r, 10**6), make("eviction", "belady")) for r in (reference, altered)]
         differs += not np.array_equal(game[0].script.after, game[1].script.after)
     assert differs > 0
 
