@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -23,6 +25,7 @@ from vllm.v1.outputs import ModelRunnerOutput  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
 from vllm.v1.structured_output import StructuredOutputManager  # noqa: E402
 
+from saga_rl.policies.base import PolicySet  # noqa: E402
 from saga_rl.runtime.tiny_model import build_tiny_model  # noqa: E402
 
 BLOCK = 16
@@ -39,8 +42,10 @@ class Clock:
 
 
 def make_scheduler(cls: type, folder: Path, *, blocks: int = 64, seqs: int = 16, batched: int = 512,
-                   max_len: int = 1024, clock: Clock | None = None, saga: dict[str, Any] | None = None) -> Any:
-    """A scheduler of class `cls` over `blocks` KV blocks (one of them vLLM's null block)."""
+                   max_len: int = 1024, clock: Clock | None = None, saga: dict[str, Any] | None = None,
+                   policies: PolicySet | None = None) -> Any:
+    """A scheduler of class `cls` over `blocks` KV blocks (one of them vLLM's null block). policies: instead of those
+    that `saga` names."""
     model = build_tiny_model(folder, max_len=max_len) if not (folder / "config.json").exists() else folder
     scheduler_config = SchedulerConfig(max_num_seqs=seqs, max_num_batched_tokens=batched, max_model_len=max_len,
                                        enable_chunked_prefill=True, is_encoder_decoder=False,
@@ -56,8 +61,9 @@ def make_scheduler(cls: type, folder: Path, *, blocks: int = 64, seqs: int = 16,
     cache_config.num_gpu_blocks = blocks
     if clock is not None:
         cls = type(cls.__name__, (cls,), {"clock": staticmethod(clock)})
-    return cls(vllm_config=config, kv_cache_config=kv, structured_output_manager=StructuredOutputManager(config),
-               block_size=BLOCK, hash_block_size=BLOCK, log_stats=True)
+    with patch("saga_rl.runtime.scheduler.policies_of", lambda _: policies) if policies is not None else nullcontext():
+        return cls(vllm_config=config, kv_cache_config=kv, structured_output_manager=StructuredOutputManager(config),
+                   block_size=BLOCK, hash_block_size=BLOCK, log_stats=True)
 
 
 init_none_hash(sha256)

@@ -233,7 +233,7 @@ class PolicyBlockQueue:
                 return entry[2], True
         run = self.runs.all()[0]  # only if vLLM freed blocks in an order that contradicts what was built on what
         self.runs.clear(run.first.block_id)
-        return run, False
+        return run, spare.get(run.tenant, 1) <= 0
 
     def _take_whole(self, run: Run, base: Run | None) -> None:
         """Empty what is left of `run`, and the runs of its chain that it was built on, beginning with `base`."""
