@@ -80,4 +80,4 @@ def constraints(arguments: dict[str, Any]) -> Constraints:
 
 def pool_tokens(longest: int, wanted: int) -> int:
     """`wanted`, or SMALLEST_KV, or MARGIN times the longest context of the trace where that is more; whole blocks."""
-    return wanted or max(SMALLEST_KV, math.ceil(MARGIN * longest / 16) * 16)
+    return wanted or max(SMALLEST_KV, math.ceil(round(MARGIN * longest, 3) / 16) * 16)
