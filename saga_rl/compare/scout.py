@@ -56,7 +56,8 @@ def pressure(traces: Sequence[Trace], config: SimConfig, least_tokens: int) -> d
 
 def sustained(at: Callable[[float], Sequence[Trace]], config: SimConfig,
               roomy: Callable[[Trace], int]) -> dict[str, Any]:
-    """The greatest speed found (arrival rate over the recorded one) that the stock arrangement sustains.
+    """The greatest speed found (arrival rate over the recorded one) that the stock arrangement sustains in each of the
+    arrangements.
 
     limit `memory`: its mean TCT is at most `SUSTAINED` x that of infinite memory at the same speed. If memory limits it
     at no speed, limit `compute`: at most `SUSTAINED` x that of infinite memory when sessions come one by one. `speed`
@@ -72,7 +73,7 @@ def sustained(at: Callable[[float], Sequence[Trace]], config: SimConfig,
         return [mean_tct(t, roomy(t)) for t in at(speed)]
 
     def over(ours: list[float], theirs: list[float]) -> float:
-        return math.exp(sum(math.log(x / y) for x, y in zip(ours, theirs, strict=True)) / len(ours))
+        return max(x / y for x, y in zip(ours, theirs, strict=True))
 
     limit = "memory"
     speed, found = _greatest(lambda s: over(limited(s), free(s)))

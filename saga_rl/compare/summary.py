@@ -189,7 +189,7 @@ def left_out(o: Outcome) -> list[str]:
     for name, f in o.plan.facts.items():
         if gone := f["left_out_sessions"]:
             out.append(f"{name}: {len(gone)} sessions whose contexts fit no pool asked for: {', '.join(gone)}")
-        if dropped := f["dropped_by_importer"]:
+        if dropped := {k: n for k, n in f["dropped_by_importer"].items() if not k.startswith("field")}:
             out.append(f"{name}: " + ", ".join(f"{n:,} {k.replace('_', ' ')}" for k, n in dropped.items()))
         p1, sustained = o.scouted.get((name, "pressure")), o.scouted.get((name, "sustain"))
         if p1 is not None and p1["capacity_tokens"] is None:
