@@ -20,6 +20,10 @@ class UserError(Exception):
         self.where, self.cause, self.mend = str(where), cause, mend
         super().__init__(f"{self.where}: {cause}; {mend}")
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
+        """Pickled by its parts, so that it crosses from a worker process."""
+        return type(self), (self.where, self.cause, self.mend)
+
 
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UserError:
     """A `UserError` for a name that does not exist: the valid ones, nearest first."""

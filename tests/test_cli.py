@@ -15,7 +15,7 @@ RUN = [sys.executable, "-c", "from saga_rl.cli import main; main()"]
 
 
 def run(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([*RUN, *words], capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run([*RUN, *words], capture_output=True, text=True, timeout=900, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def trace(tmp_path_factory) -> Path:
 def test_help_names_every_command():
     done = run("--help")
     assert done.returncode == 0
-    for command in ("trace", "simulate", "bound", "profile", "serve", "replay"):
+    for command in ("trace", "aeg", "simulate", "bound", "compare", "profile", "serve", "replay"):
         assert command in done.stdout
 
 
@@ -38,6 +38,12 @@ def test_help_names_every_command():
     (["simulate", "TRACE", "--policy", "sage"], "choose one of: saga"),
     (["simulate", "TRACE", "--profile", "h100x"], "no profile named 'h100x'"),
     (["simulate", "TRACE", "--workers", "0"], "--workers: is 0"),
+    (["simulate", "TRACE", "--eviction", "belady"], "must know the future"),
+    (["simulate", "TRACE", "--placement", "saga:steal=1"], "there is one worker"),
+    (["simulate", "TRACE", "--admission", "grow:factr=1"], "choose one of: factor"),
+    (["simulate", "TRACE", "--kv-floor", "a=x"], "'a=x' holds no number"),
+    (["simulate", "TRACE", "--kv-floor", "nobody=.1"], "there is no tenant named 'nobody'"),
+    (["simulate", "TRACE", "--service-gap", "-1"], "service gap: is -1"),
     (["simulate", "TRACE", "--kv-tokens", "500"], "more than the KV pool"),
     (["simulate", "TRACE", "--eviction", "belady"], "saga-rl bound"),
     (["simulate", "TRACE", "--json", "no/such/x.json"], "does not exist"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -381,3 +382,9 @@ def test_names_of_files_must_differ(tmp_path: Path) -> None:
     assert sources.file_sources([Path("a/t.parquet")]) == [Source("t", "file", "a/t.parquet")]
     with pytest.raises(UserError, match="would be named 't'"):
         sources.file_sources([Path("a/t.parquet"), Path("b/t.parquet")])
+
+
+def test_a_users_mistake_crosses_from_a_worker_process():
+    error = pickle.loads(pickle.dumps(UserError("trace.parquet", "is no trace", "name one")))
+    assert (error.where, error.cause, error.mend) == ("trace.parquet", "is no trace", "name one")
+    assert str(error) == "trace.parquet: is no trace; name one"
