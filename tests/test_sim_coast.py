@@ -50,6 +50,7 @@ def test_runs_are_their_iterations(trace, blocks, seqs, workers, mix, expiry, wh
 @given(seed=hst.integers(0, 1000), mix=MIX, kind=hst.sampled_from(["swe-bench", "webarena", "burstgpt"]),
        population=hst.sampled_from([0, 8]), horizon=hst.sampled_from([float("inf"), 60.0]))
 @example(0, ("lru", "sticky", "fcfs", "none"), "swe-bench", 8, float("inf"))
+@example(0, ("s3-fifo", "consistent-hash", "afs", "none"), "webarena", 0, float("inf"))
 @example(0, ("youngest", "saga", "session-fcfs", "reserve-older"), "swe-bench", 8, float("inf"))
 def test_runs_are_their_iterations_on_workloads(seed, mix, kind, population, horizon):
     trace = generate(kind, seed, sessions=10, max_context=16_000, rate_per_min=120)

@@ -102,10 +102,11 @@ def test_an_export_scores_as_the_network_did(work: Path) -> None:
     import torch
 
     from saga_rl.learn.network import RowNet
+    from saga_rl.learn.train import undecided
 
     checkpoint = load_checkpoint(work / "policy")
     data = read_dataset(work / "data-v0")
-    rows = data.observations[data.masks][:300]
+    rows = undecided(data).observations[undecided(data).masks][:300]  # the rest is settled ahead of the network
     net = RowNet.from_layers(checkpoint.layers, checkpoint.mean, checkpoint.std)
     policy = checkpoint.policy()
     scratch = np.zeros(policy.scratch)

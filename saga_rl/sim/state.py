@@ -253,8 +253,11 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
                 np.zeros(n_chains + 1, np.int64), np.zeros(config.block_tokens, np.int64))
     ordering = policies.ordering
     order_steady = ordering.steady or (ordering.steady_one_tenant and len(trace.tenants) < 2)
+    # what is remembered of a chain that moved depends on the order of events on several workers
+    shared_memory = policies.eviction.memory and w > 1
+    single = config.single_steps or iterations > 0 or rules.active or shared_memory
     limits = np.array([w, config.block_tokens, config.max_num_seqs, config.batched_tokens, config.end_hint,
-                       config.population, log > 0, config.single_steps or iterations > 0 or rules.active,
+                       config.population, log > 0, single,
                        policies.eviction.oldest_first, policies.eviction.steady, order_steady,
                        policies.admission.steady, config.cpu_tokens > 0, config.cpu_eviction == "fifo",
                        config.reserve_full_prompt, len(trace.tenants) if len(trace.tenants) > 1 else 0,
