@@ -102,8 +102,10 @@ class PolicyBlockQueue:
             call, self.before_taking = self.before_taking, None
             call()
         self._allocations += 1
-        out: list[KVCacheBlock] = self.empty.popleft_n(min(n, self.empty.num_free_blocks))
-        if len(out) < n:
+        out: list[KVCacheBlock] = []
+        if n <= self.empty.num_free_blocks:
+            out = self.empty.popleft_n(n)
+        else:
             self._make_room(n, out)
         self._free -= n
         return out
@@ -186,13 +188,13 @@ class PolicyBlockQueue:
         return dropped
 
     def _make_room(self, n: int, out: list[KVCacheBlock]) -> None:
-        """Add cached blocks to `out` until it has `n`."""
+        """Add blocks to `out` until it has `n`: the empty ones, then cached ones."""
         spare = self.floors.spare(self.tenant) if self.floors is not None and self.tenant is not None else {}
         kept: list[Entry] = []
         self._rank()
         while len(out) < n:
             ready = min(n - len(out), self.empty.num_free_blocks)
-            if ready:  # of a victim that went whole
+            if ready:
                 out += self.empty.popleft_n(ready)
                 continue
             run, broken = self._best(spare, kept)

@@ -66,7 +66,7 @@ class SagaMixin(Scheduler):
         self.service = Service(self.tracker, self.rules.service_gap_tokens)
         self.now = self.clock()
         self._served: dict[str, Served] = {}
-        self._next_epoch = self._next_forget = -math.inf
+        self._epoch_s = self._next_forget = -math.inf
         self._preempting: Request | None = None
         self._install(config)
         self.recorder = None if config.record is None else Recorder(
@@ -249,7 +249,7 @@ class SagaMixin(Scheduler):
     # ------------------------------------------------------------------ steps
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         started, now = time.perf_counter(), self._tick()
-        if now >= self._next_epoch:
+        if now - self._epoch_s >= EPOCH_S:
             self._epoch(now)
         if self.policies.eviction.drop_expired:
             self.block_queue.drop_past_ttl()
@@ -258,7 +258,7 @@ class SagaMixin(Scheduler):
         return out
 
     def _epoch(self, now: float) -> None:
-        self._next_epoch = now + EPOCH_S
+        self._epoch_s = now
         owners = self.block_queue.runs.owners()
         self.metrics.counts["expired"] += self.tracker.expire(now, owners)
         if isinstance(self.waiting, PolicyRequestQueue):

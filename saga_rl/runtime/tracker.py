@@ -142,7 +142,7 @@ class Tracker:
         for c in holding:
             if now - x[c, ch.LAST] > self.expiry_s and x[c, ch.ENDED] == 0:
                 ch.expire(x, self.tables, W, c)
-                late += x[c, ch.ENDED] > 0
+                late += int(x[c, ch.ENDED] > 0)
         self.version += late
         return late
 
