@@ -90,6 +90,10 @@ class PolicyRequestQueue(RequestQueue):
         tenant = self.served(request).tenant
         return float(self.shares[tenant]) if tenant < len(self.shares) else 0.0
 
+    def may_be_served(self, request: Request) -> bool:
+        """Whether the service gap lets the waiting request be scheduled."""
+        return self.service.allowed(self.service.tenant(self.served(request)))
+
     def _sort(self, now: float) -> None:
         self._sorted = self._entries([e[3] for e in self._sorted], now)
         self._sorted.sort(key=lambda e: e[:3])
@@ -106,7 +110,7 @@ class PolicyRequestQueue(RequestQueue):
             return self._sorted[0][3]
         first = None
         for *_, request in self._sorted:
-            if not self.service.allowed(self.service.tenant(self.served(request))):
+            if not self.may_be_served(request):
                 continue
             if self.urgent is None or request is self.urgent:
                 return request

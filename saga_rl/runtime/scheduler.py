@@ -66,7 +66,7 @@ class SagaMixin(Scheduler):
         self.service = Service(self.tracker, self.rules.service_gap_tokens)
         self.now = self.clock()
         self._served: dict[str, Served] = {}
-        self._epoch_s = self._next_forget = -math.inf
+        self._epoch_s = self._yielded_s = self._next_forget = -math.inf
         self._preempting: Request | None = None
         self._install(config)
         self.recorder = None if config.record is None else Recorder(
@@ -272,8 +272,11 @@ class SagaMixin(Scheduler):
     def _yield(self, waiting: PolicyRequestQueue, now: float) -> None:
         """SAGA section 7: a request that has waited for too long makes one of a tenant with a lower share yield. Both
         as the simulator chooses them; the preemption is vLLM's own."""
+        patience = self.rules.afs_preempt_s
+        if now - self._yielded_s < patience:
+            return  # the last one has not had its turn yet
         late = [r for r in waiting if r.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
-                and now - self._served[r.request_id].queued_s > self.rules.afs_preempt_s]
+                and now - self._served[r.request_id].queued_s > patience and waiting.may_be_served(r)]
         running = [r for r in self.running if r.status == RequestStatus.RUNNING and r.request_id in self._served]
         if not late or not running:
             return
@@ -286,7 +289,7 @@ class SagaMixin(Scheduler):
         self.metrics.counts["afs preemptions"] += 1
         self._preempt_request(victim, time.monotonic())
         self.prev_step_scheduled_req_ids.discard(victim.request_id)  # it may be scheduled again in this very step
-        waiting.urgent = urgent
+        waiting.urgent, self._yielded_s = urgent, now
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
         self._tick()
