@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from saga_rl.errors import UserError
-from saga_rl.learn.dataset import Episode, new_dataset, read_dataset
+from saga_rl.learn.dataset import COMPONENTS, Episode, joined, new_dataset, read_dataset
 
 ROWS, FEATURES = 4, 3
 
@@ -41,6 +42,46 @@ def test_round_trip(folder: Path) -> None:
     assert data.episode.tolist() == [0] * 5 + [1] * 7 + [2] * 2
     assert data.meta["max_rows"] == ROWS
     assert (folder / "CARD.md").read_text() == "# Toy\n"
+
+
+def test_components_ends_and_cuts_come_back(tmp_path: Path) -> None:
+    """Two episodes, of which the second was cut: the successor of a row is the next one unless it is the last."""
+    cut = replace(episode(2, n=3), terminated=False, components={"log_tct": np.array([0.5, 0.0, 2.0])})
+    with new_dataset(tmp_path / "toy-v0", ROWS, FEATURES, seam="placement") as out:
+        out.add([replace(episode(1, n=2), components={"recomputed_tokens": np.array([7.0, 0.0])}), cut])
+        out.finish({}, "")
+    data = read_dataset(tmp_path / "toy-v0")
+    assert data.seam == "placement"
+    assert data.last.tolist() == [False, True, False, False, True]
+    assert data.terminated.tolist() == [False, True, False, False, False]
+    assert sorted(data.components) == sorted(COMPONENTS)
+    assert data.components["recomputed_tokens"].tolist() == [7.0, 0.0, 0.0, 0.0, 0.0]
+    assert data.components["log_tct"].tolist() == [0.0, 0.0, 0.5, 0.0, 2.0]
+    assert not data.components["fairness_gap_tokens"].any()
+    assert np.isinf(data.next_use).all(), "there is no label but for eviction"
+    second = data.where(data.episode == 1)
+    assert second.last.tolist() == [False, False, True] and second.components["log_tct"].tolist() == [0.5, 0.0, 2.0]
+
+
+def test_joined_datasets_keep_every_decision(folder: Path, tmp_path: Path) -> None:
+    with new_dataset(tmp_path / "wide-v0", ROWS + 2, FEATURES) as out:
+        wide = episode(4, "afresh", 3)
+        pad = [(0, 0), (0, 2)]
+        out.add([replace(wide, masks=np.pad(wide.masks, pad), next_use=np.pad(wide.next_use, pad),
+                         observations=np.pad(wide.observations, [*pad, (0, 0)]),
+                         final=np.zeros((ROWS + 2, FEATURES), np.float32))])
+        out.finish({}, "")
+    parts = [read_dataset(folder), read_dataset(tmp_path / "wide-v0")]
+    both = joined(parts)
+    assert len(both) == 17 and both.masks.shape == (17, ROWS + 2)
+    assert both.episode.tolist() == [0] * 5 + [1] * 7 + [2] * 2 + [3] * 3
+    np.testing.assert_array_equal(both.last, np.append(np.diff(both.episode) > 0, True))
+    assert [both.behaviours[b] for b in both.behaviour] == ["lru"] * 5 + ["belady"] * 7 + ["lru"] * 2 + ["afresh"] * 3
+    np.testing.assert_array_equal(both.observations[:14, :ROWS], parts[0].observations)
+    assert not both.masks[:14, ROWS:].any() and np.isinf(both.next_use[:14, ROWS:]).all()
+    np.testing.assert_array_equal(both.masks[14:], parts[1].masks)
+    with pytest.raises(UserError, match="different seams"):
+        joined([parts[0], replace(parts[1], seam="ordering")])
 
 
 def test_minari_opens_it_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,14 @@ observations, and its last row (after the last decision) is padding:
 | info | shape | meaning |
 |---|---|---|
 | `action_mask` | (T + 1, R) bool | rows that hold a candidate |
-| `next_use` | (T + 1, R) float64 | Belady label: event number of the row's next use, inf = never. For training only |
+| `next_use` | (T + 1, R) float64 | eviction only, for training only: event number of the row's next use, inf = never |
 | `propensity` | (T + 1,) float64 | chance with which the behaviour chose the logged action, given the mask |
 | `behaviour` | (T + 1,) text | name of the behaviour policy |
+| `recomputed_tokens` | (T + 1,) float64 | component: tokens computed again between this decision and the next |
+| `log_tct` | (T + 1,) float64 | component: sum of log(completion time, s) over the sessions that ended in between |
+| `fairness_gap_tokens` | (T + 1,) float64 | component: by how much the episode's largest service gap grew in between |
+
+Components are costs, so the sum over an episode is the episode's own figure; a reward is some weighing of them.
 """
 
 from __future__ import annotations
@@ -18,9 +23,9 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,6 +37,7 @@ from numpy.typing import NDArray
 from saga_rl.errors import UserError
 
 META_KEY = "saga_rl"
+COMPONENTS = ("recomputed_tokens", "log_tct", "fairness_gap_tokens")
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Episode:
     """(T, R); inf = never used again, and in padding."""
     actions: NDArray[np.int64]
     rewards: NDArray[np.float64]
-    """(T,) what followed each action: -(tokens computed again) / 1000."""
+    """(T,) what followed each action; eviction: -(tokens computed again) / 1000."""
     propensity: NDArray[np.float64]
     behaviour: str
     seed: int
@@ -55,6 +61,8 @@ class Episode:
     terminated: bool
     facts: dict[str, Any] = field(default_factory=dict)
     """Numbers and strings written beside the episode: trace, capacity, tokens computed again."""
+    components: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """(T,) each, by name, of `COMPONENTS`; an absent one is 0."""
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -62,7 +70,11 @@ class Episode:
 
 @dataclass(frozen=True)
 class Decisions:
-    """All decisions of a dataset, concatenated. N decisions, R rows, F features."""
+    """All decisions of a dataset, concatenated. N decisions, R rows, F features.
+
+    Row i + 1 is the successor of row i unless `last[i]`. After a last decision that is not `terminated` the episode was
+    cut: what would have followed is unknown, so nothing can be bootstrapped there.
+    """
 
     observations: NDArray[np.float32]
     masks: NDArray[np.bool_]
@@ -75,13 +87,40 @@ class Decisions:
     episode: NDArray[np.int64]
     behaviours: list[str]
     meta: dict[str, Any]
+    seam: str = "eviction"
+    components: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """(N,) each, every name of `COMPONENTS`."""
+    last: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    """(N,) the last decision of its episode. Not given: where the episode number changes."""
+    terminated: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    """(N,) the episode truly ended there. Not given: at every last decision."""
+
+    def __post_init__(self) -> None:
+        n = len(self.actions)
+        if len(self.last) == 0:
+            object.__setattr__(self, "last", np.append(np.diff(self.episode) != 0, True)[:n])
+        if len(self.terminated) == 0:
+            object.__setattr__(self, "terminated", self.last.copy())
+        zeros = {name: np.zeros(n) for name in COMPONENTS if name not in self.components}
+        object.__setattr__(self, "components", {**self.components, **zeros})
 
     def __len__(self) -> int:
         return len(self.actions)
 
+    def where(self, keep: NDArray[np.bool_]) -> Decisions:
+        """The decisions of which `keep` (N,) is true; it must keep or leave whole episodes for `last` to stay right."""
+        return replace(self, **{name: getattr(self, name)[keep] for name in COLUMNS},
+                       components={name: values[keep] for name, values in self.components.items()})
+
+
+COLUMNS = ("observations", "masks", "next_use", "actions", "rewards", "propensity", "behaviour", "episode", "last",
+           "terminated")
+"""The fields of `Decisions` with a row for each decision, but for the components."""
+
 
 @contextmanager
-def new_dataset(folder: Path, rows: int, features: int, *, overwrite: bool = False) -> Iterator[DatasetWriter]:
+def new_dataset(folder: Path, rows: int, features: int, *, seam: str = "eviction",
+                overwrite: bool = False) -> Iterator[DatasetWriter]:
     """A writer into a folder beside `folder`, which takes its name when all went well and vanishes otherwise."""
     from minari.dataset.minari_dataset import DATASET_ID_RE
 
@@ -96,7 +135,7 @@ def new_dataset(folder: Path, rows: int, features: int, *, overwrite: bool = Fal
         raise UserError(folder, f"cannot write there ({e.strerror})", "check permissions and free space") from None
     try:
         # Minari joins a relative storage path with itself, so it gets the whole path.
-        yield DatasetWriter(tmp.resolve(), folder.name, rows, features)
+        yield DatasetWriter(tmp.resolve(), folder.name, rows, features, seam)
         if overwrite and folder.is_dir():
             shutil.rmtree(folder)
         tmp.chmod(0o755)
@@ -108,10 +147,10 @@ def new_dataset(folder: Path, rows: int, features: int, *, overwrite: bool = Fal
 class DatasetWriter:
     """Appends episodes to a Minari storage (HDF5)."""
 
-    def __init__(self, folder: Path, dataset_id: str, rows: int, features: int) -> None:
+    def __init__(self, folder: Path, dataset_id: str, rows: int, features: int, seam: str) -> None:
         from minari.dataset.minari_storage import MinariStorage
 
-        self.folder = folder
+        self.folder, self.seam = folder, seam
         self.storage = MinariStorage.new(
             folder / "data", data_format="hdf5",
             observation_space=spaces.Box(-np.inf, np.inf, (rows, features), np.float32),
@@ -125,8 +164,12 @@ class DatasetWriter:
         for e in episodes:
             ends = np.zeros(len(e), bool)
             ends[-1] = True
-            infos = {"action_mask": _padded(e.masks, False), "next_use": _padded(e.next_use, np.inf),
-                     "propensity": _padded(e.propensity, 1.0), "behaviour": [e.behaviour] * (len(e) + 1)}
+            infos = {"action_mask": _padded(e.masks, False), "propensity": _padded(e.propensity, 1.0),
+                     "behaviour": [e.behaviour] * (len(e) + 1)}
+            if self.seam == "eviction":
+                infos["next_use"] = _padded(e.next_use, np.inf)
+            for name in COMPONENTS:
+                infos[name] = _padded(np.asarray(e.components.get(name, np.zeros(len(e))), np.float64), 0.0)
             buffers.append(EpisodeBuffer(
                 seed=e.seed, observations=np.concatenate([e.observations, e.final[None]]), actions=e.actions,
                 rewards=list(e.rewards), terminations=list(ends & e.terminated),
@@ -138,7 +181,8 @@ class DatasetWriter:
 
     def finish(self, meta: dict[str, Any], card: str) -> None:
         """Write what the dataset says of itself (JSON under the metadata key `saga_rl`) and its card."""
-        self.storage.update_metadata({META_KEY: json.dumps(meta), "description": meta.get("description", "")})
+        text = json.dumps({**meta, "seam": self.seam})
+        self.storage.update_metadata({META_KEY: text, "description": meta.get("description", "")})
         (self.folder / "CARD.md").write_text(card)
 
 
@@ -163,25 +207,58 @@ def read_dataset(folder: Path) -> Decisions:
         raise UserError(folder, f"cannot be read as a dataset ({type(e).__name__}: {e})", "collect it again") from None
     if not episodes:
         raise UserError(folder, "holds no episode", "collect it again")
-    missing = {"action_mask", "next_use", "propensity", "behaviour"} - set(episodes[0]["infos"] or {})
+    seam = str(meta.get("seam", "eviction"))
+    there = set(episodes[0]["infos"] or {})
+    missing = {"action_mask", "propensity", "behaviour", *(["next_use"] if seam == "eviction" else [])} - there
     if missing:
         raise UserError(folder, f"lacks the info column {sorted(missing)[0]!r}", "collect it again")
     names = sorted({_text(e["infos"]["behaviour"][0]) for e in episodes})
     lengths = [len(e["actions"]) for e in episodes]
 
-    def joined(pick, dtype) -> NDArray:
+    def column(pick, dtype) -> NDArray:
         return np.concatenate([np.asarray(pick(e))[:n] for e, n in zip(episodes, lengths, strict=True)]).astype(dtype)
 
+    masks = column(lambda e: e["infos"]["action_mask"], bool)
+    last = np.zeros(len(masks), bool)
+    last[np.cumsum(lengths) - 1] = True
     return Decisions(
-        observations=joined(lambda e: e["observations"], np.float32),
-        masks=joined(lambda e: e["infos"]["action_mask"], bool),
-        next_use=joined(lambda e: e["infos"]["next_use"], np.float64),
-        actions=joined(lambda e: e["actions"], np.int64),
-        rewards=joined(lambda e: e["rewards"], np.float64),
-        propensity=joined(lambda e: e["infos"]["propensity"], np.float64),
+        observations=column(lambda e: e["observations"], np.float32), masks=masks,
+        next_use=column(lambda e: e["infos"]["next_use"], np.float64) if "next_use" in there else np.full(
+            masks.shape, np.inf),
+        actions=column(lambda e: e["actions"], np.int64),
+        rewards=column(lambda e: e["rewards"], np.float64),
+        propensity=column(lambda e: e["infos"]["propensity"], np.float64),
         behaviour=np.repeat([names.index(_text(e["infos"]["behaviour"][0])) for e in episodes], lengths),
         episode=np.repeat(np.arange(len(episodes)), lengths),
-        behaviours=names, meta=meta)
+        behaviours=names, meta=meta, seam=seam, last=last,
+        components={name: column(lambda e, name=name: e["infos"][name], np.float64) for name in COMPONENTS
+                    if name in there},
+        terminated=last & column(lambda e: e["terminations"], bool))
+
+
+def joined(datasets: Sequence[Decisions]) -> Decisions:
+    """All of `datasets` as one; episodes are renumbered, rows padded to the widest, meta is the first one's.
+
+    Raises `UserError` if they are of different seams or features.
+    """
+    kinds = {(d.seam, d.observations.shape[2], d.meta.get("feature_hash")) for d in datasets}
+    if len(kinds) != 1:
+        raise UserError("datasets", "are of different seams or features", "join those that one network can read")
+    rows = max(d.masks.shape[1] for d in datasets)
+    names = sorted({b for d in datasets for b in d.behaviours})
+    columns: dict[str, list[NDArray]] = {name: [] for name in COLUMNS}
+    first_episode = 0
+    for d in datasets:
+        pad = [(0, 0), (0, rows - d.masks.shape[1])]
+        moved = {"observations": np.pad(d.observations, [*pad, (0, 0)]), "masks": np.pad(d.masks, pad),
+                 "next_use": np.pad(d.next_use, pad, constant_values=np.inf), "episode": d.episode + first_episode,
+                 "behaviour": np.array([names.index(b) for b in d.behaviours], np.int64)[d.behaviour]}
+        for name, parts in columns.items():
+            parts.append(moved.get(name, getattr(d, name)))
+        first_episode += int(d.episode.max()) + 1
+    return Decisions(**{name: np.concatenate(parts) for name, parts in columns.items()}, behaviours=names,
+                     meta=datasets[0].meta, seam=datasets[0].seam,
+                     components={name: np.concatenate([d.components[name] for d in datasets]) for name in COMPONENTS})
 
 
 def _text(value: Any) -> str:
