@@ -18,7 +18,7 @@ COLUMNS = {"eviction": F.EVICTION, "placement": F.PLACEMENT, "ordering": F.ORDER
 ALL = [(seam, name) for seam in SEAMS for name in registry.names(seam)]
 COMPANIONS = {"eviction": "lru", "placement": "saga", "ordering": "fcfs", "admission": "none"}
 
-_FLAGS = {"waiting", "ended", "shared", "preempted", "home", "new"}
+_FLAGS = {"waiting", "ended", "shared", "preempted", "home", "new", "begun"}
 _SHARES = {"p_return_10s", "p_end", "p_reuse", "recency", "size", "used", "live", "pinned", "hit", "slots"}
 _RANGES = {"ttl_left": (-1.0, 1.0), "age_s": (0.0, 1e8), "afs": (0.0, 1e9), "arrival_s": (0.0, 2e9),
            "session_s": (0.0, 2e9), "steps_left": (1.0, 1e4), "pool_blocks": (1.0, 1e6), "service": (0.0, 1e12),
@@ -58,6 +58,8 @@ def _column(seam: str, name: str) -> st.SearchStrategy[float]:
         return st.floats(0, 1)
     if name.endswith("_log"):
         return st.floats(0, 25)
+    if name.endswith("_share"):
+        return st.floats(0, 50)  # of the pool: what is needed may be many pools
     return st.floats(*_RANGES.get(name, (0.0, 1e6)))
 
 

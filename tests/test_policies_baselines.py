@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from saga_rl.errors import UserError
 from saga_rl.policies import chains as ch
 from saga_rl.policies import features as F
+from saga_rl.policies import tables as tb
 from saga_rl.policies.registry import make
 
 quick = settings(max_examples=150, deadline=None)
@@ -138,10 +139,12 @@ class Door:
         self.policy = make("admission", spec)
         self.g = F.make_g(1, 16, 100, make("eviction", "lru"), self.policy)
         self.row = np.zeros(len(F.ADMISSION))
+        self.chains, self.tables = ch.make_chains(1), tb.make_tables(1, 1, 1)
 
     def admits(self, need=0, older=0, growth=0, pinned=0, new=1, live=0, active=0, likely=0, lost=0) -> bool:
-        F.admission_row(self.g, 0, need, 0.0, 0.0, older, growth, 100.0, pinned, new, live, 0.0, 0.0, 0.0, active,
-                        likely, lost, self.row)
+        self.chains[0, ch.STEPS] = 1 - new
+        F.admission_row(self.chains, self.tables, self.g, 0, 0, 0.0, 0.0, need, 0.0, 0.0, older, growth, 100.0, pinned,
+                        live, 0.0, 0.0, active, np.array([likely, 0.0, 0.0]), lost, np.nan, self.row)
         return self.policy.score(self.row, self.policy.params, np.full(self.policy.scratch, np.nan)) > 0
 
     def begin(self, found: float, times=1, **x) -> None:

@@ -131,7 +131,7 @@ def test_save_refuses_what_load_would(tmp_path):
         with pytest.raises(UserError, match=match):
             save_checkpoint(tmp_path / to, seam, layers, mean, std, "", meta or {}, companions)
 
-    refused("cannot be learned", seam="ordering")
+    refused("cannot be learned", seam="routing")
     refused("layer 0 has shapes", layers=[(w.T, b) for w, b in layers])
     refused("NaN or infinity", layers=[(w * np.nan, b) for w, b in layers])
     refused("last layer has 8 outputs", layers=layers[:-1])
@@ -195,7 +195,7 @@ DAMAGE = {
     "format": (edit(format="other"), "format is not 'saga-rl-policy'"),
     "future": (edit(version=2), "version is 2, this release reads 1"),
     "no-hash": (edit(feature_hash=None), "feature_hash is missing or not a str"),
-    "seam": (edit(seam="ordering"), "cannot be learned"),
+    "seam": (edit(seam="routing"), "cannot be learned"),
     "odd-features": (edit(features=[1, 2]), "features are not all names"),
     "features": (edit(features=["idle_log", "mood"]), r"other features \(.*mood"),
     "order": (edit(features=list(LEARNED_EVICTION[::-1])), "in another order"),

@@ -14,8 +14,21 @@ from saga_rl.errors import UserError
 from saga_rl.policies import registry
 from saga_rl.policies.base import MEMORY, SEAMS, Policy
 from saga_rl.policies.batch import score_rows
-from saga_rl.policies.features import E_ORACLE, P_DRAW, P_RING
+from saga_rl.policies.chains import make_chains
+from saga_rl.policies.features import (
+    A_NEW,
+    A_OLDER_LIKELY,
+    A_ORACLE,
+    E_ORACLE,
+    P_DRAW,
+    P_RING,
+    eviction_row,
+    make_g,
+)
+from saga_rl.policies.tables import make_tables
 
+FUTURE = {"eviction": E_ORACLE, "admission": A_ORACLE}
+"""The column that shows the future, where there is one."""
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -47,7 +60,7 @@ def test_declares_itself(policy):
 
 
 def test_flags_belong_to_their_seam(policy):
-    only = {"oracle": "eviction", "whole_chain": "eviction", "drop_expired": "eviction", "oldest_first": "eviction",
+    only = {"whole_chain": "eviction", "drop_expired": "eviction", "oldest_first": "eviction",
             "fresh": "ordering", "draws": "placement", "steals": "placement"}
     for flag, seam in only.items():
         assert not getattr(policy, flag) or policy.seam == seam, flag
@@ -69,10 +82,33 @@ def test_same_row_same_score_whatever_scratch_holds(policy, data):
 def test_score_is_a_number(policy, data):
     x = data.draw(rows(policy.seam))
     value = policy.score(x, policy.params, np.zeros(policy.scratch))
-    if policy.oracle and np.isinf(x[E_ORACLE]):
+    if policy.oracle and policy.seam == "eviction" and np.isinf(x[E_ORACLE]):
         assert value == np.inf or np.isfinite(value)
     else:
         assert np.isfinite(value)
+
+
+def uninformed_columns(seam: str) -> list[int]:
+    """Places of the columns that a caller may leave out where a policy says that it is not informed."""
+    if seam == "admission":
+        return [*range(A_NEW), A_OLDER_LIKELY]
+    row = np.full(len(COLUMNS[seam]), np.nan)
+    g = make_g(1, 16, 100, registry.make("eviction", "lru"))
+    eviction_row(make_chains(1), make_tables(1, 1, 1), g, 0, 0, 5.0, 1.0, 3.0, 0.0, 0.0, row)
+    return np.flatnonzero(np.isnan(row)).tolist()
+
+
+@quick
+@given(data=st.data())
+def test_who_says_that_tables_are_not_read_does_not_read_them(policy, data):
+    assert policy.informed or policy.seam in ("eviction", "admission")
+    if policy.informed:
+        return
+    x = data.draw(rows(policy.seam))
+    y = x.copy()
+    y[uninformed_columns(policy.seam)] = np.nan
+    a, b = (policy.score(r, policy.params, np.zeros(policy.scratch)) for r in (x, y))
+    assert a == b
 
 
 @quick
@@ -88,17 +124,19 @@ def test_writes_neither_row_nor_params(policy, data):
 @quick
 @given(data=st.data(), future=st.floats(0, 1e9) | st.sampled_from([np.nan, np.inf]))
 def test_only_an_oracle_sees_the_future(policy, data, future):
-    if policy.seam != "eviction":
+    if policy.seam not in FUTURE:
         assert not policy.oracle
         return
-    x = data.draw(rows("eviction"))
+    column = FUTURE[policy.seam]
+    x = data.draw(rows(policy.seam))
     y = x.copy()
-    y[E_ORACLE] = future
+    y[column] = future
     a, b = (policy.score(r, policy.params, np.zeros(policy.scratch)) for r in (x, y))
     if not policy.oracle:
         assert a == b
-    elif not np.isnan(future):  # whoever knows never prefers to keep what comes back later
-        assert (a <= b) if x[E_ORACLE] <= future else (a >= b)
+    elif not np.isnan(future):  # who knows keeps no longer what comes back later, nor lets in where more returns
+        later = (a <= b) if x[column] <= future else (a >= b)
+        assert later if policy.seam == "eviction" else a == b or not later
 
 
 @quick

@@ -11,6 +11,7 @@ from policies_rows import COLUMNS
 from saga_rl.policies import chains as ch
 from saga_rl.policies import features as F
 from saga_rl.policies import tables as tb
+from saga_rl.policies.registry import make
 from saga_rl.policies.source import code_hash
 
 PREFIX = {"eviction": "E_", "placement": "P_", "ordering": "O_", "admission": "A_"}
@@ -38,7 +39,7 @@ def world(steps=1, tool=1, last=10.0):
         ch.schedule(chains, 0, last - 1)
         ch.finish(chains, tables, 0, 0, last, 100.0 + s, 20.0, tool, False)
     g[0, :4] = [0.0, 40.0, 0.5, 0.25]
-    g[0, F.G_BLOCK], g[0, F.G_POOL] = 16, 64
+    g[0, F.G_BLOCK], g[0, F.G_POOL], g[0, F.G_INFORMED] = 16, 64, 1
     return chains, tables, g
 
 
@@ -102,10 +103,17 @@ def test_ordering_columns():
     F.ordering_row(chains, tables, 0, 0, 20.0, 12.0, 300.0, 1.0, 0.7, 64.0, 5.0, 3.0, out)
     remain = out[F.O_REMAIN]
     assert remain == pytest.approx(19 * (5 - tb.EMA * 4))
-    assert dict(zip(F.ORDERING, out, strict=True)) == {
+    want = {
         "arrival_s": 12.0, "session_s": 2.0, "preempted": 1.0, "attained_s": 1.0, "steps": 1.0, "afs": 0.7,
         "wait_s": 8.0, "prompt_tokens": 300.0, "remain_s": remain, "cached_tokens": 64.0, "service": 5.0,
-        "least_service": 3.0}
+        "least_service": 3.0, "begun": 1.0, "wait_log": np.log1p(8), "age_log": np.log1p(18),
+        "attained_log": np.log1p(1), "steps_log": np.log1p(1), "prompt_log": np.log1p(300),
+        "remain_log": np.log1p(remain), "uncached_log": np.log1p(236)}
+    assert dict(zip(F.ORDERING, out, strict=True)) == pytest.approx(want)
+    assert len(set(F.ORDERING)) == len(F.ORDERING)
+    fresh = np.zeros(len(F.ORDERING))
+    F.ordering_row(ch.make_chains(1), tables, 0, 0, 20.0, 12.0, 300.0, 0.0, 0.0, 0.0, 0.0, 0.0, fresh)
+    assert fresh[F.O_BEGUN] == 0
 
 
 def test_placement_columns():
@@ -122,18 +130,54 @@ def test_placement_columns():
     assert (x["new"], x["hit"], x["idle_log"], x["pinned"]) == (1, 0, 0, 1)
 
 
+def admission(chains, tables, g, **changed):
+    out = np.zeros(len(F.ADMISSION))
+    values = {"need": 1.0, "free": 2.0, "evictable": 30.0, "older_idle": 20.0, "growth": 5.0, "pool": 100.0,
+              "pinned": 50.0, "live": 75.0, "session_growth": 40.0, "running": 7.0, "active": 9.0,
+              "weighed": np.array([12.0, 3.0, 6.0]), "lost": 4.0, "older_returns": 8.0} | changed
+    F.admission_row(chains, tables, g, 0, 0, 20.0, 12.0, *values.values(), out)
+    return dict(zip(F.ADMISSION, out, strict=True))
+
+
 def test_admission_columns():
-    names = F.ADMISSION[:F.A_EVENT]
-    values = dict(zip(names, np.arange(1.0, 1 + len(names)), strict=True))
-    g = np.zeros((1, F.G_COLUMNS))
+    chains, tables, _ = world()
+    g = F.make_g(1, 16, 100, make("eviction", "lru"))
     g[0, F.G_ADMIT:] = np.arange(F.HERE)
-    out = np.full(len(F.ADMISSION), np.nan)
-    F.admission_row(g, 0, *values.values(), out)
-    assert dict(zip(names, out, strict=False)) == values
-    assert out[F.A_EVENT:F.A_HERE].tolist() == [F.NO_EVENT, 0, 0] and out[F.A_HERE:].tolist() == list(range(F.HERE))
-    named = np.zeros(len(F.ADMISSION))
-    F.admission_row.py_func(g, 0, **values, out=named)
-    np.testing.assert_array_equal(named, out)
+    left = 1 + 20 - 1
+    assert admission(chains, tables, g) == pytest.approx({
+        "need_share": .01, "free_share": .02, "evictable_share": .3, "older_share": .2, "likely_share": .12,
+        "soon_share": .03, "later_share": .06, "growth_share": .05, "pinned_share": .5, "live_share": .75,
+        "lost_share": .04, "growing_log": np.log1p(.4), "running_log": np.log1p(7), "active_log": np.log1p(9),
+        "wait_log": np.log1p(8), "age_log": np.log1p(18), "left_log": np.log1p(left - 1), "new": 0.0,
+        "need": 1, "free": 2, "evictable": 30, "older_idle": 20, "growth": 5, "pool": 100, "pinned": 50, "live": 75,
+        "session_growth": 40, "running": 7, "wait_s": 8, "active": 9, "older_likely": 12, "lost": 4,
+        "older_returns": 8, "event": F.NO_EVENT, "event_blocks": 0, "event_total": 0,
+        **{f"here_{k}": k for k in range(F.HERE)}})
+
+
+def test_admission_columns_that_nobody_reads_are_not_made():
+    chains, tables, _ = world()
+    g = F.make_g(1, 16, 100, make("eviction", "lru"), make("admission", "grow"))
+    row = admission(chains, tables, g)
+    assert [row[n] for n in F.ADMISSION[:F.A_NEW]] == [0.0] * F.A_NEW
+    assert row["need"] == 1 and row["live"] == 75
+
+
+def test_older_chains_are_weighed_by_what_is_known_of_their_return():
+    chains, tables, _ = world()
+    older = np.zeros(3)
+    F.weigh_older(chains, tables, 0, 0, 11.0, 10.0, 8.0, older)
+    lives = F.alive(chains, tables, 0, 0, 11.0, 10.0)
+    assert older[0] == 8 * lives and 0 < older[1] < older[2] < older[0]
+    tool = int(chains[0, ch.TOOL])
+    back = 1 - tb.survival(tables, 0, tool, 11.0) / tb.survival(tables, 0, tool, 1.0)
+    assert older[1] == pytest.approx(8 * lives * back)
+    chains[0, ch.WAITING], older[:] = 1, 0
+    F.weigh_older(chains, tables, 0, 0, 11.0, 10.0, 8.0, older)
+    assert older.tolist() == [8, 8, 8]
+    chains[0, ch.WAITING], chains[0, ch.ENDED], older[:] = 0, 1, 0
+    F.weigh_older(chains, tables, 0, 0, 11.0, 10.0, 8.0, older)
+    assert older.tolist() == [0, 0, 0]
 
 
 @settings(max_examples=60, deadline=None)

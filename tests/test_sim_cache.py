@@ -12,7 +12,7 @@ from saga_rl.aeg.build import SessionSpec, StepSpec, build_trace
 from saga_rl.aeg.forest import build_forest
 from saga_rl.aeg.trace import TraceMeta
 from saga_rl.policies import chains as ch
-from saga_rl.policies.features import EVICTION, G_COLUMNS, G_TAU_MAX
+from saga_rl.policies.features import EVICTION, G_TAU_MAX, make_g
 from saga_rl.policies.registry import make
 from saga_rl.policies.tables import make_tables
 from saga_rl.sim import cache as kv
@@ -28,7 +28,8 @@ class Worker:
         self.tree = kv.make_tree(forest)
         self.pool = kv.make_pool(1, blocks, len(forest.seg_parent), len(forest.chain_session))
         self.chains = ch.make_chains(len(forest.chain_session))
-        self.tables, self.g = make_tables(1, len(trace.tools), len(trace.agent_types)), np.zeros((1, G_COLUMNS))
+        self.tables = make_tables(1, len(trace.tools), len(trace.agent_types))
+        self.g = make_g(1, 0, 0, make("eviction", "wa-lru"))
         self.policy = make("eviction", eviction)
         self.next_use = np.full(len(forest.seg_parent), np.nan)
         self.running: dict[int, list[int]] = {}

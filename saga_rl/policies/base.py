@@ -67,6 +67,9 @@ class Policy:
     """Eviction, admission: the caller also tells it what happened (`features.remember`, `remember_admission`). `score`
     sees what it remembered in its row's last columns and leaves what it wants to remember in `scratch`, which has at
     least `MEMORY` floats."""
+    informed: bool = True
+    """Eviction, admission: it reads what the tables of latencies and ends say, or logarithms. False spares the caller
+    making those columns: they keep what they held, see `features.eviction_row` and `features.admission_row`."""
     fresh: bool = False
     """Ordering: scored anew before each choice from the queue, not just when a request is queued and every epoch."""
     draws: bool = False

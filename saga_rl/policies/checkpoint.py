@@ -27,12 +27,20 @@ from saga_rl.errors import UserError
 from saga_rl.policies.base import SEAMS, Policy, PolicySet, Seam
 from saga_rl.policies.checkpoint_checks import FORMAT, VERSION, check_network, read_json, read_tensors
 from saga_rl.policies.eviction.learned import settled_score
-from saga_rl.policies.features import LEARNED_EVICTION, LEARNED_PLACEMENT, feature_hash
+from saga_rl.policies.features import (
+    LEARNED_ADMISSION,
+    LEARNED_EVICTION,
+    LEARNED_ORDERING,
+    LEARNED_PLACEMENT,
+    feature_hash,
+)
 from saga_rl.policies.mlp import Layers, mlp_score, pack, scratch_size
 from saga_rl.policies.registry import make
 
 WEIGHTS, MANIFEST, CARD = "policy.safetensors", "policy.json", "CARD.md"
-LEARNED_FEATURES: dict[str, tuple[str, ...]] = {"eviction": LEARNED_EVICTION, "placement": LEARNED_PLACEMENT}
+LEARNED_FEATURES: dict[str, tuple[str, ...]] = {
+    "eviction": LEARNED_EVICTION, "placement": LEARNED_PLACEMENT, "ordering": LEARNED_ORDERING,
+    "admission": LEARNED_ADMISSION}
 """The seams that can be learned, and the leading columns of their rows that a network reads."""
 
 

@@ -69,12 +69,14 @@ LEARNED_EVICTION = EVICTION[:E_IDLE_S]
 """What a learned eviction policy may read: the bounded columns, never the oracle."""
 
 # state of a worker's pool that the caller refreshes before it scores: G[w, ...]
-G_TAU_MAX, G_SIZE_MAX, G_USED, G_LIVE, G_MEMORY, G_ADMIT_MEMORY, G_BLOCK, G_POOL, G_HERE = range(9)
+(G_TAU_MAX, G_SIZE_MAX, G_USED, G_LIVE, G_MEMORY, G_ADMIT_MEMORY, G_BLOCK, G_POOL, G_INFORMED, G_ADMIT_INFORMED,
+ G_HERE) = range(11)
 HERE = 8
 G_ADMIT = G_HERE + HERE
 G_COLUMNS = G_ADMIT + HERE
-"""G_MEMORY, G_ADMIT_MEMORY: 1 = the eviction, admission policy has memory; G_BLOCK: tokens of a block; G_POOL: blocks;
-from G_HERE and from G_ADMIT on `HERE` columns that the eviction and the admission policy remember of the worker."""
+"""G_MEMORY, G_ADMIT_MEMORY: 1 = the eviction, admission policy has memory; G_INFORMED, G_ADMIT_INFORMED: 1 = it reads
+what the tables say (`Policy.informed`); G_BLOCK: tokens of a block; G_POOL: blocks; from G_HERE and from G_ADMIT on
+`HERE` columns that the eviction and the admission policy remember of the worker."""
 
 
 def make_g(workers: int, block_tokens: int, pool_blocks: int, eviction: Policy, admission: Policy | None = None,
@@ -83,6 +85,8 @@ def make_g(workers: int, block_tokens: int, pool_blocks: int, eviction: Policy, 
     g = np.zeros((workers, G_COLUMNS))
     g[:, G_MEMORY] = eviction.memory
     g[:, G_ADMIT_MEMORY] = admission is not None and admission.memory
+    g[:, G_INFORMED] = eviction.informed
+    g[:, G_ADMIT_INFORMED] = admission is None or admission.informed
     g[:, G_BLOCK], g[:, G_POOL] = block_tokens, pool_blocks
     return g
 
@@ -92,40 +96,21 @@ def eviction_row(chains, tables, g, w, c, now, last_use_s, blocks, shared, oracl
     """Fill `out` (len(EVICTION),) for chain c on worker w.
 
     last_use_s: when the blocks in question were last released; blocks: how many of them are resident; oracle: next
-    use, or NaN. Keeps G_TAU_MAX, the largest idle time seen (SAGA section 3).
+    use, or NaN. Keeps G_TAU_MAX, the largest idle time seen (SAGA section 3). What the tables say is left as it was in
+    `out` where the policy does not read it (G_INFORMED).
     """
     row = chains[c]
-    tool = int(row[ch.TOOL])
     idle = max(now - last_use_s, 0.0)
     g[w, G_TAU_MAX] = max(g[w, G_TAU_MAX], idle)
     waiting = ch.waits(chains, c, w)
     ended = row[ch.ENDED] > 0
-    agent_type = int(row[ch.TYPE])
-    prior = tb.end_prior(tables, w, agent_type, tool)
-    stays = tb.survival(tables, w, tool, idle)
-    p_end = 1.0 if ended else prior / (prior + (1.0 - prior) * stays)
-    pressure = min(max((g[w, G_USED] - 0.7) / 0.2, 0.0), 1.0)
-    ttl = tb.ttl(tables, w, tool, pressure)
-    out[E_IDLE_LOG] = np.log1p(idle)
+    age = max(now - row[ch.SESSION_S], 0.0)
     out[E_WAITING] = 1.0 if waiting else 0.0
     out[E_QUEUE_LOG] = np.log1p(row[ch.QPOS]) if waiting else 0.0
-    residual = 0.0 if waiting else tb.residual_s(tables, w, tool, idle)
-    out[E_RESIDUAL_LOG] = np.log1p(residual)
-    later = tb.survival(tables, w, tool, idle + 10.0)
-    out[E_P_RETURN] = 1.0 if waiting else (1.0 - p_end) * (1.0 - min(later / stays, 1.0))
-    out[E_P_END] = 0.0 if waiting else p_end
-    out[E_TTL_LEFT] = min(max((ttl - idle) / ttl, -1.0), 1.0)
-    n = max(row[ch.CONTEXT], 1.0)
-    obs = tables.obs[w, tool + 1]
-    out[E_P_REUSE] = 1.0 if waiting else (1.0 - prior) * n / (n + obs)
     out[E_RECENCY] = idle / g[w, G_TAU_MAX] if g[w, G_TAU_MAX] > 0 else 0.0
     out[E_SIZE] = min(blocks / max(g[w, G_SIZE_MAX], 1.0), 1.0)
     out[E_USED] = g[w, G_USED]
     out[E_LIVE] = g[w, G_LIVE]
-    out[E_CONTEXT_LOG] = np.log1p(row[ch.CONTEXT])
-    out[E_STEPS_LOG] = np.log1p(row[ch.STEPS])
-    age = max(now - row[ch.SESSION_S], 0.0)
-    out[E_AGE_LOG] = np.log1p(age)
     out[E_ENDED] = 1.0 if ended else 0.0
     out[E_SHARED] = shared
     out[E_IDLE_S] = idle
@@ -133,11 +118,6 @@ def eviction_row(chains, tables, g, w, c, now, last_use_s, blocks, shared, oracl
     out[E_ORACLE] = oracle
     out[E_TOKENS] = blocks * g[w, G_BLOCK]
     out[E_CONTEXT] = row[ch.CONTEXT]
-    out[E_OBS] = obs
-    out[E_RESIDUAL_S] = residual
-    out[E_STEP_S] = tables.types[w, agent_type, tb.STEP_S]
-    out[E_STEPS_LEFT] = max(tables.types[w, agent_type, tb.STEPS] - row[ch.STEPS], 1.0)
-    out[E_TASKS] = tables.types[w, agent_type, tb.DONE]
     out[E_EVENT] = NO_EVENT
     out[E_EVENT_BLOCKS] = out[E_EVENT_TOTAL] = out[E_EVENT_SCORE] = 0.0
     out[E_POOL_BLOCKS] = g[w, G_POOL]
@@ -145,6 +125,37 @@ def eviction_row(chains, tables, g, w, c, now, last_use_s, blocks, shared, oracl
         out[E_MINE + k] = row[ch.MINE + k]
     for k in range(HERE):
         out[E_HERE + k] = g[w, G_HERE + k]
+    if g[w, G_INFORMED] > 0:
+        _informed(tables, g, w, row, idle, age, waiting, ended, out)
+
+
+@njit(cache=True)
+def _informed(tables, g, w, row, idle, age, waiting, ended, out):
+    """The columns of an eviction row that cost a look into the tables, or a logarithm."""
+    tool, agent_type = int(row[ch.TOOL]), int(row[ch.TYPE])
+    prior = tb.end_prior(tables, w, agent_type, tool)
+    stays = tb.survival(tables, w, tool, idle)
+    p_end = 1.0 if ended else prior / (prior + (1.0 - prior) * stays)
+    pressure = min(max((g[w, G_USED] - 0.7) / 0.2, 0.0), 1.0)
+    ttl = tb.ttl(tables, w, tool, pressure)
+    residual = 0.0 if waiting else tb.residual_s(tables, w, tool, idle)
+    later = tb.survival(tables, w, tool, idle + 10.0)
+    n = max(row[ch.CONTEXT], 1.0)
+    obs = tables.obs[w, tool + 1]
+    out[E_IDLE_LOG] = np.log1p(idle)
+    out[E_RESIDUAL_LOG] = np.log1p(residual)
+    out[E_P_RETURN] = 1.0 if waiting else (1.0 - p_end) * (1.0 - min(later / stays, 1.0))
+    out[E_P_END] = 0.0 if waiting else p_end
+    out[E_TTL_LEFT] = min(max((ttl - idle) / ttl, -1.0), 1.0)
+    out[E_P_REUSE] = 1.0 if waiting else (1.0 - prior) * n / (n + obs)
+    out[E_CONTEXT_LOG] = np.log1p(row[ch.CONTEXT])
+    out[E_STEPS_LOG] = np.log1p(row[ch.STEPS])
+    out[E_AGE_LOG] = np.log1p(age)
+    out[E_OBS] = obs
+    out[E_RESIDUAL_S] = residual
+    out[E_STEP_S] = tables.types[w, agent_type, tb.STEP_S]
+    out[E_STEPS_LEFT] = max(tables.types[w, agent_type, tb.STEPS] - row[ch.STEPS], 1.0)
+    out[E_TASKS] = tables.types[w, agent_type, tb.DONE]
 
 
 @njit(cache=True)
@@ -161,9 +172,17 @@ def remember(chains, g, w, c, row, event, blocks, total, victim_score, score, pa
 
 # ---------------------------------------------------------------- ordering: one waiting request
 ORDERING = (
+    "wait_log",       # log1p seconds in the queue so far
+    "age_log",        # log1p seconds since its session began
+    "attained_log",   # log1p seconds of service that its chain has had
+    "steps_log",      # log1p finished steps of its chain
+    "prompt_log",     # log1p tokens
+    "remain_log",     # log1p `remain_s`
+    "uncached_log",   # log1p prompt tokens beyond `cached_tokens`
+    "begun",          # 1: its chain has been served before
+    "preempted",      # 1: it ran before and lost its blocks
     "arrival_s",      # when the request was queued
     "session_s",      # when its session began
-    "preempted",      # 1: it ran before and lost its blocks
     "attained_s",     # service that its chain has had
     "steps",          # finished steps of its chain
     "afs",            # its tenant's Agent Fair Share
@@ -174,8 +193,10 @@ ORDERING = (
     "service",        # its tenant's service counter (`policies.service`), tokens
     "least_service",  # the smallest counter of a tenant that waits here
 )
-(O_ARRIVAL, O_SESSION, O_PREEMPTED, O_ATTAINED, O_STEPS, O_AFS, O_WAIT, O_PROMPT, O_REMAIN, O_CACHED, O_SERVICE,
- O_LEAST) = range(12)
+(O_WAIT_LOG, O_AGE_LOG, O_ATTAINED_LOG, O_STEPS_LOG, O_PROMPT_LOG, O_REMAIN_LOG, O_UNCACHED_LOG, O_BEGUN, O_PREEMPTED,
+ O_ARRIVAL, O_SESSION, O_ATTAINED, O_STEPS, O_AFS, O_WAIT, O_PROMPT, O_REMAIN, O_CACHED, O_SERVICE, O_LEAST) = range(20)
+LEARNED_ORDERING = ORDERING[:O_ARRIVAL]
+"""What a learned ordering policy may read: bounded columns, none of which says who the tenant is."""
 
 
 @njit(cache=True)
@@ -196,6 +217,14 @@ def ordering_row(chains, tables, w, c, now, queued_s, prompt_tokens, preempted, 
     out[O_CACHED] = cached_tokens
     out[O_SERVICE] = service
     out[O_LEAST] = least_service
+    out[O_WAIT_LOG] = np.log1p(max(now - queued_s, 0.0))
+    out[O_AGE_LOG] = np.log1p(max(now - row[ch.SESSION_S], 0.0))
+    out[O_ATTAINED_LOG] = np.log1p(row[ch.ATTAINED])
+    out[O_STEPS_LOG] = np.log1p(row[ch.STEPS])
+    out[O_PROMPT_LOG] = np.log1p(prompt_tokens)
+    out[O_REMAIN_LOG] = np.log1p(out[O_REMAIN])
+    out[O_UNCACHED_LOG] = np.log1p(max(prompt_tokens - cached_tokens, 0.0))
+    out[O_BEGUN] = 0.0 if is_new(row) else 1.0
 
 
 # ---------------------------------------------------------------- placement: one worker, for one request
@@ -291,6 +320,24 @@ def placement_row(chains, c, now, prompt_tokens, home, in_flight, max_seqs, flig
 
 # ---------------------------------------------------------------- admission: the request at the head of a queue
 ADMISSION = (
+    "need_share",     # these as shares of the pool, see below
+    "free_share",
+    "evictable_share",
+    "older_share",    # `older_idle`, and the next three with each chain weighed by
+    "likely_share",   # the chance that it has not ended,
+    "soon_share",     # that it comes back within 10 s,
+    "later_share",    # within 60 s
+    "growth_share",
+    "pinned_share",
+    "live_share",
+    "lost_share",
+    "growing_log",    # log1p of `session_growth` as a share of the pool
+    "running_log",
+    "active_log",
+    "wait_log",
+    "age_log",        # log1p seconds since its session began
+    "left_log",       # log1p steps that its chain is expected to have left, at least 1
+    "new",            # 1: first request of its chain, and it has not run yet
     "need",           # blocks that its prompt and expected output want beyond its cached prefix
     "free",           # blocks that hold nothing
     "evictable",      # blocks of idle chains
@@ -298,7 +345,6 @@ ADMISSION = (
     "growth",         # blocks that what runs will still take: prompts not computed yet + expected output
     "pool",           # blocks in all
     "pinned",         # blocks that running requests hold
-    "new",            # 1: first request of its chain, and it has not run yet
     "live",           # blocks pinned or of idle chains that are not known or presumed to have ended
     "session_growth", # blocks by which live chains are expected to grow until they end
     "running",        # running requests
@@ -306,13 +352,20 @@ ADMISSION = (
     "active",         # chains of this worker that have been served and have not, as far as is known, ended
     "older_likely",   # `older_idle`, each chain weighed by the chance that it has not ended
     "lost",           # blocks of its context that are not cached here any more
+    "older_returns",  # of `older_idle`: what is used again within 60 s; NaN unless the policy is an oracle
     "event",          # NO_EVENT: score this row; BEGIN: it was let in, for a policy with memory
     "event_blocks",   # BEGIN: cached blocks that it found
     "event_total",    # BEGIN: blocks of all its tokens
     *(f"here_{k}" for k in range(8)),   # what the policy remembers of the worker
 )
-(A_NEED, A_FREE, A_EVICTABLE, A_OLDER_IDLE, A_GROWTH, A_POOL, A_PINNED, A_NEW, A_LIVE, A_SESSION_GROWTH, A_RUNNING,
- A_WAIT, A_ACTIVE, A_OLDER_LIKELY, A_LOST, A_EVENT, A_EVENT_BLOCKS, A_EVENT_TOTAL, A_HERE) = range(19)
+(A_NEED_SHARE, A_FREE_SHARE, A_EVICTABLE_SHARE, A_OLDER_SHARE, A_LIKELY_SHARE, A_SOON_SHARE, A_LATER_SHARE,
+ A_GROWTH_SHARE, A_PINNED_SHARE, A_LIVE_SHARE, A_LOST_SHARE, A_GROWING_LOG, A_RUNNING_LOG, A_ACTIVE_LOG, A_WAIT_LOG,
+ A_AGE_LOG, A_LEFT_LOG, A_NEW, A_NEED, A_FREE, A_EVICTABLE, A_OLDER_IDLE, A_GROWTH, A_POOL, A_PINNED, A_LIVE,
+ A_SESSION_GROWTH, A_RUNNING, A_WAIT, A_ACTIVE, A_OLDER_LIKELY, A_LOST, A_ORACLE, A_EVENT, A_EVENT_BLOCKS,
+ A_EVENT_TOTAL, A_HERE) = range(37)
+LEARNED_ADMISSION = ADMISSION[:A_NEED]
+"""What a learned admission policy may read: bounded columns, never the oracle."""
+SOON_S, LATER_S = 10.0, 60.0
 
 
 @njit(cache=True)
@@ -344,6 +397,22 @@ def alive(chains, tables, w, c, now, last_use_s):
 
 
 @njit(cache=True)
+def weigh_older(chains, tables, w, c, now, last_use_s, blocks, older):
+    """Add an older idle chain's `blocks` to `older`, (3,): by the chance that it has not ended, that it comes back
+    within `SOON_S`, within `LATER_S`."""
+    lives = alive(chains, tables, w, c, now, last_use_s)
+    older[0] += blocks * lives
+    if ch.waits(chains, c, w):
+        older[1] += blocks
+        older[2] += blocks
+    elif lives > 0:
+        tool, idle = int(chains[c, ch.TOOL]), max(now - last_use_s, 0.0)
+        stays = tb.survival(tables, w, tool, idle)
+        older[1] += blocks * lives * max(1.0 - tb.survival(tables, w, tool, idle + SOON_S) / stays, 0.0)
+        older[2] += blocks * lives * max(1.0 - tb.survival(tables, w, tool, idle + LATER_S) / stays, 0.0)
+
+
+@njit(cache=True)
 def is_new(row):
     """Whether nothing of the chain was served yet; one that was preempted in its first step is under way."""
     return row[ch.STEPS] == 0 and row[ch.ATTAINED] == 0
@@ -356,9 +425,13 @@ def lost_blocks(chains, c, known_tokens, cached_blocks, block):
 
 
 @njit(cache=True)
-def admission_row(g, w, need, free, evictable, older_idle, growth, pool, pinned, new, live, session_growth, running,
-                  wait_s, active, older_likely, lost, out):
-    """Fill `out` (len(ADMISSION),); all but `new` and `wait_s` in blocks or counts."""
+def admission_row(chains, tables, g, w, c, now, queued_s, need, free, evictable, older_idle, growth, pool, pinned, live,
+                  session_growth, running, active, weighed, lost, older_returns, out):
+    """Fill `out` (len(ADMISSION),) for the request of chain c, queued at `queued_s`. need .. live, session_growth,
+    lost, older_returns in blocks; running, active: counts; weighed: see `weigh_older`, zeros where the policy does not
+    read it (G_ADMIT_INFORMED)."""
+    row = chains[c]
+    out[A_NEW] = 1.0 if is_new(row) else 0.0
     out[A_NEED] = need
     out[A_FREE] = free
     out[A_EVICTABLE] = evictable
@@ -366,18 +439,37 @@ def admission_row(g, w, need, free, evictable, older_idle, growth, pool, pinned,
     out[A_GROWTH] = growth
     out[A_POOL] = pool
     out[A_PINNED] = pinned
-    out[A_NEW] = new
     out[A_LIVE] = live
     out[A_SESSION_GROWTH] = session_growth
     out[A_RUNNING] = running
-    out[A_WAIT] = wait_s
+    out[A_WAIT] = now - queued_s
     out[A_ACTIVE] = active
-    out[A_OLDER_LIKELY] = older_likely
+    out[A_OLDER_LIKELY] = weighed[0]
     out[A_LOST] = lost
+    out[A_ORACLE] = older_returns
     out[A_EVENT] = NO_EVENT
     out[A_EVENT_BLOCKS] = out[A_EVENT_TOTAL] = 0.0
     for k in range(HERE):
         out[A_HERE + k] = g[w, G_ADMIT + k]
+    if g[w, G_ADMIT_INFORMED] == 0:
+        return
+    out[A_NEED_SHARE] = need / pool
+    out[A_FREE_SHARE] = free / pool
+    out[A_EVICTABLE_SHARE] = evictable / pool
+    out[A_OLDER_SHARE] = older_idle / pool
+    out[A_LIKELY_SHARE] = weighed[0] / pool
+    out[A_SOON_SHARE] = weighed[1] / pool
+    out[A_LATER_SHARE] = weighed[2] / pool
+    out[A_GROWTH_SHARE] = growth / pool
+    out[A_PINNED_SHARE] = pinned / pool
+    out[A_LIVE_SHARE] = live / pool
+    out[A_LOST_SHARE] = lost / pool
+    out[A_GROWING_LOG] = np.log1p(session_growth / pool)
+    out[A_RUNNING_LOG] = np.log1p(running)
+    out[A_ACTIVE_LOG] = np.log1p(active)
+    out[A_WAIT_LOG] = np.log1p(max(now - queued_s, 0.0))
+    out[A_AGE_LOG] = np.log1p(max(now - row[ch.SESSION_S], 0.0))
+    out[A_LEFT_LOG] = np.log1p(max(tables.types[w, int(row[ch.TYPE]), tb.STEPS] - row[ch.STEPS], 1.0))
 
 
 @njit(cache=True)

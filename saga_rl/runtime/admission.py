@@ -13,13 +13,13 @@ from saga_rl.policies import chains as ch
 from saga_rl.policies.base import Policy
 from saga_rl.policies.features import (
     ADMISSION,
+    G_ADMIT_INFORMED,
     admission_row,
-    alive,
     expected_growth,
     expected_output,
-    is_new,
     lost_blocks,
     remember_admission,
+    weigh_older,
 )
 from saga_rl.policies.guard import Guard
 from saga_rl.policies.registry import make
@@ -68,7 +68,7 @@ def fill_admission(chains, tables, g, w, c, known, generated, cached, running, t
         more = max(expected_output(tables, w, int(chains[rc, ch.TYPE]), 0.0) - running[i, R_GENERATED], 1.0)
         growth += _blocks(int(running[i, R_KNOWN]) + int(more), block) - _blocks(int(running[i, R_COMPUTED]), block)
         session_growth += expected_growth(chains, tables, w, rc) / block
-    idle, older, likely, unended = 0.0, 0.0, 0.0, 0.0
+    idle, older, unended, weighed = 0.0, 0.0, 0.0, np.zeros(3)
     for slot in slots:
         o, blocks, last_s = int(table[slot, CHAIN]), table[slot, BLOCKS], table[slot, LAST_S]
         idle += blocks
@@ -82,14 +82,15 @@ def fill_admission(chains, tables, g, w, c, known, generated, cached, running, t
         if row[ch.SESSION_S] < mine[ch.SESSION_S] or (
                 row[ch.SESSION_S] == mine[ch.SESSION_S] and row[ch.SESSION] < mine[ch.SESSION]):
             older += blocks
-            likely += blocks * alive(chains, tables, w, o, now, last_s)
+            if g[w, G_ADMIT_INFORMED] > 0:
+                weigh_older(chains, tables, w, o, now, last_s, blocks, weighed)
     for slot in slots:
         seen[int(table[slot, CHAIN])] = 0.0
     pinned = pool - free - idle
-    admission_row(g, w, float(need), free, idle, older, growth, pool, pinned, 1.0 if is_new(mine) else 0.0,
-                  pinned + unended, session_growth, float(running.shape[0]), now - queued_s,
-                  float(count_active(chains, now, expiry_s)), likely,
-                  lost_blocks(chains, c, float(known), float(cached), block), out)
+    admission_row(chains, tables, g, w, c, now, queued_s, float(need), free, idle, older, growth, pool, pinned,
+                  pinned + unended, session_growth, float(running.shape[0]),
+                  float(count_active(chains, now, expiry_s)), weighed,
+                  lost_blocks(chains, c, float(known), float(cached), block), np.nan, out)
 
 
 def _remember(g, row, found, total, score, params, scratch):

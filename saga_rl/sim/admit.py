@@ -98,7 +98,10 @@ def fill_admission(world, w, step, cached, known, now):
         then = world.plan.prompt[other] + i[st.GENERATED] + int(more)
         growth += blocks_for(then, block) - blocks_for(i[st.COMPUTED], block)
         session_growth += ft.expected_growth(chains, tables, w, rc) / block
-    older, likely, live = 0.0, 0.0, float(pool.n[w, kv.PINNED] + pool.n[w, kv.PRIVATE])
+    older, live = 0.0, float(pool.n[w, kv.PINNED] + pool.n[w, kv.PRIVATE])
+    weighed, informed = world.work.older, world.g[w, ft.G_ADMIT_INFORMED] > 0
+    weighed[:] = 0.0
+    clairvoyant, returns = world.limits[st.CLAIRVOYANT] == 1, 0.0
     tick = world.work.stamp[-1] + 1
     world.work.stamp[-1] = tick
     for k in range(pool.n[w, kv.IDLE]):
@@ -115,11 +118,14 @@ def fill_admission(world, w, step, cached, known, now):
             row[ch.SESSION_S] == mine[ch.SESSION_S] and row[ch.SESSION] < mine[ch.SESSION])
         if older_session:
             older += pool.res[r]
-            likely += pool.res[r] * ft.alive(chains, tables, w, o, now, pool.last[r])
+            if informed:
+                ft.weigh_older(chains, tables, w, o, now, pool.last[r], float(pool.res[r]), weighed)
+            if clairvoyant and world.work.next_use[pool.idle[w, k]] <= now + ft.LATER_S:
+                returns += pool.res[r]
     hush(world, now)
     lost = ft.lost_blocks(chains, c, float(known), float(cached), block)
-    new = 1.0 if ft.is_new(mine) else 0.0
-    ft.admission_row(world.g, w, float(need), float(pool.n[w, kv.FREE]), float(kv.evictable(pool, w)), older, growth,
-                     float(pool.n[w, kv.POOL]), float(pool.n[w, kv.PINNED] + pool.n[w, kv.PRIVATE]), new, live,
-                     session_growth, float(run.w[w, st.N_RUNNING]), now - run.f[step, st.READY],
-                     float(run.w[w, st.ACTIVE]), likely, lost, world.work.admit)
+    ft.admission_row(chains, tables, world.g, w, c, now, run.f[step, st.READY], float(need),
+                     float(pool.n[w, kv.FREE]), float(kv.evictable(pool, w)), older, growth,
+                     float(pool.n[w, kv.POOL]), float(pool.n[w, kv.PINNED] + pool.n[w, kv.PRIVATE]), live,
+                     session_growth, float(run.w[w, st.N_RUNNING]), float(run.w[w, st.ACTIVE]), weighed, lost,
+                     returns if clairvoyant else np.nan, world.work.admit)

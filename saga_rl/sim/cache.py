@@ -335,5 +335,6 @@ def take(t, p, w, seg, blocks):
     p.n[w, EVICTED] += blocks
     if p.res[r] == 0:
         _leave_idle(p, w, r)
+        p.user[r] = -1  # what comes back is computed anew: nobody knows who else had it
         if t.parent[seg] >= 0:
             p.kids[row(p, w, t.parent[seg])] -= 1

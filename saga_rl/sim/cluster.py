@@ -20,11 +20,11 @@ from saga_rl.sim import state as st
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.fairness import fairness
 from saga_rl.sim.jit import compiled
-from saga_rl.sim.loop import ENDED, PLACE, SCORE_ARGS, advance
+from saga_rl.sim.loop import CHOOSE, ENDED, HOLD, NO_PAUSE, PLACE, PLACEMENTS, QUEUE, SCORE_ARGS, advance
 from saga_rl.sim.metrics import metrics
 
-__all__ = ["ENDED", "HORIZONS", "PLACE", "Cluster", "SimResult", "alone_tct", "check_runs", "simulate",
-           "stated_horizon"]
+__all__ = ["CHOOSE", "ENDED", "HOLD", "HORIZONS", "NO_PAUSE", "PLACE", "PLACEMENTS", "QUEUE", "Cluster", "SimResult",
+           "alone_tct", "check_runs", "simulate", "stated_horizon"]
 
 HORIZONS = 4
 """A cluster that is still busy after so many times (last arrival + longest session alone) is overloaded."""
@@ -37,6 +37,9 @@ def check_runs(trace: Trace, config: SimConfig, policies: PolicySet) -> None:
         raise UserError(f"eviction policy {policies.eviction.name!r}", "must know the future, which in closed loop "
                         "depends on the policy", "compare it on a fixed reference string (`saga-rl bound`), or name "
                         "clairvoyant, which knows when each session comes back")
+    if policies.admission.oracle and not policies.eviction.oracle:
+        raise UserError(f"admission policy {policies.admission.name!r}", "must know when each chain is next used",
+                        "name it together with eviction policy clairvoyant")
     if policies.placement.steals and config.workers < 2:
         raise UserError(f"placement policy {policies.placement.name!r}", "steals sessions from other workers, but "
                         "there is one worker", "give 2 workers or more, or leave steal out")
@@ -45,10 +48,10 @@ def check_runs(trace: Trace, config: SimConfig, policies: PolicySet) -> None:
 
 
 class Cluster:
-    """One closed-loop run that can be paused at placements. `advance(-1)` starts it."""
+    """One closed-loop run that can be paused at placements or at choices from a queue. `advance(-1)` starts it."""
 
     def __init__(self, trace: Trace, config: SimConfig, policies: PolicySet, *, log: int = 0, samples: int = 0,
-                 iterations: int = 0, pause: bool = False) -> None:
+                 iterations: int = 0, pause: int = NO_PAUSE) -> None:
         check_runs(trace, config, policies)
         self.trace, self.config, self.policies = trace, config, policies
         self.world = make_fresh(trace, config, policies, log, samples, iterations)
@@ -56,11 +59,12 @@ class Cluster:
         args: list[Any] = [self.world]
         for policy in (policies.placement, policies.ordering, policies.admission, ev):
             args += [policy.score, policy.params, np.zeros(max(policy.scratch, 1))]
-        self._args = (*args, bool(ev.whole_chain), bool(ev.drop_expired), pause)
+        self._args = (*args, bool(ev.whole_chain), bool(ev.drop_expired), int(pause))
         self._run: Callable[..., int] = compiled(advance, (*self._args, 0), SCORE_ARGS)
 
     def advance(self, chosen: int = -1) -> int:
-        """`ENDED` or `PLACE`. `RuntimeError` if nothing more can happen although steps are left."""
+        """`ENDED`, `PLACE` or `CHOOSE`, see `loop.advance`. `RuntimeError` if nothing more can happen although steps
+        are left."""
         state = self._run(*self._args, chosen)
         left = int(self.world.run.left.sum())
         if state == ENDED and left and self.world.heap.n[0] == 0:

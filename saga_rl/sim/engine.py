@@ -161,7 +161,8 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
         budget -= n
         k += 1
     fetching = world.limits[st.TIER] == 1 or world.real[st.LINK_RATE] > 0
-    while not preempted and run.w[w, st.N_WAITING] > 0 and budget > 0 and (
+    lets = run.w[w, st.LETS]
+    while not preempted and lets != st.NOBODY and run.w[w, st.N_WAITING] > 0 and budget > 0 and (
             run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] < world.limits[st.MAX_SEQS]):
         place = choose(world, w, now, order_score, order_params, order_scratch)
         step = run.queue[w, place]
@@ -172,7 +173,7 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
         busy = run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] > 0
         if busy or world.g[w, ft.G_ADMIT_MEMORY] > 0:
             fill_admission(world, w, step, cached, known, now)
-            if busy and not admit_score(world.work.admit, admit_params, admit_scratch) > 0.0:
+            if busy and lets == st.AS_POLICY and not admit_score(world.work.admit, admit_params, admit_scratch) > 0.0:
                 break
         have = cached * block
         n = min(known - have, budget)
@@ -191,6 +192,8 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
         log_event(world, START, step, now, known, 0)
         settle_others(world, w, tree.chain[step], now, evict_score, evict_params, evict_scratch)
         _start(world, w, place, cached, known, now)
+        if lets == st.ONE:
+            lets = st.NOBODY
         if world.g[w, ft.G_ADMIT_MEMORY] > 0:
             ft.remember_admission(world.g, w, world.work.admit, float(cached), float(blocks_for(known, block)),
                                   admit_score, admit_params, admit_scratch)
@@ -307,6 +310,7 @@ def _finish_step(world, w, step, now):
     run.f[step, st.DONE_S] = now
     run.count[st.STEPS_DONE] += 1
     run.w[w, st.IN_FLIGHT] -= 1
+    run.w[w, st.CHANGED] = 1
     run.wf[w, st.FLIGHT_TOKENS] -= plan.prompt[step]
     final = plan.final[step] == 1
     ended = final and world.limits[st.END_HINT] == 1

@@ -88,6 +88,14 @@ def _take(t, p, chains, tables, g, w, seg, blocks, victim_score, now, score, par
 
 
 @njit(cache=True)
+def _same_run(p, child, shared, parent):
+    """Whether one release made both rows idle, the child (which was `shared`) first, and nothing known by now tells
+    them apart: then they go as one, as in vLLM's queue, which cannot know where a later context will branch off."""
+    return p.owner[parent] == p.owner[child] and p.seq[parent] == p.seq[child] + 1 and (
+        (p.user[parent] == -2) == shared)
+
+
+@njit(cache=True)
 def make_room(t, p, chains, tables, g, w, need, now, next_use, score, params, scratch, whole, features, scores):
     """Evict until `need` blocks are free, highest score first (ties: released earliest). The caller checked that
     FREE + `evictable` suffices. A segment is scored once a call, when it is or becomes a candidate."""
@@ -102,20 +110,24 @@ def make_room(t, p, chains, tables, g, w, need, now, next_use, score, params, sc
             if p.kids[r] == 0 and (best < 0 or scores[seg] > scores[best] or (
                     scores[seg] == scores[best] and p.seq[r] < p.seq[best_row])):
                 best, best_row = seg, r
-        owner, victim_score = p.owner[best_row], scores[best]
+        owner, victim_score, taken, last_s = p.owner[best_row], scores[best], 0, p.last[best_row]
         while True:
-            _take(t, p, chains, tables, g, w, best,
-                  p.res[best_row] if whole else min(p.res[best_row], need - p.n[w, kv.FREE]), victim_score, now, score,
-                  params, scratch, features)
+            shared = p.user[best_row] == -2
+            n = p.res[best_row] if whole else min(p.res[best_row], need - p.n[w, kv.FREE])
+            kv.take(t, p, w, best, n)
+            taken += n
             up = freed_parent(t, p, w, best)
-            if up < 0:
+            up_row = kv.row(p, w, up) if up >= 0 else np.int64(-1)
+            same = up >= 0 and _same_run(p, best_row, shared, up_row)
+            if not (same and p.n[w, kv.FREE] < need) and not (up >= 0 and whole and p.owner[up_row] == owner):
                 break
-            best_row = kv.row(p, w, up)
-            if not whole or p.owner[best_row] != owner:
-                row_of(p, chains, tables, g, w, up, now, next_use, features)
-                scores[up] = score(features, params, scratch)
-                break
-            best = up
+            best, best_row = up, up_row
+        if g[w, G_MEMORY] > 0:
+            tell(p, chains, tables, g, w, owner, last_s, EVICT, float(taken), float(p.owned[kv.owned_row(p, w, owner)]),
+                 victim_score, now, score, params, scratch, features)
+        if up >= 0 and not same:
+            row_of(p, chains, tables, g, w, up, now, next_use, features)
+            scores[up] = score(features, params, scratch)
 
 
 @njit(cache=True)

@@ -22,7 +22,12 @@ from saga_rl.sim.stealing import LOOK_S, steal
 from saga_rl.sim.tier import copied, landed, prefetch
 from saga_rl.sim.worker import first_load, tick, touch
 
-ENDED, PLACE = 0, 1
+ENDED, PLACE, CHOOSE = 0, 1, 2
+"""Why `advance` returned."""
+NO_PAUSE, PLACEMENTS, QUEUE = 0, 1, 2
+"""Where it pauses."""
+HOLD = -2
+"""`chosen` in answer to CHOOSE: nobody enters now."""
 NEVER = 1e9
 """Placements since a worker's last one, if there was none."""
 SCORE_ARGS = (1, 4, 7, 10)
@@ -125,45 +130,87 @@ def _drop_stale(world):
 
 
 @njit(cache=True)
+def _ask(world, w):
+    """Whether somebody has to choose from the worker's queue: it changed, or nothing runs and somebody must enter."""
+    run = world.run
+    run.w[w, st.URGENT] = 0
+    if run.w[w, st.N_WAITING] == 0:
+        run.w[w, st.LETS] = st.AS_POLICY
+        return False
+    run.w[w, st.LETS] = st.NOBODY
+    return run.w[w, st.CHANGED] == 1 or run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] == 0
+
+
+@njit(cache=True)
+def _answer(world, chosen):
+    """The worker that was asked about lets in the request at place `chosen` of its queue, or (`HOLD`) nobody. One on
+    which nothing runs then lets in whom its policies choose."""
+    run, w = world.run, world.run.count[st.ASKED]
+    run.w[w, st.CHANGED] = 0
+    if chosen >= 0:
+        run.w[w, st.URGENT] = run.queue[w, chosen] + 1
+        run.w[w, st.LETS] = st.ONE
+    elif run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] == 0:
+        run.w[w, st.LETS] = st.AS_POLICY
+
+
+@njit(cache=True)
 def _compose(world, now, order_score, order_params, order_scratch, admit_score, admit_params, admit_scratch,
-             evict_score, evict_params, evict_scratch, whole, literal):
-    """All that happens at this instant is known: idle workers among the touched compose their next iteration."""
+             evict_score, evict_params, evict_scratch, whole, literal, pause, answered):
+    """All that happens at this instant is known: idle workers among the touched compose their next iteration. True if
+    somebody has to choose from a worker's queue first; answered: that is done for the one asked about."""
     run, n = world.run, world.run.count[st.N_TOUCHED]
     touched = run.touched[:n]
     if n > 1:
         touched.sort()
-    run.count[st.N_TOUCHED] = 0
     single = literal or whole or world.limits[st.SINGLE_STEPS] == 1
-    for k in range(n):
+    for k in range(run.count[st.COMPOSING], n):
         w = touched[k]
         run.w[w, st.TOUCHED] = 0
         if run.w[w, st.BUSY] == 1 or run.w[w, st.N_RUNNING] + run.w[w, st.N_WAITING] == 0:
             continue
-        if not single and coast(world, w, now, admit_score, admit_params, admit_scratch):
+        if answered:
+            answered = False
+        elif pause == QUEUE and _ask(world, w):
+            run.count[st.ASKED], run.count[st.COMPOSING] = w, k
+            return True
+        held = pause == QUEUE and run.w[w, st.N_WAITING] > 0
+        if not single and not held and coast(world, w, now, admit_score, admit_params, admit_scratch):
             continue
         length = schedule(world, w, now, order_score, order_params, order_scratch, admit_score, admit_params,
                           admit_scratch, evict_score, evict_params, evict_scratch, whole, literal)
+        if held and run.w[w, st.LETS] == st.ONE and run.w[w, st.URGENT] == 0:
+            run.w[w, st.CHANGED] = 1  # it entered: another one may
         if length > 0.0:
             run.w[w, st.BUSY] = 1
             run.wf[w, st.DUE] = now + length
             push(world.heap, now + length, len(world.plan.session) + w)
+    run.count[st.COMPOSING] = run.count[st.N_TOUCHED] = 0
+    return False
 
 
 def advance(state, place_score, place_params, place_scratch, order_score, order_params, order_scratch, admit_score,
              admit_params, admit_scratch, evict_score, evict_params, evict_scratch, whole, literal, pause, chosen):
-    """Run until the end (`ENDED`) or, if `pause`, until a request wants a worker (`PLACE`; its rows are in
-    `work.place`). chosen: the worker for the request that waits for one, -1 = none waits."""
+    """Run until the end (`ENDED`) or until a decision is wanted. pause = PLACEMENTS: `PLACE`, which worker serves the
+    request count[AWAITING] (its rows are in `work.place`). QUEUE: `CHOOSE`, who of worker count[ASKED]'s queue enters
+    in the iteration that it is about to compose; asked when the queue changed or a request ended since it was last
+    asked, or nothing runs there. chosen: the answer: a worker, a place in the queue, or `HOLD`; -1 = none was asked."""
     world = world_ref(state)
     plan, run, heap = world.plan, world.run, world.heap
     n_steps, n_workers, loads, ticks = len(plan.session), world.limits[st.WORKERS], first_load(world), tick(world)
-    if chosen >= 0:
+    answered = pause == QUEUE and chosen != -1
+    if answered:
+        _answer(world, chosen)
+    elif chosen >= 0:
         _place(world, chosen, run.count[st.AWAITING], run.total[st.NOW], order_score, order_params, order_scratch,
                evict_score, evict_params, evict_scratch, literal)
     while True:
         now = run.total[st.NOW]
         if heap.n[0] == 0 or heap.time[0] > now:
-            _compose(world, now, order_score, order_params, order_scratch, admit_score, admit_params, admit_scratch,
-                     evict_score, evict_params, evict_scratch, whole, literal)
+            if _compose(world, now, order_score, order_params, order_scratch, admit_score, admit_params, admit_scratch,
+                        evict_score, evict_params, evict_scratch, whole, literal, pause, answered):
+                return CHOOSE
+            answered = False
             _sample(world, now, evict_score, evict_params, evict_scratch)
         if heap.n[0] == 0 or heap.time[0] > world.real[st.HORIZON]:
             for w in range(n_workers):
@@ -206,7 +253,7 @@ def advance(state, place_score, place_params, place_scratch, order_score, order_
                        evict_scratch, literal)
                 continue
             _rows(world, what, now)
-            if pause:
+            if pause == PLACEMENTS:
                 run.count[st.AWAITING] = what
                 return PLACE
             best, best_score = 0, -np.inf

@@ -54,16 +54,19 @@ UNBORN, WAITING, RUNNING, DONE, LOADING = range(5)
 READY, START_S, FIRST_S, DONE_S, KEY, READY_AT = range(6)
 # columns of Run.w, by worker
 (N_RUNNING, N_WAITING, BUSY, IN_FLIGHT, HOMED, COAST, CHUNK, TOUCHED, N_LOADING, ACTIVE, PLACED_AT,
- URGENT) = range(12)
-WORKER_COUNTS = 12
+ URGENT, CHANGED, LETS) = range(14)
+WORKER_COUNTS = 14
+# values of LETS: whom the worker's next iteration lets in
+AS_POLICY, ONE, NOBODY = range(3)
 # columns of Run.wf, by worker; the last two are integrals over time, block-seconds
 (EPOCH_S, SEEN_S, FLIGHT_TOKENS, QUEUED_TOKENS, DUE, COAST_FROM, NEXT_EXPIRY, NEXT_IDLE, PCIE_FREE, LINK_FREE,
  IN_PREFETCH, IDLE_SINCE, YIELDED_AT, IN_USE, BUSY_BLOCKS) = range(15)
 # Run.count
 STEPS_DONE, SESSIONS_DONE, EVENTS, PREEMPTED, MIGRATIONS, PREFILLED, RECOMPUTED, HIT, PROMPT, ITERATIONS, LOGGED, \
     NEXT_SESSION, AWAITING, OVERFLOW, SAMPLES, N_TOUCHED, COASTED, N_ITERATIONS, N_PARTS, STORED, LOADED, \
-    MOVED_TOKENS, PREFETCHED, PLACED, FIRST_QUIET, N_QUIET, FLOOR_BREAKS, AFS_PREEMPTED, STEALS, LIVE_STEPS = range(30)
-COUNTS = 30
+    MOVED_TOKENS, PREFETCHED, PLACED, FIRST_QUIET, N_QUIET, FLOOR_BREAKS, AFS_PREEMPTED, STEALS, LIVE_STEPS, ASKED, \
+    COMPOSING = range(32)
+COUNTS = 32
 # Run.total
 USEFUL_IDLE, NOW, SAMPLE_EVERY, NEXT_SAMPLE, MOST_PREFILL, MOST_CONTEXT, MOST_SEQS, MOST_KV, SPREAD = range(9)
 TOTALS = 9
@@ -144,6 +147,8 @@ class Work(NamedTuple):
     """By chain, and at the end the current tick."""
     residue: NDArray[np.int64]
     """(block,) decoding requests by computed tokens modulo the block."""
+    older: NDArray[np.float64]
+    """(3,) see `features.weigh_older`."""
 
 
 # Limits: int64 vector that compiled code reads
@@ -250,7 +255,7 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
     run.count[LIVE_STEPS] = n
     work = Work(np.zeros(len(ft.EVICTION)), np.zeros(len(ft.ORDERING)), np.zeros(len(ft.ADMISSION)),
                 np.zeros((w, len(ft.PLACEMENT))), np.zeros(segs), np.full(segs, np.nan),
-                np.zeros(n_chains + 1, np.int64), np.zeros(config.block_tokens, np.int64))
+                np.zeros(n_chains + 1, np.int64), np.zeros(config.block_tokens, np.int64), np.zeros(3))
     ordering = policies.ordering
     order_steady = ordering.steady or (ordering.steady_one_tenant and len(trace.tenants) < 2)
     # what is remembered of a chain that moved depends on the order of events on several workers

@@ -7,6 +7,7 @@ a single candidate is taken without asking: to play a policy's own choice at eve
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from saga_rl.sim import cache as kv
 from saga_rl.sim import evict as ev
 from saga_rl.sim.jit import compiled
 from saga_rl.sim.reference import Reference
+from saga_rl.sim.refs import unowned
 from saga_rl.sim.replay import RECOMPUTED, ReplayResult, close_event, make_play, open_event, result_of
 from saga_rl.sim.script import prepare
 
@@ -35,12 +37,18 @@ class Turn(NamedTuple):
     offer; CANDIDATES: on offer or not."""
     offer: NDArray[np.int64]
     """The first OFFERED: segments, released earliest first."""
-    rows: NDArray[np.float64]
-    """(segments, features) as made in this allocation."""
+    rows: NDArray[np.floating]
+    """(segments, features or the first of them) as made in this allocation."""
 
 
 def _advance(game, turn, chosen, end_hint, expiry_s, row):
-    """Take from offer[chosen] (-1: begin), then play on. True if a decision is pending, False at the end."""
+    return play_on(unowned(game), unowned(turn), chosen, end_hint, expiry_s, row)
+
+
+@njit(cache=True)
+def play_on(game, turn, chosen, end_hint, expiry_s, row):
+    """Take from offer[chosen] (-1: begin), then play on. True if a decision is pending, False at the end. game, turn: a
+    `Play` and a `Turn`, or refs with the same fields; row: scratch, (features,)."""
     at, p, t, n = turn.at, game.pool, game.tree, game.pool.n
     while at[EVENT] < len(game.script.time):
         k = at[EVENT]
@@ -52,23 +60,44 @@ def _advance(game, turn, chosen, end_hint, expiry_s, row):
                 for m in range(n[0, kv.IDLE]):
                     seg = p.idle[0, m]
                     if p.kids[seg] == 0:
-                        ev.row_of(p, game.chains, game.tables, game.g, 0, seg, now, game.next_use, turn.rows[seg])
+                        _note(game, turn, seg, now, row)
         while n[0, kv.FREE] < at[NEED]:
             if chosen < 0:
                 _offer(p, at, turn.offer)
                 if at[CANDIDATES] > 1:
                     return True
                 chosen = 0
-            seg = turn.offer[chosen]
+            up = _take_run(t, p, turn.offer[chosen], at[NEED])
             chosen = -1
-            kv.take(t, p, 0, seg, min(p.res[seg], at[NEED] - n[0, kv.FREE]))
-            up = ev.freed_parent(t, p, 0, seg)
             if up >= 0:
-                ev.row_of(p, game.chains, game.tables, game.g, 0, up, now, game.next_use, turn.rows[up])
+                _note(game, turn, up, now, row)
         close_event(game, k, end_hint)
         at[EVENT], at[NEED] = k + 1, -1
     at[OFFERED] = 0
     return False
+
+
+@njit(cache=True)
+def _note(game, turn, seg, now, row):
+    """Make the segment's row and keep its first columns."""
+    ev.row_of(game.pool, game.chains, game.tables, game.g, 0, seg, now, game.next_use, row)
+    for k in range(turn.rows.shape[1]):
+        turn.rows[seg, k] = row[k]
+
+
+@njit(cache=True)
+def _take_run(t, p, seg, need):
+    """Take tail blocks of `seg`, and of what was released in one run with it, until `need` are free, as
+    `evict.make_room` does. Returns the parent that has become a candidate, or -1."""
+    while True:
+        shared = p.user[seg] == -2
+        kv.take(t, p, 0, seg, min(p.res[seg], need - p.n[0, kv.FREE]))
+        up = ev.freed_parent(t, p, 0, seg)
+        if up < 0 or not ev._same_run(p, seg, shared, up):
+            return up
+        if p.n[0, kv.FREE] >= need:
+            return -1
+        seg = np.int64(up)
 
 
 @njit(cache=True)
@@ -117,7 +146,7 @@ class EvictionStepper:
 
     def reset(self) -> bool:
         """Start over and run to the first decision; True if there is one."""
-        self._game = make_play(self._prepared, make("eviction", "lru"))  # whoever steps decides
+        self._game = make_play(self._prepared, replace(make("eviction", "lru"), informed=True))  # whoever steps decides
         segments = len(self._prepared.tree.parent)
         self._turn = Turn(np.array([0, -1, 0, 0], np.int64), np.zeros(self.max_rows, np.int64),
                           np.zeros((segments, len(EVICTION))))

@@ -69,6 +69,7 @@ def enqueue(world, w, step, now, order_score, order_params, order_scratch):
     n = run.w[w, st.N_WAITING]
     run.queue[w, n] = step
     run.w[w, st.N_WAITING] = n + 1
+    run.w[w, st.CHANGED] = 1
     _sink(run, w, n)
 
 

@@ -54,4 +54,5 @@ def aimd(start: float = 8, step: float = 0.25, cut: float = 0.7, low: float = 0.
     doc = {"start": bounded("aimd", "start", start, 1.0, 1e6), "step": bounded("aimd", "step", step, 1e-3, 1e3),
            "cut": bounded("aimd", "cut", cut, 0.01, 1.0), "low": bounded("aimd", "low", low, 0.0, 1.0),
            "period": bounded("aimd", "period", period, 1.0, 1e6)}
-    return Policy("admission", "aimd", _score, np.array(list(doc.values())), MEMORY, memory=True, doc=doc)
+    return Policy("admission", "aimd", _score, np.array(list(doc.values())), MEMORY, memory=True,
+                  informed=False, doc=doc)

@@ -22,4 +22,5 @@ def _score(x, params, scratch):
 @register("admission", "grow")
 def grow(factor: float = 0.5) -> Policy:
     factor = bounded("grow", "factor", factor, 0.0, 10.0)
-    return Policy("admission", "grow", _score, np.array([factor]), steady=True, doc={"factor": factor})
+    return Policy("admission", "grow", _score, np.array([factor]), steady=True, informed=False,
+                  doc={"factor": factor})

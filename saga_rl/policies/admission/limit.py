@@ -21,4 +21,4 @@ def _score(x, params, scratch):
 def limit(sessions: float = 8) -> Policy:
     sessions = bounded("limit", "sessions", sessions, 1.0, 1e6)
     # not steady: a chain that is counted here may go elsewhere without anything happening here
-    return Policy("admission", "limit", _score, np.array([sessions]), doc={"sessions": sessions})
+    return Policy("admission", "limit", _score, np.array([sessions]), informed=False, doc={"sessions": sessions})

@@ -25,4 +25,4 @@ def _score(x, params, scratch):
 @register("admission", "limit-live")
 def limit_live(share: float = 1.0) -> Policy:
     share = bounded("limit-live", "share", share, 0.01, 4.0)
-    return Policy("admission", "limit-live", _score, np.array([share]), doc={"share": share})
+    return Policy("admission", "limit-live", _score, np.array([share]), informed=False, doc={"share": share})

@@ -13,4 +13,4 @@ def _score(x, params, scratch):
 
 @register("admission", "none")
 def none() -> Policy:
-    return Policy("admission", "none", _score, steady=True)
+    return Policy("admission", "none", _score, steady=True, informed=False)

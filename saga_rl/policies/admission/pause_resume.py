@@ -27,4 +27,5 @@ def _score(x, params, scratch):
 @register("admission", "pause-resume")
 def pause_resume(margin: float = 0.05) -> Policy:
     margin = bounded("pause-resume", "margin", margin, 0.0, 0.9)
-    return Policy("admission", "pause-resume", _score, np.array([margin]), steady=True, doc={"margin": margin})
+    return Policy("admission", "pause-resume", _score, np.array([margin]), steady=True, informed=False,
+                  doc={"margin": margin})

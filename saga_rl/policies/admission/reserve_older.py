@@ -28,4 +28,5 @@ def reserve_older(likely: float = 0) -> Policy:
         raise UserError("policy 'reserve-older'", f"likely is {likely:g}", "choose likely 0 (off) or 1 (on)")
     return Policy("admission", "reserve-older", _score, np.array([float(likely)]),
                   steady=likely == 0,  # the chance that a chain has not ended falls while time passes
+                  informed=likely > 0,
                   doc={"likely": int(likely)})

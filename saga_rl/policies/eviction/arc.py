@@ -106,4 +106,5 @@ def _score(x, params, scratch):
 def arc(protect: float = 1.0, hint: float = 1.0) -> Policy:
     doc = {"protect": protect, "hint": hint}
     params = np.array([switch("arc", k, doc[k]) for k in ("protect", "hint")])
-    return Policy("eviction", "arc", _score, params, scratch=MEMORY, memory=True, doc=doc)
+    return Policy("eviction", "arc", _score, params, scratch=MEMORY, memory=True, informed=False,
+                  doc=doc)

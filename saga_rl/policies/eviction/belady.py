@@ -18,4 +18,4 @@ def _score(x, params, scratch):
 
 @register("eviction", "belady")
 def belady() -> Policy:
-    return Policy("eviction", "belady", _score, oracle=True)
+    return Policy("eviction", "belady", _score, oracle=True, informed=False)

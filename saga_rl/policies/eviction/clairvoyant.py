@@ -23,4 +23,4 @@ def _score(x, params, scratch):
 
 @register("eviction", "clairvoyant")
 def clairvoyant() -> Policy:
-    return Policy("eviction", "clairvoyant", _score, oracle=True)
+    return Policy("eviction", "clairvoyant", _score, oracle=True, informed=False)

@@ -51,4 +51,5 @@ def _score(x, params, scratch):
 def lfu(aging: float = 1.0, protect: float = 1.0, hint: float = 1.0) -> Policy:
     doc = {"aging": aging, "protect": protect, "hint": hint}
     params = np.array([switch("lfu", k, doc[k]) for k in ("protect", "hint", "aging")])
-    return Policy("eviction", "lfu", _score, params, scratch=MEMORY, memory=True, doc=doc)
+    return Policy("eviction", "lfu", _score, params, scratch=MEMORY, memory=True, informed=False,
+                  doc=doc)

@@ -14,4 +14,4 @@ def _score(x, params, scratch):
 
 @register("eviction", "lru")
 def lru() -> Policy:
-    return Policy("eviction", "lru", _score, steady=True, oldest_first=True)
+    return Policy("eviction", "lru", _score, steady=True, oldest_first=True, informed=False)

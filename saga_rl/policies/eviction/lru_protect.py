@@ -20,4 +20,4 @@ def _score(x, params, scratch):
 
 @register("eviction", "lru-protect")
 def lru_protect() -> Policy:
-    return Policy("eviction", "lru-protect", _score, steady=True)
+    return Policy("eviction", "lru-protect", _score, steady=True, informed=False)

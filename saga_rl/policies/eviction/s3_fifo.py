@@ -109,4 +109,5 @@ def s3_fifo(small: float = 0.1, ghost: float = 0.9, protect: float = 1.0, hint: 
     doc = {"small": small, "ghost": ghost, "protect": protect, "hint": hint}
     flags = [switch("s3-fifo", k, doc[k]) for k in ("protect", "hint")]
     shares = [bounded("s3-fifo", "small", small, 0.001, 0.999), bounded("s3-fifo", "ghost", ghost, 0.0, 100.0)]
-    return Policy("eviction", "s3-fifo", _score, np.array(flags + shares), scratch=MEMORY, memory=True, doc=doc)
+    return Policy("eviction", "s3-fifo", _score, np.array(flags + shares), scratch=MEMORY, memory=True,
+                  informed=False, doc=doc)

@@ -32,4 +32,4 @@ def _score(x, params, scratch):
 def youngest(expiry_s: float = 300.0) -> Policy:
     expiry_s = bounded("youngest", "expiry_s", expiry_s, 0.0, 1e8)
     return Policy("eviction", "youngest", _score, np.array([expiry_s]), steady=True, steady_idle_s=expiry_s,
-                  doc={"expiry_s": expiry_s})
+                  informed=False, doc={"expiry_s": expiry_s})

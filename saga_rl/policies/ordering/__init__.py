@@ -5,4 +5,4 @@ leaves them where their key puts them, as vLLM's priority queue does. What put t
 service so far, a tenant that is owed) still holds, and neither a long job nor a tenant should gain by a preemption.
 """
 
-from saga_rl.policies.ordering import afs, dlpm, fcfs, las, session_fcfs, srpt, vtc  # noqa: F401
+from saga_rl.policies.ordering import afs, dlpm, fcfs, las, learned, session_fcfs, srpt, vtc  # noqa: F401
