@@ -8,20 +8,41 @@ from typing import Any
 
 def dataset_card(name: str, facts: dict[str, Any]) -> str:
     """Card of a collected dataset; `facts` as `training/collect.py` writes them."""
-    source = facts["source"]
-    lines = [f"# {name}", "", "Eviction decisions of `saga_rl/Eviction-v0` (open-loop replays) with Belady labels.",
-             "", "| behaviour | episodes | decisions | candidates a decision | tokens computed again |",
-             "|---|---|---|---|---|"]
-    for behaviour, c in facts["statistics"].items():
-        lines.append(f"| {behaviour} | {c['episodes']} | {c['decisions']} | {c['candidates'] / c['decisions']:.1f} "
-                     f"| {c['recomputed_tokens']} |")
-    lines += ["", f"- actions are uniform with chance {facts['epsilon']:g}; their propensity is in `infos/propensity`",
-              f"- traces: {_hashes(facts['traces'])}",
+    source, seam = facts["source"], facts["seam"]
+    part = f", part `{facts['part']}` of a split by session group" if facts["part"] else ""
+    lines = [f"# {name}", "", f"Decisions of seam {seam}{part}. {SEAM_OF_DATASET[seam]}", "",
+             "| behaviour | episodes (cut) | decisions | candidates a decision | propensity | return of an episode, "
+             "10 / 50 / 90 % |", "|---|---|---|---|---|---|"]
+    statistics = facts["statistics"]
+    for behaviour, c in statistics.items():
+        returns = " / ".join(f"{x:.1f}" for x in c["returns"])
+        lines.append(f"| {behaviour} | {c['episodes']} ({c['cut']}) | {c['decisions']} "
+                     f"| {c['candidates'] / c['decisions']:.1f} | {c['propensity'][0]:.3g} - {c['propensity'][1]:.3g} "
+                     f"| {returns} |")
+    lines += ["", "| behaviour | tokens computed again | log completion time | service gap, tokens |",
+              "|---|---|---|---|"]
+    lines += [f"| {behaviour} | {c['recomputed_tokens']:.0f} | {c['log_tct']:.1f} | {c['fairness_gap_tokens']:.0f} |"
+              for behaviour, c in statistics.items()]
+    groups = sum(len(g) for g in facts["session_groups"].values())
+    lines += ["", "Components are sums over all episodes; 0 where the seam does not know one. Every behaviour saw "
+              "other sessions, so its sums are not to be compared with another's.", "",
+              f"- actions are uniform with chance {facts['epsilon']:g}; their propensity is in `infos/propensity`",
+              f"- traces: {_hashes(facts['traces'])}; {groups} groups of sessions, listed in the metadata",
               f"- capacities, KV tokens: {', '.join(map(str, facts['capacities']))}",
-              f"- reference strings recorded under: {', '.join(facts['record'])}",
+              f"- loads, times the trace's own arrivals: {', '.join(f'{x:g}' for x in facts['loads'])}",
+              *([f"- reference strings recorded under: {', '.join(facts['record'])}"] if facts["record"] else []),
               f"- features: `{facts['feature_hash'][:16]}`, {len(facts['features'])} columns, {facts['max_rows']} rows",
               f"- made by: `{command(source['argv'])}` at commit {source['commit']}", ""]
     return "\n".join(lines)
+
+
+SEAM_OF_DATASET = {
+    "eviction": "Open-loop replays of `saga_rl/Eviction-v0` with Belady labels.",
+    "placement": "Closed-loop runs of `saga_rl/Placement-v0`; a row is a worker.",
+    "ordering": "Closed-loop runs; a row is a request that waits, the last row holds them all.",
+    "admission": "Closed-loop runs; row 0 lets the request in, row 1 holds it.",
+    "joint": "Closed-loop runs; a row is a request that waits, the last row holds them all.",
+}
 
 
 def checkpoint_card(name: str, meta: dict[str, Any], features: tuple[str, ...], companions: dict[str, str]) -> str:

@@ -1,48 +1,38 @@
-"""Episodes of `saga_rl/Eviction-v0` under a behaviour policy, with the chance of every logged action."""
+"""Episodes under a behaviour policy, with the chance of every logged action."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from saga_rl.env.eviction import EvictionEnv
-from saga_rl.learn.dataset import Episode
-from saga_rl.policies.registry import make
+from saga_rl.learn.dataset import COMPONENTS, Episode
+from saga_rl.learn.games import GAMES
+from saga_rl.learn.task import Task, trace_of
+
+__all__ = ["Task", "collect", "game_of", "label", "play"]
+
+_GAMES: dict[tuple, Any] = {}
+MOST_GAMES = 8
 
 
-@dataclass(frozen=True)
-class Task:
-    """One episode to collect."""
-
-    trace: str
-    """File."""
-    kv_tokens: int
-    behaviour: str
-    """Spec of an eviction policy, or `belady`."""
-    epsilon: float
-    seed: int
-    max_rows: int = 32
-    sessions: int = 0
-    population: int = 0
-    max_decisions: int = 0
-    record: str = "lru"
-    profile: str | None = None
+def game_of(task: Task) -> Any:
+    """This process's game for the task, with its behaviour: traces are read and split once, not once an episode."""
+    key = (task.seam, task.trace, *task.facts().values())
+    if key not in _GAMES:
+        while len(_GAMES) >= MOST_GAMES:
+            _GAMES.pop(next(iter(_GAMES)))
+        _GAMES[key] = GAMES[task.seam](task, trace_of(task))
+    _GAMES[key].behave(task.behaviour)
+    return _GAMES[key]
 
 
-_ENVS: dict[tuple, EvictionEnv] = {}
-
-
-def _env(task: Task) -> EvictionEnv:
-    """This process's environment for the task: traces are read once, not once an episode."""
-    key = (task.trace, task.kv_tokens, task.max_rows, task.sessions, task.population, task.max_decisions, task.record,
-           task.profile)
-    if key not in _ENVS:
-        _ENVS[key] = EvictionEnv(task.trace, task.kv_tokens, task.max_rows, sessions=task.sessions,
-                                 population=task.population, max_decisions=task.max_decisions, record=task.record,
-                                 profile=task.profile)
-    return _ENVS[key]
+def label(spec: str) -> str:
+    """A behaviour's name in a dataset: its spec, of a checkpoint's path only the last folder."""
+    name, _, rest = spec.partition(":")
+    return f"learned:{Path(rest).resolve().name}" if name == "learned" else spec
 
 
 def collect(task: Task) -> Episode:
@@ -50,38 +40,34 @@ def collect(task: Task) -> Episode:
 
         propensity(a) = (1 - epsilon) * [a = a*] + epsilon / candidates
 
-    Deterministic from the task. Raises `UserError` as the environment does.
+    Deterministic from the task. Raises `UserError` as the environments do.
     """
-    return run_episode(_env(task), task.behaviour, task.epsilon, task.seed,
-                       {"trace": _env(task).trace.meta.name, "kv_tokens": task.kv_tokens, "epsilon": task.epsilon,
-                        "record": task.record})
+    game = game_of(task)
+    return play(game, label(task.behaviour), task.epsilon, task.seed,
+                {"trace": game.env.trace.meta.name, **task.facts()})
 
 
-def run_episode(env: EvictionEnv, behaviour: str, epsilon: float, seed: int, facts: dict) -> Episode:
-    """`collect` in an environment that is there already."""
-    policy = None if behaviour == "belady" else make("eviction", behaviour)
+def play(game: Any, behaviour: str, epsilon: float, seed: int, facts: dict[str, Any]) -> Episode:
+    """`collect` in a game that is there already and knows its behaviour."""
     rng = np.random.default_rng([seed, 1])
-    obs, info = env.reset(seed=seed)
-    rows: dict[str, list] = {k: [] for k in ("obs", "mask", "next_use", "action", "reward", "propensity")}
-    over = cut = False
-    while not (over or cut):
-        n = env.stepper.n_rows
-        greedy = env.stepper.belady_action() if policy is None else env.stepper.policy_action(policy)
-        action = int(rng.integers(n)) if rng.random() < epsilon else int(greedy)
-        rows["obs"].append(obs)
-        rows["mask"].append(info["action_mask"])
-        rows["next_use"].append(_labels(env.stepper.next_use, n))
+    game.start(seed)
+    rows: dict[str, list] = {k: [] for k in ("obs", "mask", "next_use", "action", "reward", "propensity", *COMPONENTS)}
+    while not (game.over or game.cut):
+        offered = np.flatnonzero(game.mask)
+        greedy = game.greedy()
+        action = int(rng.choice(offered)) if rng.random() < epsilon else greedy
+        rows["obs"].append(game.observation)
+        rows["mask"].append(game.mask)
+        rows["next_use"].append(game.next_use())
         rows["action"].append(action)
-        rows["propensity"].append((1.0 - epsilon) * (action == greedy) + epsilon / n)
-        obs, reward, over, cut, info = env.step(np.int64(action))
+        rows["propensity"].append((1.0 - epsilon) * (action == greedy) + epsilon / len(offered))
+        reward, components = game.step(action)
         rows["reward"].append(reward)
-    facts = {**facts, "decisions": info["decisions"], "recomputed_tokens": info["recomputed_tokens"]}
+        for name in COMPONENTS:
+            rows[name].append(components.get(name, 0.0))
+    columns: dict[str, NDArray] = {k: np.array(rows[k]) for k in ("action", "reward", "propensity", *COMPONENTS)}
+    facts = {**facts, "decisions": len(columns["action"]), **game.figures()}
     return Episode(np.stack(rows["obs"]), np.stack(rows["mask"]), np.stack(rows["next_use"]),
-                   np.array(rows["action"], np.int64), np.array(rows["reward"]), np.array(rows["propensity"]),
-                   behaviour, seed, obs, over, facts)
-
-
-def _labels(next_use: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    out = np.full(len(next_use), np.inf)
-    out[:n] = next_use[:n]
-    return out
+                   columns["action"].astype(np.int64), columns["reward"].astype(np.float64), columns["propensity"],
+                   behaviour, seed, game.observation, bool(game.over), facts,
+                   {name: columns[name] for name in COMPONENTS})

@@ -236,6 +236,19 @@ def read_dataset(folder: Path) -> Decisions:
         terminated=last & column(lambda e: e["terminations"], bool))
 
 
+def episode_facts(folder: Path) -> list[dict[str, Any]]:
+    """What is written beside each episode of a dataset that `read_dataset` takes, in the same order."""
+    from minari.dataset.minari_dataset import MinariDataset
+
+    dataset = MinariDataset(folder / "data")
+    return [{k: _plain(v) for k, v in facts.items()}
+            for facts in dataset.storage.get_episode_metadata(dataset.episode_indices)]
+
+
+def _plain(value: Any) -> Any:
+    return _text(value) if isinstance(value, (bytes, str)) else value.item() if isinstance(value, np.generic) else value
+
+
 def joined(datasets: Sequence[Decisions]) -> Decisions:
     """All of `datasets` as one; episodes are renumbered, rows padded to the widest, meta is the first one's.
 

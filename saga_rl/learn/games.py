@@ -1,0 +1,161 @@
+"""What a data collector plays: one decision after another of one seam, with the candidates as rows.
+
+`GAMES[seam]` makes the game of a task. A game is an environment with what a collector needs besides: the behaviour's
+own choice, labels, and the components of what followed (`saga_rl.learn.dataset.COMPONENTS`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saga_rl.aeg.trace import Trace
+from saga_rl.env.eviction import EvictionEnv
+from saga_rl.env.placement import PlacementEnv
+from saga_rl.learn.task import Task
+from saga_rl.policies.base import Policy
+from saga_rl.policies.features import P_SESSIONS
+from saga_rl.policies.registry import make
+from saga_rl.sim import state as st
+
+BELADY = "belady"
+
+
+class Game(Protocol):
+    """`start`, then `step` until `over` (the episode ended) or `cut` (it was stopped)."""
+
+    over: bool
+    cut: bool
+
+    def start(self, seed: int) -> None: ...
+
+    @property
+    def observation(self) -> NDArray[np.float32]:
+        """(R, F)"""
+        ...
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """(R,) rows that may be chosen."""
+        ...
+
+    def greedy(self) -> int:
+        """The row that the behaviour itself would choose."""
+        ...
+
+    def next_use(self) -> NDArray[np.float64]:
+        """(R,) Belady's label, infinity = never; only eviction has any."""
+        ...
+
+    def step(self, row: int) -> tuple[float, dict[str, float]]:
+        """Choose; the reward and the components of what followed until the next decision."""
+        ...
+
+    def figures(self) -> dict[str, Any]:
+        """Of the episode, for its facts."""
+        ...
+
+
+class EnvGame:
+    """A game over a Gymnasium environment of this package."""
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+        self.over = self.cut = False
+        self.observation: NDArray[np.float32] = np.zeros(0, np.float32)
+        self._info: dict[str, Any] = {}
+
+    def start(self, seed: int) -> None:
+        self.observation, self._info = self.env.reset(seed=seed)
+        self.over = self.cut = False
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        return self._info["action_mask"]
+
+    def next_use(self) -> NDArray[np.float64]:
+        return np.full(len(self.mask), np.inf)
+
+    def _step(self, row: int) -> float:
+        self.observation, reward, self.over, self.cut, self._info = self.env.step(np.int64(row))
+        return float(reward)
+
+
+class EvictionGame(EnvGame):
+    """Open loop; `belady` is a behaviour, too."""
+
+    def __init__(self, task: Task, trace: Trace) -> None:
+        super().__init__(EvictionEnv(
+            trace, task.kv_tokens, task.max_rows, sessions=task.sessions, population=task.population,
+            max_decisions=task.max_decisions, record=task.record, profile=task.profile, shuffle=task.shuffle))
+        self.policy: Policy | None = None
+
+    def behave(self, spec: str) -> None:
+        self.policy = None if spec == BELADY else make("eviction", spec)
+
+    def greedy(self) -> int:
+        stepper = self.env.stepper
+        return int(stepper.belady_action() if self.policy is None else stepper.policy_action(self.policy))
+
+    def next_use(self) -> NDArray[np.float64]:
+        n = self.env.stepper.n_rows
+        out = np.full(self.env.max_rows, np.inf)
+        out[:n] = self.env.stepper.next_use[:n]
+        return out
+
+    def step(self, row: int) -> tuple[float, dict[str, float]]:
+        before = self._info["recomputed_tokens"]
+        reward = self._step(row)
+        return reward, {"recomputed_tokens": float(self._info["recomputed_tokens"] - before)}
+
+    def figures(self) -> dict[str, Any]:
+        return {"recomputed_tokens": self._info["recomputed_tokens"]}
+
+
+class PlacementGame(EnvGame):
+    """Closed loop. The behaviour places, and steals if it does; the other seams are decided by `task.policies`."""
+
+    def __init__(self, task: Task, trace: Trace) -> None:
+        super().__init__(PlacementEnv(
+            trace, task.kv_tokens, task.workers, sessions=task.sessions, population=task.population,
+            max_decisions=task.max_decisions, policies=task.policies, profile=task.profile, shuffle=task.shuffle))
+        self.policy: Policy
+        self._scratch = np.zeros(1)
+        self._seen = (0, 0.0)
+
+    def behave(self, spec: str) -> None:
+        self.policy = make("placement", spec)
+        self._scratch = np.zeros(max(self.policy.scratch, 1))
+        self.env.policies = replace(self.env.policies, placement=self.policy)
+
+    def start(self, seed: int) -> None:
+        super().start(seed)
+        self._seen = self._totals()
+
+    def greedy(self) -> int:
+        """Highest score; ties: where the fewest chains live, then the lowest number, as the simulator breaks them."""
+        rows = self.env.stepper.rows
+        scores = [self.policy.score(row, self.policy.params, self._scratch) for row in rows]
+        return int(np.lexsort((np.arange(len(rows)), rows[:, P_SESSIONS], np.negative(scores)))[0])
+
+    def step(self, row: int) -> tuple[float, dict[str, float]]:
+        reward = self._step(row)
+        before, self._seen = self._seen, self._totals()
+        return reward, {"log_tct": -reward, "recomputed_tokens": float(self._seen[0] - before[0]),
+                        "fairness_gap_tokens": self._seen[1] - before[1]}
+
+    def figures(self) -> dict[str, Any]:
+        return {"recomputed_tokens": self._seen[0], "fairness_gap_tokens": self._seen[1],
+                "sessions_done": self._info["sessions_done"]}
+
+    def _totals(self) -> tuple[int, float]:
+        run = self.env.stepper._cluster.world.run
+        return int(run.count[st.RECOMPUTED]), float(run.total[st.SPREAD])
+
+
+GAMES: dict[str, Callable[[Task, Trace], Any]] = {"eviction": EvictionGame, "placement": PlacementGame}
+"""By seam. Each has `behave(spec)` besides: whose choice `greedy` is from then on."""

@@ -1,0 +1,83 @@
+"""One episode to collect, and the trace it is played on. Everything about the episode follows from its task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from saga_rl.aeg.io import read_trace
+from saga_rl.aeg.split import split
+from saga_rl.aeg.trace import Trace
+from saga_rl.env.episodes import arrange
+
+
+@dataclass(frozen=True)
+class Task:
+    """One episode to collect."""
+
+    trace: str
+    """File."""
+    kv_tokens: int
+    behaviour: str
+    """Policy spec of the seam; eviction: or `belady`."""
+    epsilon: float
+    seed: int
+    max_rows: int = 32
+    sessions: int = 0
+    population: int = 0
+    max_decisions: int = 0
+    record: str = "lru"
+    """Preset that records the reference string (eviction)."""
+    profile: str | None = None
+    seam: str = "eviction"
+    workers: int = 1
+    policies: str = "saga+"
+    """Preset or checkpoint that decides the other seams (closed loop)."""
+    load: float = 1.0
+    """Arrivals come so many times as fast as in the trace."""
+    shuffle: bool = True
+    """Another subset and order of the sessions for each episode; False: the trace as it is."""
+    fractions: tuple[tuple[str, float], ...] = ()
+    """Shares of the sessions by part, split by group; empty = no split."""
+    part: str = ""
+    """The part of the split that is played."""
+    split_seed: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """What is written beside the episode: every field that says how it was played, but no path."""
+        out = {"epsilon": self.epsilon, "kv_tokens": self.kv_tokens, "record": self.record, "part": self.part,
+               "load": self.load, "workers": self.workers, "sessions": self.sessions, "population": self.population,
+               "max_decisions": self.max_decisions, "max_rows": self.max_rows, "shuffle": int(self.shuffle),
+               "split_seed": self.split_seed, "fractions": ",".join(f"{k}={v:g}" for k, v in self.fractions)}
+        return {**out, "profile": self.profile or "", "policies": self.policies if self.seam != "eviction" else ""}
+
+
+def trace_of(task: Task) -> Trace:
+    """The task's part of its trace, at its load. Raises `UserError` as reading and splitting do."""
+    return _trace(task.trace, task.fractions, task.part, task.split_seed, task.load)
+
+
+@lru_cache(maxsize=16)
+def _trace(path: str, fractions: tuple[tuple[str, float], ...], part: str, split_seed: int, load: float) -> Trace:
+    trace = read_trace(path)
+    if fractions:
+        trace = split(trace, dict(fractions), split_seed)[part]
+    if load == 1.0:
+        return trace
+    arrival = trace.sessions.arrival_s
+    return arrange(trace, np.arange(trace.n_sessions), arrival[0] + (arrival - arrival[0]) / load)
+
+
+def with_trace(facts: dict[str, Any], trace: str, seam: str, behaviour: str) -> Task:
+    """The task that wrote `facts` (`Task.facts` and `seed`), on the file `trace`, now to be played by `behaviour`."""
+    parts = tuple((k, float(v)) for k, _, v in (item.partition("=") for item in
+                                                filter(None, str(facts["fractions"]).split(","))))
+    whole: dict[str, Any] = {k: int(facts[k]) for k in (
+        "max_rows", "sessions", "population", "max_decisions", "workers", "split_seed")}
+    task = Task(trace, int(facts["kv_tokens"]), behaviour, 0.0, int(facts["seed"]), seam=seam, fractions=parts, **whole)
+    return replace(task, record=str(facts["record"]), load=float(facts["load"]), part=str(facts["part"]),
+                   shuffle=bool(facts["shuffle"]), profile=str(facts["profile"]) or None,
+                   policies=str(facts["policies"]) or task.policies)
