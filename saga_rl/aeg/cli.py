@@ -47,10 +47,14 @@ def generate_command(
     hitl_share: float | None = typer.Option(None, help="Share of tool calls after which a human is waited for (0)."),
     deadline_per_step_s: float | None = typer.Option(
         None, help="Give each session a deadline: its gaps and this many seconds a step after its arrival."),
+    period_s: float | None = typer.Option(None, help="shift: seconds that a mix and its rate last (1800)."),
+    phases: int | None = typer.Option(None, help="shift: mixes before the first comes again (4)."),
 ) -> None:
-    """Write a synthetic workload with the figures of the SAGA paper."""
+    """Write a synthetic workload: with the figures of the SAGA paper, of kinds of agents that end in different ways
+    (hetero), or of mixes that change (shift)."""
+    own = {k: v for k, v in {"period_s": period_s, "phases": phases}.items() if v is not None}
     _written(generate(name, seed, sessions=sessions, rate_per_min=rate_per_min, max_context=max_context,
-                      hitl_share=hitl_share, deadline_per_step_s=deadline_per_step_s), out)
+                      hitl_share=hitl_share, deadline_per_step_s=deadline_per_step_s, **own), out)
 
 
 @app.command("import")

@@ -6,13 +6,13 @@ from dataclasses import fields, replace
 from types import ModuleType
 from typing import Any
 
-from saga_rl.aeg.generators import burstgpt, swe_bench, webarena
-from saga_rl.aeg.generators.agents import Params
+from saga_rl.aeg.generators import burstgpt, hetero, shift, swe_bench, webarena
 from saga_rl.aeg.trace import Trace
 from saga_rl.aeg.validate import check
 from saga_rl.errors import unknown_name
 
-_GENERATORS: dict[str, ModuleType] = {"swe-bench": swe_bench, "webarena": webarena, "burstgpt": burstgpt}
+_GENERATORS: dict[str, ModuleType] = {"swe-bench": swe_bench, "webarena": webarena, "burstgpt": burstgpt,
+                                      "hetero": hetero, "shift": shift}
 
 
 def generator_names() -> list[str]:
@@ -20,17 +20,18 @@ def generator_names() -> list[str]:
 
 
 def generate(name: str, seed: int, **params: Any) -> Trace:
-    """The valid trace of workload `name`; `params` are fields of `Params`, None meaning the workload's default.
+    """The valid trace of workload `name`; `params` are fields of its `DEFAULTS` (`agents.Params`; of `shift`
+    also its own), None meaning the workload's default.
 
     Raises `UserError` for a name or parameter that does not exist, or a value out of range.
     """
     if name not in _GENERATORS:
         raise unknown_name("generator", name, _GENERATORS)
-    valid = [f.name for f in fields(Params)]
+    module = _GENERATORS[name]
+    valid = [f.name for f in fields(module.DEFAULTS)]
     for key in params:
         if key not in valid:
             raise unknown_name(f"parameter of generator {name!r}", key, valid)
-    module = _GENERATORS[name]
     given = {k: v for k, v in params.items() if v is not None}
     trace = module.generate(seed, replace(module.DEFAULTS, **given))
     check(trace)

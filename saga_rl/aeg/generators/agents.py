@@ -22,11 +22,16 @@ Sampler = Callable[[np.random.Generator, int], NDArray[np.int64]]
 STEP_SIGMA = 0.6
 HUMAN_MEDIAN_S, HUMAN_SIGMA, HUMAN_RANGE_S = 120.0, 0.8, (30.0, 3600.0)
 SUMMARY_TOKENS = (1000, 2000)
+ANSWER, ANY_TOOL = "answer", "any tool"
 
 
 @dataclass(frozen=True)
 class AgentType:
-    """One kind of agent. `new_tokens`: appended to the prompt by a task or tool answer; `mix`: share of each tool."""
+    """One kind of agent. `new_tokens`: appended to the prompt by a task or tool answer; `mix`: share of each tool.
+
+    `ends`: how its last step ends the session: `ANSWER` calls no tool; `ANY_TOOL` calls one of the mix, whose result
+    nobody sends back; any other string is the name of a tool that only a last step calls.
+    """
 
     name: str
     mean_steps: float
@@ -36,6 +41,7 @@ class AgentType:
     new_tokens: Sampler
     output_tokens: Sampler
     mix: dict[str, float]
+    ends: str = ANSWER
 
 
 @dataclass(frozen=True)
@@ -98,12 +104,18 @@ def step_counts(rng: np.random.Generator, agent: AgentType, n: int) -> NDArray[n
 
 def generate_agents(name: str, seed: int, params: Params, sources: list[Source]) -> Trace:
     """Sessions of `sources`; arrivals are one Poisson stream, split over the sources by share (so each source's own
-    arrivals are Poisson too). The last step of a session calls no tool."""
+    arrivals are Poisson too)."""
     rng = np.random.default_rng(seed)
     n = params.sessions
     arrivals = np.cumsum(rng.exponential(60.0 / params.rate_per_min, n))
     share = np.array([s.share for s in sources])
     source = rng.choice(len(sources), size=n, p=share / share.sum())
+    return agents_at(name, seed, params, sources, arrivals, source, rng)
+
+
+def agents_at(name: str, seed: int, params: Params, sources: list[Source], arrivals: NDArray[np.float64],
+              source: NDArray[np.int64], rng: np.random.Generator) -> Trace:
+    """One session for each of `arrivals` (s, not decreasing), of the source whose number `source` holds."""
     sessions = []
     for i, s in enumerate(sources):
         mine = np.flatnonzero(source == i)
@@ -137,7 +149,12 @@ def _session(session_id: str, arrival: float, source: Source, params: Params, co
     context = 0
     last = len(columns[0]) - 1
     for i, (new, out, summary, tool, tool_s, think_s) in enumerate(zip(*columns, strict=True)):
-        calls = {"tool": TOOLS[tool], "tool_s": tool_s, "think_s": think_s} if i < last else {}
+        if i < last:
+            calls = {"tool": TOOLS[tool], "tool_s": tool_s, "think_s": think_s}
+        elif agent.ends == ANY_TOOL:
+            calls = {"tool": TOOLS[tool], "tool_s": tool_s}
+        else:
+            calls = {} if agent.ends == ANSWER else {"tool": agent.ends}
         parents = (i - 1,) if i else ()
         if i and context + new + out <= params.max_context:
             steps.append(StepSpec(context + new, out, parents, prefix_step=i - 1, prefix_tokens=context, **calls))
@@ -146,6 +163,6 @@ def _session(session_id: str, arrival: float, source: Source, params: Params, co
             steps.append(StepSpec(fresh, out, parents, prefix_tokens=agent.system_tokens, shared_prefix=system,
                                   **calls))
         context = steps[-1].prompt_tokens + out
-    spent = sum(s.tool_s + s.think_s for s in steps)
+    spent = sum(s.tool_s + s.think_s for s in steps[:-1])
     deadline = arrival + spent + params.deadline_per_step_s * len(steps)
     return SessionSpec(session_id, arrival, steps, tenant=source.tenant, agent_type=agent.name, deadline_s=deadline)

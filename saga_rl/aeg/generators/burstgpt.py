@@ -16,7 +16,8 @@ CLASSES = (("heavy", 100, 30, 300, 3, 16.0), ("medium", 30, 8, 100, 4, 8.0), ("l
 DEFAULTS = Params(sessions=500, rate_per_min=sum(tenants * rate for *_, tenants, rate in CLASSES))
 
 
-def _sources() -> list[Source]:
+def sources() -> list[Source]:
+    """The ten tenants."""
     sources = []
     for name, mean, low, high, tenants, rate in CLASSES:
         agent = AgentType(f"burstgpt-{name}", mean, low, high, system_tokens=1024,
@@ -27,4 +28,4 @@ def _sources() -> list[Source]:
 
 
 def generate(seed: int, params: Params) -> Trace:
-    return generate_agents("burstgpt", seed, params, _sources())
+    return generate_agents("burstgpt", seed, params, sources())
