@@ -42,8 +42,12 @@ class RowNet(nn.Module):
     def features(self) -> int:
         return int(self.mean.shape[0])
 
+    def normal(self, x: torch.Tensor) -> torch.Tensor:
+        """What the first layer sees of x (..., F)."""
+        return ((x - self.mean) / self.std).clamp(-CLIP, CLIP)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = ((x - self.mean) / self.std).clamp(-CLIP, CLIP)
+        h = self.normal(x)
         *hidden, last = self._linears()
         for linear in hidden:
             h = torch.relu(linear(h))
@@ -67,6 +71,24 @@ class RowNet(nn.Module):
                 linear.weight.copy_(_float(w))
                 linear.bias.copy_(_float(b))
         return net
+
+
+def serving_layers(net: RowNet, seam: str) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """`net.layers()` in the seam's own convention. Learners prefer the row with the highest score; in service
+
+    - eviction, placement: the highest goes first, as here;
+    - ordering: the lowest goes first, so the last layer changes its sign;
+    - admission: a request enters if its score is over 0. Here it enters if it scores more than the row of zeros that
+      stands for holding it, so that row's score is taken off the last bias.
+    """
+    layers = net.layers()
+    weight, bias = layers[-1]
+    if seam == "ordering":
+        layers[-1] = (-weight, -bias)
+    if seam == "admission":
+        with torch.no_grad():
+            layers[-1] = (weight, bias - net(torch.zeros(net.features)).item())
+    return layers
 
 
 def normalisation(rows: NDArray) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

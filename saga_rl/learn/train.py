@@ -1,10 +1,13 @@
-"""Offline training of the row network on decision tables: the loop that `training/train_offline.py` runs."""
+"""Offline training on decision tables: the one loop in which every learner of `saga_rl.learn.learners` is trained."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +15,30 @@ from numpy.typing import NDArray
 
 from saga_rl.errors import UserError
 from saga_rl.learn.dataset import Decisions
-from saga_rl.learn.losses import behaviour_cloning, pair_accuracy, pairwise_ranking, top_agreement
-from saga_rl.learn.network import HIDDEN, RowNet, normalisation
+from saga_rl.learn.learners import learner as learner_named
+from saga_rl.learn.learners.base import Learner
+from saga_rl.learn.learners.tables import Batch, Tables
+from saga_rl.learn.losses import pair_accuracy, top_agreement
+from saga_rl.learn.network import HIDDEN, RowNet
+from saga_rl.learn.resume import (
+    check_same,
+    fingerprint,
+    flat,
+    optimiser_tensors,
+    read_state,
+    restore_optimiser,
+    under,
+    write_state,
+)
 from saga_rl.policies.features import E_ENDED, E_WAITING
+
+LAST_LR = 0.05
+"""Share of the learning rate that is left in the last epoch; a half cosine leads there."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """`algo` is `rank` (pairwise ranking on Belady labels) or `bc` (behaviour cloning of the logged actions)."""
+    """`algo`: a name of `saga_rl.learn.learners.LEARNERS`."""
 
     algo: str = "rank"
     epochs: int = 20
@@ -29,18 +48,31 @@ class TrainConfig:
     validation: float = 0.1
     """Share of the episodes (whole episodes, never single decisions) kept out of training."""
     seed: int = 0
+    options: Any = None
+    """The learner's own, an instance of its `Options`; None = its defaults."""
+
+    def facts(self) -> dict[str, Any]:
+        """Everything that the weights follow from, but the data; JSON values."""
+        options = learner_named(self.algo).Options() if self.options is None else self.options
+        return {**{k: v for k, v in vars(self).items() if k != "options"}, "hidden": list(self.hidden),
+                "options": asdict(options)}
 
 
 @dataclass(frozen=True)
 class TrainResult:
     net: RowNet
     figures: dict[str, float]
-    """Of the best epoch, on the validation episodes."""
+    """Of the epoch that was kept, on the validation episodes."""
     train_decisions: int
     validation_decisions: int
+    learner: Learner
+    """All of it, critics and rivals too; `net` is its actor."""
+    epoch: int
+    """The one that was kept."""
+    seen: int
+    """Decisions that went through a gradient step, counted as often as they did."""
 
 
-Tables = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 OnEpoch = Callable[[int, dict[str, float]], None]
 
 
@@ -69,43 +101,64 @@ def split_episodes(data: Decisions, share: float, seed: int) -> NDArray[np.bool_
     return np.isin(data.episode, chosen or rng.permutation(episodes)[:1])
 
 
-def train(data: Decisions, config: TrainConfig, on_epoch: OnEpoch) -> TrainResult:
-    """Fit a `RowNet` with Adam and a cosine learning rate; the epoch with the lowest validation loss is kept.
+def train(data: Decisions, config: TrainConfig, on_epoch: OnEpoch, state: Path | None = None,
+          resume: bool = False) -> TrainResult:
+    """Fit a learner with Adam and a cosine learning rate, and keep its best or last epoch (`Learner.keeps`).
 
-    Normalisation is that of the training episodes' valid rows. Deterministic from `config.seed`. `on_epoch(epoch,
-    curves)` is called after each epoch, first epoch = 1.
+    Normalisation is that of the training episodes' valid rows. Deterministic from `config.seed`. After each epoch the
+    whole state goes to `state`, then `on_epoch(epoch, curves)` is called, first epoch = 1. `resume` goes on from
+    `state`, to the same weights bit for bit. Raises `UserError` for data that the learner cannot learn from, and for a
+    state of another run.
     """
+    kind = learner_named(config.algo)
     generator = deterministic(config.seed)
-    if config.algo == "rank":
+    ours = {**config.facts(), "data": fingerprint(data)} if state else {}
+    tensors, facts = read_state(state) if state and resume else ({}, {})
+    if state and facts:
+        check_same(state, facts["run"], ours)
+    if kind.needs == "labels":
         data = undecided(data)
     held = split_episodes(data, config.validation, config.seed)
     if held.all():
         raise UserError("--validation", "leaves nothing to train on", "hold out less, or collect more episodes")
-    useful = _has_signal(data, config.algo)
-    fit, check = _tensors(data, ~held & useful), _tensors(data, held & useful)
-    if not len(fit[0]) or not len(check[0]):
+    learn, check = Tables.of(data.where(~held)), Tables.of(data.where(held))
+    learner = kind(learn, config.hidden, kind.Options() if config.options is None else config.options)
+    if facts:
+        learner.restore(facts["settled"])
+    learner.prepare(learn)
+    learner.prepare(check)
+    mine, theirs = (torch.nonzero(learner.select(tables)).flatten() for tables in (learn, check))
+    if not len(mine) or not len(theirs):
         raise UserError("dataset", "holds no decision with a choice to learn from", "collect under more pressure")
-    rows = data.observations[~held][data.masks[~held]]
-    net = RowNet(data.observations.shape[2], config.hidden, *normalisation(rows))
-    optimiser = torch.optim.Adam(net.parameters(), config.lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.epochs, config.lr * 0.05)
-    best, best_state, figures = float("inf"), net.state_dict(), {}
-    for epoch in range(1, config.epochs + 1):
-        order = torch.randperm(len(fit[0]), generator=generator)
-        total = 0.0
-        for part in order.split(config.batch):
-            value = _loss(net, tuple(t[part] for t in fit), config.algo)
-            optimiser.zero_grad()
-            value.backward()
-            optimiser.step()
-            total += value.item() * len(part)
-        schedule.step()
-        curves = {"train_loss": total / len(order), **evaluate(net, check, config.algo)}
+    optimiser = torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], config.lr)
+    best, best_state, kept, figures, start = math.inf, learner.state_dict(), 0, {}, 0
+    if facts:
+        learner.load_state_dict(under("model", tensors))
+        restore_optimiser(optimiser, under("adam", tensors))
+        generator.set_state(tensors["generator"])
+        best, kept, figures, start = facts["best"], facts["kept"], facts["figures"], facts["epoch"]
+        best_state = under("best", tensors)
+    for epoch in range(start + 1, config.epochs + 1):
+        for group in optimiser.param_groups:
+            group["lr"] = config.lr * (LAST_LR + (1 - LAST_LR) * (1 + math.cos(
+                math.pi * (epoch - 1) / config.epochs)) / 2)
+        loss = _epoch(learner, learn, mine, optimiser, config.batch, generator)
+        curves = {"train_loss": loss, **evaluate(learner, check, theirs)}
+        if not math.isfinite(loss + curves["validation_loss"]):
+            raise UserError("--lr", f"the loss is no number after epoch {epoch}", "choose a smaller learning rate")
+        if learner.keeps == "last" or curves["validation_loss"] < best:
+            best, best_state, figures, kept = (
+                curves["validation_loss"], copy.deepcopy(learner.state_dict()), curves, epoch)
+        if state:
+            write_state(state, {**flat("model", learner.state_dict()), **flat("best", best_state),
+                                **flat("adam", optimiser_tensors(optimiser)), "generator": generator.get_state()},
+                        {"run": ours, "epoch": epoch, "best": best, "kept": kept, "figures": figures,
+                         "settled": learner.settled()})
         on_epoch(epoch, curves)
-        if curves["validation_loss"] < best:
-            best, best_state, figures = curves["validation_loss"], copy.deepcopy(net.state_dict()), curves
-    net.load_state_dict(best_state)
-    return TrainResult(net, figures, len(fit[0]), len(check[0]))
+    learner.load_state_dict(best_state)
+    more = {k: v for k, v in learner.figures(check).items() if math.isfinite(v)}
+    return TrainResult(learner.actor, {**figures, **more}, len(mine), len(theirs), learner, kept,
+                       len(mine) * config.epochs)
 
 
 def undecided(data: Decisions) -> Decisions:
@@ -115,37 +168,37 @@ def undecided(data: Decisions) -> Decisions:
     return replace(data, masks=data.masks & ~settled)
 
 
-def evaluate(net: RowNet, tables: Tables, algo: str, batch: int = 1024) -> dict[str, float]:
-    """Loss, pair accuracy and agreement with Belady over `tables`, in batches weighted by their decisions."""
-    sums = np.zeros(3)
+def _epoch(learner: Learner, tables: Tables, use: torch.Tensor, optimiser: torch.optim.Optimizer, batch: int,
+           generator: torch.Generator) -> float:
+    """One pass over the decisions `use` in a random order; the mean loss."""
+    total = 0.0
+    for part in use[torch.randperm(len(use), generator=generator)].split(batch):
+        value = _loss(learner, tables.part(part))
+        optimiser.zero_grad()
+        value.backward()
+        optimiser.step()
+        learner.after_step()
+        total += value.item() * len(part)
+    return total / len(use)
+
+
+def evaluate(learner: Learner, tables: Tables, use: torch.Tensor, batch: int = 1024) -> dict[str, float]:
+    """The loss over the decisions `use`; where there are labels, also pairs in order and agreement with Belady."""
+    sums, counts = np.zeros(3), np.zeros(3)
     with torch.no_grad():
-        for at in range(0, len(tables[0]), batch):
-            part = tuple(t[at:at + batch] for t in tables)
-            scores = net(part[0])
-            metrics = (_loss(net, part, algo), pair_accuracy(scores, part[2], part[1]),
-                       top_agreement(scores, part[2], part[1]))
-            sums += np.nan_to_num([m.item() for m in metrics]) * len(part[0])
-    loss, pairs, top = (sums / len(tables[0])).tolist()
+        for index in use.split(batch):
+            part = tables.part(index)
+            scores = learner.actor(part.observations)
+            values = np.array([_loss(learner, part).item(), pair_accuracy(scores, part.next_use, part.masks).item(),
+                               top_agreement(scores, part.next_use, part.masks).item()])
+            known = np.array([True, *np.isfinite(values[1:])])  # NaN: not a pair of different next uses
+            sums += np.where(known, values, 0.0) * len(index)
+            counts += known * len(index)
+    loss, pairs, top = (sums / np.maximum(counts, 1)).tolist()
+    if counts[1] == 0:
+        return {"validation_loss": loss}
     return {"validation_loss": loss, "pair_accuracy": pairs, "belady_agreement": top}
 
 
-def _loss(net: RowNet, tables: tuple[torch.Tensor, ...], algo: str) -> torch.Tensor:
-    observations, masks, next_use, actions = tables
-    scores = net(observations)
-    if algo == "bc":
-        return behaviour_cloning(scores, actions, masks)
-    return pairwise_ranking(scores, next_use, masks)
-
-
-def _has_signal(data: Decisions, algo: str) -> NDArray[np.bool_]:
-    """Decisions that can teach anything: two candidates, and for ranking two different next uses."""
-    if algo == "bc":
-        return data.masks.sum(axis=1) > 1
-    low = np.where(data.masks, data.next_use, np.inf).min(axis=1)
-    high = np.where(data.masks, data.next_use, -np.inf).max(axis=1)
-    return low < high
-
-
-def _tensors(data: Decisions, keep: NDArray[np.bool_]) -> Tables:
-    return (torch.from_numpy(data.observations[keep]), torch.from_numpy(data.masks[keep]),
-            torch.from_numpy(data.next_use[keep]), torch.from_numpy(data.actions[keep]))
+def _loss(learner: Learner, batch: Batch) -> torch.Tensor:
+    return learner.loss(batch)
