@@ -1,6 +1,7 @@
 """Gymnasium environments over the simulator. Importing this package registers them:
 
 - `saga_rl/Eviction-v0`: open-loop replay, which chain loses blocks (`saga_rl.env.eviction`);
+- `saga_rl/EvictionVec-v0`: many of them in one compiled call (`saga_rl.env.vector`; `gymnasium.make_vec`);
 - `saga_rl/Placement-v0`: closed-loop cluster, which worker serves a request (`saga_rl.env.placement`).
 
 `gymnasium.make("saga_rl.env:saga_rl/Eviction-v0", ...)` imports and makes in one call.
@@ -8,8 +9,9 @@
 
 from gymnasium.envs.registration import register, registry
 
-EVICTION_ID, PLACEMENT_ID = "saga_rl/Eviction-v0", "saga_rl/Placement-v0"
+EVICTION_ID, EVICTION_VEC_ID, PLACEMENT_ID = "saga_rl/Eviction-v0", "saga_rl/EvictionVec-v0", "saga_rl/Placement-v0"
 
 if EVICTION_ID not in registry:
     register(EVICTION_ID, entry_point="saga_rl.env.eviction:EvictionEnv")
+    register(EVICTION_VEC_ID, vector_entry_point="saga_rl.env.vector:EvictionVectorEnv")
     register(PLACEMENT_ID, entry_point="saga_rl.env.placement:PlacementEnv")

@@ -7,8 +7,9 @@ a single candidate is taken without asking: to play a policy's own choice at eve
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -39,6 +40,17 @@ class Turn(NamedTuple):
     """The first OFFERED: segments, released earliest first."""
     rows: NDArray[np.floating]
     """(segments, features or the first of them) as made in this allocation."""
+
+
+def make_turn(segments: int, max_rows: int, kind: type, columns: int) -> Turn:
+    """Before the first event; `columns` of each row are kept."""
+    return Turn(np.array([0, -1, 0, 0], np.int64), np.zeros(max_rows, np.int64), np.zeros((segments, columns), kind))
+
+
+def entry_point(dispatcher: Any) -> Callable[..., Any]:
+    """The code that was compiled last, without the dispatcher, which looks at the types of all arguments at each call:
+    for calls in great number whose arguments are always the same objects."""
+    return next(iter(dispatcher.overloads.values())).entry_point
 
 
 def _advance(game, turn, chosen, end_hint, expiry_s, row):
@@ -147,9 +159,10 @@ class EvictionStepper:
     def reset(self) -> bool:
         """Start over and run to the first decision; True if there is one."""
         self._game = make_play(self._prepared, replace(make("eviction", "lru"), informed=True))  # whoever steps decides
-        segments = len(self._prepared.tree.parent)
-        self._turn = Turn(np.array([0, -1, 0, 0], np.int64), np.zeros(self.max_rows, np.int64),
-                          np.zeros((segments, len(EVICTION))))
+        self._turn = make_turn(len(self._prepared.tree.parent), self.max_rows, np.float64, len(EVICTION))
+        self._args = (self._game, self._turn)
+        self._rest = (bool(self._hint), float(self._expiry), np.zeros(len(EVICTION)))
+        self._run = entry_point(compiled(_advance, (*self._args, -1, *self._rest)))
         return self._go(-1)
 
     def advance(self, action: int) -> bool:
@@ -159,8 +172,7 @@ class EvictionStepper:
         return self._go(int(action))
 
     def _go(self, chosen: int) -> bool:
-        args = (self._game, self._turn, chosen, bool(self._hint), float(self._expiry), np.zeros(len(EVICTION)))
-        pending = bool(compiled(_advance, args)(*args))
+        pending = bool(self._run(*self._args, chosen, *self._rest))
         self.n_rows = n = int(self._turn.at[OFFERED])
         offer = self._turn.offer[:n]
         self.rows[:n], self.rows[n:] = self._turn.rows[offer], 0.0
