@@ -82,9 +82,10 @@ def test_phases_have_their_shares_of_work_and_their_levels() -> None:
     made = sources()
     assert (np.diff(at) >= 0).all()
     weight = np.array([work(s.agent) for s in made])
-    mean_work = sum(s.share * w for s, w in zip(made, weight, strict=True))
-    whole = int(at[-1] // period)
+    mean_work = 1 / sum(s.share / w for s, w in zip(made, weight, strict=True))
+    whole = int(at[-1] // period) // phases * phases
     assert whole >= phases
+    assert (at < whole * period).sum() / (whole * period) == pytest.approx(0.85 * peak, rel=0.05)
     for k in range(whole):
         here = what[(at >= k * period) & (at < (k + 1) * period)]
         done = weight[here].sum() / (peak * period * mean_work)

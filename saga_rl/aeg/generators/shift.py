@@ -72,7 +72,7 @@ def arrivals(rng: np.random.Generator, sessions: int, peak_per_s: float, period_
     made = sources()
     kinds = [s.tenant for s in made]
     weight = np.array([work(s.agent) for s in made])
-    mean_work = float(np.array([s.share for s in made]) @ weight)
+    mean_work = 1.0 / float((np.array([s.share for s in made]) / weight).sum())  # of a session; shares are of work
     rates = np.array([[peak_per_s * LEVELS[k % 2] * MIXES[k].get(kind, 0.0) / kinds.count(kind) * mean_work / w
                        for kind, w in zip(kinds, weight, strict=True)] for k in range(phases)])
     times: list[NDArray[np.float64]] = []
