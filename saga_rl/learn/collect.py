@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from saga_rl.learn.dataset import COMPONENTS, Episode
 from saga_rl.learn.games import GAMES
+from saga_rl.learn.script import file_label
 from saga_rl.learn.task import Task, trace_of
 
 __all__ = ["Task", "collect", "game_of", "label", "play"]
@@ -44,7 +45,7 @@ def collect(task: Task) -> Episode:
     """
     game = game_of(task)
     return play(game, label(task.behaviour), task.epsilon, task.seed,
-                {"trace": game.env.trace.meta.name, **task.facts()})
+                {"trace": game.env.trace.meta.name, "file": file_label(Path(task.trace)), **task.facts()})
 
 
 def play(game: Any, behaviour: str, epsilon: float, seed: int, facts: dict[str, Any]) -> Episode:

@@ -7,15 +7,15 @@ With rho_t = pi(a_t | s_t) / b(a_t | s_t), w_t = rho_0 ... rho_t (w_-1 = 1) and 
     doubly robust   sum_t  mean(w_t (r_t - Q_t) + w_t-1 V_t)    Jiang, Li 2016
 
 `normalised` divides each mean of weighted terms by the mean of its weights (Thomas, Brunskill 2016: WDR): a small bias
-that vanishes with n, and a constant that is added to all rewards adds no variance. Without it all three are unbiased where the propensities are right and
-nothing is taken by the target that the behaviour never takes; the doubly robust one also where Q is the target's own.
-A path that ended keeps its last weight.
+that vanishes with n, and a constant that is added to all rewards adds no variance. Without it all three are unbiased
+where the propensities are right and nothing is taken by the target that the behaviour never takes; the doubly robust
+one also where Q is the target's own. A path that ended keeps its last weight.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,26 @@ class Estimate:
     played would say as much. NaN for an estimator without weights."""
     paths: int
     episodes: int
+    draws: NDArray[np.float64] = field(repr=False, compare=False)
+    """(RESAMPLES,) value on each of `resamples`, NaN where no path kept any weight; the same resamples of the same
+    episodes whatever is estimated."""
+
+
+def resamples(episodes: int, seed: int) -> NDArray[np.int64]:
+    """(RESAMPLES, episodes) how often each episode was drawn."""
+    return np.random.default_rng(seed).multinomial(episodes, np.full(episodes, 1 / episodes), RESAMPLES)
+
+
+def interval(draws: NDArray[np.float64], episodes: int) -> tuple[float, float]:
+    """95 % interval of bootstrap draws over so many episodes: the expanded percentile (Hesterberg 2015), as few
+    episodes need. NaN with fewer than 3 episodes, or where more than `LOST` of the draws are NaN."""
+    kept = draws[np.isfinite(draws)]
+    if episodes < 3 or len(kept) < (1 - LOST) * len(draws):
+        return math.nan, math.nan
+    t = stats.t.ppf(0.975, episodes - 1)
+    level = float(stats.norm.cdf(-math.sqrt(episodes / (episodes - 1)) * t))
+    low, high = np.quantile(kept, [level, 1 - level])
+    return float(low), float(high)
 
 
 def weights(rho: NDArray[np.float64], paths: Paths) -> NDArray[np.float64]:
@@ -80,7 +100,7 @@ def modelled(v: NDArray[np.float64], paths: Paths, seed: int = 0) -> Estimate:
     wrong the model may be is not in it."""
     first = v[paths.index[:, :1]]
     result = _summed([(first, np.ones_like(first))], np.ones(len(first)), paths, True, seed)
-    return Estimate(result.value, result.low, result.high, math.nan, result.paths, result.episodes)
+    return replace(result, effective=math.nan)
 
 
 def _summed(terms: list[tuple[NDArray, NDArray]], last: NDArray, paths: Paths, normalised: bool,
@@ -103,15 +123,8 @@ def _summed(terms: list[tuple[NDArray, NDArray]], last: NDArray, paths: Paths, n
     if not math.isfinite(whole):
         raise UserError("dataset", "holds no path that the policy could have taken to its end (no overlap)",
                         "shorten the windows, or collect with behaviours nearer to it")
-    low = high = math.nan
-    if episodes > 2:
-        drawn = value(np.random.default_rng(seed).multinomial(episodes, np.full(episodes, 1 / episodes), RESAMPLES))
-        kept = drawn[np.isfinite(drawn)]
-        if len(kept) >= (1 - LOST) * RESAMPLES:
-            t = stats.t.ppf(0.975, episodes - 1)
-            level = float(stats.norm.cdf(-math.sqrt(episodes / (episodes - 1)) * t))  # expanded percentile, Hesterberg
-            low, high = (float(x) for x in np.quantile(kept, [level, 1 - level]))
-    return Estimate(whole, low, high, effective_size(last), len(paths.cluster), episodes)
+    drawn = value(resamples(episodes, seed))
+    return Estimate(whole, *interval(drawn, episodes), effective_size(last), len(paths.cluster), episodes, drawn)
 
 
 def _total(x: NDArray, cluster: NDArray, episodes: int) -> NDArray:
