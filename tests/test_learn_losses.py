@@ -8,7 +8,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saga_rl.learn.losses import behaviour_cloning, pair_accuracy, pairwise_ranking, top_agreement
+from saga_rl.learn.losses import (
+    behaviour_cloning,
+    conservative,
+    expectile,
+    hazard_likelihood,
+    lambda_ranking,
+    listwise_softmax,
+    pair_accuracy,
+    pairwise_ranking,
+    places,
+    soft_cross_entropy,
+    top_agreement,
+    weighted_cloning,
+)
 from saga_rl.learn.network import RowNet, normalisation
 
 INF = float("inf")
@@ -30,6 +43,15 @@ def test_gradients_are_those_of_finite_differences(seed: int) -> None:
     assert torch.autograd.gradcheck(lambda s: pairwise_ranking(s, next_use, mask), (scores,))
     actions = torch.zeros(len(scores), dtype=torch.int64)
     assert torch.autograd.gradcheck(lambda s: behaviour_cloning(s, actions, mask), (scores,))
+    weights = torch.rand(len(scores), dtype=torch.float64)
+    wanted = torch.softmax(torch.randn(scores.shape, dtype=torch.float64).masked_fill(~mask, -INF), dim=1)
+    for loss in (lambda s: listwise_softmax(s, next_use, mask, 0.7), lambda s: lambda_ranking(s, next_use, mask),
+                 lambda s: weighted_cloning(s, actions, mask, weights), lambda s: conservative(s, actions, mask),
+                 lambda s: soft_cross_entropy(s, wanted, mask), lambda s: expectile(s, 0.8)):
+        assert torch.autograd.gradcheck(loss, (scores,))
+    logits = torch.randn(*scores.shape, 3, dtype=torch.float64, requires_grad=True)
+    bins = torch.randint(0, 4, scores.shape)
+    assert torch.autograd.gradcheck(lambda x: hazard_likelihood(x, bins, mask), (logits,))
 
 
 def test_ranking_loss_by_hand() -> None:
@@ -56,6 +78,64 @@ def test_cloning_loss_by_hand() -> None:
     assert loss.item() == pytest.approx(np.log1p(np.exp(2.0)), rel=1e-6)
 
 
+def test_listwise_loss_by_hand() -> None:
+    """Places 1 and 0 at temperature 1: the target is the logistic of 1; an unused third row is nowhere."""
+    scores, mask = torch.tensor([[2.0, 0.0, 9.0]]), torch.tensor([[True, True, False]])
+    next_use = torch.tensor([[INF, 3.0, 1.0]])
+    assert places(next_use, mask).tolist() == [[1.0, 0.0, 0.0]]
+    p = 1 / (1 + np.exp(-1.0))
+    by_hand = p * np.log1p(np.exp(-2.0)) + (1 - p) * np.log1p(np.exp(2.0))
+    assert listwise_softmax(scores, next_use, mask, 1.0).item() == pytest.approx(by_hand, rel=1e-6)
+    tied = listwise_softmax(scores, torch.tensor([[INF, INF, 1.0]]), mask, 1.0)
+    assert tied.item() == pytest.approx((np.log1p(np.exp(-2.0)) + np.log1p(np.exp(2.0))) / 2, rel=1e-6)
+
+
+def test_lambda_weights_by_hand() -> None:
+    """Two rows, ranked wrongly: the pair weighs gain 1 times (1 - 1 / log2 3), over an ideal DCG of 1. With a third row
+    between, needed first, every pair has its own: the gains are 1, 2, 0 and the ranks 0, 2, 1."""
+    loss = lambda_ranking(torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, INF]]), torch.ones(1, 2, dtype=torch.bool))
+    assert loss.item() == pytest.approx((1 - 1 / np.log2(3)) * np.log1p(np.exp(2.0)), rel=1e-6)
+    at = 1 / np.log2([2.0, 3.0, 4.0])
+    pairs = [(1, at[0] - at[2], 2.0), (1, at[0] - at[1], -1.0), (2, at[1] - at[2], 1.0)]
+    by_hand = sum(gain * d * np.log1p(np.exp(m)) for gain, d, m in pairs) / (2 * at[0] + at[1])
+    three = lambda_ranking(torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[3.0, INF, 1.0]]),
+                           torch.ones(1, 3, dtype=torch.bool))
+    assert three.item() == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_weights_scale_cloning() -> None:
+    scores, mask = torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.ones(2, 2, dtype=torch.bool)
+    loss = weighted_cloning(scores, torch.tensor([0, 1]), mask, torch.tensor([3.0, 1.0]))
+    assert loss.item() == pytest.approx((3 * np.log1p(np.exp(2.0)) + np.log(2.0)) / 2, rel=1e-6)
+    assert weighted_cloning(scores, torch.tensor([0, 1]), mask, torch.ones(2)).item() == pytest.approx(
+        behaviour_cloning(scores, torch.tensor([0, 1]), mask).item())
+
+
+def test_the_expectile_of_two_points() -> None:
+    """Of 0 and 1 the tau-expectile is tau; at 1/2 the loss is half the squared error."""
+    m = torch.tensor(0.5, requires_grad=True)
+    for _ in range(300):
+        (gradient,) = torch.autograd.grad(expectile(torch.tensor([0.0, 1.0]) - m, 0.8), m)
+        m = (m - 0.5 * gradient).detach().requires_grad_()
+    assert m.item() == pytest.approx(0.8, abs=1e-4)
+    assert expectile(torch.tensor([3.0, -3.0]), 0.5).item() == pytest.approx(4.5)
+
+
+def test_the_conservative_term_by_hand() -> None:
+    values, mask = torch.tensor([[1.0, 3.0, 50.0]]), torch.tensor([[True, True, False]])
+    assert conservative(values, torch.tensor([0]), mask).item() == pytest.approx(np.log1p(np.exp(2.0)), rel=1e-6)
+
+
+def test_hazards_by_hand() -> None:
+    """Two spans with hazards 1/4 and 1/2: returned in the first 1/4, in the second 3/8, not at all 3/8."""
+    logits = torch.tensor([-np.log(3.0), 0.0], dtype=torch.float64).expand(1, 3, 2)
+    for bins, chance in (([[0, 1, 2]], [0.25, 0.375, 0.375]), ([[1, 1, 1]], [0.375] * 3)):
+        loss = hazard_likelihood(logits, torch.tensor(bins), torch.ones(1, 3, dtype=torch.bool))
+        assert loss.item() == pytest.approx(-np.mean(np.log(chance)), rel=1e-9)
+    one = hazard_likelihood(logits, torch.tensor([[0, 1, 2]]), torch.tensor([[True, False, False]]))
+    assert one.item() == pytest.approx(np.log(4.0))
+
+
 @given(st.integers(0, 10_000))
 @settings(max_examples=30, deadline=None)
 def test_masked_rows_and_row_order_do_not_matter(seed: int) -> None:
@@ -63,7 +143,8 @@ def test_masked_rows_and_row_order_do_not_matter(seed: int) -> None:
     order = torch.tensor(np.random.default_rng(seed).permutation(scores.shape[1]))
     moved = scores.detach().clone()
     moved[~mask] = 1e3
-    for metric in (pairwise_ranking, pair_accuracy, top_agreement):
+    for metric in (pairwise_ranking, pair_accuracy, top_agreement, lambda_ranking,
+                   lambda s, u, m: listwise_softmax(s, u, m, 0.5)):
         base = metric(scores, next_use, mask)
         torch.testing.assert_close(metric(moved, next_use, mask), base, equal_nan=True)
         torch.testing.assert_close(metric(scores[:, order], next_use[:, order], mask[:, order]), base, equal_nan=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from saga_rl.errors import UserError
 from saga_rl.learn.dataset import Decisions
 from saga_rl.learn.learners import learner as learner_named
-from saga_rl.learn.learners.base import Learner
+from saga_rl.learn.learners.base import Learner, nothing_to_learn
 from saga_rl.learn.learners.tables import Batch, Tables
 from saga_rl.learn.losses import pair_accuracy, top_agreement
 from saga_rl.learn.network import HIDDEN, RowNet
@@ -129,7 +129,7 @@ def train(data: Decisions, config: TrainConfig, on_epoch: OnEpoch, state: Path |
     learner.prepare(check)
     mine, theirs = (torch.nonzero(learner.select(tables)).flatten() for tables in (learn, check))
     if not len(mine) or not len(theirs):
-        raise UserError("dataset", "holds no decision with a choice to learn from", "collect under more pressure")
+        raise nothing_to_learn()
     optimiser = torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], config.lr)
     best, best_state, kept, figures, start = math.inf, learner.state_dict(), 0, {}, 0
     if facts:

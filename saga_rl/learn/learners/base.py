@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from saga_rl.errors import UserError
 from saga_rl.learn.learners.tables import Batch, Tables
 from saga_rl.learn.network import RowNet, normalisation
 
@@ -63,6 +64,10 @@ class Learner(nn.Module):
 
     def restore(self, settled: dict[str, Any]) -> None:
         """Take back `settled()`; called before `prepare`."""
+
+
+def nothing_to_learn() -> UserError:
+    return UserError("dataset", "holds no decision with a choice to learn from", "collect under more pressure")
 
 
 def several(tables: Tables) -> torch.Tensor:

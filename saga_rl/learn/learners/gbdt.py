@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from saga_rl.errors import UserError
-from saga_rl.learn.learners.base import Learner, ranked
+from saga_rl.learn.learners.base import Learner, nothing_to_learn, ranked
 from saga_rl.learn.learners.options import option
 from saga_rl.learn.learners.tables import Batch, Tables
 from saga_rl.learn.losses import pair_accuracy, places, soft_cross_entropy, top_agreement
@@ -49,6 +49,8 @@ class Gbdt(Learner):
         self.text = settled["trees"]
 
     def prepare(self, tables: Tables) -> None:
+        if not ranked(tables).any():
+            raise nothing_to_learn()
         if not self.text:
             self.text = grow(tables, ranked(tables), self.options)
         tables.extra["teacher"] = torch.from_numpy(self.predict(tables.observations.numpy())).float()
