@@ -59,7 +59,7 @@ def _made() -> dict[str, Definition]:
     hitl = {"hitl_share": HITL}
     return {
         "swe": Definition("swe-bench", 9, 2400), "web": Definition("webarena", 10, 3200),
-        "burst": Definition("burstgpt", 16, 1600),
+        "burst": Definition("burstgpt", 12, 1600),
         "swe-hitl": Definition("swe-bench", 12, 2400, hitl), "web-hitl": Definition("webarena", 12, 3200, hitl),
         "hetero": Definition("hetero", 16, 3200), "hetero-hitl": Definition("hetero", 16, 3200, hitl),
         "shift": Definition("shift", 12, 4000, kind="phases"),
@@ -160,7 +160,7 @@ def arranged(w: Workload, part: str, seed: int, sessions: int, per_min: float) -
     """`sessions` of a part's sessions, as many as there are, arriving at `per_min` a minute (0: one a second).
 
     Drawn sessions arrive as a Poisson stream. Where block ids say what sessions share, consecutive ones are taken,
-    their recorded gaps stretched to that rate. Phases and drift keep their order; what a phase asks for is drawn anew, and
+    their recorded gaps stretched to that rate. Phases and drift keep their order; what a phase asks for is drawn anew;
     without a rate one round of phases holds all sessions.
     """
     trace = w.split(part)
