@@ -14,6 +14,7 @@ from saga_rl.policies.eviction import (  # noqa: F401
     lru_protect,
     s3_fifo,
     tail_lru,
+    ttl_online,
     wa_lru,
     wa_lru_literal,
     youngest,
