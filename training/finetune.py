@@ -1,6 +1,7 @@
-"""Fine-tune an eviction checkpoint by reinforcement learning (MaskablePPO on saga_rl/Eviction-v0).
+"""Fine-tune a policy by reinforcement learning: MaskablePPO on any of the environments.
 
-The actor is the checkpoint's own network, so the result has the same form. The reward is tokens computed again.
+The actor is the checkpoint's own network, so the result has the same form. `--env joint` trains order and admission
+together and writes a folder with one checkpoint for each.
 """
 
 from __future__ import annotations
@@ -13,24 +14,36 @@ from rich.console import Console
 from typer import Argument, Option
 
 from saga_rl.env.eviction import EvictionEnv
-from saga_rl.errors import UserError
-from saga_rl.learn.cards import checkpoint_card
+from saga_rl.env.placement import PlacementEnv
+from saga_rl.env.queue import AdmissionEnv, JointEnv, OrderingEnv
+from saga_rl.errors import UserError, unknown_name
+from saga_rl.learn.actors import FRESH, Start, actor_of, load_start, save_actor
 from saga_rl.learn.script import capacities, check_range, file_label, progress, run_script
 from saga_rl.learn.tracking import Tracker
 from saga_rl.learn.train import deterministic
-from saga_rl.policies.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from saga_rl.policies.features import LEARNED_EVICTION
 from saga_rl.provenance import provenance, sha256
+
+ENVS: dict[str, Any] = {"eviction": EvictionEnv, "placement": PlacementEnv, "ordering": OrderingEnv,
+                        "admission": AdmissionEnv, "joint": JointEnv}
+QUEUE = ("ordering", "admission", "joint")
 
 
 def main(
-    checkpoint: Annotated[Path, Argument(help="Checkpoint folder to start from (eviction).")],
+    checkpoint: Annotated[Path, Argument(help="Checkpoint folder to start from (joint: a folder with one for ordering "
+                                              f"and one for admission), or `{FRESH}`: new weights.")],
     traces: Annotated[list[Path], Argument(help="Trace files (training split).")],
     out: Annotated[Path, Option(help="Checkpoint folder to write; an older checkpoint there is replaced.")],
-    kv_tokens: Annotated[str, Option(help="KV capacities, tokens, with commas between.")] = "",
+    env: Annotated[str, Option(help="eviction, placement, ordering, admission or joint.")] = "eviction",
+    kv_tokens: Annotated[str, Option(help="KV capacities of a worker, tokens, with commas between.")] = "",
     pressure: Annotated[str, Option(help="Instead: demand of the live sessions over capacity, e.g. 1.5,3.")] = "",
     population: Annotated[int, Option(help="Closed population: sessions alive at once; 0 = the trace's arrivals.")] = 0,
     sessions: Annotated[int, Option(help="Sessions of one episode; 0 = all of the trace.")] = 0,
+    workers: Annotated[int, Option(help="Workers; 0 = 4 for placement, 1 for the others.")] = 0,
+    policies: Annotated[str, Option(help="Preset of the seams that are not trained; empty = the checkpoint's own, or "
+                                         "saga+.")] = "",
+    reward: Annotated[str, Option(help="Ordering, admission, joint: tct or recomputed.")] = "tct",
+    p95_weight: Annotated[float, Option(help="The same, with tct: weight of the slowest sessions.")] = 0.0,
+    fairness_weight: Annotated[float, Option(help="The same: cost of a token of service gap.")] = 0.0,
     steps: Annotated[int, Option(help="Decisions to learn from, all environments together.")] = 20_000,
     rollout: Annotated[int, Option(help="Decisions of each environment between updates.")] = 512,
     lr: Annotated[float, Option(help="Learning rate.")] = 1e-4,
@@ -42,44 +55,50 @@ def main(
     wandb: Annotated[str, Option(help="disabled, offline (written beside --out) or online.")] = "offline",
     project: Annotated[str, Option(help="W&B project.")] = "saga-rl",
 ) -> None:
-    """Fine-tune an eviction checkpoint with MaskablePPO."""
+    """Fine-tune a checkpoint with MaskablePPO."""
+    if env not in ENVS:
+        raise unknown_name("environment", env, ENVS)
     for option, value, low, high in (("--steps", steps, 1, 1e9), ("--rollout", rollout, 2, 1e6), ("--lr", lr, 1e-9, 1),
                                      ("--gamma", gamma, 0, 1), ("--entropy", entropy, 0, 10), ("--seed", seed, 0, 2e9),
-                                     ("--population", population, 0, 1e6), ("--sessions", sessions, 0, 1e9)):
+                                     ("--population", population, 0, 1e6), ("--sessions", sessions, 0, 1e9),
+                                     ("--workers", workers, 0, 1e4)):
         check_range(option, value, low, high)
-    start = load_checkpoint(checkpoint)
-    if start.seam != "eviction":
-        raise UserError(checkpoint, f"is a checkpoint of {start.seam}", "name one of eviction")
+    start = load_start(checkpoint, env, policies)
     if not out.parent.is_dir():
         raise UserError(out, f"its folder {out.parent} does not exist", "create it or name another place")
     places = [(path, kv) for path in traces for kv in capacities(path, kv_tokens, pressure, population, profile)]
-    envs = [EvictionEnv(path, kv, max_rows, sessions=sessions, population=population, profile=profile)
-            for path, kv in places]
+    shape: dict[str, Any] = {"sessions": sessions, "population": population, "profile": profile}
+    if env in ("eviction", *QUEUE):
+        shape["max_rows"] = 2 if env == "admission" else max_rows
+    if env != "eviction":
+        shape |= {"workers": workers or (4 if env == "placement" else 1), "policies": start.policies}
+    if env in QUEUE:
+        shape |= {"reward": reward, "p95_weight": p95_weight, "fairness_weight": fairness_weight}
+    envs = [ENVS[env](path, kv, **shape) for path, kv in places]
     settings: dict[str, Any] = {"learning_rate": lr, "gamma": gamma, "ent_coef": entropy, "n_steps": rollout}
-    tracked = {**settings, "steps": steps, "start": checkpoint.name}
+    tracked = {**settings, **shape, "env": env, "steps": steps, "start": checkpoint.name}
     with Tracker(wandb, project, out.parent, tracked, "finetune") as tracker:
-        net, figures = learn(start, envs, settings, steps, seed, tracker)
-        meta = {"algorithm": f"MaskablePPO, {steps} decisions, from {checkpoint.name} (sha256 {start.sha256[:12]})",
-                "config": settings, "figures": figures, "figures_of": "rollouts on the training traces",
+        actor, figures = learn(start, envs, settings, steps, seed, tracker)
+        meta = {"algorithm": f"MaskablePPO, {steps} decisions on saga_rl/{env.capitalize()}-v0, from {start.label}",
+                "config": {**settings, **shape}, "figures": figures, "figures_of": "rollouts on the training traces",
                 "source": provenance(seed=seed, trace=None),
                 "data": {"traces": ", ".join(f"{file_label(p)} (sha256 {sha256(p)[:12]})" for p in traces),
-                         "KV capacities": ", ".join(str(kv) for _, kv in places), "began as": checkpoint.name}}
-        card = checkpoint_card(out.name, meta, LEARNED_EVICTION, start.companions)
-        save_checkpoint(out, "eviction", net.layers(), start.mean, start.std, card, meta, start.companions)
+                         "KV capacities": ", ".join(str(kv) for _, kv in places), "began as": start.label}}
+        written = save_actor(out, actor, start, meta)
         tracker.summary(figures)
-        tracker.artifact("checkpoint", out.name, out, {"sha256": sha256(out / "policy.safetensors")})
+        for folder in written:
+            tracker.artifact("checkpoint", folder.name, folder, {"sha256": sha256(folder / "policy.safetensors")})
     Console().print(f"{out}: mean reward a decision {figures['reward_first']:.4f} in the first update, "
                     f"{figures['reward_last']:.4f} in the last", highlight=False)
 
 
-def learn(start: Checkpoint, envs: list[EvictionEnv], settings: dict[str, Any], steps: int, seed: int,
+def learn(start: Start, envs: list[Any], settings: dict[str, Any], steps: int, seed: int,
           tracker: Tracker) -> tuple[Any, dict[str, float]]:
-    """The fine-tuned `RowNet`, and the mean reward a decision in the first and last rollout."""
+    """The fine-tuned actor, and the mean reward a decision in the first and last rollout."""
     from sb3_contrib import MaskablePPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.vec_env import DummyVecEnv
 
-    from saga_rl.learn.network import RowNet
     from saga_rl.learn.sb3 import RowPolicy
 
     deterministic(seed)
@@ -100,16 +119,16 @@ def learn(start: Checkpoint, envs: list[EvictionEnv], settings: dict[str, Any], 
             self.bar.update(self.job, note=f"reward a decision {rewards[-1]:.4f}")
 
     vec = DummyVecEnv([partial(_same, env) for env in envs])
-    net = RowNet.from_layers(start.layers, start.mean, start.std)
+    actor = actor_of(start)
     rollout = settings["n_steps"] * len(envs)
     model = MaskablePPO(RowPolicy, vec, seed=seed, device="cpu", batch_size=max(2, min(256, rollout)),
-                        policy_kwargs={"row_net": net}, **settings)
+                        policy_kwargs={"row_net": actor}, **settings)
     with progress() as bar:
         model.learn(steps, callback=Watch(bar, bar.add_task("fine-tuning", total=steps, note="")))
-    return net, {"reward_first": rewards[0], "reward_last": rewards[-1]}
+    return model.policy.actor, {"reward_first": rewards[0], "reward_last": rewards[-1]}
 
 
-def _same(env: EvictionEnv) -> EvictionEnv:
+def _same(env: Any) -> Any:
     return env
 
 

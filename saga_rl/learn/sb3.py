@@ -1,7 +1,9 @@
-"""MaskablePPO over rows: the actor is a `RowNet`, the critic a mean over rows, so both ignore the rows' order.
+"""MaskablePPO over rows: the actor scores rows with `RowNet`s, the critic is a mean over rows, so both ignore the rows'
+order.
 
-The actor's logits are the scores themselves, one a row; the action mask takes padding out of the softmax. After
-training the actor is exported like any other `RowNet`.
+The actor's logits are the scores themselves, one a row; the action mask takes padding out of the softmax. Where the
+last row means letting nobody in, its logit is 0: in service a request enters if its score is over 0. After training
+the `RowNet`s are exported as they are.
 """
 
 from __future__ import annotations
@@ -19,14 +21,50 @@ from saga_rl.learn.network import HIDDEN, RowNet
 from saga_rl.policies.mlp import CLIP
 
 
+class HeldNet(nn.Module):
+    """Logits of `saga_rl/Admission-v0`: the request's score, and 0 for holding it."""
+
+    def __init__(self, admission: RowNet) -> None:
+        super().__init__()
+        self.admission, self.features = admission, admission.features
+        self.mean, self.std = admission.mean, admission.std
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = self.admission(x)
+        return torch.cat([scores[..., :-1], torch.zeros_like(scores[..., -1:])], dim=-1)
+
+
+class JointNet(nn.Module):
+    """Logits of `saga_rl/Joint-v0` from the two networks that are served: who is next, and whether it enters.
+
+    logit(request) = log softmax(order)(request) + admission(request); logit(nobody) = 0. Where the order is sure of its
+    first request, that one enters with chance sigmoid(admission), and the more likely choice is what service does:
+    first by order, in if its admission score is over 0.
+    """
+
+    def __init__(self, ordering: RowNet, admission: RowNet) -> None:
+        super().__init__()
+        self.ordering, self.admission = ordering, admission
+        self.features = ordering.features + admission.features
+        self.mean = torch.cat([ordering.mean, admission.mean])
+        self.std = torch.cat([ordering.std, admission.std])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x[..., :-1, :]
+        order = self.ordering(rows[..., :self.ordering.features])
+        padding = (rows == 0).all(dim=-1)
+        first = torch.log_softmax(order.masked_fill(padding, -1e9), dim=-1)
+        logits = first + self.admission(rows[..., self.ordering.features:])
+        return torch.cat([logits, torch.zeros_like(logits[..., :1])], dim=-1)
+
+
 class RowActorCritic(nn.Module):
     """Stands where Stable-Baselines3 expects an MLP extractor: flat rows -> (logits (B, R), critic latent (B, H)).
 
-    Padding rows are all zeros in the observation, which no candidate's row is (its context is never empty); the critic
-    averages over the others.
+    Padding rows are all zeros in the observation, which no candidate's row is; the critic averages over the others.
     """
 
-    def __init__(self, rows: int, actor: RowNet, latent: int) -> None:
+    def __init__(self, rows: int, actor: Any, latent: int) -> None:
         super().__init__()
         self.rows, self.actor = rows, actor
         self.latent_dim_pi, self.latent_dim_vf = rows, latent
@@ -50,12 +88,13 @@ class RowActorCritic(nn.Module):
 
 
 class RowPolicy(MaskableActorCriticPolicy):
-    """`MaskablePPO(RowPolicy, env, policy_kwargs={"row_net": net})`; `row_net` None starts from fresh weights."""
+    """`MaskablePPO(RowPolicy, env, policy_kwargs={"row_net": net})`; net: a `RowNet`, `HeldNet` or `JointNet`, None = a
+    fresh `RowNet`."""
 
     mlp_extractor: Any
 
     def __init__(self, observation_space: spaces.Box, action_space: spaces.Discrete, lr_schedule: Schedule,
-                 row_net: RowNet | None = None, latent: int = 32, **kwargs: Any) -> None:
+                 row_net: Any = None, latent: int = 32, **kwargs: Any) -> None:
         self._start = (row_net, latent)  # in a tuple: a module may not be assigned before nn.Module is set up
         kwargs.update(features_extractor_class=FlattenExtractor, ortho_init=False)
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
@@ -75,6 +114,6 @@ class RowPolicy(MaskableActorCriticPolicy):
         return {**super()._get_constructor_parameters(), "row_net": self._start[0], "latent": self._start[1]}
 
     @property
-    def actor(self) -> RowNet:
-        """The network to export."""
+    def actor(self) -> Any:
+        """What was trained."""
         return self.mlp_extractor.actor
