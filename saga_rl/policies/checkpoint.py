@@ -162,6 +162,21 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
                       manifest["sha256"], card)
 
 
+def load_set(folder: str | Path) -> PolicySet:
+    """The policies in a folder: of a checkpoint, with its companions; or of several, each in a sub-folder named after
+    its seam (`FOLDER/admission`, ...), where seams without one are filled by the companions that the first names.
+
+    Raises `UserError` as `load_checkpoint` does, and for a sub-folder that holds another seam than its name says.
+    """
+    folder = Path(folder)
+    parts = [seam for seam in SEAMS if (folder / seam / MANIFEST).is_file()]
+    if (folder / MANIFEST).is_file() or not parts:
+        return load_checkpoint(folder).policies()
+    rest = load_checkpoint(folder / parts[0]).policies()
+    return PolicySet(**{seam: load_policy(str(folder / seam), seam) if seam in parts else getattr(rest, seam)
+                        for seam in SEAMS})
+
+
 def load_policy(folder: str, seam: Seam) -> Policy:
     """The policy in a checkpoint, which must be one of `seam`."""
     checkpoint = load_checkpoint(folder)

@@ -1,4 +1,5 @@
-"""One word for all four seams: `lru`, `saga`, `saga+`, or a checkpoint folder with the companions that it names."""
+"""One word for all four seams: `lru`, `saga`, `saga+`, or a folder: a checkpoint with the companions that it names, or
+several checkpoints, one in a sub-folder of each seam's name."""
 
 from __future__ import annotations
 
@@ -30,15 +31,15 @@ def from_specs(specs: dict[str, str]) -> PolicySet:
 
 
 def preset(name: str) -> PolicySet:
-    """The set that `name` names: a preset, or the folder of a checkpoint.
+    """The set that `name` names: a preset, or the folder of a checkpoint or of several.
 
     Raises `UserError` for a name that is neither (listing the presets, nearest first) and for a damaged checkpoint.
     """
     if name in PRESETS:
         return from_specs(PRESETS[name])
     if Path(name).is_dir():
-        from saga_rl.policies.checkpoint import load_checkpoint
+        from saga_rl.policies.checkpoint import load_set
 
-        return load_checkpoint(name).policies()
+        return load_set(name)
     error = unknown_name("policy preset", name, PRESETS)
     raise UserError(error.where, error.cause, error.mend + ", or name a checkpoint's folder")

@@ -1,0 +1,41 @@
+"""CARD.md of the checkpoints that a direct search wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from saga_rl.learn.cards import command
+
+WHAT = {
+    "eviction": "scores each idle session's KV cache; highest goes first",
+    "ordering": "scores each waiting request; lowest is served first",
+    "admission": "scores the request at the head of a queue; it is let in if the score is above 0",
+    "placement": "scores each worker for a request; the highest gets it",
+}
+
+
+def search_card(seam: str, meta: Mapping[str, Any], features: tuple[str, ...], companions: Mapping[str, str]) -> str:
+    """meta: as `training/search.py` writes it."""
+    source, weights = meta["source"], meta["weights"][seam]
+    lines = [f"# A learned {seam} policy", "", f"It {WHAT[seam]}. Found by direct search (CMA-ES) together with the "
+             f"other seams named {', '.join(meta['config']['seams'])}.", "", "## Training",
+             f"- command: `{command(source['argv'])}`",
+             f"- commit {source['commit']}, version {source['version']}, seed {source['seed']}",
+             f"- {meta['runs']:,} simulated episodes, references included; no other look at any session",
+             *([f"- {meta['note']}"] if meta["note"] else []), "", "## Data"]
+    lines += [f"- {name}: {facts}" for name, facts in meta["arenas"].items()]
+    lines += ["", "## Figures on validation sessions (simulated; they chose the weights, so they flatter)",
+              f"- cost against the reference rule: {meta['validation_cost']:+.4f}, the rules it started from "
+              f"{meta['start_cost']:+.4f} (log of mean completion time, plus half of the log of P95 where worse)",
+              f"- reference: {', '.join(f'{k} `{v}`' for k, v in meta['reference'].items())}",
+              "", "What it gains and loses on test sessions: `checkpoints/REPORT.md`, by `training/protocol.py`.", "",
+              "## What it reads", "Weights of the linear part, in units of the raw feature:", ""]
+    lines += [f"- {name}: {w:+.4g}" for name, w in sorted(weights.items(), key=lambda kv: -abs(kv[1]))]
+    lines += ["", f"{len(features)} features, simulator and vLLM alike.", "", "## What runs beside it",
+              *(f"- {other}: `{spec}`" for other, spec in companions.items()), "", "## Limits",
+              "- It saw simulated runs only, on generated sessions.",
+              "- It overrides no constraint: fairness, floors and capacity are enforced outside of it.",
+              "- It is refused where the feature code differs from the one it was found with.",
+              "- Licence: that of the project.", ""]
+    return "\n".join(lines)

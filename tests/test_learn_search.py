@@ -1,0 +1,218 @@
+"""Direct search: the genome is the rule it starts from, the search finds what is there to be found, and resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from policies_rows import write_checkpoint
+
+from saga_rl.aeg.generators import generate
+from saga_rl.errors import UserError
+from saga_rl.learn import search as se
+from saga_rl.learn.genome import Genome, scales
+from saga_rl.learn.network import RowNet
+from saga_rl.learn.onnx_export import onnx_bytes
+from saga_rl.policies import features as ft
+from saga_rl.policies.base import SEAMS
+from saga_rl.policies.checkpoint import LEARNED_FEATURES, load_checkpoint, load_set
+from saga_rl.policies.mlp import forward
+from saga_rl.policies.presets import PRESETS, from_specs, preset
+from saga_rl.policies.registry import make
+from saga_rl.sim.cluster import simulate
+from saga_rl.sim.config import SimConfig
+
+JOINT = ("eviction", "ordering", "admission")
+REFERENCE = PRESETS["saga+"] | {"admission": "reserve-older:likely=1", "eviction": "bayes-tables"}
+
+
+@pytest.fixture(scope="module")
+def web():
+    return generate("webarena", 3, sessions=14, max_context=32_768)
+
+
+# ---------------------------------------------------------------- genome
+@given(st.integers(0, 3), st.permutations(SEAMS), st.integers(0, 2**20))
+@settings(max_examples=30, deadline=None)
+def test_a_genome_is_linear_plus_units(units, seams, seed):
+    genome = Genome(tuple(seams[:3]), units)
+    rng = np.random.default_rng(seed)
+    theta = rng.normal(size=genome.size)
+    assert len(genome.start()) == genome.size
+    at = 0
+    for seam in genome.seams:
+        names = LEARNED_FEATURES[seam]
+        n, scale = len(names), scales(names)
+        part = theta[at:at + genome.length(seam)]
+        at += len(part)
+        x = rng.uniform(0, 5, (6, n)) * scale
+        z = np.clip(x / scale, -10, 10)
+        want = z @ part[:n] + part[n]
+        for unit in part[n + 1:].reshape(units, n + 2):
+            want = want + unit[-1] * np.maximum(z @ unit[:n] + unit[n], 0)
+        got = forward(genome.layers(seam, theta), np.zeros(n), scale, x)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)  # weights are kept as float32
+
+
+def test_the_start_is_the_rules_it_names():
+    genome = Genome(("ordering", "admission", "placement"), 2)
+    start = genome.policies(genome.start(), {"eviction": "lru"})
+    rng = np.random.default_rng(0)
+    likely = make("admission", "reserve-older:likely=1")
+    for _ in range(300):
+        row = np.zeros(len(ft.ADMISSION))
+        pool = 1000.0
+        row[ft.A_POOL] = pool
+        for raw, share in ((ft.A_NEED, ft.A_NEED_SHARE), (ft.A_PINNED, ft.A_PINNED_SHARE),
+                           (ft.A_GROWTH, ft.A_GROWTH_SHARE), (ft.A_OLDER_LIKELY, ft.A_LIKELY_SHARE)):
+            row[raw] = rng.uniform(0, 500)
+            row[share] = row[raw] / pool
+        if abs(row[[ft.A_NEED, ft.A_PINNED, ft.A_GROWTH, ft.A_OLDER_LIKELY]].sum() - pool) > 0.01:
+            score = start.admission.score(row, start.admission.params, np.zeros(start.admission.scratch))
+            assert (score > 0) == (likely.score(row, likely.params, np.zeros(1)) > 0)
+    ages = np.sort(rng.uniform(0, 1e5, 20))
+    keys = []
+    for age in ages:
+        row = np.zeros(len(ft.ORDERING))
+        row[ft.O_AGE_LOG] = np.log1p(age)
+        keys.append(start.ordering.score(row, start.ordering.params, np.zeros(start.ordering.scratch)))
+    assert keys == sorted(keys, reverse=True)  # the oldest session has the lowest key
+
+
+def test_the_start_serves_a_trace_as_the_rules_do(web):
+    """Eviction apart, which has no tier for who was silent for 5 minutes; here nobody is."""
+    rules = from_specs(PRESETS["saga+"] | {"admission": "reserve-older:likely=1"})
+    genome = Genome(JOINT)
+    config = SimConfig(kv_tokens=80_000, population=6)
+    a = simulate(web, config, rules, slo=False).metrics
+    b = simulate(web, config, genome.policies(genome.start(), PRESETS["saga+"]), slo=False).metrics
+    assert a["evictions"] > 0
+    assert b["tct_mean_s"] == pytest.approx(a["tct_mean_s"], rel=0.02)
+
+
+# ---------------------------------------------------------------- costs
+def test_cost_of_known_ratios():
+    ratios = np.log(np.array([[[0.5, 2.0], [2.0, 2.0]], [[0.5, 0.25], [0.5, 0.25]]]))
+    assert se.total_cost(ratios) == pytest.approx(0.5 * ((0 + 0.5 * np.log(2)) + (np.log(0.5) + 0)))
+
+
+def test_the_reference_against_itself_costs_nothing(web):
+    arena = se.Arena("web", web, SimConfig(kv_tokens=80_000, population=6), 10)
+    judge = se.Judge([arena], se.SearchConfig(reference=REFERENCE))
+    trace, (mean, p95, end) = judge.reference(0, 5)
+    assert se.outcome(trace, arena.config, from_specs(REFERENCE)) == (mean, p95, end)
+    assert judge.reference(0, 5)[0] is trace
+    cut = se.outcome(trace, arena.config, from_specs(REFERENCE), end / 2)
+    assert cut[0] < mean and cut[2] <= end / 2  # what is unfinished counts up to the horizon
+
+
+# ---------------------------------------------------------------- the search
+class Bowl(se.Judge):
+    """Cost is the squared distance to a point: CMA-ES must come close."""
+
+    def cost(self, theta, seeds):
+        return float(((theta - self.genome.start() - 0.3) ** 2).sum())
+
+
+class Here:
+    """A pool that works in this process."""
+
+    def __init__(self, jobs, context, begin, args):
+        train, _, config = args
+        se._JUDGES["train"] = se._JUDGES["validation"] = Bowl(train, config)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return False
+
+    def submit(self, f, *args):
+        value = f(*args)
+        return type("Done", (), {"result": staticmethod(lambda: value)})
+
+
+@pytest.fixture
+def bowl(monkeypatch):
+    monkeypatch.setattr(se, "ProcessPoolExecutor", Here)
+    return se.SearchConfig(seams=("ordering",), generations=60, population=12, sigma=0.2, seed=3)
+
+
+def test_finds_the_bottom_of_a_bowl(bowl):
+    found = se.search([], [], bowl)
+    assert found.start_cost == pytest.approx(0.09 * 10)
+    assert found.validation_cost < 0.01 * found.start_cost
+    np.testing.assert_allclose(found.theta, bowl.genome().start() + 0.3, atol=0.05)
+    assert found.curve[0]["validation"] == found.start_cost
+
+
+def test_the_same_seed_finds_the_same_and_a_kill_changes_nothing(bowl, tmp_path):
+    whole = se.search([], [], bowl, tmp_path / "whole.jsonl")
+    assert np.array_equal(se.search([], [], bowl).theta, whole.theta)
+    text = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+    cut = tmp_path / "cut.jsonl"
+    cut.write_text("".join(text[:20]) + text[20][:7])  # killed while it wrote
+    again = se.search([], [], bowl, cut)
+    assert np.array_equal(again.theta, whole.theta) and again.curve == whole.curve
+    assert cut.read_text() == (tmp_path / "whole.jsonl").read_text()
+
+
+def test_a_journal_of_another_search_is_refused(bowl, tmp_path):
+    journal = tmp_path / "j.jsonl"
+    journal.write_text(json.dumps({"seams": ["placement"]}) + "\n")
+    with pytest.raises(UserError, match="another search"):
+        se.search([], [], bowl, journal)
+
+
+def test_a_search_on_whole_runs_does_not_depend_on_the_number_of_processes(web):
+    arena = se.Arena("web", web, SimConfig(kv_tokens=80_000, population=5), 6)
+    config = se.SearchConfig(seams=("ordering",), generations=1, population=4, episodes=1, checks=1, seed=5,
+                             others={s: REFERENCE[s] for s in SEAMS if s != "ordering"}, reference=REFERENCE)
+    a, b = (se.search([arena], [arena], config, jobs=n) for n in (1, 2))
+    assert np.array_equal(a.theta, b.theta) and a.curve == b.curve
+    assert a.runs == (4 + 1) * 1 + 1 + (0 + 1) * 1 + 1
+
+
+# ---------------------------------------------------------------- what is written
+def test_a_folder_of_checkpoints_is_a_policy_set(tmp_path):
+    for seam in JOINT:
+        companions = {s: f"learned:../{s}" if s in JOINT else "sticky" for s in SEAMS if s != seam}
+        write_checkpoint(tmp_path / seam, seam, companions=companions)
+    whole = load_set(tmp_path)
+    assert whole.names() == {"eviction": "learned", "placement": "sticky", "ordering": "learned",
+                             "admission": "learned"}
+    assert preset(str(tmp_path)).names() == load_set(tmp_path / "admission").names() == whole.names()
+    (tmp_path / "ordering").rename(tmp_path / "gone")
+    (tmp_path / "eviction").rename(tmp_path / "ordering")
+    with pytest.raises(UserError, match="not of ordering"):
+        load_set(tmp_path)
+
+
+@pytest.mark.parametrize("seam", SEAMS)
+def test_onnx_torch_and_the_compiled_scorer_agree(tmp_path, seam):
+    loaded = load_checkpoint(write_checkpoint(Path(tmp_path) / "c", seam))
+    rng = np.random.default_rng(1)
+    rows = rng.normal(0, 3, (200, len(loaded.mean)))
+    session = onnxruntime.InferenceSession(onnx_bytes(loaded), providers=["CPUExecutionProvider"])
+    net = RowNet.from_layers(loaded.layers, loaded.mean, loaded.std)
+    with torch.no_grad():
+        by_torch = net(torch.tensor(rows, dtype=torch.float32)).numpy()
+    by_onnx = session.run(None, {"rows": rows.astype(np.float32)})[0]
+    policy, scratch = loaded.policy(), np.zeros(512)
+    if seam == "eviction":
+        rows[:, [ft.E_WAITING, ft.E_ENDED]] = 0.0  # what is settled outside the network
+        with torch.no_grad():
+            by_torch = net(torch.tensor(rows, dtype=torch.float32)).numpy()
+        by_onnx = session.run(None, {"rows": rows.astype(np.float32)})[0]
+    wide = np.zeros((len(rows), ft.COLUMNS[seam]))
+    wide[:, :rows.shape[1]] = rows
+    compiled = np.array([policy.score(row, policy.params, scratch) for row in wide])
+    size = np.maximum(np.abs(compiled), 1)
+    assert (np.abs(compiled - by_torch) / size).max() < 1e-5
+    assert (np.abs(compiled - by_onnx) / size).max() < 1e-5

@@ -1,0 +1,167 @@
+"""Search for policies that decide together (order, admission, eviction, or placement) by whole simulated runs.
+
+CMA-ES over the numbers of small scorers, see `saga_rl.learn.search`. Writes one checkpoint for each seam into OUT,
+which serves as a whole: `saga-rl serve MODEL --policy OUT`. Judged against the best hand-made rule on the same runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from rich.console import Console
+from typer import Argument, Option
+
+from saga_rl.aeg.io import read_trace
+from saga_rl.aeg.validate import check_fits
+from saga_rl.env.episodes import sim_config
+from saga_rl.errors import UserError, unknown_name
+from saga_rl.files import check_target
+from saga_rl.learn.genome import scales
+from saga_rl.learn.script import check_range, file_label, numbers, progress, run_script, words
+from saga_rl.learn.search import Arena, Found, SearchConfig, search
+from saga_rl.learn.search_card import search_card
+from saga_rl.learn.search_plot import search_picture
+from saga_rl.learn.tracking import Tracker
+from saga_rl.policies.base import SEAMS
+from saga_rl.policies.checkpoint import save_checkpoint
+from saga_rl.policies.presets import PRESETS
+from saga_rl.policies.registry import make
+from saga_rl.provenance import provenance, sha256
+
+REFERENCE = PRESETS["saga+"] | {"admission": "reserve-older:likely=1", "eviction": "bayes-tables"}
+"""The best rule without learning: measured on training sessions (docs/learned.md)."""
+
+
+def main(
+    traces: Annotated[list[Path], Argument(metavar="TRACE", help="Trace files to search on; FILE@hidden: there, nobody "
+                                                                 "says that a session ended.")],
+    out: Annotated[Path, Option(help="Folder for the checkpoints, one sub-folder a seam.")],
+    validation: Annotated[str, Option(help="Trace files that choose the best, in the same order, with , between.")],
+    population: Annotated[str, Option(help="Sessions alive at once on each trace (0 = its arrivals).")] = "12",
+    sessions: Annotated[int, Option(help="Sessions of one episode; 0 = three times the population.")] = 0,
+    kv_tokens: Annotated[int, Option(help="KV pool of a worker, tokens.")] = 240_000,
+    workers: Annotated[int, Option(help="Workers; placement needs at least 2.")] = 1,
+    seams: Annotated[str, Option(help="What is searched, with commas between.")] = "eviction,ordering,admission",
+    beside: Annotated[str, Option(help="seam=SPEC of a seam that is not searched, with ; between; else saga+'s.")] = "",
+    units: Annotated[int, Option(help="ReLU units beside the linear part of each scorer.")] = 0,
+    generations: Annotated[int, Option(help="Generations.")] = 40,
+    candidates: Annotated[int, Option(help="Candidates of a generation.")] = 16,
+    episodes: Annotated[int, Option(help="Episodes of each trace and candidate.")] = 2,
+    sigma: Annotated[float, Option(help="First step size, in scaled units.")] = 0.1,
+    jobs: Annotated[int, Option(help="Processes.")] = 2,
+    seed: Annotated[int, Option(help="The weights follow from it.")] = 0,
+    wandb: Annotated[str, Option(help="disabled, offline (written beside --out) or online.")] = "offline",
+    project: Annotated[str, Option(help="W&B project.")] = "saga-rl",
+    run_dir: Annotated[Path | None, Option(help="Where the journal and W&B's files go; default: OUT's folder.")] = None,
+    note: Annotated[str, Option(help="A line for the cards, e.g. how the whole pipeline is run.")] = "",
+) -> None:
+    """Search for order, admission and eviction (or placement) policies on whole simulated runs."""
+    for option, value, low, high in (("--units", units, 0, 64), ("--generations", generations, 1, 1e5),
+                                     ("--candidates", candidates, 4, 1024), ("--episodes", episodes, 1, 100),
+                                     ("--sigma", sigma, 1e-6, 10), ("--jobs", jobs, 1, 256), ("--seed", seed, 0, 2**30),
+                                     ("--workers", workers, 1, 4096), ("--sessions", sessions, 0, 1e6)):
+        check_range(option, value, low, high)
+    searched = _seams(seams, workers)
+    others = _others(beside, searched)
+    counts = [int(v) for v in numbers("--population", population, 0)]
+    held = [Path(w) for w in words(validation)]
+    if len(held) != len(traces):
+        raise UserError("--validation", f"names {len(held)} files for {len(traces)} traces", "name one for each")
+    if len(counts) not in (1, len(traces)):
+        raise UserError("--population", f"names {len(counts)} numbers for {len(traces)} traces", "one, or one for each")
+    counts = counts * len(traces) if len(counts) == 1 else counts
+    if not out.parent.is_dir():
+        raise UserError(out, f"its folder {out.parent} does not exist", "create it or name another place")
+    folder = run_dir or out.parent
+    journal = folder / f"{out.name}.search.jsonl"
+    check_target(journal)
+    train = [_arena(p, n, sessions, kv_tokens, workers) for p, n in zip(traces, counts, strict=True)]
+    hidden = [_hidden(p)[1] for p in traces]
+    checks = [_arena(Path(f"{p}@hidden") if h else p, n, sessions, kv_tokens, workers)
+              for p, n, h in zip(held, counts, hidden, strict=True)]
+    config = SearchConfig(tuple(searched), units, generations, candidates, episodes, sigma, seed=seed, others=others,
+                          reference=REFERENCE | {s: others[s] for s in others if s == "placement"})
+    with Tracker(wandb, project, folder, dict(vars(config)), "search") as tracker:
+        with progress() as bar:
+            job = bar.add_task("searching", total=generations + 1, note="compiling, first generation")
+
+            def on_generation(g: int, curves: dict[str, float]) -> None:
+                tracker.log(curves, g)
+                bar.update(job, completed=g + 1, note=f"best on validation {curves['validation']:+.4f}, "
+                                                      f"step {curves['sigma']:.3f}")
+
+            found = search(train, checks, config, journal, jobs, on_generation)
+        facts = {a.name: f"{a.sessions} sessions an episode, {a.config.population or 'open'} alive, {kv_tokens:,} KV "
+                         f"tokens on each of {workers}, sha256 {sha256(_hidden(p)[0])[:12]}"
+                 for a, p in zip(train, traces, strict=True)}
+        save(out, found, config, facts, note, seed)
+        search_picture(found.curve, out / "search.png")
+        tracker.summary({"validation_cost": found.validation_cost, "start_cost": found.start_cost})
+    Console().print(f"{out}: cost on validation sessions {found.validation_cost:+.4f} against the reference rule "
+                    f"(started at {found.start_cost:+.4f}), {found.runs:,} simulated episodes", highlight=False)
+
+
+def save(out: Path, found: Found, config: SearchConfig, facts: dict[str, str], note: str, seed: int) -> None:
+    """A checkpoint for each searched seam, each the others' companion."""
+    genome = config.genome()
+    out.mkdir(exist_ok=True)
+    meta: dict[str, Any] = {
+        "algorithm": "CMA-ES on whole simulated runs", "config": {**vars(config), "seams": list(config.seams)},
+        "arenas": facts, "validation_cost": found.validation_cost, "start_cost": found.start_cost, "runs": found.runs,
+        "reference": dict(config.reference), "curve": found.curve, "note": note,
+        "weights": {s: _weights(genome.features(s), genome.layers(s, found.theta)) for s in config.seams},
+        "source": provenance(seed=seed, trace=None)}
+    for seam in genome.seams:
+        companions: dict[str, str] = {o: f"learned:../{o}" if o in genome.seams else dict(config.others)[o] for o in SEAMS if o != seam}
+        features = genome.features(seam)
+        save_checkpoint(out / seam, seam, genome.layers(seam, found.theta), np.zeros(len(features)), scales(features),
+                        search_card(seam, meta, features, companions), meta, companions)
+
+
+def _weights(names: tuple[str, ...], layers: list[tuple[Any, Any]]) -> dict[str, float]:
+    w, b = layers[0][0][0] / scales(names), layers[-1][1][0]
+    return {**{n: float(x) for n, x in zip(names, w, strict=True)}, "bias": float(b)}
+
+
+def _seams(text: str, workers: int) -> list[str]:
+    searched = words(text)
+    for seam in searched:
+        if seam not in SEAMS:
+            raise unknown_name("--seams", seam, SEAMS)
+    if not searched or len(set(searched)) < len(searched):
+        raise UserError("--seams", f"is {text!r}", "name each seam once")
+    if "placement" in searched and workers < 2:
+        raise UserError("--seams", "placement is no choice with one worker", "give --workers 2 or more")
+    return searched
+
+
+def _others(text: str, searched: list[str]) -> dict[str, str]:
+    others = {s: spec for s, spec in PRESETS["saga+"].items() if s not in searched}
+    for part in filter(None, text.split(";")):
+        seam, _, spec = part.partition("=")
+        if seam not in others:
+            raise UserError("--beside", f"{seam!r} is searched or no seam", f"choose from {', '.join(others)}")
+        make(seam, spec)  # type: ignore[arg-type]
+        others[seam] = spec
+    return others
+
+
+def _hidden(path: Path) -> tuple[Path, bool]:
+    text = str(path)
+    return (Path(text.removesuffix("@hidden")), True) if text.endswith("@hidden") else (path, False)
+
+
+def _arena(path: Path, population: int, sessions: int, kv_tokens: int, workers: int) -> Arena:
+    file, hidden = _hidden(path)
+    trace = read_trace(file)
+    check_fits(trace, kv_tokens=kv_tokens)
+    config = replace(sim_config(kv_tokens, workers, population * workers), end_hint=not hidden)
+    n = min(sessions or 3 * population * workers or trace.n_sessions, trace.n_sessions)
+    return Arena(file_label(file) + (" (ends hidden)" if hidden else ""), trace, config, n)
+
+
+if __name__ == "__main__":
+    run_script(main)
