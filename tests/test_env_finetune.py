@@ -95,9 +95,9 @@ def test_order_and_admission_learn_together_what_is_right() -> None:
 
     torch.manual_seed(0)
     net = JointNet(RowNet(1), RowNet(1))
-    model = MaskablePPO(RowPolicy, OldestIfItFits(), seed=0, device="cpu", n_steps=256, batch_size=64, gamma=0.0,
-                        learning_rate=1e-2, policy_kwargs={"row_net": net})
-    model.learn(3000)
+    model = MaskablePPO(RowPolicy, OldestIfItFits(), seed=0, device="cpu", n_steps=256, batch_size=128, gamma=0.0,
+                        n_epochs=6, learning_rate=1e-2, policy_kwargs={"row_net": net})
+    model.learn(2560)
     rows = torch.tensor(np.random.default_rng(9).uniform(-2, 2, (500, 3, 2)), dtype=torch.float32)
     first = rows[..., 0].argmax(dim=1)
     picked = rows[torch.arange(500), first]
