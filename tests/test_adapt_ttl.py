@@ -147,3 +147,9 @@ def test_the_policy_says_what_it_cannot_take() -> None:
         make("eviction", "ttl-online:low_s=10,high_s=5")
     with pytest.raises(UserError, match="price"):
         make("eviction", "ttl-online:price=-1")
+
+
+def test_the_bound_shrinks_as_the_page_says() -> None:
+    hedge = HedgeTTL(TTLS, 240_000.0)
+    hedge.periods = 10_000
+    assert 0.019 < hedge.bound() / 10_000 < 0.02
