@@ -16,6 +16,7 @@ from saga_rl.aeg.io import read_trace, write_trace
 from saga_rl.errors import UserError
 from saga_rl.learn.collect import collect, label
 from saga_rl.learn.dataset import episode_facts, read_dataset
+from saga_rl.learn.games import FEATURES
 from saga_rl.learn.task import Task, trace_of, with_trace
 from saga_rl.policies.checkpoint import LEARNED_FEATURES
 
@@ -50,6 +51,29 @@ def test_placements_are_logged_with_what_followed(trace: Path) -> None:
     assert e.components["recomputed_tokens"].sum() == e.facts["recomputed_tokens"]
     assert (e.components["recomputed_tokens"] >= 0).all()
     np.testing.assert_array_equal(collect(task).actions, e.actions)
+
+
+@pytest.mark.parametrize(("seam", "behaviour", "rows"), [
+    ("ordering", "session-fcfs", 6), ("admission", "limit-live:share=.8", 2), ("joint", "srpt+limit-live:share=.8", 6)])
+def test_choices_from_a_queue_are_logged_with_what_followed(trace: Path, seam: str, behaviour: str, rows: int) -> None:
+    task = Task(str(trace), 60_000, behaviour, 0.3, 3, 6, 10, 8, seam=seam)
+    e = collect(task)
+    assert e.observations.shape[1:] == (rows, len(FEATURES[seam])) and len(e) > 10
+    n = e.masks.sum(axis=1)
+    assert (n > 1).all() and e.masks[np.arange(len(e)), e.actions].all()
+    greedy = np.isclose(e.propensity, 0.7 + 0.3 / n)
+    assert (greedy | np.isclose(e.propensity, 0.3 / n)).all() and 0.5 < greedy.mean() < 1.0
+    held = e.actions == rows - 1
+    if seam == "ordering":
+        assert (e.actions[greedy] == 0).all(), "rows are in the order of the behaviour"
+    else:
+        assert ((e.actions[greedy] == 0) | held[greedy]).all() and 0 < held[greedy].sum() < greedy.sum()
+        assert not e.observations[held, rows - 1].any(), "holding has no features"
+    np.testing.assert_array_equal(e.components["log_tct"], -e.rewards)
+    assert e.terminated and e.facts["sessions_done"] == 10
+    assert 0 <= e.components["recomputed_tokens"].sum() <= e.facts["recomputed_tokens"]
+    np.testing.assert_array_equal(collect(task).actions, e.actions)
+    assert np.isinf(e.next_use).all()
 
 
 def test_a_behaviour_without_randomness_plays_as_the_simulator_does(trace: Path) -> None:
@@ -115,6 +139,8 @@ def test_mistakes_are_named(trace: Path, tmp_path: Path) -> None:
                            ({"parts": "a"}, "fractions"),
                            ({"fractions": "a=.5,b=.5", "parts": "c"}, "--parts"), ({"load": "0"}, "--load"),
                            ({"seam": "placement", "behaviour": "belady"}, "belady"),
+                           ({"seam": "joint", "behaviour": "fcfs"}, "ORDERING.ADMISSION"),
+                           ({"behaviour": "clairvoyant"}, "future"),
                            ({"fractions": "test=1"}, "only the test part")):
         with pytest.raises(UserError, match=words):
             script().main([trace], tmp_path / "x-v0", **(given | options))
@@ -124,6 +150,8 @@ def test_mistakes_are_named(trace: Path, tmp_path: Path) -> None:
 def test_a_checkpoint_is_labelled_by_its_folder() -> None:
     assert label("learned:/some/where/pooled") == "learned:pooled"
     assert label("wa-lru:alpha=1,beta=2") == "wa-lru:alpha=1,beta=2"
+    assert label("session-fcfs+learned:/some/where/joint") == "session-fcfs+learned:joint"
+    assert label("learned:/a/b+learned:/c/d") == "learned:b+learned:d"
 
 
 def test_a_recording_of_live_traffic_is_a_trace_like_any(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import os
 from contextlib import closing
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import numpy as np
 from rich.console import Console
@@ -25,17 +25,16 @@ from saga_rl.learn.cards import dataset_card
 from saga_rl.learn.collect import Task, label
 from saga_rl.learn.collect_many import Statistics, play_all
 from saga_rl.learn.dataset import new_dataset
-from saga_rl.learn.games import BELADY, GAMES
+from saga_rl.learn.games import FEATURES, GAMES, check_behaviour, rows_of
 from saga_rl.learn.script import capacities, check_range, file_label, new_folder, numbers, progress, run_script, words
-from saga_rl.policies.base import Seam
-from saga_rl.policies.checkpoint import LEARNED_FEATURES
 from saga_rl.policies.features import feature_hash
 from saga_rl.policies.presets import preset
-from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance, sha256
 
-BEHAVIOURS = {"eviction": "lru,lru-protect,wa-lru,belady", "placement": "sticky,saga:theta=100,least-load"}
-WORKERS = {"eviction": 1, "placement": 4}
+BEHAVIOURS = {"eviction": "lru,lru-protect,wa-lru,belady", "placement": "sticky,saga:theta=100,least-load",
+              "ordering": "fcfs,session-fcfs,srpt,las", "admission": "none,grow,limit-live,reserve-older",
+              "joint": "fcfs+none,session-fcfs+grow,session-fcfs+reserve-older,srpt+limit-live"}
+PLACEMENT_WORKERS = 4
 TEST = "test"
 
 
@@ -46,7 +45,8 @@ def main(
     kv_tokens: Annotated[str, Option(help="KV capacities, tokens, with commas between.")] = "",
     pressure: Annotated[str, Option(help="Instead: demand of the live sessions over capacity, e.g. 1.5,3.")] = "",
     load: Annotated[str, Option(help="Arrivals so many times as fast as in the trace, e.g. 0.8,1,1.2.")] = "1",
-    behaviour: Annotated[str, Option(help="Policies to play, also learned:FOLDER; empty = a usual mix.")] = "",
+    behaviour: Annotated[str, Option(help="Policies to play, also learned:FOLDER, joint: ORDERING+ADMISSION; empty = a "
+                                          "usual mix.")] = "",
     epsilon: Annotated[float, Option(help="Chance of a uniformly random action.")] = 0.1,
     episodes: Annotated[int, Option(help="Episodes of each trace, load, capacity and behaviour.")] = 1,
     sessions: Annotated[int, Option(help="Sessions of one episode; 0 = all of the trace.")] = 0,
@@ -77,13 +77,12 @@ def main(
     if not specs or not presets:
         raise UserError("--behaviour and --record", "name nothing", "name at least one policy each")
     for spec in specs:
-        if not (seam == "eviction" and spec == BELADY):
-            make(cast(Seam, seam), spec)
+        check_behaviour(seam, spec)
     for name in filter(None, presets):
         preset(name)
     if seam != "eviction":
         preset(policies)
-    workers = workers or WORKERS[seam]
+    workers = workers or (PLACEMENT_WORKERS if seam == "placement" else 1)
     shares = _shares(fractions)
     chosen = _parts(shares, parts)
     folders = {part: new_folder(_folder(out, part), overwrite) for part in chosen}
@@ -102,16 +101,16 @@ def main(
                       name or "lru", profile, seam, workers, policies, rate, not as_it_is, tuple(shares.items()), part,
                       seed)
                  for ((path, kv), rate, name, spec, _), s in zip(plan, seeds, strict=True)]
-        rows = workers if seam == "placement" else max_rows
+        rows, features = rows_of(seam, max_rows, workers), FEATURES[seam]
         facts: dict[str, Any] = {
             "source": provenance(seed=seed, trace=None), "traces": {file_label(p): sha256(p) for p in traces},
-            "seam": seam, "epsilon": epsilon, "max_rows": rows, "features": list(LEARNED_FEATURES[seam]),
+            "seam": seam, "epsilon": epsilon, "max_rows": rows, "features": list(features),
             "feature_hash": feature_hash(), "record": [p for p in presets if p], "population": population,
             "loads": loads, "part": part, "session_groups": groups[part],
             "capacities": sorted({kv for _, kv in places}), "behaviours": [label(s) for s in specs],
             "description": f"{seam} decisions"}
         statistics = Statistics()
-        with (new_dataset(folder, rows, len(LEARNED_FEATURES[seam]), seam=seam, overwrite=overwrite) as writer,
+        with (new_dataset(folder, rows, len(features), seam=seam, overwrite=overwrite) as writer,
               progress() as bar, closing(play_all(tasks, jobs or os.cpu_count() or 1)) as played):
             job = bar.add_task(f"collecting {part}".strip(), total=len(tasks), note="compiling the simulator")
             for episode in played:

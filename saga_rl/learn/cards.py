@@ -39,9 +39,9 @@ def dataset_card(name: str, facts: dict[str, Any]) -> str:
 SEAM_OF_DATASET = {
     "eviction": "Open-loop replays of `saga_rl/Eviction-v0` with Belady labels.",
     "placement": "Closed-loop runs of `saga_rl/Placement-v0`; a row is a worker.",
-    "ordering": "Closed-loop runs; a row is a request that waits, the last row holds them all.",
-    "admission": "Closed-loop runs; row 0 lets the request in, row 1 holds it.",
-    "joint": "Closed-loop runs; a row is a request that waits, the last row holds them all.",
+    "ordering": "Closed-loop runs of `saga_rl/Ordering-v0`; a row is a request that waits.",
+    "admission": "Closed-loop runs of `saga_rl/Admission-v0`; row 0 lets the head of the queue in, row 1 holds it.",
+    "joint": "Closed-loop runs of `saga_rl/Joint-v0`; a row is a request that waits, the last row holds them all.",
 }
 
 

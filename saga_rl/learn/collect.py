@@ -32,8 +32,9 @@ def game_of(task: Task) -> Any:
 
 def label(spec: str) -> str:
     """A behaviour's name in a dataset: its spec, of a checkpoint's path only the last folder."""
-    name, _, rest = spec.partition(":")
-    return f"learned:{Path(rest).resolve().name}" if name == "learned" else spec
+    names = [part.partition(":") for part in spec.split("+learned:")]
+    first = f"learned:{Path(names[0][2]).resolve().name}" if names[0][0] == "learned" else "".join(names[0])
+    return "+learned:".join([first, *(Path("".join(n)).resolve().name for n in names[1:])])
 
 
 def collect(task: Task) -> Episode:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from saga_rl.aeg.trace import Trace
 from saga_rl.env.eviction import EvictionEnv
 from saga_rl.env.placement import PlacementEnv
+from saga_rl.env.queue import AdmissionEnv, JointEnv, OrderingEnv
+from saga_rl.errors import UserError
 from saga_rl.learn.task import Task
-from saga_rl.policies.base import Policy
-from saga_rl.policies.features import P_SESSIONS
+from saga_rl.policies.base import Policy, Seam
+from saga_rl.policies.checkpoint import LEARNED_FEATURES
+from saga_rl.policies.features import LEARNED_ADMISSION, LEARNED_ORDERING, P_SESSIONS
 from saga_rl.policies.registry import make
 from saga_rl.sim import state as st
 
@@ -157,5 +160,72 @@ class PlacementGame(EnvGame):
         return int(run.count[st.RECOMPUTED]), float(run.total[st.SPREAD])
 
 
-GAMES: dict[str, Callable[[Task, Trace], Any]] = {"eviction": EvictionGame, "placement": PlacementGame}
-"""By seam. Each has `behave(spec)` besides: whose choice `greedy` is from then on."""
+class QueueGame(EnvGame):
+    """Closed loop: who enters from a worker's queue. The behaviour is an ordering policy, an admission policy, or both
+    (`ORDERING+ADMISSION`); its own choice is row 0, or to hold in the last row where its admission says so."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        self._admits = not isinstance(env, OrderingEnv)
+
+    def behave(self, spec: str) -> None:
+        seams = {seam: make(seam, part) for seam, part in _queue_specs(self.env, spec).items()}
+        self.env.policies = replace(self.env.policies, **seams)
+
+    def greedy(self) -> int:
+        return 0 if not self._admits or self.env.stepper.lets_in(0) else self.env.max_rows - 1
+
+    def step(self, row: int) -> tuple[float, dict[str, float]]:
+        return self._step(row), self._info["components"]
+
+    def figures(self) -> dict[str, Any]:
+        return {"recomputed_tokens": self._info["recomputed_tokens"], "sessions_done": self._info["sessions_done"],
+                "fairness_gap_tokens": float(self.env.stepper.service_gap_tokens)}
+
+
+def _queue_specs(env: Any, spec: str) -> dict[Seam, str]:
+    if isinstance(env, OrderingEnv):
+        return {"ordering": spec}
+    return {"admission": spec} if isinstance(env, AdmissionEnv) else joint_specs(spec)
+
+
+def joint_specs(spec: str) -> dict[Seam, str]:
+    """`ORDERING+ADMISSION` by seam. Raises `UserError` if it is not of that form."""
+    order, plus, admit = spec.partition("+")
+    if not plus:
+        raise UserError(f"behaviour {spec!r}", "names one policy, a joint one has two",
+                        "write ORDERING+ADMISSION, such as session-fcfs+reserve-older")
+    return {"ordering": order, "admission": admit}
+
+
+def _queue_game(env: Callable[..., Any], rows: bool) -> Callable[[Task, Trace], QueueGame]:
+    def make_game(task: Task, trace: Trace) -> QueueGame:
+        return QueueGame(env(trace, task.kv_tokens, **({"max_rows": task.max_rows} if rows else {}),
+                             workers=task.workers, sessions=task.sessions, population=task.population,
+                             max_decisions=task.max_decisions, policies=task.policies, profile=task.profile,
+                             shuffle=task.shuffle))
+
+    return make_game
+
+
+GAMES: dict[str, Callable[[Task, Trace], Any]] = {
+    "eviction": EvictionGame, "placement": PlacementGame, "ordering": _queue_game(OrderingEnv, True),
+    "admission": _queue_game(AdmissionEnv, False), "joint": _queue_game(JointEnv, True)}
+"""By seam. Each game has `behave(spec)` besides: whose choice `greedy` is from then on."""
+FEATURES = {**LEARNED_FEATURES, "joint": LEARNED_ORDERING + LEARNED_ADMISSION}
+"""Columns of a row, by seam."""
+
+
+def check_behaviour(seam: str, spec: str) -> None:
+    """`UserError` unless `spec` names what can play `seam`."""
+    if seam == "eviction" and spec == BELADY:
+        return
+    for part, policy in (joint_specs(spec) if seam == "joint" else {seam: spec}).items():
+        made = make(cast(Seam, part), policy)
+        if made.oracle:
+            raise UserError(f"behaviour {spec!r}", "must know the future", "name a policy that can be served")
+
+
+def rows_of(seam: str, max_rows: int, workers: int) -> int:
+    """Rows of an observation."""
+    return workers if seam == "placement" else 2 if seam == "admission" else max_rows
