@@ -54,3 +54,31 @@ def _closed_loop(axes: Any, runs: list[dict[str, Any]]) -> None:
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     axes.set(xlabel="completion time / stock's, 95 % interval", title="closed loop, simulated (below 1 = faster)")
+
+
+def protocol_picture(result: dict[str, Any], path: Path) -> None:
+    """PNG of `protocol.json`: every figure with its interval and its target, if it has one. Green reaches the target,
+    red does not, grey is for comparison. Raises `UserError` without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("matplotlib", "is not installed", "install the extra saga-rl[train]") from None
+    shown = [f for found in result["rows"].values() for f in found if f["value"] is not None and f["value"] > 0
+             and f["low"] > 0]
+    figure = Figure(figsize=(11, max(3.0, 0.24 * len(shown) + 1.2)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for y, f in enumerate(shown):
+        colour = {"met": "#2e7d32", "met on average": "#9e9d24", "not met": "#c62828"}.get(f["status"], "gray")
+        axes.errorbar(f["value"], y, xerr=[[f["value"] - f["low"]], [f["high"] - f["value"]]], marker="o", capsize=3,
+                      color=colour)
+        if f["target"] is not None:
+            axes.plot(f["target"], y, marker="|", markersize=14, color="black")
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(shown)), [f"{f['row']}: {f['what']}" for f in shown], fontsize=7)
+    axes.invert_yaxis()
+    axes.set(xlabel="value, 95 % interval; bar = target", title="test sessions, simulated")
+    with atomic(path) as tmp:
+        figure.savefig(tmp, format="png", dpi=120)

@@ -6,6 +6,7 @@ which mean completion time is at most `SUSTAINED` x that of infinite memory at t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from dataclasses import replace
@@ -41,26 +42,29 @@ def code() -> str:
     return code_hash(code_digest(), *(p.read_text(encoding="utf-8") for p in files))
 
 
-def weights(text: str) -> list[str]:
-    """Digests of every checkpoint that a spec, an arm (as JSON) or a folder names, its learned companions' too."""
-    from saga_rl.policies.checkpoint import load_checkpoint
+def weights(spec: Spec) -> dict[str, str]:
+    """Digests of every checkpoint that an arm or a list of evictions names, and of their learned companions."""
+    from saga_rl.policies.checkpoint import load_parts
 
-    found = []
-    for part in (p.strip('"{} ') for p in text.replace("learned:", '"').split('"')):
-        if part and Path(part).is_dir() and (Path(part) / "policy.json").exists():
-            c = load_checkpoint(part)
-            found.append(c.sha256)
-            for spec in c.companions.values():
-                found += [spec] if not spec.startswith("learned:") else weights(str(Path(part) / spec[8:]))
-    return found
+    todo = [str(x) for x in (*spec.get("arm", {}).values(), *spec.get("evictions", ()))]
+    found: dict[str, str] = {}
+    while todo:
+        name = todo.pop().removeprefix("learned:")
+        if not name or not Path(name).is_dir():
+            continue
+        for part in load_parts(name).values():
+            key = str(Path(part.folder).resolve())
+            if key not in found:
+                found[key] = sha256(Path(part.folder) / "policy.json")
+                todo += [str(Path(part.folder) / c.removeprefix("learned:")) for c in part.companions.values()
+                         if c.startswith("learned:")]
+    return dict(sorted(found.items()))
 
 
 def key_of(spec: Spec, code_of_all: str, data: str) -> str:
     """What the cell's result is filed under."""
-    import hashlib
-
     source = dict(workload(spec["workload"], data=data or None).identity)
-    text = json.dumps([spec, code_of_all, source, weights(json.dumps(spec))], sort_keys=True, default=dict)
+    text = json.dumps([spec, code_of_all, source, list(weights(spec).values())], sort_keys=True, default=dict)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -137,7 +141,3 @@ def _sustain(w: Workload, spec: Spec) -> Result:
         low, high = (middle, high) if holds(middle) else (low, middle)
     return {"of_peak": low, "limited": True, "at_all": True, "peak_per_min": top}
 
-
-def checkpoint_digest(folder: Path) -> str:
-    """Of what a checkpoint is: its weights and its manifest."""
-    return sha256(folder / "policy.json")

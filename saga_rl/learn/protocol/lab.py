@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +15,10 @@ from saga_rl.compare import pool
 from saga_rl.compare.cells import Cell
 from saga_rl.compare.store import HEAD, LOCK, Store, opened
 from saga_rl.errors import UserError
+from saga_rl.learn.points import peak, pressure, sustained
 from saga_rl.learn.protocol.cells import Result, Spec, code, key_of, run_cell
 from saga_rl.learn.script import progress
+from saga_rl.learn.workloads import RECORDED
 
 KIND = "saga-rl protocol"
 
@@ -43,11 +45,29 @@ class Lab:
         self.seconds += sum(self.store.seconds[k] for k in set(keys))
         return [self.store.results[k] for k in keys]
 
-    def _run(self, what: str, missing: dict[str, Spec], total: int) -> None:
+    def points(self, wanted: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
+        """Where each workload is looked at; found on training sessions if that was not done before. wanted: workload ->
+        which of `FOUND`."""
+        self._load()
+        with progress(self.console) as bar:
+            job = bar.add_task("points", total=len(wanted), note="")
+            futures = {n: pool.submit(self.executor, find_points, n, self.data, list(kinds))
+                       for n, kinds in wanted.items()}
+            out = {}
+            for name, future in futures.items():
+                out[name] = pool.result(future)
+                bar.update(job, advance=1, note=name)
+            bar.update(job, note="")
+        return out
+
+    def _load(self) -> None:
         if not self._warm:
             with self.console.status("loading the simulator (it is compiled once for each version)"):
                 pool.result(pool.submit(self.executor, pool.warm))
             self._warm = True
+
+    def _run(self, what: str, missing: dict[str, Spec], total: int) -> None:
+        self._load()
         with progress(self.console) as bar:
             job = bar.add_task(what, total=total, completed=total - len(missing), note="")
             futures: dict[Future[Any], str] = {pool.submit(self.executor, run_cell, s, self.data): k
@@ -61,6 +81,15 @@ class Lab:
                     self.store.add(Cell(missing[key], key, 0.0), result, seconds)
                     bar.update(job, advance=1, note=missing[key]["workload"])
             bar.update(job, note="")
+
+
+FOUND = {"pressure": pressure, "peak": peak, "sustained": sustained}
+
+
+def find_points(name: str, data: str, kinds: Sequence[str]) -> dict[str, Any]:
+    """In a worker: points of a workload, less what was tried for them."""
+    folder = data if name in RECORDED else ""
+    return {k: {n: x for n, x in FOUND[k](name, folder).items() if n != "tried"} for k in kinds}
 
 
 @contextmanager

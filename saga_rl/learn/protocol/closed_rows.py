@@ -1,0 +1,184 @@
+"""Rows of the closed loop: completion times, sustained load, placement, throughput, drift."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from saga_rl.learn.protocol.bench import Bench, Columns, Place, usable, with_infinite
+from saga_rl.learn.protocol.figures import Figure, paired, share
+from saga_rl.learn.protocol.settings import (
+    ORACLE,
+    RESERVE,
+    SAGA_PLACEMENTS,
+    STOCK,
+    TARGETS,
+    Arm,
+    limit_grid,
+    reserve_grid,
+)
+from saga_rl.policies.presets import PRESETS
+
+Runs = Mapping[tuple[Place, str], Columns]
+MEAN, P95 = "tct_mean_s", "tct_p95_s"
+
+
+def _against(row: str, what: str, runs: Runs, places: Sequence[Place], ours: str, theirs: str, key: str,
+             target: float | None = None) -> Figure:
+    """Collapsed runs of either arm leave their arrangement out; how often each did stands in `detail`."""
+    good = {name: [usable(runs, p, name) for p in places] for name in (ours, theirs)}
+    both = [x & y for x, y in zip(good[ours], good[theirs], strict=True)]
+    return paired(row, what, [runs[p, ours][key] for p in places], [runs[p, theirs][key] for p in places], both,
+                  target, detail={"collapsed": {name: int(sum((~x).sum() for x in good[name])) for name in good},
+                                  "arrangements": sum(len(x) for x in both)})
+
+
+def _references(row: str, runs: Runs, places: Sequence[Place], base: str, names: Mapping[str, str]) -> list[Figure]:
+    """What others reach at the same places: heuristics, oracles and infinite memory, without targets."""
+    return [_against(row, f"for comparison: {text}, mean TCT", runs, places, name, base, MEAN)
+            for name, text in names.items()]
+
+
+def stock(b: Bench) -> list[Figure]:
+    """Closed population at P1, many workers, against LRU + FCFS + sticky."""
+    places = [Place(n, workers=b.s.many_workers) for n in b.s.named("swe", "web")]
+    if not b.s.joint or not places:
+        return []
+    literal = PRESETS["saga"] | {"eviction": "wa-lru-literal"}
+    arms = with_infinite(ours=b.s.joint_arm(), stock=STOCK, saga=dict(PRESETS["saga"]), literal=literal,
+                         plus=dict(PRESETS["saga+"]), oracle=ORACLE)
+    runs = b.measure("against stock", dict.fromkeys(places, arms))
+    together = "geomean of " + " and ".join(p.workload for p in places)
+    out = [_against("stock", f"{together}: mean TCT / stock", runs, places, "ours", "stock", MEAN,
+                    TARGETS["stock/mean"]),
+           _against("stock", f"{together}: P95 TCT / stock", runs, places, "ours", "stock", P95, TARGETS["stock/p95"])]
+    out += [_against("stock", f"{p.workload}: mean TCT / stock", runs, [p], "ours", "stock", MEAN) for p in places]
+    return out + _references("stock", runs, places, "stock", {
+        "saga": "lazy SAGA", "literal": "SAGA as written", "plus": "preset saga+",
+        "oracle": "an oracle of ends and gaps", "infinite": "infinite memory"})
+
+
+def shifting(b: Bench) -> list[Figure]:
+    """P3 against a fixed limit that was tuned on training sessions."""
+    places = [Place(n, "P3", b.s.workers) for n in b.s.named("shift")]
+    if not b.s.joint or not places:
+        return []
+    limit = b.tune("fixed limit", places, limit_grid())
+    runs = b.measure("shifting mixes", {p: with_infinite(
+        ours=b.s.joint_arm(), limit=limit[p], stock=STOCK, plus=dict(PRESETS["saga+"]), oracle=ORACLE)
+        for p in places})
+    out = [_against("shift", "P3: mean TCT / tuned fixed limit", runs, places, "ours", "limit", MEAN,
+                    TARGETS["shift/mean"]),
+           _against("shift", "P3: P95 TCT / tuned fixed limit", runs, places, "ours", "limit", P95,
+                    TARGETS["shift/p95"])]
+    return out + _references("shift", runs, places, "limit", {
+        "stock": "stock", "plus": "preset saga+", "oracle": "an oracle of ends and gaps",
+        "infinite": "infinite memory"})
+
+
+def hidden(b: Bench) -> list[Figure]:
+    """Nobody says that a session ended, humans hold some up: against reserve-older, tuned on training sessions."""
+    p1 = [Place(n, "P1", b.s.workers, hidden=True) for n in b.s.named("swe-hitl", "web-hitl", "hetero-hitl")]
+    p3 = [Place(n, "P3", b.s.workers, hidden=True) for n in b.s.named("shift-hitl")]
+    if not b.s.joint or not p1 + p3:
+        return []
+    base = b.tune("reserve-older", p1 + p3, reserve_grid())
+    runs = b.measure("hidden ends", {p: with_infinite(
+        ours=b.s.joint_arm(), base=base[p], told=base[p] | {"ends_told": True}, oracle=ORACLE, plain=RESERVE)
+        for p in p1 + p3})
+    out = []
+    for name, places in (("P1", p1), ("P3", p3)):
+        if not places:
+            continue
+        good = [usable(runs, p, "ours", "base", "oracle") for p in places]
+        out += [_against("hidden", f"{name}: mean TCT / tuned reserve-older", runs, places, "ours", "base", MEAN,
+                         TARGETS["hidden/mean"]),
+                _against("hidden", f"{name}: P95 TCT / tuned reserve-older", runs, places, "ours", "base", P95,
+                         TARGETS["hidden/p95"]),
+                share("hidden", f"{name}: way to the oracle of ends and gaps", [runs[p, "ours"][MEAN] for p in places],
+                      [runs[p, "base"][MEAN] for p in places], [runs[p, "oracle"][MEAN] for p in places], good,
+                      TARGETS["hidden/share"])]
+        if len(places) > 1:
+            out += [_against("hidden", f"{name}, {p.workload}: mean TCT / tuned reserve-older", runs, [p], "ours",
+                             "base", MEAN) for p in places]
+        out += _references("hidden", runs, places, "base", {
+            "plain": f"{name}, reserve-older untuned", "told": f"{name}, the tuned one told of every end",
+            "oracle": f"{name}, an oracle of ends and gaps", "infinite": f"{name}, infinite memory"})
+    return out
+
+
+def sustain(b: Bench) -> list[Figure]:
+    """The largest load with a mean TCT of at most 1.3 x infinite memory, over that of lazy SAGA."""
+    places = [Place(n, "P2", b.s.workers) for n in b.s.named("swe", "web")]
+    if not b.s.joint or not places:
+        return []
+    arms: dict[str, Arm] = {"ours": b.s.joint_arm(), "saga": dict(PRESETS["saga"]), "stock": STOCK,
+                            "plus": dict(PRESETS["saga+"])}
+    runs = b.measure("sustained load", dict.fromkeys(places, arms), kind="sustain")
+
+    def over(what: str, which: Sequence[Place], ours: str, theirs: str, target: float | None = None) -> Figure:
+        good = [np.array(runs[p, ours]["at_all"], bool) & np.array(runs[p, theirs]["at_all"], bool) for p in which]
+        return paired("sustain", what, [runs[p, ours]["of_peak"] for p in which],
+                      [runs[p, theirs]["of_peak"] for p in which], good, target, at_most=False, detail={
+                          f"{n}, {p.workload}, of peak": runs[p, n]["of_peak"] for n in (ours, theirs) for p in which})
+
+    out = [over("sustained load / lazy SAGA, geomean", places, "ours", "saga", TARGETS["sustain"])]
+    out += [over(f"{p.workload}: sustained load / lazy SAGA", [p], "ours", "saga") for p in places]
+    return [*out, over("for comparison: preset saga+ / lazy SAGA", places, "plus", "saga"),
+            over("for comparison: stock / lazy SAGA", places, "stock", "saga")]
+
+
+def placement(b: Bench) -> list[Figure]:
+    """Against SAGA's placement, retuned on training sessions; the other seams are those of `saga+` on both sides."""
+    places = [Place(n, point, b.s.many_workers) for n in b.s.named("swe", "web") for point in ("P1", "P2")]
+    if not b.s.placement or not places:
+        return []
+    rest = dict(PRESETS["saga+"])
+    saga = b.tune("SAGA's placement", places, [rest | {"placement": x} for x in SAGA_PLACEMENTS])
+    runs = b.measure("placement", {p: with_infinite(
+        ours=rest | {"placement": b.s.placement_spec()}, saga=saga[p], sticky=rest | {"placement": "sticky"},
+        aware=rest | {"placement": "prefix-aware"}) for p in places})
+    out = [_against("placement", "mean TCT / retuned SAGA placement, geomean of P1 and P2", runs, places, "ours",
+                    "saga", MEAN, TARGETS["placement"])]
+    out += [_against("placement", f"{p.workload}, {p.point}: mean TCT / retuned SAGA", runs, [p], "ours", "saga", MEAN)
+            for p in places]
+    return out + _references("placement", runs, places, "saga", {
+        "sticky": "sticky", "aware": "prefix-aware", "infinite": "infinite memory"})
+
+
+def throughput(b: Bench) -> list[Figure]:
+    """The most sessions a minute over closed populations of half, once and twice P1's."""
+    names = b.s.named("swe", "web")
+    if not b.s.joint or not names:
+        return []
+    sizes = (0.5, 1.0, 2.0)
+    arms: dict[str, Arm] = {"ours": b.s.joint_arm(), "stock": STOCK, "saga": dict(PRESETS["saga"]),
+                            "literal": PRESETS["saga"] | {"eviction": "wa-lru-literal"}}
+    places = {(n, x): Place(n, workers=b.s.workers, population=x) for n in names for x in sizes}
+    runs = b.measure("peak throughput", dict.fromkeys(places.values(), arms))
+
+    def peak(arm: str) -> list[np.ndarray]:
+        return [np.max([runs[places[n, x], arm]["throughput_sessions_per_min"] for x in sizes], axis=0) for n in names]
+
+    every = [np.ones(b.s.seeds, bool) for _ in names]
+    return [paired("throughput", f"peak throughput{text}", peak(arm), peak("stock"), every, target, at_most=False)
+            for arm, text, target in (("ours", " / stock", TARGETS["throughput"]),
+                                      ("saga", ", lazy SAGA / stock", None),
+                                      ("literal", ", SAGA as written / stock", None))]
+
+
+def drift(b: Bench) -> list[Figure]:
+    """Half-way the sessions become ones of a kind that nothing was trained on."""
+    places = [Place(n, workers=b.s.workers, hidden=h) for n in b.s.named("drift") for h in (False, True)]
+    if not b.s.joint or not places:
+        return []
+    runs = b.measure("drift", {p: with_infinite(
+        ours=b.s.joint_arm(), stock=STOCK, plus=dict(PRESETS["saga+"])) for p in places})
+    out = []
+    for p in places:
+        ends = "ends hidden" if p.hidden else "ends told"
+        for key, text in ((MEAN, "all"), ("first_half_s", "before the change"), ("second_half_s", "after it")):
+            out += [_against("drift", f"{ends}, {text}: mean TCT / {other}", runs, [p], "ours", name, key)
+                    for name, other in (("stock", "stock"), ("plus", "saga+"))]
+    return out
