@@ -17,13 +17,11 @@ from typer import Argument, Option
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.files import write_json
 from saga_rl.learn.learners import LEARNERS, learner
-from saga_rl.learn.learners.card import learner_card
-from saga_rl.learn.offline import check_target, companions_of, load
+from saga_rl.learn.offline import check_target, companions_of, load, republish
 from saga_rl.learn.script import check_range, progress, run_script
 from saga_rl.learn.sweep import best_of, criterion_of, summary
 from saga_rl.learn.sweep_backends import BACKENDS, Plan, local, tune, wandb
 from saga_rl.learn.sweep_picture import sweep_picture
-from saga_rl.policies.checkpoint import LEARNED_FEATURES, load_checkpoint, save_checkpoint
 from saga_rl.provenance import provenance
 
 
@@ -78,20 +76,12 @@ def main(
               "provenance": provenance(seed=seed, trace=None)}
     write_json(folder / "sweep.json", result)
     sweep_picture(result, folder / "sweep.png")
-    _write_best(plan, best["trial"], result, out)
-    _print(result, out)
-
-
-def _write_best(plan: Plan, number: int, result: dict[str, Any], out: Path) -> None:
-    """The best trial's checkpoint under its own name, with what the search spent."""
-    found = load_checkpoint(plan.checkpoint(number))
     budget = result["budget"]
-    meta = {**found.meta, "source": result["provenance"],
-            "sweep": {k: result[k] for k in ("budget", "criterion", "plan")},
-            "note": f"best of {budget['trials']} trials by {result['criterion']} on held-out episodes; the search saw "
-                    f"{budget['decisions_seen']:,} decisions"}
-    card = learner_card(out.name, found.seam, meta, LEARNED_FEATURES[found.seam], found.companions)
-    save_checkpoint(out, found.seam, found.layers, found.mean, found.std, card, meta, found.companions)
+    republish(plan.checkpoint(best["trial"]), out, source=result["provenance"],
+              note=f"best of {budget['trials']} trials by {result['criterion']} on held-out episodes; the search saw "
+                   f"{budget['decisions_seen']:,} decisions",
+              sweep={k: result[k] for k in ("budget", "criterion", "plan")})
+    _print(result, out)
 
 
 def _print(result: dict[str, Any], out: Path) -> None:

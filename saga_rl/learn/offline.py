@@ -18,7 +18,7 @@ from saga_rl.learn.learners.gbdt import Gbdt
 from saga_rl.learn.network import serving_layers
 from saga_rl.learn.train import TrainConfig, TrainResult
 from saga_rl.policies.base import SEAMS, Seam
-from saga_rl.policies.checkpoint import LEARNED_FEATURES, save_checkpoint
+from saga_rl.policies.checkpoint import LEARNED_FEATURES, load_checkpoint, save_checkpoint
 from saga_rl.policies.features import feature_hash
 from saga_rl.policies.presets import PRESETS
 from saga_rl.policies.registry import make
@@ -116,6 +116,17 @@ def save(out: Path, loaded: Loaded, config: TrainConfig, result: TrainResult, co
         with atomic(out / TREES) as tmp:
             tmp.write_text(result.learner.text)
     return meta
+
+
+def republish(folder: Path, out: Path, **meta: Any) -> None:
+    """Write the checkpoint in `folder` to `out` under that name, with `meta` (source, note, ...) in its own's place."""
+    found = load_checkpoint(folder)
+    whole = {**found.meta, **meta}
+    card = learner_card(out.name, found.seam, whole, LEARNED_FEATURES[found.seam], found.companions)
+    save_checkpoint(out, found.seam, found.layers, found.mean, found.std, card, whole, found.companions)
+    if (folder / TREES).is_file():
+        with atomic(out / TREES) as tmp:
+            tmp.write_bytes((folder / TREES).read_bytes())
 
 
 def _facts(folders: Sequence[Path], parts: Sequence[Decisions], reward: str) -> dict[str, str]:
