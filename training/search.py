@@ -55,7 +55,8 @@ def main(
     seed: Annotated[int, Option(help="The weights follow from it.")] = 0,
     wandb: Annotated[str, Option(help="disabled, offline (written beside --out) or online.")] = "offline",
     project: Annotated[str, Option(help="W&B project.")] = "saga-rl",
-    run_dir: Annotated[Path | None, Option(help="Where the journal and W&B's files go; default: OUT's folder.")] = None,
+    run_dir: Annotated[Path | None, Option(help="Where journal, picture and W&B's files go; default: OUT's folder.")]
+    = None,
     note: Annotated[str, Option(help="A line for the cards, e.g. how the whole pipeline is run.")] = "",
 ) -> None:
     """Search for order, admission and eviction (or placement) policies on whole simulated runs."""
@@ -98,7 +99,7 @@ def main(
                          f"tokens on each of {workers}, sha256 {sha256(_hidden(p)[0])[:12]}"
                  for a, p in zip(train, traces, strict=True)}
         save(out, found, config, facts, note, seed)
-        search_picture(found.curve, out / "search.png")
+        search_picture(found.curve, folder / f"{out.name}.search.png")
         tracker.summary({"validation_cost": found.validation_cost, "start_cost": found.start_cost})
     Console().print(f"{out}: cost on validation sessions {found.validation_cost:+.4f} against the reference rule "
                     f"(started at {found.start_cost:+.4f}), {found.runs:,} simulated episodes", highlight=False)
@@ -115,7 +116,8 @@ def save(out: Path, found: Found, config: SearchConfig, facts: dict[str, str], n
         "weights": {s: _weights(genome.features(s), genome.layers(s, found.theta)) for s in config.seams},
         "source": provenance(seed=seed, trace=None)}
     for seam in genome.seams:
-        companions: dict[str, str] = {o: f"learned:../{o}" if o in genome.seams else dict(config.others)[o] for o in SEAMS if o != seam}
+        companions: dict[str, str] = {o: f"learned:../{o}" if o in genome.seams else config.others[o]
+                                      for o in SEAMS if o != seam}
         features = genome.features(seam)
         save_checkpoint(out / seam, seam, genome.layers(seam, found.theta), np.zeros(len(features)), scales(features),
                         search_card(seam, meta, features, companions), meta, companions)

@@ -85,6 +85,8 @@ class Found:
     runs: int
     """Simulated episodes spent, references included."""
     curve: list[dict[str, float]]
+    """Of the generations that were checked: `validation` cost of the search's mean, `train`: of the median candidate
+    (none was made in the last one)."""
 
 
 def outcome(trace: Trace, config: SimConfig, policies: PolicySet, horizon_s: float = np.inf) -> tuple[float, ...]:
@@ -176,8 +178,8 @@ def search(train: Sequence[Arena], validation: Sequence[Arena], config: SearchCo
             if check:
                 start_cost = line["validation"] if g == 0 else start_cost
                 best = min(best, (line["validation"], mean), key=lambda pair: pair[0])
-                curve.append({"generation": g, "validation": line["validation"],
-                              "train": float(np.median(line["costs"])) if line["costs"] else float("nan")})
+                curve.append({"generation": g, "validation": line["validation"]}
+                             | ({"train": float(np.median(line["costs"]))} if line["costs"] else {}))
             on_generation(g, {"validation": best[0], "train": float(np.median(line["costs"] or [np.nan])),
                               "sigma": float(es.sigma), "runs": float(runs)})
     return Found(best[1], best[0], start_cost, runs, curve)

@@ -15,9 +15,10 @@ def search_picture(curve: list[dict[str, float]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
-    at = [point["generation"] for point in curve]
-    ax.plot(at, [p["validation"] for p in curve], marker="o", label="best so far of the search, validation sessions")
-    ax.plot(at, [p["train"] for p in curve], marker=".", ls="--", label="median candidate, training sessions")
+    for key, mark, label in (("validation", "o-", "the search's favourite, validation sessions"),
+                             ("train", ".--", "median candidate, training sessions")):
+        there = [p for p in curve if key in p]
+        ax.plot([p["generation"] for p in there], [p[key] for p in there], mark, label=label)
     ax.axhline(0, color="k", lw=0.8)
     ax.set_xlabel("generation")
     ax.set_ylabel("cost: log of completion time\nover the reference rule")
