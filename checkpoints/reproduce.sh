@@ -1,36 +1,72 @@
 #!/usr/bin/env bash
-# Reproduce checkpoints/eviction: generate, split, collect, train, and evaluate on held-out sessions.
+# Reproduce the checkpoints: generate and split sessions, then for `eviction` collect and train, for `joint` (order,
+# admission, eviction) and `placement` search on whole simulated runs, and evaluate on held-out sessions.
 # Run it from the root of the project. Set BIN to the folder of the interpreter, WORK to where data may go, OUT to write
-# the checkpoint elsewhere, EVALUATE=0 to skip the last part.
+# the checkpoints elsewhere, PARTS to make only some of them, EVALUATE=0 to skip the last part. Stopped searches go on
+# from their journals in WORK.
 set -euo pipefail
 BIN=${BIN:-.venv/bin}
 WORK=${WORK:-runs/checkpoint}
-OUT=${OUT:-checkpoints/eviction}
+OUT=${OUT:-checkpoints}
+PARTS=${PARTS:-eviction joint placement}
 EVALUATE=${EVALUATE:-1}
 POPULATION=16
-mkdir -p "$WORK"
+NOTE="the whole pipeline, data included: checkpoints/reproduce.sh"
+mkdir -p "$WORK/joint" "$OUT"
 
 workload() { # NAME GENERATOR OPTION...
     "$BIN/saga-rl" trace generate "$2" --seed 11 "${@:3}" -o "$WORK/$1.parquet"
     "$BIN/saga-rl" trace split "$WORK/$1.parquet" -o "$WORK/$1" --fractions train=.6,test=.4 --seed 1
 }
-workload swe swe-bench --sessions 120 --max-context 65536
-workload web webarena --sessions 200 --max-context 65536
-workload burst burstgpt --sessions 120 --max-context 65536
-workload swe-hitl swe-bench --sessions 120 --max-context 65536 --hitl-share 0.1
-workload web-hitl webarena --sessions 200 --max-context 65536 --hitl-share 0.1
-workload burst-hitl burstgpt --sessions 120 --max-context 65536 --hitl-share 0.1
+searched() { # NAME GENERATOR OPTION...
+    "$BIN/saga-rl" trace generate "$2" --seed 21 --sessions 240 --max-context 65536 "${@:3}" -o "$WORK/joint/$1.parquet"
+    "$BIN/saga-rl" trace split "$WORK/joint/$1.parquet" -o "$WORK/joint/$1" \
+        --fractions train=.5,validation=.2,test=.3 --seed 1
+}
+parts() { # PART NAME... -> paths with commas between
+    printf "%s\n" "${@:2}" | sed "s|.*|$WORK/joint/&/$1.parquet|" | paste -sd,
+}
 
-"$BIN/python" training/collect.py "$WORK"/{swe,web,burst,swe-hitl,web-hitl,burst-hitl}/train.parquet \
-    --pressure 1.25,1.75,2.5 --population $POPULATION --sessions 40 --record lru,saga+ \
-    --behaviour lru-protect,wa-lru,belady --epsilon 0.1 --max-decisions 1500 --max-rows 32 --seed 1 \
-    --out "$WORK/eviction-v0" --overwrite
-"$BIN/python" training/train_offline.py "$WORK/eviction-v0" --out "$OUT" --run-dir "$WORK" --algo rank \
-    --epochs 16 --batch 256 --lr 3e-3 --seed 1 --note "the whole pipeline, data included: checkpoints/reproduce.sh"
+if [[ $PARTS == *eviction* ]]; then
+    workload swe swe-bench --sessions 120 --max-context 65536
+    workload web webarena --sessions 200 --max-context 65536
+    workload burst burstgpt --sessions 120 --max-context 65536
+    workload swe-hitl swe-bench --sessions 120 --max-context 65536 --hitl-share 0.1
+    workload web-hitl webarena --sessions 200 --max-context 65536 --hitl-share 0.1
+    workload burst-hitl burstgpt --sessions 120 --max-context 65536 --hitl-share 0.1
+    workload hetero hetero --sessions 160 --max-context 65536 --hitl-share 0.05
+    "$BIN/python" training/collect.py "$WORK"/{swe,web,burst,swe-hitl,web-hitl,burst-hitl,hetero}/train.parquet \
+        --pressure 1.25,1.75,2.5 --population $POPULATION --sessions 40 --record lru,saga+ \
+        --behaviour lru-protect,wa-lru,belady --epsilon 0.1 --max-decisions 1500 --max-rows 32 --seed 1 \
+        --out "$WORK/eviction-v0" --overwrite
+    "$BIN/python" training/train_offline.py "$WORK/eviction-v0" --out "$OUT/eviction" --run-dir "$WORK" --algo rank \
+        --epochs 16 --batch 256 --lr 3e-3 --seed 1 --note "$NOTE"
+fi
+if [[ $PARTS == *joint* || $PARTS == *placement* ]]; then
+    searched swe swe-bench
+    searched web webarena
+    searched burst burstgpt
+    searched swe-hitl swe-bench --hitl-share 0.1
+    searched web-hitl webarena --hitl-share 0.1
+    searched hetero-hitl hetero --hitl-share 0.1
+fi
+if [[ $PARTS == *joint* ]]; then
+    "$BIN/python" training/search.py "$WORK"/joint/{swe,web,burst}/train.parquet \
+        "$WORK"/joint/{swe-hitl,web-hitl,hetero-hitl}/train.parquet@hidden \
+        --validation "$(parts validation swe web burst swe-hitl web-hitl hetero-hitl)" \
+        --population 9,12,8,12,20,14 --generations 60 --sigma 0.1 --seed 1 \
+        --out "$OUT/joint" --run-dir "$WORK" --note "$NOTE"
+fi
+if [[ $PARTS == *placement* ]]; then
+    "$BIN/python" training/search.py "$WORK"/joint/{swe,web}/train.parquet "$WORK"/joint/web-hitl/train.parquet@hidden \
+        --validation "$(parts validation swe web web-hitl)" --population 9,12,20 --workers 4 --seams placement \
+        --candidates 12 --episodes 1 --generations 60 --sigma 0.3 --seed 1 \
+        --out "$OUT" --run-dir "$WORK" --note "$NOTE"
+fi
 [ "$EVALUATE" = 0 ] && exit 0
 evaluate() { # NAME...
     for name in "$@"; do
-        "$BIN/python" training/evaluate.py "$OUT" "$WORK/$name/test.parquet" --pressure 1.25,1.75,2.5 \
+        "$BIN/python" training/evaluate.py "$OUT/eviction" "$WORK/$name/test.parquet" --pressure 1.25,1.75,2.5 \
             --population $POPULATION --seeds 5 --open-seeds 2 --out "$WORK/evaluate-$name"
     done
 }
@@ -45,4 +81,4 @@ wait $!
         echo
         sed "1s/.*/## $name/" "$WORK/evaluate-$name/evaluation.md"
     done
-} > "$(dirname "$OUT")/EVALUATION.md"
+} > "$OUT/EVALUATION.md"

@@ -25,6 +25,7 @@ from saga_rl.policies.checkpoint import LEARNED_FEATURES, load_checkpoint, load_
 from saga_rl.policies.mlp import forward
 from saga_rl.policies.presets import PRESETS, from_specs, preset
 from saga_rl.policies.registry import make
+from saga_rl.runtime.config import policies_of
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
 
@@ -192,6 +193,13 @@ def test_a_folder_of_checkpoints_is_a_policy_set(tmp_path):
     (tmp_path / "eviction").rename(tmp_path / "ordering")
     with pytest.raises(UserError, match="not of ordering"):
         load_set(tmp_path)
+
+
+def test_nothing_that_knows_the_future_is_served(tmp_path):
+    companions = {"placement": "sticky", "ordering": "fcfs", "admission": "reserve-clairvoyant"}
+    folder = write_checkpoint(tmp_path / "c", "eviction", companions=companions)
+    with pytest.raises(UserError, match="needs to know the future"):
+        policies_of(str(folder))
 
 
 @pytest.mark.parametrize("seam", SEAMS)

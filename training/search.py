@@ -32,7 +32,8 @@ from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance, sha256
 
 REFERENCE = PRESETS["saga+"] | {"admission": "reserve-older:likely=1", "eviction": "bayes-tables"}
-"""The best rule without learning: measured on training sessions (docs/learned.md)."""
+"""By seam the best rule found by hand where ends are not announced. Seams that are not searched are the same in
+candidates and reference."""
 
 
 def main(
@@ -84,7 +85,7 @@ def main(
     checks = [_arena(Path(f"{p}@hidden") if h else p, n, sessions, kv_tokens, workers)
               for p, n, h in zip(held, counts, hidden, strict=True)]
     config = SearchConfig(tuple(searched), units, generations, candidates, episodes, sigma, seed=seed, others=others,
-                          reference=REFERENCE | {s: others[s] for s in others if s == "placement"})
+                          reference={s: REFERENCE[s] if s in searched else others[s] for s in SEAMS})
     with Tracker(wandb, project, folder, dict(vars(config)), "search") as tracker:
         with progress() as bar:
             job = bar.add_task("searching", total=generations + 1, note="compiling, first generation")

@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from saga_rl.compare.settings import STOCK, Settings
-from saga_rl.policies.base import SEAMS
+from saga_rl.policies.base import SEAMS, Seam
 from saga_rl.policies.presets import PRESETS
 from saga_rl.policies.registry import make, names
+
+if TYPE_CHECKING:
+    from saga_rl.policies.checkpoint import Checkpoint
 
 BASE = PRESETS[STOCK]
 LOAD_EVICTIONS = ("lru-protect", "wa-lru", "youngest", "clairvoyant")
@@ -46,7 +50,8 @@ def evictions(s: Settings) -> list[str]:
     chosen = list(s.specs.get("eviction", ()))
     if not chosen:
         chosen = [n for n in names("eviction") if n != "learned" and not make("eviction", n).oracle]
-    return chosen + [f"learned:{p}" for p in checkpoints(s) if _seam(p) == "eviction"]
+    return chosen + [f"learned:{parts['eviction'].folder}" for parts in map(_parts, checkpoints(s))
+                     if "eviction" in parts]
 
 
 def seam_specs(s: Settings, seam: str) -> list[str]:
@@ -55,7 +60,8 @@ def seam_specs(s: Settings, seam: str) -> list[str]:
     if not chosen:
         if seam == "placement" and s.workers == 1:
             return []
-        known = [n for n in names(seam) if n != "learned"]  # type: ignore[arg-type]
+        known = [n for n in names(seam) if n != "learned" and (  # type: ignore[arg-type]
+            seam == "eviction" or not make(seam, n).oracle)]  # type: ignore[arg-type]
         chosen = [n for n in known if seam != "eviction" or n in LOAD_EVICTIONS] + list(EXTRA.get(seam, ()))
     return [spec for spec in chosen if spec != BASE[seam]]
 
@@ -64,16 +70,16 @@ def checkpoints(s: Settings) -> list[str]:
     return [p for p in s.presets if p not in PRESETS]
 
 
-def _seam(folder: str) -> str:
-    from saga_rl.policies.checkpoint import load_checkpoint
+def _parts(folder: str) -> dict[Seam, Checkpoint]:
+    from saga_rl.policies.checkpoint import load_parts
 
-    return load_checkpoint(folder).seam
+    return load_parts(folder)
 
 
 def _checkpoint_arm(folder: str) -> Arm:
-    from saga_rl.policies.checkpoint import load_checkpoint
+    from saga_rl.policies.checkpoint import digest
 
-    return Arm("checkpoint", Path(folder).name, {"set": folder, "sha256": load_checkpoint(folder).sha256})
+    return Arm("checkpoint", Path(folder).name, {"set": folder, "sha256": digest(_parts(folder))})
 
 
 def stock_arm() -> Arm:

@@ -162,28 +162,42 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
                       manifest["sha256"], card)
 
 
-def load_set(folder: str | Path) -> PolicySet:
-    """The policies in a folder: of a checkpoint, with its companions; or of several, each in a sub-folder named after
-    its seam (`FOLDER/admission`, ...), where seams without one are filled by the companions that the first names.
-
-    Raises `UserError` as `load_checkpoint` does, and for a sub-folder that holds another seam than its name says.
-    """
+def load_parts(folder: str | Path) -> dict[Seam, Checkpoint]:
+    """The checkpoints in a folder by seam: the one that it is, or several, each in a sub-folder named after its seam
+    (`FOLDER/admission`, ...). Raises `UserError` as `load_checkpoint` does, and for a sub-folder that holds another
+    seam than its name says."""
     folder = Path(folder)
     parts = [seam for seam in SEAMS if (folder / seam / MANIFEST).is_file()]
     if (folder / MANIFEST).is_file() or not parts:
-        return load_checkpoint(folder).policies()
-    rest = load_checkpoint(folder / parts[0]).policies()
-    return PolicySet(**{seam: load_policy(str(folder / seam), seam) if seam in parts else getattr(rest, seam)
-                        for seam in SEAMS})
+        one = load_checkpoint(folder)
+        return {one.seam: one}
+    return {seam: _load_as(folder / seam, seam) for seam in parts}
+
+
+def load_set(folder: str | Path) -> PolicySet:
+    """The policies in a folder, see `load_parts`; seams without one are filled by what the first names beside it."""
+    parts = load_parts(folder)
+    rest = next(iter(parts.values())).policies()
+    return PolicySet(**{seam: parts[seam].policy() if seam in parts else getattr(rest, seam) for seam in SEAMS})
+
+
+def digest(parts: Mapping[Seam, Checkpoint]) -> str:
+    """SHA-256 that stands for the weights of `load_parts`: of the one file, or of all their digests in turn."""
+    each = [c.sha256 for c in parts.values()]
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
 
 def load_policy(folder: str, seam: Seam) -> Policy:
     """The policy in a checkpoint, which must be one of `seam`."""
+    return _load_as(folder, seam).policy()
+
+
+def _load_as(folder: str | Path, seam: Seam) -> Checkpoint:
     checkpoint = load_checkpoint(folder)
     if checkpoint.seam != seam:
         raise UserError(folder, f"is a checkpoint of {checkpoint.seam}, not of {seam}",
                         f"name it under {checkpoint.seam}, or a checkpoint of {seam} here")
-    return checkpoint.policy()
+    return checkpoint
 
 
 def _features(where: Path, seam: Any) -> tuple[str, ...]:

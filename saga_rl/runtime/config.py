@@ -113,13 +113,14 @@ def policies_of(policy: str | Mapping[str, str]) -> PolicySet:
     if isinstance(policy, str):
         if policy not in PRESETS and not Path(policy).is_dir():
             raise unknown_name("policy", policy, [*preset_names(), STOCK, "a checkpoint's folder"])
-        return preset(policy)
-    for seam in policy:
-        if seam not in SEAMS:
-            raise unknown_name("seam", seam, SEAMS)
-    chosen = from_specs({**PRESETS["lru"], **policy})
-    oracles = [seam for seam in SEAMS if getattr(chosen, seam).oracle]
-    if oracles:
-        raise UserError(f"{oracles[0]} policy {policy[oracles[0]]!r}", "needs to know the future",
-                        "choose one that can serve")
+        chosen = preset(policy)
+    else:
+        for seam in policy:
+            if seam not in SEAMS:
+                raise unknown_name("seam", seam, SEAMS)
+        chosen = from_specs({**PRESETS["lru"], **policy})
+    for seam in SEAMS:
+        if getattr(chosen, seam).oracle:
+            raise UserError(f"{seam} policy {getattr(chosen, seam).name!r}", "needs to know the future",
+                            "choose one that can serve")
     return chosen
