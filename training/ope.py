@@ -72,6 +72,8 @@ def main(
         raise UserError("--targets", "names nothing, or a name twice", "give each checkpoint folder its own name")
     policies = {name: make(data.seam, spec) for name, spec in specs.items()}  # type: ignore[arg-type]
     facts = episode_facts(dataset)
+    if not all("file" in fact for fact in facts):
+        raise UserError(dataset, "does not say how its episodes were played", "collect it again")
     files = _files(data, words(traces)) if online else {}
     paths, long = cut(data, mode, horizon), cut(data, mode, model_horizon)
     with progress() as bar:
