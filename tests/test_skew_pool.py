@@ -1,8 +1,8 @@
 """No skew between training and serving in what an engine knows of its pool and its queue: the real `SagaScheduler` and
 the simulator serve one trace under one virtual clock, and every row that either side shows to a policy is compared.
 
-What must be equal to the last bit: eviction rows (all columns, also those of a policy with memory and the events that it
-is told of), occasion by occasion, as a set: a pool has no order. To ten digits: ordering rows, admission rows.
+What must be equal to the last bit: eviction rows (all columns, also those of a policy with memory and the events that
+it is told of), occasion by occasion, as a set: a pool has no order. To ten digits: ordering rows, admission rows.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -37,6 +38,7 @@ BLOCK = 16
 WIDTH = max(ft.COLUMNS.values())
 ROOM = 150_000
 """Rows that are kept of a seam."""
+JOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "joint"
 STOCK_SCHEDULER = vllm_twin_engine.make_scheduler
 
 
@@ -265,6 +267,7 @@ def assert_all_seen(seam: str, simulated_rows: np.ndarray, rows: list[np.ndarray
     ("continuum", "dlpm", "aimd", 3, 1.5),
     ("s3-fifo", "las", "pause-resume", 4, 2.0),
     ("youngest", "srpt", "reserve-older", 5, 1.4),
+    (f"learned:{JOINT}/eviction", f"learned:{JOINT}/ordering", f"learned:{JOINT}/admission", 6, 1.5),
 ])
 def test_engine_and_simulator_show_policies_the_same_rows(eviction, ordering, admission, seed, contexts):
     trace = crowd(seed)
