@@ -60,7 +60,7 @@ fi
 if [[ $PARTS == *placement* ]]; then
     "$BIN/python" training/search.py "$WORK"/joint/{swe,web}/train.parquet "$WORK"/joint/web-hitl/train.parquet@hidden \
         --validation "$(parts validation swe web web-hitl)" --population 9,12,20 --workers 4 --seams placement \
-        --candidates 12 --episodes 1 --generations 60 --sigma 0.3 --seed 1 \
+        --candidates 12 --episodes 1 --generations 120 --sigma 0.3 --seed 1 \
         --out "$OUT" --run-dir "$WORK" --note "$NOTE"
 fi
 [ "$EVALUATE" = 0 ] && exit 0
