@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,17 @@ def test_the_same_seed_finds_the_same_and_a_kill_changes_nothing(bowl, tmp_path)
     assert cut.read_text() == (tmp_path / "whole.jsonl").read_text()
 
 
+def test_a_search_may_be_made_longer_or_shorter(bowl, tmp_path):
+    whole = se.search([], [], bowl, tmp_path / "whole.jsonl")
+    journal = tmp_path / "j.jsonl"
+    short = se.search([], [], replace(bowl, generations=7), journal)
+    assert len(short.curve) < len(whole.curve)
+    longer = se.search([], [], bowl, journal)
+    assert np.array_equal(longer.theta, whole.theta) and longer.curve == whole.curve
+    again = se.search([], [], replace(bowl, generations=7), journal)
+    assert np.array_equal(again.theta, short.theta) and again.curve == short.curve
+
+
 def test_a_journal_of_another_search_is_refused(bowl, tmp_path):
     journal = tmp_path / "j.jsonl"
     journal.write_text(json.dumps({"seams": ["placement"]}) + "\n")
@@ -206,7 +218,7 @@ def test_nothing_that_knows_the_future_is_served(tmp_path):
 def test_onnx_torch_and_the_compiled_scorer_agree(tmp_path, seam):
     loaded = load_checkpoint(write_checkpoint(Path(tmp_path) / "c", seam))
     rng = np.random.default_rng(1)
-    rows = rng.normal(0, 3, (200, len(loaded.mean)))
+    rows = rng.normal(0, 1, (200, len(loaded.mean)))
     session = onnxruntime.InferenceSession(onnx_bytes(loaded), providers=["CPUExecutionProvider"])
     net = RowNet.from_layers(loaded.layers, loaded.mean, loaded.std)
     with torch.no_grad():

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from saga_rl.aeg.trace import Trace
 from saga_rl.env.episodes import resample
 from saga_rl.errors import UserError
+from saga_rl.files import atomic
 from saga_rl.learn.genome import Genome
 from saga_rl.policies.base import PolicySet
 from saga_rl.policies.presets import from_specs
@@ -161,17 +162,21 @@ def search(train: Sequence[Arena], validation: Sequence[Arena], config: SearchCo
     checks = [10_000_000 + k for k in range(config.checks)]
     with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (train, validation, config)) as pool:
         for g in range(config.generations + 1):
-            line: dict[str, Any] = lines[g] if g < len(lines) else {}
+            line: dict[str, Any] = dict(lines[g]) if g < len(lines) else {}
             seeds = [config.seed * 1_000_000 + g * config.episodes + k for k in range(config.episodes)]
             mean = genome.start() if g == 0 else np.asarray(es.result.xfavorite, float)
             check = g % config.check_every == 0 or g == config.generations
-            tasks = []
             thetas = [np.asarray(x, float) for x in es.ask()] if g < config.generations else []
-            if not line:
-                waiting = [pool.submit(_cost, "train", theta, seeds) for theta in thetas]
-                tasks = [pool.submit(_cost, "validation", mean, checks)] if check else []
-                line = {"costs": [w.result() for w in waiting], "validation": tasks[0].result() if check else None}
-                _append(journal, line)
+            unknown = check and line.get("validation") is None
+            waiting = [] if line.get("costs") or not thetas else [
+                pool.submit(_cost, "train", theta, seeds) for theta in thetas]
+            checked = pool.submit(_cost, "validation", mean, checks) if unknown else None
+            if waiting or checked:  # of a search with fewer generations the last line holds no costs
+                line = {"costs": [w.result() for w in waiting] or line.get("costs", []),
+                        "validation": checked.result() if checked else line.get("validation")}
+                _note(journal, lines, g, line)
+            if not thetas:
+                line["costs"] = []
             if thetas:
                 es.tell(thetas, line["costs"])
             runs += (len(thetas) + 1) * len(seeds) * len(train) + (config.checks * len(validation) if check else 0)
@@ -209,7 +214,16 @@ def _read(journal: Path | None, config: SearchConfig, train: Sequence[Arena]) ->
     return [json.loads(line) for line in rest]
 
 
-def _append(journal: Path | None, line: dict[str, Any]) -> None:
-    if journal is not None:
+def _note(journal: Path | None, lines: list[dict[str, Any]], g: int, line: dict[str, Any]) -> None:
+    """Keep the line of generation g, in place of the one that is there."""
+    new = g == len(lines)
+    lines[g:g + 1] = [line]
+    if journal is None:
+        return
+    if new:
         with journal.open("a") as f:
             f.write(json.dumps(line) + "\n")
+        return
+    head = journal.read_text().splitlines()[0]
+    with atomic(journal) as tmp:
+        tmp.write_text("\n".join([head, *map(json.dumps, lines)]) + "\n")
