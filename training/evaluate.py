@@ -1,6 +1,7 @@
 """Evaluate a checkpoint on held-out sessions: against Belady (open loop) and presets (closed loop, paired seeds).
 
-Losses are printed as plainly as gains. `--out` receives `evaluation.json`, `.md` and `.png`.
+Losses are printed as plainly as gains. `--out` receives `evaluation.json`, `.md` and `.png`. `protocol.py` evaluates
+all policies on all workloads.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def main(
     wandb: Annotated[str, Option(help="disabled, offline or online: log the results as an artifact.")] = "disabled",
     project: Annotated[str, Option(help="W&B project.")] = "saga-rl",
 ) -> None:
-    """Evaluate a checkpoint on held-out sessions."""
+    """Evaluate one eviction checkpoint on held-out sessions of one trace; protocol.py is the whole protocol."""
     for option, value in (("--workers", workers), ("--seeds", seeds), ("--open-seeds", open_seeds)):
         check_range(option, value, 1)
     check_range("--population", population, 0)

@@ -19,6 +19,9 @@ from saga_rl.learn.workloads import DEFINED, RECORDED
 
 Columns = dict[str, list[float]]
 QUICK_PHASES = 120
+"""Sessions of a run at P3 in a smoke test, far less than a round of phases."""
+LONGER = 3
+"""A run that looks for the sustained load has so many times the sessions of another."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Bench:
     def spec(self, kind: str, place: Place, arm: Arm, part: str, seed: int) -> Spec:
         out = {"kind": kind, "workload": place.workload, "hidden": place.hidden, "part": part, "seed": seed,
                "point": place.point, "workers": place.workers, "sessions": self.sessions(place), "arm": arm}
+        if kind == "sustain":  # a queue that grows without end needs time to show
+            out["sessions"] = LONGER * self.sessions(place)
         return out | ({"population": place.population} if place.population != 1 else {})
 
     def measure(self, what: str, places: Mapping[Place, Mapping[str, Arm]], part: str = "test",

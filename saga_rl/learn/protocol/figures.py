@@ -64,7 +64,7 @@ def paired(row: str, what: str, ours: Sequence[Values], theirs: Sequence[Values]
     """
     good = np.logical_and.reduce(usable)
     n, total = int(good.sum()), len(good)
-    note = "" if n == total else f"{total - n} of {total} arrangements left out: a collapse or no pressure"
+    note = "" if n == total else f"{total - n} of {total} arrangements left out: a collapse, no pressure or no limit"
     more = dict(detail or {})
     if n < MIN_PAIRS:
         return Figure(row, what, None, pairs=n, target=target, at_most=at_most, detail=more,
