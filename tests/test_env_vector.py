@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from test_env_eviction import settled_until
 
 import saga_rl.env
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.trace import Trace
+from saga_rl.env.episodes import arrange
 from saga_rl.env.eviction import EvictionEnv
 from saga_rl.env.vector import EvictionVectorEnv
 from saga_rl.errors import UserError
@@ -127,6 +130,29 @@ def test_an_environment_does_not_depend_on_its_neighbours(trace: Trace) -> None:
     np.testing.assert_array_equal(*seen)
 
 
+def test_the_future_does_not_show(trace: Trace) -> None:
+    """As for the single environment: later sessions get longer, observations before that stay the same."""
+    trace = arrange(trace, np.arange(trace.n_sessions), 30.0 * np.arange(trace.n_sessions))
+    middle = 30.0 * 6
+    late = trace.sessions.arrival_s[trace.steps.session] >= middle
+    longer = replace(trace, steps=replace(trace.steps, output_tokens=trace.steps.output_tokens + 400 * late,
+                                          tool_s=np.where(late, trace.steps.tool_s * 3, trace.steps.tool_s)))
+    settled = min(settled_until(t, middle) for t in (trace, longer))
+    seen = []
+    for t in (trace, longer):
+        env = make_vec(t, envs=1, shuffle=False, sessions=0)
+        clock = EvictionStepper(env.references[0], KV, ROWS)  # plays along, to know the time
+        obs, _ = env.reset(seed=0)
+        rows = []
+        while clock.now_s < settled and clock.n_rows:
+            rows.append((obs.tobytes(), env.action_masks().tobytes()))
+            obs, *_ = env.step(np.zeros(1, np.int64))
+            clock.advance(0)
+        seen.append(rows)
+    assert len(seen[0]) > 5
+    assert seen[0] == seen[1]
+
+
 def test_by_hand(trace: Trace) -> None:
     """DISABLED: what is over must be reset, and a reset touches what the mask names."""
     env = make_vec(trace, envs=2, autoreset_mode=AutoresetMode.DISABLED, max_decisions=3)
@@ -146,6 +172,18 @@ def test_by_hand(trace: Trace) -> None:
     env.step(np.zeros(2, np.int64))
     with pytest.raises(ValueError, match="reset_mask"):
         env.reset(options={"reset_mask": [True, True]})
+
+
+def test_gymnasiums_vector_wrappers_take_it(trace: Trace) -> None:
+    env = gym.wrappers.vector.RecordEpisodeStatistics(make_vec(trace, envs=2, max_decisions=5))
+    env.reset(seed=0)
+    returns = np.zeros(2)
+    for _ in range(5):
+        _, rewards, _, truncated, infos = env.step(np.zeros(2, np.int64))
+        returns += rewards
+    assert truncated.all()
+    np.testing.assert_allclose(infos["episode"]["r"], returns)
+    assert infos["episode"]["l"].tolist() == [5, 5]
 
 
 def test_the_buffer_is_handed_out_only_if_asked_for(trace: Trace) -> None:
