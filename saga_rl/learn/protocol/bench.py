@@ -20,7 +20,7 @@ from saga_rl.learn.workloads import DEFINED, RECORDED
 Columns = dict[str, list[float]]
 QUICK_PHASES = 120
 """Sessions of a run at P3 in a smoke test, far less than a round of phases."""
-LONGER = 3
+LONGER = 2
 """A run that looks for the sustained load has so many times the sessions of another."""
 
 
