@@ -2,8 +2,8 @@
 # Reproduce the checkpoints: generate and split sessions, then for `eviction` collect and train, for `joint` (order,
 # admission, eviction) and `placement` search on whole simulated runs, and evaluate on held-out sessions.
 # Run it from the root of the project. Set BIN to the folder of the interpreter, WORK to where data may go, OUT to write
-# the checkpoints elsewhere, PARTS to make only some of them, EVALUATE=0 to skip the last part. Stopped searches go on
-# from their journals in WORK.
+# the checkpoints elsewhere, PARTS to make only some of them, EVALUATE=0 to skip the report, DATA to the folder of recorded
+# collections to have them in it. Stopped searches go on from their journals in WORK.
 set -euo pipefail
 BIN=${BIN:-.venv/bin}
 WORK=${WORK:-runs/checkpoint}
@@ -64,21 +64,6 @@ if [[ $PARTS == *placement* ]]; then
         --out "$OUT" --run-dir "$WORK" --note "$NOTE"
 fi
 [ "$EVALUATE" = 0 ] && exit 0
-evaluate() { # NAME...
-    for name in "$@"; do
-        "$BIN/python" training/evaluate.py "$OUT/eviction" "$WORK/$name/test.parquet" --pressure 1.25,1.75,2.5 \
-            --population $POPULATION --seeds 5 --open-seeds 2 --out "$WORK/evaluate-$name"
-    done
-}
-evaluate swe web burst & # one core each
-evaluate swe-hitl web-hitl burst-hitl
-wait $!
-{
-    echo "# checkpoints/eviction on held-out sessions (simulated)"
-    echo
-    echo "Written by \`checkpoints/reproduce.sh\`: $POPULATION sessions alive at once, one worker, 5 paired arrangements."
-    for name in swe web burst swe-hitl web-hitl burst-hitl; do
-        echo
-        sed "1s/.*/## $name/" "$WORK/evaluate-$name/evaluation.md"
-    done
-} > "$OUT/EVALUATION.md"
+"$BIN/python" training/protocol.py --out "$WORK/report" --eviction "$OUT/eviction" --placement "$OUT/placement" \
+    --joint "$OUT/joint" ${DATA:+--data "$DATA"}
+cp "$WORK/report/protocol.md" "$OUT/REPORT.md"

@@ -121,12 +121,11 @@ def test_an_episode_adds_up(name: str, trace: Trace) -> None:
 
 
 def test_the_policys_own_choices_are_its_simulation() -> None:
-    """Two sessions at a time and iterations that take any prompt whole: at most one request waits and it enters at
-    once, so one entry an iteration is no loss, and times are the same to the last bit. With more at once the same steps
-    are served at other times."""
+    """Two sessions at a time: one request at most waits to be chosen, so one entry an iteration is no loss, and times
+    are the same to the last bit. With more at once the same steps are served at other times."""
     trace = generate("swe-bench", 3, sessions=6, max_context=20_000)
     for population in (2, 5):
-        config = SimConfig(kv_tokens=KV, population=population, max_batched_tokens=65_536)
+        config = SimConfig(kv_tokens=KV, population=population)
         env = make_env(ids.JOINT_ID, trace, population=5, shuffle=False, admission="none", ordering="session-fcfs")
         stepper = QueueStepper(trace, config, env.policies, 6)
         more, most = stepper.reset(), 0

@@ -88,7 +88,7 @@ def _take(t, p, chains, tables, g, w, seg, blocks, victim_score, now, score, par
 
 
 @njit(cache=True)
-def _same_run(p, child, shared, parent):
+def same_run(p, child, shared, parent):
     """Whether one release made both rows idle, the child (which was `shared`) first, and nothing known by now tells
     them apart: then they go as one, as in vLLM's queue, which cannot know where a later context will branch off."""
     return p.owner[parent] == p.owner[child] and p.seq[parent] == p.seq[child] + 1 and (
@@ -118,7 +118,7 @@ def make_room(t, p, chains, tables, g, w, need, now, next_use, score, params, sc
             taken += n
             up = freed_parent(t, p, w, best)
             up_row = kv.row(p, w, up) if up >= 0 else np.int64(-1)
-            same = up >= 0 and _same_run(p, best_row, shared, up_row)
+            same = up >= 0 and np.isnan(next_use[up]) and same_run(p, best_row, shared, up_row)  # an oracle tells apart
             if not (same and p.n[w, kv.FREE] < need) and not (up >= 0 and whole and p.owner[up_row] == owner):
                 break
             best, best_row = up, up_row

@@ -133,12 +133,15 @@ def _drop_stale(world):
 def _ask(world, w):
     """Whether somebody has to choose from the worker's queue: it changed, or nothing runs and somebody must enter."""
     run = world.run
-    run.w[w, st.URGENT] = 0
     if run.w[w, st.N_WAITING] == 0:
-        run.w[w, st.LETS] = st.AS_POLICY
+        run.w[w, st.URGENT], run.w[w, st.LETS] = 0, st.AS_POLICY
         return False
-    run.w[w, st.LETS] = st.NOBODY
-    return run.w[w, st.CHANGED] == 1 or run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] == 0
+    if run.w[w, st.CHANGED] == 1 or run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] == 0:
+        run.w[w, st.URGENT], run.w[w, st.LETS] = 0, st.NOBODY
+        return True
+    if run.w[w, st.URGENT] == 0:  # else the chosen one found no tokens or blocks so far, and may still enter
+        run.w[w, st.LETS] = st.NOBODY
+    return False
 
 
 @njit(cache=True)

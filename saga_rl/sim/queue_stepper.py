@@ -1,8 +1,8 @@
 """A closed-loop run that stops wherever somebody may enter from a worker's queue, for environments and collecting.
 
 One decision: which waiting request enters in the iteration that a worker is about to compose, or nobody. Two things
-differ from a run under policies alone: one request at most enters in an iteration, and who was held back (or found no
-room, or no tokens left in the iteration) is asked about again when a request comes or ends, not in every iteration.
+differ from a run under policies alone: one request at most enters in an iteration, and who was held back is asked about
+again when a request comes or ends, not in every iteration. Who was chosen but found no room or no tokens stays chosen.
 """
 
 from __future__ import annotations

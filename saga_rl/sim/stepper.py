@@ -105,7 +105,7 @@ def _take_run(t, p, seg, need):
         shared = p.user[seg] == -2
         kv.take(t, p, 0, seg, min(p.res[seg], need - p.n[0, kv.FREE]))
         up = ev.freed_parent(t, p, 0, seg)
-        if up < 0 or not ev._same_run(p, seg, shared, up):
+        if up < 0 or not ev.same_run(p, seg, shared, up):
             return up
         if p.n[0, kv.FREE] >= need:
             return -1

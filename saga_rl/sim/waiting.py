@@ -84,6 +84,8 @@ def dequeue(world, w, at, served):
     for k in range(at, n):
         q[w, k] = q[w, k + 1]
     run.w[w, st.N_WAITING] = n
+    if not served:
+        run.w[w, st.CHANGED] = 1
 
 
 @njit(cache=True)
