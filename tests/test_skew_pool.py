@@ -48,25 +48,30 @@ def plain(policy: Policy) -> Policy:
 
 
 def recorded(policy: Policy) -> Policy:
-    """The same, and it leaves every row that it sees in its scratch."""
-    inner = policy.score
+    """The same, and it leaves every row that it sees in its scratch, behind what it needs itself."""
+    inner, own = policy.score, own_scratch(policy)
 
     @njit(SCORE)
     def score(x, params, scratch):
-        n = int(scratch[MEMORY])
-        at = MEMORY + 1 + n * WIDTH
+        n = int(scratch[own])
+        at = own + 1 + n * WIDTH
         if at + WIDTH <= len(scratch):
             scratch[at:at + len(x)] = x
-        scratch[MEMORY] = n + 1
-        return inner(x, params, scratch)
+        scratch[own] = n + 1
+        return inner(x, params, scratch[:own])
 
-    return replace(plain(policy), score=score, scratch=MEMORY + 1 + ROOM * WIDTH)
+    return replace(plain(policy), score=score, scratch=own + 1 + ROOM * WIDTH)
 
 
-def rows_of(scratch: np.ndarray, seam: str) -> np.ndarray:
-    n = int(scratch[MEMORY])
+def own_scratch(policy: Policy) -> int:
+    return max(MEMORY, policy.scratch)
+
+
+def rows_of(scratch: np.ndarray, policy: Policy) -> np.ndarray:
+    own = own_scratch(policy)
+    n = int(scratch[own])
     assert n <= ROOM
-    return scratch[MEMORY + 1:MEMORY + 1 + n * WIDTH].reshape(n, WIDTH)[:, :ft.COLUMNS[seam]]
+    return scratch[own + 1:own + 1 + n * WIDTH].reshape(n, WIDTH)[:, :ft.COLUMNS[policy.seam]]
 
 
 def simulated(trace: Trace, config: SimConfig, policies: PolicySet) -> tuple[list[Turn], dict[str, np.ndarray]]:
@@ -79,7 +84,8 @@ def simulated(trace: Trace, config: SimConfig, policies: PolicySet) -> tuple[lis
     assert not run.count[st.OVERFLOW]
     scratch = {"ordering": cluster._args[6], "admission": cluster._args[9], "eviction": cluster._args[12]}
     times = [(float(s), float(d)) for s, d in run.it_f[:run.count[st.N_ITERATIONS]]]
-    return [Turn(s, d, [], []) for s, d in times], {seam: rows_of(x, seam) for seam, x in scratch.items()}
+    return [Turn(s, d, [], []) for s, d in times], {
+        seam: rows_of(x, getattr(policies, seam)) for seam, x in scratch.items()}
 
 
 class SagaEngine(VllmEngine):
