@@ -271,3 +271,12 @@ def test_the_folder_is_for_one_at_a_time(tmp_path: Path) -> None:
     with lab(tmp_path / "r", 1, "", Console()), pytest.raises(UserError, match="in use"), \
             lab(tmp_path / "r", 1, "", Console()):
         pass
+
+
+def test_the_code_of_a_cell_is_any_digest(monkeypatch):
+    """A digest that reads like a number once was parsed as source code."""
+    seen = set()
+    for digest in ("8f16" * 16, "abcd" * 16):
+        monkeypatch.setattr(cells, "code_digest", lambda digest=digest: digest)
+        seen.add(cells.code())
+    assert len(seen) == 2 and all(len(s) == 64 for s in seen)
