@@ -61,9 +61,13 @@ class Checkpoint:
     def policy(self) -> Policy:
         """The compiled scorer."""
         score = settled_score if self.seam == "eviction" else mlp_score
+        doc: dict[str, Any] = {"checkpoint": str(self.folder), "sha256": self.sha256, "feature_hash": feature_hash()}
+        figures = self.meta.get("figures")
+        accuracy = figures.get("pair_accuracy") if isinstance(figures, dict) else None
+        if self.seam == "eviction" and isinstance(accuracy, int | float) and 0 < accuracy < 1:
+            doc["pair_error"] = 1.0 - accuracy  # on held-out decisions: what drift is measured against
         return Policy(self.seam, "learned", score, pack(self.layers, self.mean, self.std),
-                      scratch=scratch_size(self.layers),
-                      doc={"checkpoint": str(self.folder), "sha256": self.sha256, "feature_hash": feature_hash()})
+                      scratch=scratch_size(self.layers), doc=doc)
 
     def policies(self) -> PolicySet:
         """The scorer with its companions on the other seams."""

@@ -26,7 +26,8 @@ class Guard:
     """Scores rows with `policy`; a decision in which that fails is scored by `fallback` alone.
 
     Causes, counted in `fallbacks`: "over budget" (not done after `budget_s` seconds; checked every `CHUNK` rows, so a
-    late policy stops early) and "non-finite score". Each is logged at once and then at most once a minute.
+    late policy stops early), "non-finite score", and "drift" while `drifted` is set. Each is logged at once and then at
+    most once a minute.
     A decision never mixes the two policies' scores: their scales differ.
     """
 
@@ -41,6 +42,8 @@ class Guard:
         if not budget_s > 0:
             raise UserError("budget_s", f"is {budget_s}", "give a decision more than 0 seconds")
         self.policy, self.fallback, self.budget_s = policy, fallback, budget_s
+        self.drifted = False
+        """The policy errs more than it did where it was trained (`policies.drift`): the fallback decides."""
         self.fallbacks: Counter[str] = Counter()
         self.decisions = 0
         self._clock = clock
@@ -56,7 +59,7 @@ class Guard:
             self._out = np.empty(max(n, 2 * len(self._out)))
         out = self._out[:n]
         self.decisions += 1
-        cause = self._try(rows, n, out)
+        cause = "drift" if self.drifted else self._try(rows, n, out)
         if cause is not None:
             self._report(cause)
             score_rows(self.fallback.score, rows, 0, n, self.fallback.params, self._scratch, out)

@@ -201,6 +201,8 @@ class PolicyBlockQueue:
             base = self.runs.below(run)
             most = n - len(out)
             taken = self._take(run, most if broken else min(most, spare.get(run.tenant, most)), out)
+            if self.victims.drift is not None and self._heap:
+                self.victims.evicted(run.chain, self._heap[len(self._heap) // 2][2].chain)
             row = self.victims.tracker.chains[run.chain]
             cause = "ended" if row[ch.ENDED] > 0 else "waiting" if row[ch.WAITING] == 1 else "idle"
             self.evicted["shared" if run.shared else cause] += taken

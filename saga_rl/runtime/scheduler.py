@@ -116,6 +116,7 @@ class SagaMixin(Scheduler):
                 self.metrics.counts["hints unread"] += hints.unread
             served = self._served[request.request_id] = self.tracker.arrive(hints, now, request.num_prompt_tokens)
             self.service.queued(served)
+            self.block_queue.victims.returned(served.chain)
         super().add_request(request)
 
     def _allocate(self, request: Request, num_new_tokens: int, num_new_computed_tokens: int = 0, *args: Any,

@@ -3,6 +3,7 @@ what a policy with memory is told."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from saga_rl.policies import chains as ch
 from saga_rl.policies import tables as tb
 from saga_rl.policies.base import Policy
+from saga_rl.policies.drift import Detector, DriftGuard
 from saga_rl.policies.features import (
     BEGIN,
     E_TTL_LEFT,
@@ -30,6 +32,9 @@ from saga_rl.runtime.runs import BLOCKS, CHAIN, LAST_S, SHARED, Runs
 from saga_rl.runtime.tracker import NOBODY, Tracker, W
 from saga_rl.sim.jit import compiled
 
+log = logging.getLogger(__name__)
+DRIFT_MARGIN = 0.05
+"""Share of wrong pairs beyond that on held-out decisions that is still fine."""
 _SCORE = 12
 """Place of the policy's `score` among `_tell`'s arguments."""
 
@@ -73,6 +78,13 @@ def _tell(chains, tables, g, w, c, now, last_s, owned, event, blocks, total, vic
     remember(chains, g, w, c, row, event, blocks, total, victim_score, score, params, scratch)
 
 
+def watch(policy: Policy) -> DriftGuard | None:
+    """What notices that a learned policy errs more often than it did on held-out decisions, and `DRIFT_MARGIN`; None
+    where no such figure came with the policy."""
+    error = policy.doc.get("pair_error")
+    return None if error is None else DriftGuard(Detector(min(float(error) + DRIFT_MARGIN, 0.9)))
+
+
 class Victims:
     """Scores runs for the block queue. `before` is called ahead of each scoring (queue positions); `g` are the columns
     that the policies read and remember of this engine."""
@@ -82,6 +94,7 @@ class Victims:
         self.tracker, self.policy, self.pool_blocks, self.before = tracker, policy, pool_blocks, before
         self.g = make_g(1, block_tokens, pool_blocks, policy, admission)
         self.guard = Guard(policy, make("eviction", "lru"), budget_s)
+        self.drift = watch(policy)
         self._rows = np.zeros((64, len(EVICTION)))
         self._scratch = np.zeros(policy.scratch)
         self._tell = None
@@ -107,6 +120,23 @@ class Victims:
         """One score a run; the highest goes first. Reused by the next call."""
         self.rows(runs, slots, now)
         return self.guard.scores(self._rows, len(slots))
+
+    def evicted(self, victim: int, kept: int) -> None:
+        """Chain `victim` lost blocks while chain `kept` was left alone. What is settled outside the network (who ended,
+        who waits) is no choice of its."""
+        rows = self.tracker.chains
+        if self.drift is not None and not rows[[victim, kept]][:, [ch.ENDED, ch.WAITING]].any():
+            self.drift.evicted(victim, kept)
+
+    def returned(self, chain: int) -> None:
+        """A request of the chain came."""
+        if self.drift is not None and self.tracker.chains[chain, ch.STEPS] > 0:
+            self.drift.returned(chain)
+            if self.drift.fallen_back and not self.guard.drifted:
+                self.guard.drifted = True
+                log.error("eviction policy %r: of %d pairs of chains it took the wrong one in %d, oftener than it did "
+                          "where it was trained; %r decides from now on", self.policy.name, self.drift.pairs,
+                          self.drift.errors, self.guard.fallback.name)
 
     def past_ttl(self, runs: Runs, slots: NDArray[np.int64], now: float) -> NDArray[np.bool_]:
         """Which runs' TTL has run out; a chain whose request waits is spared."""

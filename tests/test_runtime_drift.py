@@ -1,0 +1,75 @@
+"""A learned eviction policy that errs more than it did in training gives way to LRU, loudly."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numba import njit
+from runtime_kit import Clock, drain, make_request, make_scheduler
+
+from saga_rl.policies.base import SCORE, Policy, PolicySet
+from saga_rl.policies.features import E_IDLE_S
+from saga_rl.policies.presets import preset
+from saga_rl.runtime.scheduler import SagaSyncScheduler
+
+pytestmark = pytest.mark.vllm
+BLOCK = 16
+
+
+@njit(SCORE)
+def newest_first(x, params, scratch):
+    return -x[E_IDLE_S]
+
+
+@njit(SCORE)
+def oldest_first(x, params, scratch):
+    return x[E_IDLE_S]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("model")
+
+
+def serve(folder, score, doc, rounds=60):
+    """Eight sessions lie idle for good; one comes back again and again, each time after another took its place."""
+    trained = Policy("eviction", "trained", score, np.zeros(1), doc=doc)
+    policies: PolicySet = replace(preset("lru"), eviction=trained)
+    clock = Clock()
+    s = make_scheduler(SagaSyncScheduler, folder, clock=clock, blocks=40, policies=policies)
+
+    def ask(name: str, token: int, k: int) -> None:
+        s.add_request(make_request(f"{name}.{k}", [token] * (4 * BLOCK), output=2, session=name))
+        drain(s, clock)
+        clock.now += 1.0
+
+    for i in range(8):
+        ask(f"idle{i}", 10 + i, 0)
+    for k in range(rounds):
+        ask("busy", 5, k)
+        ask(f"new{k}", 100 + k, 0)
+    return s
+
+
+def test_a_policy_that_takes_who_comes_back_is_replaced(folder, caplog):
+    with caplog.at_level(logging.ERROR):
+        s = serve(folder, newest_first, {"pair_error": 0.3})
+    victims = s.block_queue.victims
+    assert victims.drift.fallbacks == 1 and victims.drift.errors > 10
+    assert victims.guard.fallbacks["drift"] > 0
+    assert sum("took the wrong one" in r.getMessage() for r in caplog.records) == 1
+    assert s._state()["fallback/eviction/drift"] == victims.guard.fallbacks["drift"]
+
+
+def test_a_policy_that_takes_who_stays_away_stays(folder):
+    victims = serve(folder, oldest_first, {"pair_error": 0.3}).block_queue.victims
+    assert victims.drift.fallbacks == 0 and victims.drift.pairs > 10
+    assert victims.guard.fallbacks["drift"] == 0
+
+
+def test_what_carries_no_figure_is_not_watched(folder):
+    s = serve(folder, newest_first, {}, rounds=2)
+    assert s.block_queue.victims.drift is None
