@@ -43,7 +43,7 @@ def main(
     validation: Annotated[str, Option(help="Trace files that choose the best, in the same order, with , between.")],
     population: Annotated[str, Option(help="Sessions alive at once on each trace (0 = its arrivals).")] = "12",
     sessions: Annotated[int, Option(help="Sessions of one episode; 0 = three times the population.")] = 0,
-    kv_tokens: Annotated[int, Option(help="KV pool of a worker, tokens.")] = 240_000,
+    kv_tokens: Annotated[str, Option(help="KV pool of a worker, tokens; one, or one for each trace.")] = "240000",
     workers: Annotated[int, Option(help="Workers; placement needs at least 2.")] = 1,
     seams: Annotated[str, Option(help="What is searched, with commas between.")] = "eviction,ordering,admission",
     beside: Annotated[str, Option(help="seam=SPEC of a seam that is not searched, with ; between; else saga+'s.")] = "",
@@ -51,6 +51,7 @@ def main(
     generations: Annotated[int, Option(help="Generations.")] = 40,
     candidates: Annotated[int, Option(help="Candidates of a generation.")] = 16,
     episodes: Annotated[int, Option(help="Episodes of each trace and candidate.")] = 2,
+    checks: Annotated[int, Option(help="Validation episodes of each trace at every fourth generation.")] = 4,
     sigma: Annotated[float, Option(help="First step size, in scaled units.")] = 0.1,
     jobs: Annotated[int, Option(help="Processes.")] = 2,
     seed: Annotated[int, Option(help="The weights follow from it.")] = 0,
@@ -63,29 +64,27 @@ def main(
     """Search for order, admission and eviction (or placement) policies on whole simulated runs."""
     for option, value, low, high in (("--units", units, 0, 64), ("--generations", generations, 1, 1e5),
                                      ("--candidates", candidates, 4, 1024), ("--episodes", episodes, 1, 100),
+                                     ("--checks", checks, 1, 100),
                                      ("--sigma", sigma, 1e-6, 10), ("--jobs", jobs, 1, 256), ("--seed", seed, 0, 2**30),
                                      ("--workers", workers, 1, 4096), ("--sessions", sessions, 0, 1e6)):
         check_range(option, value, low, high)
     searched = _seams(seams, workers)
     others = _others(beside, searched)
-    counts = [int(v) for v in numbers("--population", population, 0)]
+    counts = _each("--population", population, 0, traces)
+    pools = _each("--kv-tokens", kv_tokens, 16, traces)
     held = [Path(w) for w in words(validation)]
     if len(held) != len(traces):
         raise UserError("--validation", f"names {len(held)} files for {len(traces)} traces", "name one for each")
-    if len(counts) not in (1, len(traces)):
-        raise UserError("--population", f"names {len(counts)} numbers for {len(traces)} traces", "one, or one for each")
-    counts = counts * len(traces) if len(counts) == 1 else counts
     if not out.parent.is_dir():
         raise UserError(out, f"its folder {out.parent} does not exist", "create it or name another place")
     folder = run_dir or out.parent
     journal = folder / f"{out.name}.search.jsonl"
     check_target(journal)
-    train = [_arena(p, n, sessions, kv_tokens, workers) for p, n in zip(traces, counts, strict=True)]
-    hidden = [_hidden(p)[1] for p in traces]
-    checks = [_arena(Path(f"{p}@hidden") if h else p, n, sessions, kv_tokens, workers)
-              for p, n, h in zip(held, counts, hidden, strict=True)]
-    config = SearchConfig(tuple(searched), units, generations, candidates, episodes, sigma, seed=seed, others=others,
-                          reference={s: REFERENCE[s] if s in searched else others[s] for s in SEAMS})
+    train = [_arena(p, n, sessions, kv, workers) for p, n, kv in zip(traces, counts, pools, strict=True)]
+    judged = [_arena(Path(f"{p}@hidden") if _hidden(t)[1] else p, n, sessions, kv, workers)
+              for p, t, n, kv in zip(held, traces, counts, pools, strict=True)]
+    config = SearchConfig(tuple(searched), units, generations, candidates, episodes, sigma, checks=checks, seed=seed,
+                          others=others, reference={s: REFERENCE[s] if s in searched else others[s] for s in SEAMS})
     with Tracker(wandb, project, folder, dict(vars(config)), "search") as tracker:
         with progress() as bar:
             job = bar.add_task("searching", total=generations + 1, note="compiling, first generation")
@@ -95,10 +94,8 @@ def main(
                 bar.update(job, completed=g + 1, note=f"best on validation {curves['validation']:+.4f}, "
                                                       f"step {curves['sigma']:.3f}")
 
-            found = search(train, checks, config, journal, jobs, on_generation)
-        facts = {a.name: f"{a.sessions} sessions an episode, {a.config.population or 'open'} alive, {kv_tokens:,} KV "
-                         f"tokens on each of {workers}, sha256 {sha256(_hidden(p)[0])[:12]}"
-                 for a, p in zip(train, traces, strict=True)}
+            found = search(train, judged, config, journal, jobs, on_generation)
+        facts = [f"{a.told()}; sha256 {sha256(_hidden(p)[0])[:12]}" for a, p in zip(train, traces, strict=True)]
         save(out, found, config, facts, note, seed)
         search_picture(found.curve, folder / f"{out.name}.search.png")
         tracker.summary({"validation_cost": found.validation_cost, "start_cost": found.start_cost})
@@ -106,7 +103,7 @@ def main(
                     f"(started at {found.start_cost:+.4f}), {found.runs:,} simulated episodes", highlight=False)
 
 
-def save(out: Path, found: Found, config: SearchConfig, facts: dict[str, str], note: str, seed: int) -> None:
+def save(out: Path, found: Found, config: SearchConfig, facts: list[str], note: str, seed: int) -> None:
     """A checkpoint for each searched seam, each the others' companion."""
     genome = config.genome()
     out.mkdir(exist_ok=True)
@@ -163,7 +160,15 @@ def _arena(path: Path, population: int, sessions: int, kv_tokens: int, workers: 
     check_fits(trace, kv_tokens=kv_tokens)
     config = replace(sim_config(kv_tokens, workers, population * workers), end_hint=not hidden)
     n = min(sessions or 3 * population * workers or trace.n_sessions, trace.n_sessions)
-    return Arena(file_label(file) + (" (ends hidden)" if hidden else ""), trace, config, n)
+    return Arena(file_label(file), trace, config, n)
+
+
+def _each(option: str, text: str, low: float, traces: list[Path]) -> list[int]:
+    """One number for each trace; a single one is for all."""
+    values = [int(v) for v in numbers(option, text, low)]
+    if len(values) not in (1, len(traces)):
+        raise UserError(option, f"names {len(values)} numbers for {len(traces)} traces", "give one, or one for each")
+    return values * len(traces) if len(values) == 1 else values
 
 
 if __name__ == "__main__":

@@ -51,6 +51,12 @@ class Arena:
     sessions: int
     """Of one episode."""
 
+    def told(self) -> str:
+        """One line that says what the arena is."""
+        c = self.config
+        return (f"{self.name}: {self.sessions} sessions an episode, {c.population or 'open'} alive, {c.kv_tokens:,} KV "
+                f"tokens on each of {c.workers}" + ("" if c.end_hint else ", ends hidden"))
+
     def episode(self, seed: int) -> Trace:
         return resample(self.trace, np.random.default_rng(seed), self.sessions)
 
@@ -194,7 +200,7 @@ def _identity(config: SearchConfig, train: Sequence[Arena]) -> dict[str, Any]:
     from saga_rl.policies.features import feature_hash
 
     rest = {k: v if not isinstance(v, Mapping) else dict(v) for k, v in vars(config).items() if k != "generations"}
-    return json.loads(json.dumps(rest | {"arenas": [a.name for a in train], "feature_hash": feature_hash()}))
+    return json.loads(json.dumps(rest | {"arenas": [a.told() for a in train], "feature_hash": feature_hash()}))
 
 
 def _read(journal: Path | None, config: SearchConfig, train: Sequence[Arena]) -> list[dict[str, Any]]:

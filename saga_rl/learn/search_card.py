@@ -24,7 +24,7 @@ def search_card(seam: str, meta: Mapping[str, Any], features: tuple[str, ...], c
              f"- commit {source['commit']}, version {source['version']}, seed {source['seed']}",
              f"- {meta['runs']:,} simulated episodes, references included; no other look at any session",
              *([f"- {meta['note']}"] if meta["note"] else []), "", "## Data"]
-    lines += [f"- {name}: {facts}" for name, facts in meta["arenas"].items()]
+    lines += [f"- {told}" for told in meta["arenas"]]
     lines += ["", "## Figures on validation sessions (simulated; they chose the weights, so they flatter)",
               f"- cost against the reference rule: {meta['validation_cost']:+.4f}, the rules it started from "
               f"{meta['start_cost']:+.4f} (log of mean completion time, plus half of the log of P95 where worse)",
