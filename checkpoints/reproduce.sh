@@ -51,14 +51,10 @@ if [[ $PARTS == *joint* || $PARTS == *placement* ]]; then
     searched hetero-hitl hetero --hitl-share 0.1
 fi
 if [[ $PARTS == *joint* ]]; then
-    names=(swe web burst swe-hitl web-hitl hetero-hitl swe web burst swe-hitl web-hitl hetero-hitl)
-    small=240000 large=440000 # KV tokens: heavy and moderate pressure
     "$BIN/python" training/search.py "$WORK"/joint/{swe,web,burst}/train.parquet \
-        "$WORK"/joint/{swe-hitl,web-hitl,hetero-hitl}/train.parquet@hidden "$WORK"/joint/{swe,web,burst}/train.parquet \
         "$WORK"/joint/{swe-hitl,web-hitl,hetero-hitl}/train.parquet@hidden \
-        --validation "$(parts validation "${names[@]}")" --population 9,12,8,12,20,14,9,10,12,12,12,16 \
-        --kv-tokens $small,$small,$small,$small,$small,$small,$large,$large,$large,$large,$large,$large \
-        --episodes 1 --checks 3 --generations 48 --sigma 0.1 --seed 1 \
+        --validation "$(parts validation swe web burst swe-hitl web-hitl hetero-hitl)" \
+        --population 9,12,8,12,20,14 --generations 60 --sigma 0.1 --seed 1 \
         --out "$OUT/joint" --run-dir "$WORK" --note "$NOTE"
 fi
 if [[ $PARTS == *placement* ]]; then
