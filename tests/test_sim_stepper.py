@@ -36,7 +36,11 @@ def test_a_policys_own_choices_are_its_replay(seed, name):
         assert 2 <= stepper.n_rows == stepper.candidates
         pending = stepper.advance(stepper.policy_action(policy))
     assert stepper.n_rows == 0
-    assert stepper.result() == replay(reference, policy, reference.kv_tokens)
+    alone = replay(reference, policy, reference.kv_tokens)
+    if name == "belady":  # the stepper takes what one release freed as one, as vLLM does; who knows the future need not
+        assert stepper.result().recomputed_tokens >= alone.recomputed_tokens
+    else:
+        assert stepper.result() == alone
 
 
 @settings(max_examples=100, deadline=None)

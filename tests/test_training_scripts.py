@@ -195,8 +195,13 @@ def test_a_stopped_collection_leaves_nothing(work: Path, tmp_path: Path, sent: i
         while not list(tmp_path.glob(".x-v0.*/data/metadata.json")):
             assert child.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
-        child.send_signal(sent)
-        _, errors = child.communicate(timeout=120)
+        for _ in range(8):  # Python drops an interrupt that falls into a callback of the compiler: ask again, as people do
+            child.send_signal(sent)
+            try:
+                _, errors = child.communicate(timeout=20)
+                break
+            except subprocess.TimeoutExpired:
+                continue
     finally:
         child.kill()
     assert child.returncode == 130
