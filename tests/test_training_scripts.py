@@ -195,7 +195,7 @@ def test_a_stopped_collection_leaves_nothing(work: Path, tmp_path: Path, sent: i
         while not list(tmp_path.glob(".x-v0.*/data/metadata.json")):
             assert child.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
-        for _ in range(8):  # Python drops an interrupt that falls into a callback of the compiler: ask again, as people do
+        for _ in range(8):  # an interrupt that falls into a callback of the compiler is lost: ask again, as people do
             child.send_signal(sent)
             try:
                 _, errors = child.communicate(timeout=20)
