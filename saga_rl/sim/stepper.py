@@ -3,7 +3,7 @@
 One decision is which candidate to take tail blocks from: as many as are needed from that candidate; if that is not
 enough, another decision follows. Rows are made once for each allocation, when a segment is or becomes a candidate, and
 a single candidate is taken without asking: to play a policy's own choice at every decision is to `replay` it. Bélády
-apart: what one release freed goes as one here, as in vLLM, while a replay lets who knows the future tell its parts apart.
+apart: what one release freed goes as one here, as in vLLM, where a replay lets who knows the future tell parts apart.
 """
 
 from __future__ import annotations
