@@ -25,22 +25,26 @@ from saga_rl.learn.search import Arena, Found, SearchConfig, search
 from saga_rl.learn.search_card import search_card
 from saga_rl.learn.search_plot import search_picture
 from saga_rl.learn.tracking import Tracker
+from saga_rl.learn.workloads import workload
 from saga_rl.policies.base import SEAMS
 from saga_rl.policies.checkpoint import save_checkpoint
 from saga_rl.policies.presets import PRESETS
 from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance, sha256
 
+WORKLOAD = "workload:"
 REFERENCE = PRESETS["saga+"] | {"admission": "reserve-older:likely=1", "eviction": "bayes-tables"}
 """By seam the best rule found by hand where ends are not announced. Seams that are not searched are the same in
 candidates and reference."""
 
 
 def main(
-    traces: Annotated[list[Path], Argument(metavar="TRACE", help="Trace files to search on; FILE@hidden: there, nobody "
-                                                                 "says that a session ended.")],
+    traces: Annotated[list[Path], Argument(metavar="TRACE", help="Trace files to search on, or workload:NAME, the "
+                                           "training sessions of that workload; FILE@hidden: there, nobody says that "
+                                           "a session ended.")],
     out: Annotated[Path, Option(help="Folder for the checkpoints, one sub-folder a seam.")],
-    validation: Annotated[str, Option(help="Trace files that choose the best, in the same order, with , between.")],
+    validation: Annotated[str, Option(help="Trace files that choose the best, in the same order, with , between "
+                                           "(workload:NAME: its validation sessions).")],
     population: Annotated[str, Option(help="Sessions alive at once on each trace (0 = its arrivals).")] = "12",
     sessions: Annotated[int, Option(help="Sessions of one episode; 0 = three times the population.")] = 0,
     kv_tokens: Annotated[str, Option(help="KV pool of a worker, tokens; one, or one for each trace.")] = "240000",
@@ -80,8 +84,8 @@ def main(
     folder = run_dir or out.parent
     journal = folder / f"{out.name}.search.jsonl"
     check_target(journal)
-    train = [_arena(p, n, sessions, kv, workers) for p, n, kv in zip(traces, counts, pools, strict=True)]
-    judged = [_arena(Path(f"{p}@hidden") if _hidden(t)[1] else p, n, sessions, kv, workers)
+    train = [_arena(p, "train", n, sessions, kv, workers) for p, n, kv in zip(traces, counts, pools, strict=True)]
+    judged = [_arena(Path(f"{p}@hidden") if _hidden(t)[1] else p, "validation", n, sessions, kv, workers)
               for p, t, n, kv in zip(held, traces, counts, pools, strict=True)]
     config = SearchConfig(tuple(searched), units, generations, candidates, episodes, sigma, checks=checks, seed=seed,
                           others=others, reference={s: REFERENCE[s] if s in searched else others[s] for s in SEAMS})
@@ -95,7 +99,7 @@ def main(
                                                       f"step {curves['sigma']:.3f}")
 
             found = search(train, judged, config, journal, jobs, on_generation)
-        facts = [f"{a.told()}; sha256 {sha256(_hidden(p)[0])[:12]}" for a, p in zip(train, traces, strict=True)]
+        facts = [f"{a.told()}; {_origin(p)}" for a, p in zip(train, traces, strict=True)]
         save(out, found, config, facts, note, seed)
         search_picture(found.curve, folder / f"{out.name}.search.png")
         tracker.summary({"validation_cost": found.validation_cost, "start_cost": found.start_cost})
@@ -154,13 +158,25 @@ def _hidden(path: Path) -> tuple[Path, bool]:
     return (Path(text.removesuffix("@hidden")), True) if text.endswith("@hidden") else (path, False)
 
 
-def _arena(path: Path, population: int, sessions: int, kv_tokens: int, workers: int) -> Arena:
+def _arena(path: Path, part: str, population: int, sessions: int, kv_tokens: int, workers: int) -> Arena:
     file, hidden = _hidden(path)
-    trace = read_trace(file)
+    name = _named(file)
+    trace = workload(name).split(part) if name else read_trace(file)
     check_fits(trace, kv_tokens=kv_tokens)
     config = replace(sim_config(kv_tokens, workers, population * workers), end_hint=not hidden)
     n = min(sessions or 3 * population * workers or trace.n_sessions, trace.n_sessions)
-    return Arena(file_label(file), trace, config, n)
+    return Arena(name or file_label(file), trace, config, n)
+
+
+def _named(path: Path) -> str:
+    """The workload that `workload:NAME` names, empty for a file."""
+    text = str(path)
+    return text.removeprefix(WORKLOAD) if text.startswith(WORKLOAD) else ""
+
+
+def _origin(path: Path) -> str:
+    file = _hidden(path)[0]
+    return f"workload {_named(file)}" if _named(file) else f"sha256 {sha256(file)[:12]}"
 
 
 def _each(option: str, text: str, low: float, traces: list[Path]) -> list[int]:
