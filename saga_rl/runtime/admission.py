@@ -102,7 +102,7 @@ class Admission:
 
     def __init__(self, tracker: Tracker, policy: Policy, queue: PolicyBlockQueue, block_size: int, pool_blocks: int,
                  budget_s: float) -> None:
-        self.tracker, self.policy, self.queue = tracker, policy, queue
+        self.tracker, self.policy, self.queue, self.victims = tracker, policy, queue, queue.victims
         self.block_size, self.pool_blocks = block_size, pool_blocks
         self.guard = Guard(policy, make("admission", "none"), budget_s)
         self.row = np.zeros((1, len(ADMISSION)))
@@ -127,13 +127,13 @@ class Admission:
             self._remember(*self._remembered(found, total))
 
     def _remembered(self, found: int, total: int) -> tuple:
-        return (self.queue.victims.g, self.row[0], float(found), float(total), self.policy.score, self.policy.params,
+        return (self.victims.g, self.row[0], float(found), float(total), self.policy.score, self.policy.params,
                 self._scratch)
 
     def fill(self, c: int, known: int, generated: int, cached: int, running: NDArray[np.float64],
              slots: NDArray[np.int64], now: float, queued_s: float) -> None:
         """Bring `row` up to date, see `fill_admission`. slots: of the evictable runs."""
         t = self.tracker
-        fill_admission(t.chains, t.tables, self.queue.victims.g, W, c, known, generated, cached, running,
+        fill_admission(t.chains, t.tables, self.victims.g, W, c, known, generated, cached, running,
                        self.queue.runs.table, slots, float(self.pool_blocks), float(self.queue.n_empty),
                        self.block_size, t.expiry_s, now, queued_s, np.zeros(len(t.chains)), self.row[0])

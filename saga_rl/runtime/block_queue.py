@@ -59,6 +59,10 @@ class PolicyBlockQueue:
         self._mark: tuple | None = None
         self._fell_back = False
 
+    def use(self, victims: Victims) -> None:
+        """Another policy chooses from now on."""
+        self.victims, self._mark = victims, None
+
     # ------------------------------------------------------------------ who releases
     def begin_release(self, chain: int) -> int:
         """Blocks that come from now on belong to `chain`. Returns what `end_release` wants to know."""

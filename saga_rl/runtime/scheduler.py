@@ -14,7 +14,7 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -24,6 +24,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from saga_rl.errors import UserError
 from saga_rl.policies import chains as ch
+from saga_rl.policies.base import PolicySet
 from saga_rl.policies.features import BEGIN, RELEASE
 from saga_rl.runtime import versions
 from saga_rl.runtime.admission import Admission
@@ -34,6 +35,8 @@ from saga_rl.runtime.hints import read_hints
 from saga_rl.runtime.metrics import Metrics
 from saga_rl.runtime.recorder import Recorder
 from saga_rl.runtime.request_queue import EPOCH_S, PolicyRequestQueue
+from saga_rl.runtime.snapshot import snapshot
+from saga_rl.runtime.swap import swap
 from saga_rl.runtime.tenants import Service
 from saga_rl.runtime.tracker import NOBODY, Served, Tracker
 from saga_rl.runtime.victims import Victims
@@ -68,6 +71,9 @@ class SagaMixin(Scheduler):
         self._served: dict[str, Served] = {}
         self._epoch_s = self._yielded_s = self._next_forget = -math.inf
         self._preempting: Request | None = None
+        self._lost_tokens: dict[str, int] = {}
+        self.shown = config.policy if isinstance(config.policy, str) else str(config.policy)
+        """What an operator calls the policies in force."""
         self._install(config)
         self.recorder = None if config.record is None else Recorder(
             config.record, self.engine, config.record_key, self._hash_block(), time.time() - self.now,
@@ -88,15 +94,22 @@ class SagaMixin(Scheduler):
                                              self.block_queue.runs, self._pinned)
         self.admission = Admission(self.tracker, self.policies.admission, self.block_queue, self.block_size, blocks,
                                    config.budget_s)
-        ordered = self.policies.ordering.name != "fcfs" or math.isfinite(self.rules.service_gap_tokens)
-        if ordered or math.isfinite(self.rules.afs_preempt_s):
-            self.waiting = PolicyRequestQueue(
-                self.tracker, self.policies.ordering, config.budget_s, lambda r: self._served[r.request_id],
-                lambda: self.now, self.service, lambda: self.block_queue.runs.owned, self.block_size,
-                math.isfinite(self.rules.afs_preempt_s))
+        if self._orders():
+            self.waiting = self._policy_queue()
         self._stock_allocate: Callable[..., Any] = manager.allocate_slots
         manager.allocate_slots = self._allocate
         warm_up(self.tracker, self.block_queue, self.admission, self.service)
+
+    def _orders(self) -> bool:
+        """Whether the waiting queue must be ours: for the ordering policy or for a rule between tenants."""
+        return (self.policies.ordering.name != "fcfs" or math.isfinite(self.rules.service_gap_tokens)
+                or math.isfinite(self.rules.afs_preempt_s))
+
+    def _policy_queue(self) -> PolicyRequestQueue:
+        return PolicyRequestQueue(
+            self.tracker, self.policies.ordering, self.saga_config.budget_s, lambda r: self._served[r.request_id],
+            lambda: self.now, self.service, lambda: self.block_queue.runs.owned, self.block_size,
+            math.isfinite(self.rules.afs_preempt_s))
 
     def _hash_block(self) -> int:
         return int(getattr(self, "hash_block_size", None) or self.block_size)
@@ -160,8 +173,11 @@ class SagaMixin(Scheduler):
             served.cached_tokens = found_tokens
             self.service.left(served, True)
             self.service.charge(served, request.num_tokens - found_tokens, 0)
+            had = min(int(self.tracker.chains[served.chain, ch.CONTEXT]), request.num_tokens) - 1
         else:
             self.service.left(served, True)
+            had = self._lost_tokens.pop(request.request_id, 0)
+        self.metrics.counts["recomputed tokens"] += max(had // self.block_size * self.block_size - found_tokens, 0)
         self.tracker.schedule(served, self.now)
         if isinstance(self.waiting, PolicyRequestQueue) and self.waiting.urgent is request:
             self.waiting.urgent = None
@@ -210,6 +226,7 @@ class SagaMixin(Scheduler):
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         self._preempting = request
+        self._lost_tokens[request.request_id] = request.num_computed_tokens
         self.metrics.counts["preemptions"] += 1
         super()._preempt_request(request, *args, **kwargs)
 
@@ -229,6 +246,7 @@ class SagaMixin(Scheduler):
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         out = super()._free_request(request, *args, **kwargs)
         served = self._served.pop(request.request_id, None)
+        self._lost_tokens.pop(request.request_id, None)
         if served is None:
             return out
         self.service.left(served, False)
@@ -305,6 +323,28 @@ class SagaMixin(Scheduler):
             self.recorder.close()
         self.metrics.stop()
         super().shutdown()
+
+    # ------------------------------------------------------------------ asked and told from outside
+    def told(self, notes: Iterable[Mapping[str, Any]]) -> int:
+        """What answers called, or that sessions are over (`Tracker.told`). Returns how many notes applied; what is not
+        a note is counted."""
+        self._tick()
+        applied = 0
+        for note in notes:
+            try:
+                applied += self.tracker.told(note)
+            except (AttributeError, TypeError, ValueError, OverflowError):
+                self.metrics.counts["notes unread"] += 1
+        self.metrics.counts["notes"] += applied
+        return applied
+
+    def swap(self, policies: PolicySet, shown: str) -> None:
+        """Other policies from the next step on, see `runtime.swap`. Raises before anything is changed."""
+        swap(self, policies, shown)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The engine in numbers, see `runtime.snapshot`."""
+        return snapshot(self)
 
     def _queue_positions(self) -> None:
         """How many requests stand ahead of each that waits, in the queue's order."""

@@ -8,15 +8,17 @@ blocks are gone, and names beyond a limit share one code.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saga_rl.policies import chains as ch
-from saga_rl.policies.tables import Tables, make_tables
-from saga_rl.runtime.hints import Hints
+from saga_rl.policies.tables import Tables, make_tables, observe_end
+from saga_rl.runtime.completion import Completion
+from saga_rl.runtime.hints import MAX_NAME, Hints
 
 NOBODY = 0
 """Row of the chain that owns blocks of unknown origin: it never began, so age orders keep it longest."""
@@ -49,12 +51,13 @@ class Served:
     """Of those, because its tenant had to yield."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Session:
     number: int
     first_s: float
     deadline_s: float
-    chains: int = 0
+    chains: list[int] = field(default_factory=list)
+    """Rows."""
 
 
 @dataclass
@@ -90,6 +93,7 @@ class Tracker:
         self.tools, self.tenants, self.types = _Names(MAX_TOOLS), _Names(), _Names(MAX_TYPES)
         self.version = 0
         """Changes with every event: scores made before are stale."""
+        self.completion = Completion()
         self._key: list[Key | None] = [None] * 256
         self._row: dict[Key, int] = {}
         self._free = list(range(255, NOBODY, -1))
@@ -128,7 +132,37 @@ class Tracker:
             self.chains[c, ch.STARTED] = now  # its last tokens came after a preemption: nothing more was attained
         ch.finish(self.chains, self.tables, W, c, now, served.prompt_tokens, output_tokens, self._tool(h.next_tool),
                   h.final)
+        if h.final:
+            self._completed(c, False)
         self.version += 1
+
+    def told(self, note: Mapping[str, Any]) -> bool:
+        """What came to be known of an answer after it: {"session", "agent", "next_tool", "final"}. It is for the chain
+        of that agent that was heard of last, and late, so ignored, if that one is at its next request already. `agent`
+        -1: every chain of the session, for ends. Whether anything came of it; a note that makes no sense is ignored."""
+        session, agent, tool = note.get("session"), note.get("agent", 0), note.get("next_tool")
+        final = note.get("final") is True
+        if not isinstance(session, str) or not isinstance(agent, int) or not (tool is None or isinstance(tool, str)):
+            return False
+        mine = self._chains_of(session[:MAX_NAME], agent)
+        if agent >= 0:
+            mine = sorted(mine, key=lambda c: -max(self.chains[c, ch.LAST], self.chains[c, ch.QUEUED]))[:1]
+        done = False
+        for c in mine:
+            row = self.chains[c]
+            if row[ch.WAITING] == 1 or row[ch.RUNNING] == 1 or row[ch.STEPS] == 0:
+                continue
+            if tool and agent >= 0:
+                self._called(c, self._tool(tool[:MAX_NAME]))
+                done = True
+            if final and row[ch.ENDED] != 1:
+                if row[ch.ENDED] == 0:
+                    observe_end(self.tables, W, int(row[ch.TOOL]), int(row[ch.TYPE]), row[ch.STEPS])
+                    self._completed(c, False)
+                row[ch.ENDED] = 1
+                done = True
+        self.version += done
+        return done
 
     def abort(self, served: Served, now: float) -> None:
         """Its request went away."""
@@ -141,8 +175,7 @@ class Tracker:
         x, late = self.chains, 0
         for c in holding:
             if now - x[c, ch.LAST] > self.expiry_s and x[c, ch.ENDED] == 0:
-                ch.expire(x, self.tables, W, c)
-                late += int(x[c, ch.ENDED] > 0)
+                late += self._expire(c)
         self.version += late
         return late
 
@@ -156,7 +189,7 @@ class Tracker:
         keep = set(holding)
         gone = [c for c in np.flatnonzero(idle).tolist() if self._key[c] is not None and c not in keep]
         for c in gone:
-            ch.expire(x, self.tables, W, c)
+            self._expire(c)
             self._drop(c)
         return gone
 
@@ -168,6 +201,9 @@ class Tracker:
         other.preempt(served, 0.0)
         other.schedule(served, 0.0)
         other.finish(served, 0.0, 1)
+        served = other.arrive(Hints(session="s"), 0.0, 1)
+        other.finish(served, 0.0, 1)
+        other.told({"session": "s", "final": True})
         served = other.arrive(Hints(), 0.0, 1)
         other.abort(served, 0.0)
         ch.expire(other.chains, other.tables, W, served.chain)
@@ -198,6 +234,27 @@ class Tracker:
         silent &= now - np.maximum(x[:, ch.LAST], x[:, ch.QUEUED]) > self.expiry_s
         return known[(x[:, ch.ENDED] == 0) & ~silent]
 
+    # ------------------------------------------------------------------ ends
+    def _expire(self, c: int) -> int:
+        """Presume that chain c ended. 1 if it did not count as ended before."""
+        before = self.chains[c, ch.ENDED]
+        ch.expire(self.chains, self.tables, W, c)
+        if self.chains[c, ch.ENDED] == before:
+            return 0
+        self._completed(c, True)
+        return 1
+
+    def _completed(self, c: int, presumed: bool) -> None:
+        key, row = self._key[c], self.chains[c]
+        if key is not None and key[1:] == (0, 0):
+            self.completion.ended(max(float(row[ch.LAST] - row[ch.SESSION_S]), 0.0), presumed)
+
+    def _chains_of(self, session: str, agent: int) -> list[int]:
+        """Rows of the session's chains: of one agent, or with -1 of all."""
+        s = self._sessions.get(session)
+        rows = s.chains if s is not None else []
+        return [c for c in rows if agent < 0 or ((key := self._key[c]) is not None and key[1] == agent)]
+
     # ------------------------------------------------------------------ rows
     def chain_for(self, hints: Hints, now: float) -> int:
         """Row of the chain that a request with these hints belongs to, made if it is new."""
@@ -221,7 +278,7 @@ class Tracker:
         if s is None:
             self._numbered += 1
             s = self._sessions[key[0]] = _Session(self._numbered, now, now + hints.deadline_s)
-        s.chains += 1
+        s.chains.append(c)
         self.chains[c] = ch.make_chains(1)[0]
         tenant, agent_type = self.tenants.code(hints.tenant), self.types.code(hints.agent_type)
         if agent_type >= self.tables.types.shape[1]:
@@ -246,8 +303,8 @@ class Tracker:
         self._key[c] = None
         del self._row[key]
         s = self._sessions[key[0]]
-        s.chains -= 1
-        if s.chains == 0:
+        s.chains.remove(c)
+        if not s.chains:
             del self._sessions[key[0]]
         self.chains[c] = ch.make_chains(1)[0]
         self._free.append(c)
