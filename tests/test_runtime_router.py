@@ -15,7 +15,8 @@ from saga_rl.policies import features as ft
 from saga_rl.policies.registry import make
 from saga_rl.runtime.config import SagaConfig
 from saga_rl.runtime.hints import Hints
-from saga_rl.runtime.router import Router
+from saga_rl.runtime.router import LOST, Router, _draw
+from saga_rl.runtime.router_shared import SharedRouter
 
 
 def router(policy: str = "saga", **kwargs) -> Router:
@@ -71,34 +72,149 @@ def test_rows_say_what_was_sent_and_what_came_back():
     assert row[0, ft.P_IDLE] == pytest.approx(np.log1p(1.0))
 
 
-ACT = st.tuples(st.integers(0, 5), st.integers(1, 3000), st.sampled_from(("first", "finish", "abort", "none")),
-                st.booleans(), st.floats(0.0, 40.0))
+def test_a_lost_engine_is_never_chosen_and_its_sessions_live_elsewhere_from_then_on():
+    r = Router(make("placement", "sticky"), 3, 8, 10_000, tokens_per_s=1000.0)
+    homes = {s: send(r, s, s, 100, 0.0) for s in "abc"}
+    assert sorted(homes.values()) == [0, 1, 2]
+    for s in "bc":
+        r.output(s, 1, True, 1.0)
+    assert r.engine_lost(homes["a"]) == ["a"]
+    assert r.rows(Hints(session="a"), 100, 2.0)[:, ft.P_HOME].sum() == 0
+    r.gone("a", 2.0)
+    moved = send(r, "a2", "a", 100, 2.0)
+    assert moved != homes["a"]
+    r.output("a2", 1, True, 3.0)
+    assert {send(r, f"n{k}", None, 10, 4.0) for k in range(9)} == {homes["b"], homes["c"]}
+    r.engine_back(homes["a"])
+    assert send(r, "n", None, 10, 5.0) == homes["a"]
+    assert send(r, "a3", "a", 100, 5.0) == moved
+    assert sum(e.homed for e in r.engines) == len(r._counted) == 13
 
 
-@settings(max_examples=80, deadline=None)
-@given(st.lists(ACT, max_size=60))
-def test_counts_return_to_zero_and_no_session_is_counted_twice(acts):
-    r = router(expiry_s=30.0)
-    now, open_ = 0.0, []
-    for n, (session, tokens, fate, final, gap) in enumerate(acts):
+def test_orders_are_drawn_as_if_lost_engines_had_never_been():
+    """Two choices among the live; and a chain's order of the others stays as it was."""
+    n = 6
+    for key in range(50):
+        before, after = np.zeros((n, len(ft.PLACEMENT))), np.zeros((n, len(ft.PLACEMENT)))
+        state = np.zeros((n, 6))
+        _draw(key, 3, state, before)
+        state[[1, 4], LOST] = 1
+        _draw(key, 3, state, after)
+        for column in (ft.P_DRAW, ft.P_RING):
+            order = [w for w in np.argsort(before[:, column]) if w not in (1, 4)]
+            assert sorted(before[:, column]) == sorted(after[:, column]) == list(range(n))
+            assert np.argsort(after[:, column])[:4].tolist() == order
+    r = Router(make("placement", "power-of-two"), 4, 8, 10_000)
+    for w in (0, 1):
+        r.engine_lost(w)
+    assert {send(r, f"r{k}", None, 10, 0.0) for k in range(40)} == {2, 3}
+
+
+def test_a_stolen_request_counts_where_it_went():
+    r = router("sticky")
+    for k in range(3):
+        r.book(f"r{k}", Hints(session=f"s{k}"), 100 * (k + 1), 0, 0.0)
+    r.moved("r1", 1, 1.0)
+    assert [(e.in_flight, e.flight_tokens, e.queued_tokens, e.homed) for e in r.engines] == [(2, 400, 400, 2),
+                                                                                             (1, 200, 200, 1)]
+    assert (r.steals, r.migrations, r.flights["r1"].been) == (1, 1, {0})
+    r.output("r1", 3, True, 2.0)
+    assert send(r, "again", "s1", 50, 3.0) == 1
+    r.output("r0", 1, False, 2.0)
+    with pytest.raises(ValueError, match="begun to answer"):
+        r.moved("r0", 1, 2.0)
+
+
+SESSIONS = 6
+ACT = st.tuples(st.integers(0, SESSIONS - 1), st.integers(1, 3000), st.booleans(), st.floats(0.0, 40.0),
+                st.lists(st.tuples(st.sampled_from(("first", "finish", "abort", "move", "lose", "back", "again")),
+                                   st.integers(0, 99)), max_size=4))
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.lists(ACT, max_size=40), st.booleans())
+def test_counts_are_those_of_the_open_requests_whatever_happens_in_whatever_order(acts, shared):
+    """Clients that go, answers of lost engines, finishes told twice, steals: nothing leaks or is counted twice."""
+    policy, kw = make("placement", "saga:theta=1"), {"expiry_s": 30.0, "tokens_per_s": 1000.0}
+    r = SharedRouter(policy, 3, 8, 10_000, servers=2, counts=lambda: [[1, 2, 0.5]] * 3, **kw) if shared else Router(
+        policy, 3, 8, 10_000, **kw)
+    now, open_, done, lost = 0.0, {}, [], set()
+    for n, (session, tokens, final, gap, then) in enumerate(acts):
         now += gap
-        send(r, f"r{n}", f"s{session}", tokens, now, final=final)
-        open_.append(f"r{n}")
-        if fate == "first":
-            r.output(open_[0], 1, False, now)
-        elif fate == "finish":
-            r.output(open_.pop(0), 3, True, now)
-        elif fate == "abort":
-            r.gone(open_.pop(0), now)
-        assert sum(e.in_flight for e in r.engines) == len(open_) == len(r.flights)
+        w = send(r, f"r{n}", None if session == 0 else f"s{session}", tokens, now, final=final)
+        assert w not in lost or len(lost) == 3
+        open_[f"r{n}"] = (w, tokens)
+        for what, k in then:
+            names = sorted(open_)
+            name = names[k % len(names)] if names else "never sent"
+            if what == "first":
+                r.output(name, 1, False, now)
+            elif what == "finish":
+                r.output(name, k % 3, True, now)
+                done += [name] if open_.pop(name, None) else []
+            elif what == "abort":
+                r.gone(name, now)
+                done += [name] if open_.pop(name, None) else []
+            elif what == "move" and name in open_ and not r.flights[name].answered:
+                r.moved(name, k % 3, now)
+                open_[name] = (k % 3, open_[name][1])
+            elif what == "lose":
+                lost.add(k % 3)
+                there = r.engine_lost(k % 3)
+                assert sorted(there) == sorted(x for x, (w, _) in open_.items() if w == k % 3)
+                for x in there[::2]:  # aborted; the others are sent again
+                    r.gone(x, now)
+                    done.append(x)
+                    del open_[x]
+                for x in there[1::2]:
+                    w = send(r, x, f"s{k % SESSIONS}", 7, now)
+                    open_[x] = (w, 7)
+            elif what == "back":
+                lost.discard(k % 3)
+                r.engine_back(k % 3)
+            elif what == "again" and done:  # a late output, a second finish, a second abort
+                r.output(done[k % len(done)], 1, k % 2 == 0, now)
+                r.gone(done[k % len(done)], now)
+        assert sorted(r.flights) == sorted(open_)
+        for w, e in enumerate(r.engines):
+            mine = {x: t for x, (v, t) in open_.items() if v == w}
+            assert e.in_flight == len(mine)
+            assert e.flight_tokens == sum(mine.values())
+            assert e.queued_tokens == sum(r.flights[x].uncached for x in mine if not r.flights[x].answered)
+            assert e.lost == (w in lost)
         assert sum(e.homed for e in r.engines) == len(r._counted) <= len(r.tracker)
-        assert all(e.queued_tokens >= 0 and e.flight_tokens >= 0 for e in r.engines)
     for name in open_:
         r.gone(name, now)
     assert all((e.in_flight, e.flight_tokens, e.queued_tokens) == (0, 0, 0) for e in r.engines)
     r._sweep(now + 1e5)
     assert all(e.homed == 0 for e in r.engines)
-    assert not r._home and len(r.tracker) == 0
+    assert not r._home and not r.flights and len(r.tracker) == 0
+
+
+def test_servers_that_share_nothing_send_a_session_to_the_same_engine():
+    counts = [[0, 0, 0.0] for _ in range(4)]
+    a, b = (SharedRouter(make("placement", "saga:theta=100"), 4, 8, 10_000, servers=2, counts=lambda: counts,
+                         tokens_per_s=1000.0) for _ in range(2))
+    homes = {f"s{k}": send(a, f"a{k}", f"s{k}", 50, 0.0) for k in range(40)}
+    assert {s: send(b, f"b{s}", s, 50, 0.0) for s in homes} == homes
+    assert set(homes.values()) == {0, 1, 2, 3}
+    assert send(a, "lane", "s1", 50, 0.0) == homes["s1"]  # a second request of the agent at the same time
+    for r in (a, b):
+        r.engine_lost(2)
+    after = {s: (send(a, f"c{s}", s, 50, 1.0), send(b, f"d{s}", s, 50, 1.0)) for s in homes}
+    assert all(x == y != 2 and (x == homes[s] or homes[s] == 2) for s, (x, y) in after.items())
+
+
+def test_a_shared_router_believes_the_engines_about_load_and_places_nameless_requests_by_it():
+    counts = [[0, 0, 0.0], [3, 8, 0.9]]
+    r = SharedRouter(make("placement", "saga:theta=0.5"), 2, 8, 10_000, servers=3, counts=lambda: counts,
+                     tokens_per_s=1000.0)
+    row = r.rows(Hints(session="s"), 50, 0.0)
+    assert row[:, ft.P_IN_FLIGHT].tolist() == [0, 11]
+    assert row[:, ft.P_PINNED].tolist() == [0, pytest.approx(0.9)]
+    assert {send(r, f"r{k}", f"s{k}", 1, 0.0) for k in range(4)} == {0}  # also those at home on the loaded one
+    assert r.rows(Hints(), 50, 0.0)[:, ft.P_HOME].sum() == 0
+    assert r.rows(Hints(), 50, 0.0)[0, ft.P_IN_FLIGHT] == 12  # four of its own, believed of each of three servers
 
 
 def test_the_measured_rate_follows_what_engines_do():
