@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from engines_kit import restored
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -248,14 +249,14 @@ def request(name: str, session: str | None = None, rank: int | None = None):
 
 
 @pytest.fixture
-def client_class(monkeypatch):
+def client_class():
     """vLLM's class with our methods, put back afterwards."""
     pytest.importorskip("vllm")
+    from vllm.v1.engine.core_client import BackgroundResources
     from vllm.v1.engine.core_client import DPLBAsyncMPClient as Client
 
-    for name in ("get_core_engine_for_request", "process_engine_outputs"):
-        monkeypatch.setattr(Client, name, Client.__dict__[name])
-    return Client
+    with restored(Client, BackgroundResources):
+        yield Client
 
 
 def test_vllms_client_asks_us_and_keeps_its_own_books(client_class):

@@ -12,11 +12,12 @@ import time
 from typing import Any
 
 from saga_rl.policies.base import Policy
-from saga_rl.runtime import versions
+from saga_rl.runtime import engine_hooks, versions
 from saga_rl.runtime.config import SagaConfig
 from saga_rl.runtime.hints import Hints, read_hints
 from saga_rl.runtime.metrics import Metrics
 from saga_rl.runtime.router import Router
+from saga_rl.runtime.router_shared import SharedRouter
 
 log = logging.getLogger("vllm.saga_rl")
 
@@ -34,10 +35,13 @@ class Placement:
         engines = len(client.core_engines)
         if self.router is None or len(self.router.engines) != engines:
             vllm = client.vllm_config
-            kv_tokens = (vllm.cache_config.num_gpu_blocks or 1) * vllm.cache_config.block_size
-            self.router = Router(self.policy, engines, vllm.scheduler_config.max_num_seqs, kv_tokens,
-                                 expiry_s=self.config.expiry_s, budget_s=self.config.budget_s,
-                                 tokens_per_s=self.config.prefill_tokens_per_s)
+            blocks = (vllm.cache_config.num_gpu_blocks or engines) / engines  # vLLM's client adds all engines' up
+            kv_tokens = int(blocks * vllm.cache_config.block_size)
+            about = (self.policy, engines, vllm.scheduler_config.max_num_seqs, kv_tokens)
+            options: dict[str, Any] = {"expiry_s": self.config.expiry_s, "budget_s": self.config.budget_s,
+                                       "tokens_per_s": self.config.prefill_tokens_per_s}
+            self.router = Router(*about, **options) if client.client_count == 1 else SharedRouter(
+                *about, **options, servers=client.client_count, counts=lambda: client.lb_engines)
         return self.router
 
     def route(self, client: Any, request: Any, stock: Any) -> Any:
@@ -96,6 +100,7 @@ class Placement:
         if r is None:
             return {}
         return {"migrations": r.migrations, "chains": len(r.tracker), "homed": [e.homed for e in r.engines],
+                "engines live": sum(not e.lost for e in r.engines),
                 **{f"fallback/placement/{k}": v for k, v in dict(r.guard.fallbacks).items()}}
 
 
@@ -123,4 +128,5 @@ def install(policy: Policy, config: SagaConfig) -> Placement:
     client: Any = DPLBAsyncMPClient
     client.get_core_engine_for_request = get_core_engine_for_request
     client.process_engine_outputs = staticmethod(process_engine_outputs)
+    engine_hooks.install(lambda _: placement)
     return placement
