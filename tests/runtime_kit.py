@@ -13,6 +13,7 @@ import pytest
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("SAGA_RL_CHECK", "raise")  # every step of every scheduler here: runtime.invariants
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed (extra serve or serve-cpu)")
 
 import torch  # noqa: E402

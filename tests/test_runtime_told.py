@@ -221,7 +221,7 @@ def test_swapping_at_random_under_load_everyone_is_served_and_blocks_are_conserv
 
 
 def test_policies_that_cannot_serve_are_refused_and_nothing_changes(folder):
-    s, clock = make(folder, "saga+")
+    s, _ = make(folder, "saga+")
     before = s.policies, s.block_queue.victims, s.waiting, s.admission
     with pytest.raises(UserError, match="needs to know the future"):
         s.swap(from_specs({"eviction": "belady", "placement": "sticky", "ordering": "fcfs", "admission": "none"}), "x")
@@ -230,7 +230,7 @@ def test_policies_that_cannot_serve_are_refused_and_nothing_changes(folder):
 
 def test_after_a_swap_to_lru_every_step_is_the_stock_schedulers(folder):
     """The kill switch: the same requests, blocks and preemptions as a stock scheduler that served the same alone."""
-    ours, clock = make(folder, "saga+", blocks=40)
+    ours, _ = make(folder, "saga+", blocks=40)
     stock = make_scheduler(Scheduler, folder, blocks=40)
     ours.swap(preset("lru"), "stock")
     rng = random.Random(11)

@@ -21,10 +21,10 @@ from saga_rl.policies.features import (
     remember_admission,
     weigh_older,
 )
-from saga_rl.policies.guard import Guard
 from saga_rl.policies.registry import make
 from saga_rl.runtime.block_queue import PolicyBlockQueue
 from saga_rl.runtime.runs import BLOCKS, CHAIN, LAST_S
+from saga_rl.runtime.safe import SafeGuard
 from saga_rl.runtime.tracker import Served, Tracker, W
 from saga_rl.sim.jit import compiled
 
@@ -104,7 +104,7 @@ class Admission:
                  budget_s: float) -> None:
         self.tracker, self.policy, self.queue, self.victims = tracker, policy, queue, queue.victims
         self.block_size, self.pool_blocks = block_size, pool_blocks
-        self.guard = Guard(policy, make("admission", "none"), budget_s)
+        self.guard = SafeGuard(policy, make("admission", "none"), budget_s)
         self.row = np.zeros((1, len(ADMISSION)))
         self._scratch = np.zeros(policy.scratch)
         self._remember = compiled(_remember, self._remembered(0, 0), (_SCORE,)) if policy.memory else None

@@ -50,6 +50,8 @@ class PolicyBlockQueue:
         """`num_free_blocks` counts only what may be taken without touching a floor."""
         self.before_taking: Callable[[], None] | None = None
         """Called once, ahead of the next blocks that are taken."""
+        self.taken = 0
+        """Cached blocks taken so far."""
         self._free = stock.num_free_blocks
         self._user = np.full(n_blocks, NO_USER, np.int64)
         self._owner = NOBODY
@@ -310,6 +312,7 @@ class PolicyBlockQueue:
         else:
             out += run.popleft_n(min(most, run.num_free_blocks))
         taken = out[start:]
+        self.taken += len(taken)
         for block in taken:
             self._user[block.block_id] = NO_USER
         runs.left(run, taken)

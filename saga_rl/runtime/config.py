@@ -15,6 +15,7 @@ from saga_rl.policies.presets import PRESETS, from_specs, preset, preset_names
 
 STOCK = "stock"
 KEY = "saga"
+CHECKS = ("off", "log", "raise")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,14 @@ class SagaConfig:
     """Share of each engine's KV by tenant that others leave alone; "*" = every tenant not named."""
     afs_preempt_s: float | None = None
     """A request that waited for longer makes one of a tenant with a lower Agent Fair Share yield; None = never."""
+    preempt_by_policy: bool = False
+    """Preempt the running request that the ordering policy puts last instead of the one scheduled last (vLLM's choice,
+    and the simulator's). With the ordering `fcfs` it is vLLM's either way."""
+    starve_s: float = 600.0
+    """A request that waited for longer goes ahead of the ordering policy's choice, longest wait first, and is not asked
+    of the admission policy any more: it starts when it fits. Constraints between tenants stand above this."""
+    check: str = "off"
+    """Walk all blocks, rows and counters after each step (`runtime.invariants`): "off", "log" or "raise"."""
     allow_untested: bool = False
 
     @property
@@ -65,12 +74,14 @@ def read_config(additional_config: Any) -> SagaConfig:
         if key not in known:
             raise unknown_name(f"key of additional_config[{KEY!r}]", key, known)
     config = SagaConfig(**raw)
-    for key in ("expiry_s", "budget_s", "metrics_s", "prefill_tokens_per_s"):
+    for key in ("expiry_s", "budget_s", "metrics_s", "starve_s", "prefill_tokens_per_s"):
         value = getattr(config, key)
         if value is None and key == "prefill_tokens_per_s":
             continue
         if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
             raise UserError(f"additional_config[{KEY!r}], {key}", f"is {value!r}", "give a number above 0")
+    if config.check not in CHECKS:
+        raise unknown_name("check", str(config.check), CHECKS)
     _check_constraints(config)
     return config
 

@@ -2,7 +2,9 @@
 
 A request is scored when it is queued; `refresh` scores all of them anew (Agent Fair Share changes as time goes on), and
 so does each choice if the policy is `fresh`. Which request comes next is the first in that order that the service gap
-allows (`policies.constraints`).
+allows (`policies.constraints`). A request that has waited for longer than `starve_s` goes ahead of the policy's choice,
+the longest wait first: whatever the scores and however many older sessions keep coming, everyone is served in the end.
+If it does not fit yet, the others wait behind it (vLLM stops its scan there), so running requests drain until it does.
 Tried with vLLM 0.28 - 0.32 (`RequestQueue`).
 """
 
@@ -14,15 +16,15 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from vllm.v1.core.sched.request_queue import RequestQueue
+from vllm.v1.core.sched.request_queue import FCFSRequestQueue, RequestQueue
 from vllm.v1.request import Request
 
 from saga_rl.policies import service as sv
 from saga_rl.policies.base import Policy
 from saga_rl.policies.fairness import afs
 from saga_rl.policies.features import ORDERING, ordering_row
-from saga_rl.policies.guard import Guard
 from saga_rl.policies.registry import make
+from saga_rl.runtime.safe import SafeGuard
 from saga_rl.runtime.tenants import Service
 from saga_rl.runtime.tracker import Served, Tracker, W
 
@@ -47,25 +49,44 @@ def fill_ordering(chains, tables, w, now, waiting, shares, owned, block, service
                      cached, service[w, tenant, sv.COUNTER], least, out[i])
 
 
-class PolicyRequestQueue(RequestQueue):
-    """Sorted by (score, arrival, number). served: what the tracker knows of a request; clock: seconds; owned: evictable
-    blocks of `block_tokens` by chain; rules_need_shares: recompute Agent Fair Share whatever the policy."""
+class WatchedQueue(FCFSRequestQueue):
+    """vLLM's own queue; `before` is called whenever its head is looked at."""
 
-    def __init__(self, tracker: Tracker, policy: Policy, budget_s: float, served: Callable[[Request], Served],
+    def __init__(self, before: Callable[[], object]) -> None:
+        super().__init__()
+        self.before = before
+
+    def peek_request(self) -> Request:
+        self.before()
+        return super().peek_request()
+
+
+class PolicyRequestQueue(RequestQueue):
+    """Sorted by (score, arrival, number). served: what the tracker knows of a request (None: nothing, it goes first);
+    clock: seconds; owned: evictable blocks of `block_tokens` by chain; rules_need_shares: recompute Agent Fair Share
+    whatever the policy; before: called whenever the next request is looked at."""
+
+    def __init__(self, tracker: Tracker, policy: Policy, budget_s: float, served: Callable[[Request], Served | None],
                  clock: Callable[[], float], service: Service, owned: Callable[[], NDArray[np.float64]],
-                 block_tokens: int, rules_need_shares: bool = False) -> None:
+                 block_tokens: int, rules_need_shares: bool = False, before: Callable[[], object] = lambda: None,
+                 starve_s: float = np.inf) -> None:
         self.tracker, self.policy, self.served, self.clock, self.service = tracker, policy, served, clock, service
-        self.guard = Guard(policy, make("ordering", "fcfs"), budget_s)
+        self.guard = SafeGuard(policy, make("ordering", "fcfs"), budget_s)
         self.shares = np.zeros(1)
         """Agent Fair Share by tenant's code, as of the last epoch."""
         self.urgent: Request | None = None
         """Another request was made to yield for this one: it is next, if the service gap allows."""
+        self.changes = 0
+        """Changes whenever the order does."""
         self._owned, self._block, self._need_shares = owned, block_tokens, rules_need_shares
+        self._before, self._starve_s = before, starve_s
+        self._starving: list[Request] = []
         self._sorted: list[Entry] = []
         self._next: Request | None = None
 
     def refresh(self, now: float) -> None:
-        """Recompute every tenant's share and sort anew."""
+        """Recompute who has waited for too long, every tenant's share, and sort anew."""
+        self._find_starving(now)
         if not self._sorted or (self.policy.steady and not self._need_shares):
             return
         t = self.tracker
@@ -75,11 +96,16 @@ class PolicyRequestQueue(RequestQueue):
         if not self.policy.steady:
             self._sort(now)
 
+    def _find_starving(self, now: float) -> None:
+        late = [(s.since_s, s.number, e[3]) for e in self._sorted
+                if (s := self.served(e[3])) is not None and now - s.since_s > self._starve_s]
+        self._starving = [r for *_, r in sorted(late, key=lambda x: x[:2])]
+
     def rows(self, requests: list[Request], now: float) -> NDArray[np.float64]:
-        """(n, len(ORDERING)) of waiting requests."""
+        """(n, len(ORDERING)) of requests that are known."""
         t = self.tracker
         waiting = np.array([(s.chain, s.queued_s, s.prompt_tokens, s.preemptions > s.yields, self.service.tenant(s))
-                            for s in map(self.served, requests)], np.float64).reshape(-1, 5)
+                            for r in requests if (s := self.served(r)) is not None], np.float64).reshape(-1, 5)
         out = np.zeros((len(requests), len(ORDERING)))
         fill_ordering(t.chains, t.tables, W, now, waiting, self.shares, self._owned(), float(self._block),
                       self.service.counters, out)
@@ -87,27 +113,33 @@ class PolicyRequestQueue(RequestQueue):
 
     def share(self, request: Request) -> float:
         """Agent Fair Share of the request's tenant."""
-        tenant = self.served(request).tenant
+        served = self.served(request)
+        tenant = 0 if served is None else served.tenant
         return float(self.shares[tenant]) if tenant < len(self.shares) else 0.0
 
     def may_be_served(self, request: Request) -> bool:
         """Whether the service gap lets the waiting request be scheduled."""
-        return self.service.allowed(self.service.tenant(self.served(request)))
+        served = self.served(request)
+        return served is None or self.service.gap == np.inf or self.service.allowed(self.service.tenant(served))
 
     def _sort(self, now: float) -> None:
         self._sorted = self._entries([e[3] for e in self._sorted], now)
         self._sorted.sort(key=lambda e: e[:3])
 
     def _entries(self, requests: list[Request], now: float) -> list[Entry]:
-        scores = self.guard.scores(self.rows(requests, now), len(requests)).tolist()
-        served = map(self.served, requests)
-        return [(score, s.queued_s, s.number, r) for score, s, r in zip(scores, served, requests, strict=True)]
+        self.changes += 1
+        known = [(r, s) for r in requests if (s := self.served(r)) is not None]
+        scores = self.guard.scores(self.rows([r for r, _ in known], now), len(known)).tolist()
+        strangers = [(-np.inf, now, 0, r) for r in requests if self.served(r) is None]
+        return strangers + [(score, s.queued_s, s.number, r) for score, (r, s) in zip(scores, known, strict=True)]
 
     def _first(self) -> Request:
         """The request that is next. If those of every allowed tenant have been passed over by vLLM (they wait for
         something else than a place), the one whose tenant has had least."""
-        if self.service.gap == np.inf and self.urgent is None:
+        if self.service.gap == np.inf and self.urgent is None and not self._starving:
             return self._sorted[0][3]
+        if self.urgent is None and (late := next(filter(self.may_be_served, self._starving), None)) is not None:
+            return late
         first = None
         for *_, request in self._sorted:
             if not self.may_be_served(request):
@@ -119,7 +151,7 @@ class PolicyRequestQueue(RequestQueue):
         if first is not None:
             return first
         counters = self.service.counters[W, :, sv.COUNTER]
-        return min(self._sorted, key=lambda e: counters[self.served(e[3]).tenant])[3]
+        return min(self._sorted, key=lambda e: counters[s.tenant] if (s := self.served(e[3])) is not None else 0.0)[3]
 
     # ------------------------------------------------------------------ vLLM's interface
     def add_request(self, request: Request) -> None:
@@ -128,6 +160,7 @@ class PolicyRequestQueue(RequestQueue):
     def peek_request(self) -> Request:
         if not self._sorted:
             raise IndexError("peek from an empty queue")
+        self._before()
         if self.policy.fresh and len(self._sorted) > 1:
             self._sort(self.clock())
         self._next = self._first()
@@ -154,12 +187,18 @@ class PolicyRequestQueue(RequestQueue):
         if at < 0:
             raise ValueError(f"request {request.request_id} is not queued")
         del self._sorted[at]
-        self._next = None
+        self._gone({request.request_id})
 
     def remove_requests(self, requests: Iterable[Request]) -> None:
         gone = {r.request_id for r in requests}
         self._sorted = [e for e in self._sorted if e[3].request_id not in gone]
+        self._gone(gone)
+
+    def _gone(self, names: set[str]) -> None:
         self._next = None
+        self.changes += 1
+        if self._starving:
+            self._starving = [r for r in self._starving if r.request_id not in names]
 
     def __bool__(self) -> bool:
         return bool(self._sorted)

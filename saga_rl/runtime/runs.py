@@ -107,9 +107,9 @@ class Runs:
         """Evictable blocks of the chain."""
         return float(self.owned[chain]) if chain < len(self.owned) else 0.0
 
-    def owners(self) -> set[int]:
+    def owners(self) -> NDArray[np.int64]:
         """Chains that hold evictable blocks."""
-        return set(np.flatnonzero(self.owned).tolist())
+        return np.flatnonzero(self.owned)
 
     # ------------------------------------------------------------------ what is built on what
     def blocked(self, run: Run) -> bool:

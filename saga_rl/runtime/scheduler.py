@@ -10,46 +10,45 @@ Tried with vLLM 0.28 - 0.32; `versions.check_scheduler_hooks` refuses others bef
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.core.sched.request_queue import SchedulingPolicy
+from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.request import Request, RequestStatus
+from vllm.v1.request import Request
 
 from saga_rl.errors import UserError
 from saga_rl.policies import chains as ch
 from saga_rl.policies.base import PolicySet
-from saga_rl.policies.features import BEGIN, RELEASE
 from saga_rl.runtime import versions
 from saga_rl.runtime.admission import Admission
 from saga_rl.runtime.block_queue import PolicyBlockQueue
 from saga_rl.runtime.config import SagaConfig, policies_of, read_config
 from saga_rl.runtime.floors import Floors
-from saga_rl.runtime.hints import read_hints
+from saga_rl.runtime.invariants import checker
+from saga_rl.runtime.lifecycle import RequestLife
 from saga_rl.runtime.metrics import Metrics
+from saga_rl.runtime.preemption import order_running, yield_to_late
 from saga_rl.runtime.recorder import Recorder
-from saga_rl.runtime.request_queue import EPOCH_S, PolicyRequestQueue
+from saga_rl.runtime.request_queue import EPOCH_S, PolicyRequestQueue, WatchedQueue
+from saga_rl.runtime.safe import Failures
 from saga_rl.runtime.snapshot import snapshot
 from saga_rl.runtime.swap import swap
 from saga_rl.runtime.tenants import Service
-from saga_rl.runtime.tracker import NOBODY, Served, Tracker
+from saga_rl.runtime.tracker import Served, Tracker
 from saga_rl.runtime.victims import Victims
 from saga_rl.runtime.warm import warm_up
 
-_LOST = (RequestStatus.FINISHED_ABORTED, RequestStatus.FINISHED_IGNORED, RequestStatus.FINISHED_ERROR)
-FORGET_S = 60.0
+FORGET_S, FORGET_MOST = 60.0, 1000
+"""How often rows of forgotten chains are reused, s, and how many at once (then the rest at the next epoch)."""
 
 
-class SagaMixin(Scheduler):
+class SagaMixin(RequestLife):
     """Mix in ahead of one of vLLM's schedulers. `clock` gives seconds; tests replace it."""
-
-    clock = staticmethod(time.monotonic)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -64,6 +63,7 @@ class SagaMixin(Scheduler):
                             "leave it out, or choose the ordering fcfs")
         self.engine = int(getattr(self.parallel_config, "data_parallel_index", 0) or 0)
         self.metrics = Metrics(f"engine-{self.engine}", config.metrics_s, config.metrics, self._state)
+        self._failed = Failures(self.metrics.counts)
         self.tracker = Tracker(config.expiry_s)
         self.rules = config.constraints
         self.service = Service(self.tracker, self.rules.service_gap_tokens)
@@ -72,12 +72,18 @@ class SagaMixin(Scheduler):
         self._epoch_s = self._yielded_s = self._next_forget = -math.inf
         self._preempting: Request | None = None
         self._lost_tokens: dict[str, int] = {}
+        self._tokenless: dict[str, tuple[Request, Served]] = {}
+        self._refused: tuple | None = None
+        self._positions: tuple | None = None
+        self._depth = 0
+        self._check = None
         self.shown = config.policy if isinstance(config.policy, str) else str(config.policy)
         """What an operator calls the policies in force."""
         self._install(config)
         self.recorder = None if config.record is None else Recorder(
             config.record, self.engine, config.record_key, self._hash_block(), time.time() - self.now,
             {"vllm": version, "policies": self.policies.names()})
+        self._check = checker(self, config.check)
         self.metrics.start()
 
     def _install(self, config: SagaConfig) -> None:
@@ -94,11 +100,22 @@ class SagaMixin(Scheduler):
                                              self.block_queue.runs, self._pinned)
         self.admission = Admission(self.tracker, self.policies.admission, self.block_queue, self.block_size, blocks,
                                    config.budget_s)
-        if self._orders():
-            self.waiting = self._policy_queue()
         self._stock_allocate: Callable[..., Any] = manager.allocate_slots
-        manager.allocate_slots = self._allocate
+        self._other_queues = [q for name, q in vars(self).items() if isinstance(q, RequestQueue) and name != "waiting"]
+        """vLLM's own queues beside `waiting`: of requests that wait for something else than a place."""
+        self.waiting = self._queue()
         warm_up(self.tracker, self.block_queue, self.admission, self.service)
+
+    def _hook(self) -> None:
+        """From here to the end of the step `allocate_slots` is ours: a request that waits is looked at. What runs needs
+        none of ours (except under floors), so a step in which nobody waits costs nothing a request."""
+        self.kv_cache_manager.allocate_slots = self._allocate  # type: ignore[method-assign]
+
+    def _queue(self) -> RequestQueue:
+        """An empty waiting queue of the kind that the policies in force want."""
+        if self._orders():
+            return self._policy_queue()
+        return WatchedQueue(self._hook) if self.policy == SchedulingPolicy.FCFS else self.waiting
 
     def _orders(self) -> bool:
         """Whether the waiting queue must be ours: for the ordering policy or for a rule between tenants."""
@@ -107,174 +124,43 @@ class SagaMixin(Scheduler):
 
     def _policy_queue(self) -> PolicyRequestQueue:
         return PolicyRequestQueue(
-            self.tracker, self.policies.ordering, self.saga_config.budget_s, lambda r: self._served[r.request_id],
+            self.tracker, self.policies.ordering, self.saga_config.budget_s, lambda r: self._served.get(r.request_id),
             lambda: self.now, self.service, lambda: self.block_queue.runs.owned, self.block_size,
-            math.isfinite(self.rules.afs_preempt_s))
+            math.isfinite(self.rules.afs_preempt_s), self._hook, self.saga_config.starve_s)
 
-    def _hash_block(self) -> int:
-        return int(getattr(self, "hash_block_size", None) or self.block_size)
-
-    def _tick(self) -> float:
-        self.now = self.block_queue.now = max(self.clock(), self.now)
-        return self.now
-
-    # ------------------------------------------------------------------ a request's life
-    def add_request(self, request: Request) -> None:
-        if request.request_id not in self.requests:
-            now = self._tick()
-            extra = request.sampling_params.extra_args if request.sampling_params is not None else None
-            hints = read_hints(getattr(request, "session_id", None), extra)
-            self.metrics.counts["requests"] += 1
-            if hints.unread:
-                self.metrics.counts["hints unread"] += hints.unread
-            served = self._served[request.request_id] = self.tracker.arrive(hints, now, request.num_prompt_tokens)
-            self.service.queued(served)
-            self.block_queue.victims.returned(served.chain)
-        super().add_request(request)
-
-    def _allocate(self, request: Request, num_new_tokens: int, num_new_computed_tokens: int = 0, *args: Any,
-                  delay_cache_blocks: bool = False, **kwargs: Any) -> Any:
-        """`KVCacheManager.allocate_slots`. A request that waits is first shown to the admission policy; floors are kept
-        for any (`policies.constraints`), unless nothing else runs that could make room."""
-
-        def stock() -> Any:
-            return self._stock_allocate(request, num_new_tokens, num_new_computed_tokens, *args,
-                                        delay_cache_blocks=delay_cache_blocks, **kwargs)
-
-        served, queue = self._served.get(request.request_id), self.block_queue
-        if served is None:
-            return stock()
-        waits = request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
-        queue.tenant, queue.withhold = served.tenant, len(self.running) > (0 if waits else 1)
-        try:
-            if not waits:
-                return stock()
-            cached = num_new_computed_tokens // self.block_size
-            if request.num_computed_tokens == 0 and not self._admits(request, served, cached):
-                return None
-            if delay_cache_blocks:  # an asynchronous load of KV: it is scheduled when that has come
-                return stock()
-            found = (request.num_computed_tokens + num_new_computed_tokens
-                     + kwargs.get("num_external_computed_tokens", 0))
-            queue.before_taking = lambda: self._begins(request, served, found)
-            blocks = stock()
-            if blocks is not None:
-                if queue.before_taking is not None:  # no block had to be taken
-                    self._begins(request, served, found)
-                if queue.victims.policy.memory:
-                    self._tell(BEGIN, served.chain, cached, -(-request.num_tokens // self.block_size))
-            return blocks
-        finally:
-            queue.tenant, queue.withhold, queue.before_taking = None, False, None
-
-    def _begins(self, request: Request, served: Served, found_tokens: int) -> None:
-        """The request gets its first blocks, perhaps again."""
-        if math.isnan(served.scheduled_s):
-            served.cached_tokens = found_tokens
-            self.service.left(served, True)
-            self.service.charge(served, request.num_tokens - found_tokens, 0)
-            had = min(int(self.tracker.chains[served.chain, ch.CONTEXT]), request.num_tokens) - 1
-        else:
-            self.service.left(served, True)
-            had = self._lost_tokens.pop(request.request_id, 0)
-        self.metrics.counts["recomputed tokens"] += max(had // self.block_size * self.block_size - found_tokens, 0)
-        self.tracker.schedule(served, self.now)
-        if isinstance(self.waiting, PolicyRequestQueue) and self.waiting.urgent is request:
-            self.waiting.urgent = None
-        self.admission.let_in(found_tokens // self.block_size, -(-request.num_tokens // self.block_size))
-
-    def _admits(self, request: Request, served: Served, cached_blocks: int) -> bool:
-        policy = self.policies.admission
-        if policy.name == "none" or not (self.running or policy.memory):
-            return True
-        started = time.perf_counter()
-        running = ((r, self._served[r.request_id]) for r in self.running if r.request_id in self._served)
-        self.admission.look(request, served, cached_blocks, running, self.now)
-        yes = not self.running or self.admission.admits()
-        self.metrics.took("admission", time.perf_counter() - started)
-        self.metrics.counts["admission held"] += not yes
-        return yes
-
-    def _tell(self, event: int, chain: int, blocks: float, total: float) -> None:
-        """Tell an eviction policy with memory what happened to a chain just now."""
-        queue = self.block_queue
-        queue.victims.tell(chain, self.now, self.now, queue.runs.owned_by(chain), event, blocks, total)
-
-    def _released(self, chain: int) -> None:
-        if self.block_queue.victims.policy.memory:
-            owned = self.block_queue.runs.owned_by(chain)
-            self._tell(RELEASE, chain, owned, owned)
-
-    def _pinned(self) -> Counter[int]:
-        """Blocks of running requests by tenant's code."""
-        out: Counter[int] = Counter()
-        for r in self.running:
-            served = self._served.get(r.request_id)
-            if served is not None:
-                out[served.tenant] += sum(map(len, self.kv_cache_manager.get_blocks(r.request_id).blocks))
-        return out
-
-    def _update_request_with_output(self, request: Request, new_token_ids: list[int], *args: Any,
-                                    **kwargs: Any) -> tuple[list[int], bool]:
+    def _arrival(self, request: Request) -> int:
+        """Its place among all that ever came; what we know nothing of goes first."""
         served = self._served.get(request.request_id)
-        if served is not None and math.isnan(served.first_token_s):
-            served.first_token_s = self.now
-        tokens, stopped = super()._update_request_with_output(request, new_token_ids, *args, **kwargs)
-        if served is not None:
-            self.service.charge(served, 0, len(tokens))
-        return tokens, stopped
-
-    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        self._preempting = request
-        self._lost_tokens[request.request_id] = request.num_computed_tokens
-        self.metrics.counts["preemptions"] += 1
-        super()._preempt_request(request, *args, **kwargs)
-
-    def _free_request_blocks(self, request: Request) -> None:
-        served = self._served.get(request.request_id)
-        tables = self.kv_cache_manager.get_blocks(request.request_id).blocks
-        before = self.block_queue.begin_release(NOBODY if served is None else served.chain)
-        super()._free_request_blocks(request)
-        self.block_queue.end_release(before, tables)
-        if request is self._preempting:  # vLLM queues it again right after this: the order sees that it was preempted
-            self._preempting = None
-            if served is not None:
-                self.tracker.preempt(served, self.now)
-                self._released(served.chain)
-                self.service.queued(served)
-
-    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
-        out = super()._free_request(request, *args, **kwargs)
-        served = self._served.pop(request.request_id, None)
-        self._lost_tokens.pop(request.request_id, None)
-        if served is None:
-            return out
-        self.service.left(served, False)
-        if isinstance(self.waiting, PolicyRequestQueue) and self.waiting.urgent is request:
-            self.waiting.urgent = None
-        if request.status in _LOST:
-            self.tracker.abort(served, self.now)
-            self._released(served.chain)
-            if self.recorder is not None:
-                self.recorder.dropped(request.status.name.removeprefix("FINISHED_").lower())
-            return out
-        self.tracker.finish(served, self.now, request.num_output_tokens)
-        self._released(served.chain)
-        if self.recorder is not None:
-            full = (request.num_tokens - 1) // self._hash_block()  # the last token's KV is never computed
-            self.recorder.finished(served, self.now, request.num_output_tokens, request.block_hashes[:full])
-        return out
+        return 0 if served is None else served.number
 
     # ------------------------------------------------------------------ steps
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         started, now = time.perf_counter(), self._tick()
+        self._depth += 1
+        try:
+            try:
+                self._before_step(now)
+            except Exception:
+                self._failed("step")
+            out = super().schedule(*args, **kwargs)
+        finally:
+            self._depth -= 1
+            self.kv_cache_manager.allocate_slots = self._stock_allocate  # type: ignore[method-assign]
+        self.metrics.took("schedule", time.perf_counter() - started)
+        self._checked("schedule")
+        return out
+
+    def _before_step(self, now: float) -> None:
         if now - self._epoch_s >= EPOCH_S:
             self._epoch(now)
         if self.policies.eviction.drop_expired:
             self.block_queue.drop_past_ttl()
-        out = super().schedule(*args, **kwargs)
-        self.metrics.took("schedule", time.perf_counter() - started)
-        return out
+        waiting = self.waiting
+        if self.saga_config.preempt_by_policy and isinstance(waiting, PolicyRequestQueue):
+            order_running(self, waiting)
+        if (self.block_queue.floors is not None or any(self._other_queues)
+                or not (isinstance(waiting, PolicyRequestQueue | WatchedQueue))):
+            self._hook()
 
     def _epoch(self, now: float) -> None:
         self._epoch_s = now
@@ -283,40 +169,31 @@ class SagaMixin(Scheduler):
         if isinstance(self.waiting, PolicyRequestQueue):
             self.waiting.refresh(now)
             if math.isfinite(self.rules.afs_preempt_s):
-                self._yield(self.waiting, now)
+                yield_to_late(self, self.waiting, now)
         if now >= self._next_forget:
-            self._next_forget = now + FORGET_S
-            self.tracker.forget(now, owners)
-
-    def _yield(self, waiting: PolicyRequestQueue, now: float) -> None:
-        """SAGA section 7: a request that has waited for too long makes one of a tenant with a lower share yield. Both
-        as the simulator chooses them; the preemption is vLLM's own."""
-        patience = self.rules.afs_preempt_s
-        if now - self._yielded_s < patience:
-            return  # the last one has not had its turn yet
-        late = [r for r in waiting if r.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
-                and now - self._served[r.request_id].queued_s > patience and waiting.may_be_served(r)]
-        running = [r for r in self.running if r.status == RequestStatus.RUNNING and r.request_id in self._served]
-        if not late or not running:
-            return
-        urgent = max(late, key=waiting.share)
-        victim = min(reversed(running), key=waiting.share)  # of equals the one scheduled last
-        if waiting.share(victim) >= waiting.share(urgent):
-            return
-        self.running.remove(victim)
-        self._served[victim.request_id].yields += 1
-        self.metrics.counts["afs preemptions"] += 1
-        self._preempt_request(victim, time.monotonic())
-        self.prev_step_scheduled_req_ids.discard(victim.request_id)  # it may be scheduled again in this very step
-        waiting.urgent, self._yielded_s = urgent, now
+            gone = self.tracker.forget(now, owners, FORGET_MOST)
+            self._next_forget = now + (FORGET_S if len(gone) < FORGET_MOST else 0.0)
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
-        self._tick()
-        return super().update_from_output(*args, **kwargs)
+        now, self.service.stale = self._tick(), True
+        self._depth += 1
+        try:
+            out = super().update_from_output(*args, **kwargs)
+        finally:
+            self._depth -= 1
+            self.service.stale = True
+        for name, (request, served) in [*self._tokenless.items()] if self._tokenless else ():
+            if request.num_output_tokens:
+                served.first_token_s = now
+                del self._tokenless[name]
+        self._checked("update_from_output")
+        return out
 
     def finish_requests(self, *args: Any, **kwargs: Any) -> Any:
         self._tick()
-        return super().finish_requests(*args, **kwargs)
+        out = super().finish_requests(*args, **kwargs)
+        self._checked("finish_requests")
+        return out
 
     def shutdown(self) -> None:
         if self.recorder is not None:
@@ -348,11 +225,18 @@ class SagaMixin(Scheduler):
 
     def _queue_positions(self) -> None:
         """How many requests stand ahead of each that waits, in the queue's order."""
-        rows, ahead = self.tracker.chains, itertools.count()
-        for request in self.waiting:
-            served = self._served.get(request.request_id)
-            if served is not None and rows[served.chain, ch.WAITING] == 1:
-                rows[served.chain, ch.QPOS] = next(ahead)
+        waiting = self.waiting
+        if not waiting:
+            return
+        mark = self.tracker.version, len(waiting), getattr(waiting, "changes", 0)
+        if mark == self._positions:
+            return
+        self._positions = mark
+        rows = self.tracker.chains
+        chains = np.array([served.chain for r in waiting if (served := self._served.get(r.request_id)) is not None],
+                          np.int64)
+        chains = chains[rows[chains, ch.WAITING] == 1]
+        rows[chains, ch.QPOS] = np.arange(len(chains))
 
     def _state(self) -> dict[str, Any]:
         queue = self.block_queue

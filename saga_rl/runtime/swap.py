@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
+from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
 
 from saga_rl.errors import UserError
 from saga_rl.policies import chains as ch
@@ -51,24 +51,15 @@ def swap(s: SagaMixin, policies: PolicySet, shown: str) -> None:
     s.metrics.counts["policy swaps"] += 1
 
 
-def _waiting(s: SagaMixin):  # vLLM's queue or ours
+def _waiting(s: SagaMixin) -> RequestQueue:
     """The queue that the policies now in force want, with all that waits in it."""
-    if isinstance(s.waiting, PolicyRequestQueue):
-        if s._orders():
-            fresh = s._policy_queue()
-            _carry(s.waiting.guard, fresh.guard)
-            fresh.shares, fresh.urgent = s.waiting.shares, s.waiting.urgent
-        else:
-            stock = create_request_queue(s.policy)
-            first = sorted(s.waiting, key=lambda r: (r.num_preemptions == 0, s._served[r.request_id].number))
-            for request in first:
-                stock.add_request(request)
-            return stock
-    elif s._orders():
-        fresh = s._policy_queue()
-    else:
-        return s.waiting
-    for request in s.waiting:
+    old, fresh = s.waiting, s._queue()
+    if isinstance(old, PolicyRequestQueue) and isinstance(fresh, PolicyRequestQueue):
+        _carry(old.guard, fresh.guard)
+        fresh.shares, fresh.urgent = old.shares, old.urgent
+    elif fresh is old or type(fresh) is type(old):
+        return old
+    for request in sorted(old, key=lambda r: (r.num_preemptions == 0, s._arrival(r))):
         fresh.add_request(request)
     return fresh
 

@@ -5,20 +5,38 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
+from vllm.v1.request import Request
 
 from saga_rl.policies import service as sv
 from saga_rl.runtime.tracker import Served, Tracker, W
 
 
 class Service:
-    """Counters by tenant's code. gap: tokens of service between tenants that wait, infinity = no constraint."""
+    """Counters by tenant's code. gap: tokens of service between tenants that wait, infinity = no constraint.
+
+    Generated tokens are charged when somebody looks: a step costs nothing here, and whoever reads `counters` sees every
+    token that was delivered by then.
+    """
 
     def __init__(self, tracker: Tracker, gap: float = math.inf) -> None:
         self.tracker, self.gap = tracker, gap
-        self.counters = sv.make_service(1, 8)
         self.spread = 0.0
         """The largest that was seen between tenants that waited."""
+        self.flying: dict[str, tuple[Request, Served]] = {}
+        """Requests that have had blocks and are not done, by their id."""
+        self.stale = False
+        """Tokens may have been delivered since somebody looked."""
+        self._counters = sv.make_service(1, 8)
         self._waiting: set[int] = set()  # requests by arrival number
+
+    @property
+    def counters(self) -> NDArray[np.float64]:
+        if self.stale:
+            self.stale = False
+            for request, served in self.flying.values():
+                self._settle(request, served)
+        return self._counters
 
     def queued(self, served: Served) -> None:
         """The request begins to wait, perhaps again."""
@@ -26,7 +44,8 @@ class Service:
             return
         self._waiting.add(served.number)
         self._look()
-        sv.queued(self.counters, W, self.tenant(served))
+        tenant = self.tenant(served)
+        sv.queued(self.counters, W, tenant)
         self._look()
 
     def left(self, served: Served, scheduled: bool) -> None:
@@ -34,25 +53,44 @@ class Service:
         if served.number in self._waiting:
             self._waiting.discard(served.number)
             self._look()
-            sv.left(self.counters, W, self.tenant(served), scheduled)
+            tenant = self.tenant(served)
+            sv.left(self._counters, W, tenant, scheduled)
 
-    def charge(self, served: Served, computed: int, generated: int) -> None:
-        """Prompt tokens that had to be computed, tokens generated."""
-        sv.charge(self.counters, W, self.tenant(served), float(computed), float(generated))
+    def begins(self, request: Request, served: Served, computed: int) -> None:
+        """It got its first blocks; `computed` of its prompt's tokens have to be computed."""
+        self.flying[request.request_id] = request, served
+        sv.charge(self._room(served.tenant), W, served.tenant, float(computed), 0.0)
         if computed:
             self._look()
+
+    def done(self, request: Request, served: Served) -> None:
+        """It is over; what it generated is charged."""
+        if self.flying.pop(request.request_id, None) is not None:
+            self._settle(request, served)
+        self.left(served, False)
 
     def allowed(self, tenant: int) -> bool:
         return bool(sv.allowed(self.counters, W, tenant, self.gap))
 
     def tenant(self, served: Served) -> int:
         """Its code, with room for it in `counters`."""
-        tenant, n = served.tenant, self.counters.shape[1] - 1
+        self._room(served.tenant)
+        return served.tenant
+
+    def _room(self, tenant: int) -> NDArray[np.float64]:
+        n = self._counters.shape[1] - 1
         if tenant >= n:
             bigger = sv.make_service(1, 2 * tenant)
-            bigger[:, :n], bigger[:, -1] = self.counters[:, :n], self.counters[:, -1]
-            self.counters = bigger
-        return tenant
+            bigger[:, :n], bigger[:, -1] = self._counters[:, :n], self._counters[:, -1]
+            self._counters = bigger
+        return self._counters
+
+    def _settle(self, request: Request, served: Served) -> None:
+        n = request.num_output_tokens
+        new = n - served.charged if n >= served.charged else n  # a streaming session begins its answer anew
+        if new:
+            served.charged = n
+            self._counters[W, served.tenant, sv.COUNTER] += sv.OUTPUT * new
 
     def _look(self) -> None:
         if len(self.tracker.tenants.codes) > 1:

@@ -31,7 +31,7 @@ W = 0
 """The tracker describes one worker."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Served:
     """One request as the tracker and the recorder see it; times on the tracker's clock, NaN until they happen."""
 
@@ -46,6 +46,10 @@ class Served:
     scheduled_s: float = math.nan
     first_token_s: float = math.nan
     cached_tokens: int = -1
+    since_s: float = math.nan
+    """Since when it waits; while it runs, since when it did."""
+    charged: int = 0
+    """Generated tokens that its tenant was charged for."""
     preemptions: int = 0
     yields: int = 0
     """Of those, because its tenant had to yield."""
@@ -110,7 +114,7 @@ class Tracker:
         ch.arrive(self.chains, self.tables, W, c, now, prompt_tokens)
         self.version += 1
         self._arrivals += 1
-        return Served(c, hints, now, prompt_tokens, int(self.chains[c, ch.TENANT]), self._arrivals)
+        return Served(c, hints, now, prompt_tokens, int(self.chains[c, ch.TENANT]), self._arrivals, since_s=now)
 
     def schedule(self, served: Served, now: float) -> None:
         """Its request got its first blocks (again, after a preemption)."""
@@ -122,6 +126,7 @@ class Tracker:
     def preempt(self, served: Served, now: float) -> None:
         """Its request lost its blocks and waits again."""
         served.preemptions += 1
+        served.since_s = now
         ch.preempt(self.chains, served.chain, now)
         self.version += 1
 
@@ -172,22 +177,22 @@ class Tracker:
     def expire(self, now: float, holding: Iterable[int]) -> int:
         """Presume ended those of the chains `holding` (rows that hold idle blocks) that were unheard of for `expiry_s`;
         returns how many. Chains without blocks follow when they are forgotten."""
-        x, late = self.chains, 0
-        for c in holding:
-            if now - x[c, ch.LAST] > self.expiry_s and x[c, ch.ENDED] == 0:
-                late += self._expire(c)
+        x, held = self.chains, _rows_of(holding)
+        silent = held[(now - x[held, ch.LAST] > self.expiry_s) & (x[held, ch.ENDED] == 0)]
+        late = sum(map(self._expire, silent.tolist()))
         self.version += late
         return late
 
-    def forget(self, now: float, holding: Iterable[int]) -> list[int]:
+    def forget(self, now: float, holding: Iterable[int], most: int = 1 << 62) -> list[int]:
         """Reuse rows of idle chains that hold no blocks (`holding`: rows that do) and were unheard of for `KEEP_S` and
-        for `expiry_s`; with more than `max_chains` rows in use, for `expiry_s` only. Returns the rows."""
+        for `expiry_s`; with more than `max_chains` rows in use, for `expiry_s` only. `most` rows a call, which it
+        returns."""
         x = self.chains
         patience = self.expiry_s if len(self._row) > self.max_chains else max(KEEP_S, self.expiry_s)
-        idle = (x[:, ch.WAITING] == 0) & (x[:, ch.RUNNING] == 0)
+        idle = (x[:, ch.WAITING] == 0) & (x[:, ch.RUNNING] == 0) & (x[:, ch.SESSION] > 0)
         idle &= now - np.maximum(x[:, ch.LAST], x[:, ch.QUEUED]) > patience
-        keep = set(holding)
-        gone = [c for c in np.flatnonzero(idle).tolist() if self._key[c] is not None and c not in keep]
+        idle[_rows_of(holding)] = False
+        gone = np.flatnonzero(idle)[:most].tolist()
         for c in gone:
             self._expire(c)
             self._drop(c)
@@ -320,6 +325,10 @@ class Tracker:
         if code >= self.tables.hist.shape[1] - 2:
             self.tables = _grown(self.tables, tools=2 * code)
         return code
+
+
+def _rows_of(holding: Iterable[int]) -> NDArray[np.int64]:
+    return holding if isinstance(holding, np.ndarray) else np.fromiter(holding, np.int64)
 
 
 def _grown(t: Tables, tools: int = 0, types: int = 0) -> Tables:

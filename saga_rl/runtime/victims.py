@@ -26,9 +26,9 @@ from saga_rl.policies.features import (
     make_g,
     remember,
 )
-from saga_rl.policies.guard import Guard
 from saga_rl.policies.registry import make
 from saga_rl.runtime.runs import BLOCKS, CHAIN, LAST_S, SHARED, Runs
+from saga_rl.runtime.safe import SafeGuard
 from saga_rl.runtime.tracker import NOBODY, Tracker, W
 from saga_rl.sim.jit import compiled
 
@@ -93,7 +93,7 @@ class Victims:
                  before: Callable[[], None] = lambda: None, admission: Policy | None = None) -> None:
         self.tracker, self.policy, self.pool_blocks, self.before = tracker, policy, pool_blocks, before
         self.g = make_g(1, block_tokens, pool_blocks, policy, admission)
-        self.guard = Guard(policy, make("eviction", "lru"), budget_s)
+        self.guard = SafeGuard(policy, make("eviction", "lru"), budget_s)
         self.drift = watch(policy)
         self._rows = np.zeros((64, len(EVICTION)))
         self._scratch = np.zeros(policy.scratch)

@@ -1,0 +1,74 @@
+"""What keeps a server alive whatever a policy or a hook of ours does: fall back, count, log, go on."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import MutableMapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saga_rl.policies.batch import score_rows
+from saga_rl.policies.guard import CHUNK, Guard
+
+log = logging.getLogger("vllm.saga_rl")
+LOG_EVERY_S = 60.0
+FIRST = 4
+"""Rows before the first look at the clock: a policy that takes long for one row is caught early."""
+PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+
+
+class SafeGuard(Guard):
+    """`Guard` for a server. Three more causes: "raised"; and "paused": a policy that was over budget or raised is left
+    alone for `PAUSE_S`, twice as long each time in a row, so that a slow one costs the server one late decision in a
+    while instead of one in each step."""
+
+    _paused_until = -np.inf
+    _pause_s = PAUSE_S
+
+    @property
+    def paused(self) -> bool:
+        return self._clock() < self._paused_until
+
+    def pause(self) -> None:
+        """Leave the policy alone for a while."""
+        self._paused_until = self._clock() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+
+    def _try(self, rows: NDArray[np.float64], n: int, out: NDArray[np.float64]) -> str | None:
+        started = self._clock()
+        if started < self._paused_until:
+            return "paused"
+        cause, start, stop, p = None, 0, min(FIRST, n), self.policy
+        try:
+            while start < n:
+                score_rows(p.score, rows, start, stop, p.params, self._scratch, out)
+                if self._clock() > started + self.budget_s:
+                    cause = "over budget"
+                    break
+                start, stop = stop, min(stop + CHUNK, n)
+        except Exception:  # compiled code that raises in spite of `policies.base`
+            cause = "raised"
+        if cause is not None:
+            self.pause()
+            return cause
+        self._pause_s = PAUSE_S
+        return None if np.isfinite(out).all() else "non-finite score"
+
+
+class Failures:
+    """Counts and logs what hooks of ours raised: `failed/WHERE`, each place at most once a minute in the log."""
+
+    def __init__(self, counts: MutableMapping[str, int]) -> None:
+        self.counts = counts
+        self._logged: dict[str, float] = {}
+
+    def __call__(self, where: str) -> None:
+        """Call it while the exception is handled."""
+        name = f"failed/{where}"
+        self.counts[name] = self.counts.get(name, 0) + 1
+        now = time.monotonic()
+        if now - self._logged.get(where, -np.inf) >= LOG_EVERY_S:
+            self._logged[where] = now
+            log.exception("saga-rl: %s failed; vLLM goes on without it (%d times so far)", where, self.counts[name])
