@@ -14,6 +14,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from saga_rl.policies import chains as ch
@@ -53,8 +54,9 @@ def cost_s(router: Router, flight: Flight, link_rate: float) -> float:
     return min(prompt / rate, (prompt - context) / rate + context / link_rate)
 
 
-def plan(router: Router, now: float, link_rate: float = 0.0) -> tuple[int, int, list[str]] | None:
-    """(thief, victim, requests to ask for), None if there is nothing to steal."""
+def plan(router: Router, now: float, link_rate: float = 0.0,
+         may: Callable[[str], bool] = lambda _: True) -> tuple[int, int, list[str]] | None:
+    """(thief, victim, requests to ask for), None if there is nothing to steal. may: whether a request can be moved."""
     state = router.engines
     loads = {w: float(load(e.in_flight / router.max_seqs, min(e.flight_tokens / router.kv_tokens, 1.0),
                            e.queued_tokens / router.tokens_per_s)) for w, e in enumerate(state) if not e.lost}
@@ -72,7 +74,8 @@ def plan(router: Router, now: float, link_rate: float = 0.0) -> tuple[int, int, 
         cost = cost_s(router, f, link_rate)
         waits = (ahead + f.uncached) / router.tokens_per_s
         ahead += f.uncached
-        if cost <= now - f.served.queued_s and cost <= waits and len(f.been) < MOST and thief not in f.been:
+        if (cost <= now - f.served.queued_s and cost <= waits and len(f.been) < MOST and thief not in f.been
+                and may(name)):
             offers.append((float(x[f.served.chain, ch.SESSION_S]), name))
     return (thief, victim, [name for _, name in sorted(offers)[:OFFERED]]) if offers else None
 
@@ -115,14 +118,22 @@ async def _look(engines: Any) -> None:
             return
         try:
             router = engines.placement.router_for(client)
-            if router.guard.policy.steals and (found := plan(router, time.monotonic(), rate)) is not None:
-                await steal(client, engines, *found)
+            if router.guard.policy.steals:
+                found = plan(router, time.monotonic(), rate, lambda name: free(engines, name))
+                if found is not None:
+                    await steal(client, engines, *found)
         except Exception as e:
             cause = f"fallback/stealing/{type(e).__name__}"
             engines.counts[cause] += 1
             if engines.counts[cause] in (1, 10, 100) or engines.counts[cause] % 1000 == 0:
                 log.error("saga-rl stealing: %s (%d times so far)", cause, engines.counts[cause], exc_info=e)
         del client
+
+
+def free(engines: Any, name: str) -> bool:
+    """Whether a request may be sent elsewhere: it can be sent again, and its client asked for no engine."""
+    request = engines.pending.get(name)
+    return request is not None and request.data_parallel_rank is None
 
 
 async def steal(client: Any, engines: Any, thief: int, victim: int, names: list[str]) -> str | None:
