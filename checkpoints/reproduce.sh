@@ -42,22 +42,18 @@ if [[ $PARTS == *eviction* ]]; then
     "$BIN/python" training/train_offline.py "$WORK/eviction-v0" --out "$OUT/eviction" --run-dir "$WORK" --algo rank \
         --epochs 16 --batch 256 --lr 3e-3 --seed 1 --note "$NOTE"
 fi
-if [[ $PARTS == *joint* || $PARTS == *placement* ]]; then
-    searched swe swe-bench
-    searched web webarena
-    searched burst burstgpt
-    searched swe-hitl swe-bench --hitl-share 0.1
-    searched web-hitl webarena --hitl-share 0.1
-    searched hetero-hitl hetero --hitl-share 0.1
-fi
-if [[ $PARTS == *joint* ]]; then
-    "$BIN/python" training/search.py "$WORK"/joint/{swe,web,burst}/train.parquet \
-        "$WORK"/joint/{swe-hitl,web-hitl,hetero-hitl}/train.parquet@hidden \
-        --validation "$(parts validation swe web burst swe-hitl web-hitl hetero-hitl)" \
-        --population 9,12,8,12,20,14 --generations 60 --sigma 0.1 --seed 1 \
-        --out "$OUT/joint" --run-dir "$WORK" --note "$NOTE"
+if [[ $PARTS == *joint* ]]; then # pools: P1 of each workload (`training/protocol.py` prints it), then tighter ones
+    hidden=(workload:swe-hitl workload:web-hitl workload:hetero-hitl workload:shift-hitl)
+    seen=(workload:swe workload:web workload:burst workload:hetero "${hidden[@]}" "${hidden[@]}")
+    "$BIN/python" training/search.py "${seen[@]:0:4}" "${hidden[@]/%/@hidden}" "${hidden[@]/%/@hidden}" \
+        --validation "$(printf "%s\n" "${seen[@]}" | paste -sd,)" --population 9,10,12,16,12,12,16,12,12,12,16,12 \
+        --kv-tokens 418096,495680,472400,419104,504416,399664,398880,387232,300000,300000,260000,260000 \
+        --episodes 1 --checks 3 --generations 150 --sigma 0.1 --seed 1 --out "$OUT/joint" --run-dir "$WORK" --note "$NOTE"
 fi
 if [[ $PARTS == *placement* ]]; then
+    searched swe swe-bench
+    searched web webarena
+    searched web-hitl webarena --hitl-share 0.1
     "$BIN/python" training/search.py "$WORK"/joint/{swe,web}/train.parquet "$WORK"/joint/web-hitl/train.parquet@hidden \
         --validation "$(parts validation swe web web-hitl)" --population 9,12,20 --workers 4 --seams placement \
         --candidates 12 --episodes 1 --generations 120 --sigma 0.3 --seed 1 \
