@@ -83,13 +83,14 @@ def recorded_trace(trace: Trace, m: Measured, url: str, speed: float = 1.0) -> T
 
 
 async def run_replay(trace: Trace, url: str, *, model: str | None = None, speed: float = 1.0,
-                     concurrency: int | None = None, api_key: str | None = None, hints: bool = True, salt: str = "",
+                     concurrency: int | None = None, api_key: str | None = None, hints: bool = True,
+                     ends: bool = True, next_tool: bool = True, priority: bool = False, salt: str = "",
                      block_tokens: int = 16, progress: Progress | None = None) -> tuple[dict[str, Any], Measured]:
     """Play `trace` against the server at `url`; returns (`metrics`, per-step arrays). Raises `UserError`."""
     async with OpenAIClient(url, api_key) as client:
         name, model_len = await client.model(model)
         check_fits(trace, model_len=model_len)
-        options = DriveOptions(name, speed, concurrency, hints, salt, block_tokens)
+        options = DriveOptions(name, speed, concurrency, hints, ends, next_tool, priority, salt, block_tokens)
         before = await client.counters(COUNTERS)
         if progress is None:
             measured = await drive(trace, client, options)
@@ -158,6 +159,8 @@ def replay_command(app: typer.Typer) -> None:
         max_sessions: int | None = typer.Option(None, min=1, help="Play only the first sessions."),
         hints: bool = typer.Option(
             True, help="Send session_id and the saga hints; servers that refuse unknown fields need --no-hints."),
+        ends: bool = typer.Option(True, help="Tell an agent's last request (saga_final)."),
+        next_tool: bool = typer.Option(True, help="Tell the tool that an answer will call (saga_next_tool)."),
         salt: str = typer.Option("", help="Replays with different salts share no cached block."),
         block_tokens: int = typer.Option(
             16, min=1, help="The server's KV block size, to tell first-time tokens from tokens computed again."),
@@ -176,8 +179,8 @@ def replay_command(app: typer.Typer) -> None:
         console = Console(stderr=True)
         with progress_bar(console) as progress:
             result, measured = asyncio.run(run_replay(
-                loaded, url, model=model, speed=speed, concurrency=concurrency, api_key=api_key, hints=hints, salt=salt,
-                block_tokens=block_tokens, progress=progress))
+                loaded, url, model=model, speed=speed, concurrency=concurrency, api_key=api_key, hints=hints, ends=ends,
+                next_tool=next_tool, salt=salt, block_tokens=block_tokens, progress=progress))
         result["provenance"] = provenance(seed=None, trace=trace, url=url, speed=speed, concurrency=concurrency)
         if json_out is not None:
             write_json(json_out, result)

@@ -28,6 +28,12 @@ class DriveOptions:
     concurrency: int | None = None
     """Sessions at a time, each starting as soon as a place is free; None: sessions start at their arrival times."""
     hints: bool = True
+    ends: bool = True
+    """Tell an agent's last request (`saga_final`); few clients know it."""
+    next_tool: bool = True
+    """Tell the tool that the answer will call (`saga_next_tool`); a trace knows it, a client does not."""
+    priority: bool = False
+    """Send the number of the session's start as vLLM's `priority`: older sessions first."""
     salt: str = ""
     block_tokens: int = 16
 
@@ -74,6 +80,7 @@ class _Drive:
         self.book = PromptBook(trace, options.salt, options.block_tokens)
         self.places = asyncio.Semaphore(options.concurrency) if options.concurrency else None
         self.left = np.diff(trace.session_offsets)
+        self.started: dict[int, int] = {}
         self.any_success = False
 
     def now(self) -> float:
@@ -101,6 +108,7 @@ class _Drive:
             arrival = (self.trace.sessions.arrival_s[s] - self.trace.sessions.arrival_s[0]) / self.o.speed
             await self.sleep_until(arrival)
             self.m.start_s[s] = arrival
+        self.started[s] = len(self.started)
         n = int(self.trace.session_offsets[s + 1] - self.trace.session_offsets[s])
         loop = asyncio.get_running_loop()
         done: list[asyncio.Future[float]] = [loop.create_future() for _ in range(n)]
@@ -145,6 +153,8 @@ class _Drive:
             "max_tokens": int(self.trace.steps.output_tokens[row]), "return_token_ids": True,
         }
         headers = {}
+        if self.o.priority:
+            body["priority"] = self.started[s]
         if self.o.hints:
             name = self.o.salt + self.trace.sessions.session_id[s]
             body |= {"session_id": name, "vllm_xargs": self.hints(s, row, last)}
@@ -177,11 +187,13 @@ class _Drive:
         tr, st = self.trace, self.trace.steps
         out: dict[str, str | int | float] = {
             "saga_agent": int(st.agent[row]), "saga_tenant": tr.tenants[tr.sessions.tenant[s]],
-            "saga_agent_type": tr.agent_types[tr.sessions.agent_type[s]], "saga_final": int(self.left[s] == 0),
+            "saga_agent_type": tr.agent_types[tr.sessions.agent_type[s]],
         }
+        if self.o.ends:
+            out["saga_final"] = int(self.left[s] == 0)
         if last >= 0 and st.tool[last] >= 0:
             out["saga_tool"] = tr.tools[st.tool[last]]
-        if st.tool[row] >= 0:
+        if self.o.next_tool and st.tool[row] >= 0:
             out["saga_next_tool"] = tr.tools[st.tool[row]]
         if not math.isnan(tr.sessions.deadline_s[s]):
             allowed = (tr.sessions.deadline_s[s] - tr.sessions.arrival_s[s]) / self.o.speed

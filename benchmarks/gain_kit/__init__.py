@@ -1,0 +1,1 @@
+"""What `benchmarks/serving_gain.py` and `benchmarks/gpu/gain.py` are made of."""

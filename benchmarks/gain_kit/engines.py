@@ -1,0 +1,95 @@
+"""Servers of the arms: started one after the other, kept up between repeats, made empty between runs."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from gain_kit.settings import ARMS, Setup
+from saga_rl.demo.server import COMMAND
+from saga_rl.demo.settings import free_port
+from saga_rl.demo.stages import Child
+
+MODEL = "tiny"
+CPU = {
+    "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
+    # vLLM would bind the threads of both engines to the same core: it knows of one engine a NUMA node.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
+    "VLLM_SERVER_DEV_MODE": "1",  # POST /reset_prefix_cache
+}
+START_S = 900.0
+EMPTY_S = 30.0
+
+
+def flags(setup: Setup, arm: str, pool_tokens: int, port: int) -> list[str]:
+    """The command line after MODEL: the same for all arms, but for the policy, the queue and the pool."""
+    one = ARMS[arm]
+    policy = setup.policy(arm)
+    out = ["--policy", policy]
+    if policy != "stock":
+        out += ["--expiry-s", f"{setup.expiry_s:g}"]
+    out += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL, "--dtype", setup.dtype,
+            "--enforce-eager", "--block-size", str(setup.block_tokens),
+            # vLLM keeps one block for itself
+            "--num-gpu-blocks-override", str(pool_tokens // setup.block_tokens + 1),
+            "--max-model-len", str(setup.model_len), "--max-num-seqs", str(setup.max_num_seqs),
+            "--max-num-batched-tokens", str(setup.max_batched_tokens), "--enable-prompt-tokens-details",
+            "--disable-uvicorn-access-log"]
+    if setup.engines > 1:
+        out += ["--data-parallel-size", str(setup.engines), "--api-server-count", "1"]
+    if one.priority:
+        out += ["--scheduling-policy", "priority"]
+    return out
+
+
+class Server(Child):
+    """`saga-rl serve` in the background, with an end of its own for everything it started. `ready` waits for it."""
+
+    def __init__(self, setup: Setup, arm: str, model: Path, pool_tokens: int, log: Path, env: dict[str, str],
+                 extra: tuple[str, ...] = ()) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self.idle_since = time.monotonic()
+        command = [*COMMAND, str(model), *flags(setup, arm, pool_tokens, port), *extra]
+        super().__init__(f"server {arm}", command, log, env)
+
+    def ready(self, tick: Callable[[], None] = lambda: None) -> None:
+        """Return when /health answers. Raises `StageFailed` if the server ends or takes too long."""
+        begin = time.monotonic()
+        while time.monotonic() - begin < START_S:
+            if self.process.poll() is not None:
+                raise self.failure(f"ended with status {self.process.returncode} before it was ready")
+            try:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+                    if answer.status == 200:
+                        self.idle_since = time.monotonic()
+                        return
+            except (urllib.error.URLError, OSError):
+                pass
+            tick()
+            time.sleep(0.3)
+        raise self.failure(f"was not ready after {START_S:.0f} s")
+
+    def empty(self, expiry_s: float) -> None:
+        """Forget the last run: its sessions have expired, and no block of theirs can be found. What was learned of
+        tools and agents stays, as in service. Raises `StageFailed` if the server does not do it."""
+        time.sleep(max(0.0, self.idle_since + expiry_s + 1.0 - time.monotonic()))
+        begin = time.monotonic()
+        while time.monotonic() - begin < EMPTY_S:
+            ask = urllib.request.Request(f"{self.url}/reset_prefix_cache", data=b"", method="POST")
+            try:
+                with urllib.request.urlopen(ask, timeout=30) as answer:
+                    if json.load(answer).get("success"):
+                        return
+            except (urllib.error.URLError, OSError) as e:
+                raise self.failure(f"does not empty its cache ({e})") from None
+            time.sleep(0.5)
+        raise self.failure("does not empty its cache: blocks are in use")
+
+    def used(self) -> None:
+        """A run has just ended here."""
+        self.idle_since = time.monotonic()
