@@ -47,12 +47,13 @@ class PolicyBlockQueue:
         self.tenant: int | None = None
         """Whose request is being allocated for: floors hold against it."""
         self.withhold = False
-        """`num_free_blocks` counts only what may be taken without touching a floor."""
+        """Floors are to be kept: see `FlooredBlockQueue`."""
         self.before_taking: Callable[[], None] | None = None
         """Called once, ahead of the next blocks that are taken."""
         self.taken = 0
         """Cached blocks taken so far."""
-        self._free = stock.num_free_blocks
+        self._free = self.num_free_blocks = stock.num_free_blocks
+        """Empty or evictable. vLLM reads the second for each request in each step: it must not be a property."""
         self._user = np.full(n_blocks, NO_USER, np.int64)
         self._owner = NOBODY
         self._heap: list[Entry] = []
@@ -90,13 +91,6 @@ class PolicyBlockQueue:
                         self.runs.build(base, block)
 
     # ------------------------------------------------------------------ vLLM's interface
-    @property
-    def num_free_blocks(self) -> int:
-        """Blocks that may be taken: empty or evictable."""
-        if self.withhold and self.floors is not None and self.tenant is not None:
-            return self.empty.num_free_blocks + self.floors.takeable(self.tenant, self.n_evictable)
-        return self._free
-
     def popleft(self) -> KVCacheBlock:
         if self._free == 0:
             raise ValueError("No free blocks available")
@@ -113,7 +107,7 @@ class PolicyBlockQueue:
             out = self.empty.popleft_n(n)
         else:
             self._make_room(n, out)
-        self._free -= n
+        self._free = self.num_free_blocks = self._free - n
         return out
 
     def remove(self, block: KVCacheBlock) -> None:
@@ -128,7 +122,7 @@ class PolicyBlockQueue:
             self.runs.left(run, (block,))
             if above is not None and above is not run.fake_free_list_head:
                 self.runs.build(block, above)
-        self._free -= 1
+        self._free = self.num_free_blocks = self._free - 1
 
     def append(self, block: KVCacheBlock) -> None:
         self.append_n([block])
@@ -148,13 +142,13 @@ class PolicyBlockQueue:
             self.runs.add(blocks[a:b], self._owner, self.now, bool(shared[a]))
             if a:
                 self.runs.build(blocks[a], blocks[a - 1])
-        self._free += len(blocks)
+        self._free = self.num_free_blocks = self._free + len(blocks)
 
     def prepend_n(self, blocks: list[KVCacheBlock]) -> None:
         for block in blocks if self.runs.on else ():
             self.runs.clear(block.block_id)
         self.empty.prepend_n(blocks)
-        self._free += len(blocks)
+        self._free = self.num_free_blocks = self._free + len(blocks)
 
     def get_all_free_blocks(self) -> list[KVCacheBlock]:
         """In the order in which they would go if nothing changed."""
@@ -351,3 +345,17 @@ class PolicyBlockQueue:
                 yield blocks.pop()
             if not blocks:
                 best.remove(run)
+
+
+class FlooredBlockQueue(PolicyBlockQueue):
+    """With floors: while `withhold` is set, `num_free_blocks` counts only what may be taken without touching one."""
+
+    @property
+    def num_free_blocks(self) -> int:
+        if self.withhold and self.floors is not None and self.tenant is not None:
+            return self.empty.num_free_blocks + self.floors.takeable(self.tenant, self.n_evictable)
+        return self._free
+
+    @num_free_blocks.setter
+    def num_free_blocks(self, n: int) -> None:
+        """`_free` says it."""

@@ -26,7 +26,7 @@ from saga_rl.policies import chains as ch
 from saga_rl.policies.base import PolicySet
 from saga_rl.runtime import versions
 from saga_rl.runtime.admission import Admission
-from saga_rl.runtime.block_queue import PolicyBlockQueue
+from saga_rl.runtime.block_queue import FlooredBlockQueue, PolicyBlockQueue
 from saga_rl.runtime.config import SagaConfig, policies_of, read_config
 from saga_rl.runtime.floors import Floors
 from saga_rl.runtime.invariants import checker
@@ -92,10 +92,11 @@ class SagaMixin(RequestLife):
         blocks = pool.num_gpu_blocks - 1  # one is vLLM's null block
         victims = Victims(self.tracker, self.policies.eviction, self.block_size, blocks, config.budget_s,
                           self._queue_positions, self.policies.admission)
-        self.block_queue = PolicyBlockQueue(pool.free_block_queue, pool.num_gpu_blocks, victims,
-                                            pool._maybe_evict_cached_block)
+        floored = any(self.rules.kv_floors.values())
+        self.block_queue = (FlooredBlockQueue if floored else PolicyBlockQueue)(
+            pool.free_block_queue, pool.num_gpu_blocks, victims, pool._maybe_evict_cached_block)
         pool.free_block_queue = self.block_queue
-        if any(self.rules.kv_floors.values()):
+        if floored:
             self.block_queue.floors = Floors(self.rules.kv_floors, self.tracker.tenants.codes, blocks,
                                              self.block_queue.runs, self._pinned)
         self.admission = Admission(self.tracker, self.policies.admission, self.block_queue, self.block_size, blocks,

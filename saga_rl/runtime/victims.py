@@ -4,6 +4,7 @@ what a policy with memory is told."""
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -146,9 +147,20 @@ class Victims:
 
     def tell(self, c: int, now: float, last_s: float, owned: float, event: int, blocks: float, total: float,
              victim_score: float = 0.0) -> None:
-        """Tell a policy with memory what happened to chain c, see `features.remember`."""
-        if self._tell is not None:
+        """Tell a policy with memory what happened to chain c, see `features.remember`. One that is paused
+        (`safe.SafeGuard`) is not told, and one that raises or takes longer than its budget is paused."""
+        if self._tell is None or self.guard.paused:
+            return
+        started = time.perf_counter()
+        try:
             self._tell(*self._told(c, now, last_s, owned, event, blocks, total, victim_score))
+        except Exception:
+            self.guard.fallbacks["raised"] += 1
+            self.guard.pause()
+            return
+        if time.perf_counter() - started > self.guard.budget_s:
+            self.guard.fallbacks["over budget"] += 1
+            self.guard.pause()
 
     def _told(self, c: int, now: float, last_s: float, owned: float, event: int, blocks: float, total: float,
               victim_score: float) -> tuple:

@@ -1,0 +1,130 @@
+"""Time of one step (`schedule` and `update_from_output`, what the model does not do), stock against ours in turns."""
+
+from __future__ import annotations
+
+import gc
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving_kit.engine import BLOCK, STOCK, answer, drain, make_request, make_scheduler, step
+
+IDLE_BLOCKS, PROMPT_BLOCKS = 8, 4
+LONG = 4000
+
+
+@dataclass(frozen=True)
+class Scene:
+    """`running` requests beside `idle` sessions. spare: empty blocks when the clock starts; turnover: requests that end
+    in each step, and as many idle sessions that come back; waiting: requests that find no place."""
+
+    name: str
+    spare: int
+    turnover: int = 0
+    waiting: int = 0
+
+
+SCENES = (
+    Scene("steady decode", 50_000),
+    Scene("decode, 64 wait for a place", 50_000, waiting=64),
+    Scene("decode, every new block evicts", 0),
+    Scene("2 end and 2 come in each step", 50_000, turnover=2),
+    Scene("the same, every new block evicts", 0, turnover=2),
+)
+
+
+class Load:
+    """One scheduler in a scene."""
+
+    def __init__(self, policy: str, policies: Any, scene: Scene, model: Path, idle: int, running: int) -> None:
+        self.scene, self.idle, self.sent = scene, idle, 0
+        used = idle * IDLE_BLOCKS + running * (PROMPT_BLOCKS + 2)
+        self.scheduler = s = make_scheduler(STOCK if policy == STOCK else "lru", model, used + scene.spare + 1, running)
+        self.contexts = [[1000 + i] * (IDLE_BLOCKS * BLOCK) for i in range(idle)]
+        for i, context in enumerate(self.contexts):
+            s.add_request(make_request(f"idle{i}", context, 1, f"s{i}"))
+            if i % 128 == 127:
+                drain(s)
+        drain(s)
+        for i in range(running):  # lengths differ, so that in each step some need a block and some do not
+            output = LONG if not scene.turnover else 2 + i // scene.turnover
+            tokens = [100_000 + i] * (PROMPT_BLOCKS * BLOCK - i % BLOCK)
+            s.add_request(make_request(f"run{i}", tokens, output, f"r{i}"))
+        while len(s.running) < running:
+            step(s)
+        self.length = running // max(scene.turnover, 1)
+        if policy != STOCK:
+            s.swap(policies, policy)  # every policy begins in the same state
+        for i in range(scene.waiting):
+            s.add_request(make_request(f"wait{i}", [200_000 + i] * (PROMPT_BLOCKS * BLOCK), LONG, f"w{i}"))
+        spare = s.kv_cache_manager.block_pool.free_block_queue
+        empty = (spare.num_free_blocks if policy == STOCK else spare.n_empty) - (idle * IDLE_BLOCKS if policy == STOCK
+                                                                                  else 0)
+        if not scene.spare and empty > 0:  # fill what the estimate left over
+            s.add_request(make_request("fill", [300_000] * (empty * BLOCK), 1, "fill"))
+            s.max_num_running_reqs += 1
+            while "fill" in s.requests:
+                step(s)
+            s.max_num_running_reqs -= 1
+
+    def step(self) -> float:
+        """Seconds."""
+        s, arrivals = self.scheduler, []
+        for _ in range(self.scene.turnover):
+            k = self.sent % self.idle
+            self.contexts[k] = self.contexts[k] + [self.sent % 97] * BLOCK
+            arrivals.append(make_request(f"back{self.sent}", self.contexts[k], self.length, f"s{k}"))
+            self.sent += 1
+        started = time.thread_time()
+        for request in arrivals:
+            s.add_request(request)
+        out = s.schedule()
+        between = time.thread_time()
+        answered = answer(s, out)
+        again = time.thread_time()
+        s.update_from_output(out, answered)
+        return time.thread_time() - again + between - started
+
+
+def measure(scene: Scene, policies: dict[str, Any], model: Path, idle: int, running: int, steps: int,
+            rounds: int) -> dict[str, NDArray[np.float64]]:
+    """(rounds * steps,) seconds a step, by policy and for stock. Schedulers take turns step by step, and who begins
+    changes; a round begins with fresh schedulers. The first steps of a round are not counted."""
+    names = [STOCK, *policies]
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        loads = {name: Load(name, policies.get(name), scene, model, idle, running) for name in names}
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        for k in range(steps + 10):
+            for i in range(len(names)):
+                name = names[(k + i) % len(names)]
+                seconds = loads[name].step()
+                if k >= 10:
+                    times[name].append(seconds)
+        gc.enable()
+        gc.unfreeze()
+        for load in loads.values():
+            load.scheduler.shutdown()
+    return {name: np.array(t) for name, t in times.items()}
+
+
+def compare(times: dict[str, NDArray[np.float64]], seed: int = 0) -> dict[str, dict[str, float]]:
+    """By policy: median ms, P95, the median over steps of ours minus stock's (us) with a 95 % bootstrap interval, and
+    the ratio of medians. `met`: within 2 % of stock or 50 us, whichever is larger."""
+    rng, stock, out = np.random.default_rng(seed), times[STOCK], {}
+    base = float(np.median(stock))
+    for name, t in times.items():
+        more = t - stock
+        draws = np.median(more[rng.integers(0, len(more), (1000, len(more)))], axis=1)
+        low, high = np.quantile(draws, [0.025, 0.975])
+        median = float(np.median(more))
+        out[name] = {"ms": 1e3 * float(np.median(t)), "p95_ms": 1e3 * float(np.quantile(t, 0.95)),
+                     "more_us": 1e6 * median, "low_us": 1e6 * float(low), "high_us": 1e6 * float(high),
+                     "ratio": float(np.median(t)) / base, "met": float(median <= max(0.02 * base, 50e-6))}
+    return out
