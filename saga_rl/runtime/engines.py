@@ -124,6 +124,7 @@ class Engines:
                     if stopped():
                         return  # the server ends
                     self.noticed = 0.0
+                    processes[w].join(1)  # so that its status is known
                     if not alive:
                         log.error("saga-rl: the last engine ended (number %d, status %s); so does the server", w,
                                   processes[w].exitcode)

@@ -141,6 +141,8 @@ class Router:
         self._drained, self._drained_s, self._aged = PRIOR_TOKENS_PER_S * PRIOR_S, PRIOR_S, math.nan
         self._next_sweep = -math.inf
         self._anonymous = 0
+        if policy.draws:
+            _draw(0, 0, self.state, self._rows)  # links compiled code before the first request
 
     @property
     def tokens_per_s(self) -> float:

@@ -44,6 +44,7 @@ class SharedRouter(Router):
         super().__init__(policy, engines, max_seqs, kv_tokens, **kwargs)
         self.servers, self.counts = servers, counts
         self._seen = np.zeros_like(self.state)
+        first_drawn(0, self.state)  # links compiled code before the first request
 
     def home(self, c: int, name: str) -> int:
         """The first live engine of the chain's order, whether or not a request of it ever went there."""

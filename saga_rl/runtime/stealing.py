@@ -95,6 +95,10 @@ def give_up(scheduler: Any, payload: dict[str, Any]) -> dict[str, Any]:
         scheduler.recorder = None  # it is not lost: another engine will record it
         try:
             scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+        except Exception:
+            if name in scheduler.requests:
+                raise
+            log.exception("saga-rl: request %s left with an error", name)  # it is gone here, so it is given
         finally:
             scheduler.recorder = recorder
         return {"given": name}
@@ -142,7 +146,9 @@ async def steal(client: Any, engines: Any, thief: int, victim: int, names: list[
     try:  # no time limit: a request given up in an answer that nobody reads would be lost
         answer = await client._call_utility_async("saga_control", "steal", {"requests": names},
                                                   engine=engines.names[victim])
-        name = (answer or {}).get("given")
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        name = answer.get("given")
         if name is None:
             engines.counts["steals refused"] += 1
             return None
