@@ -1,0 +1,318 @@
+"""The parts of `benchmarks/serving_gain.py` that need no engine: demand, draws, flags, journal, statistics, tables."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from replay_server import FakeServer
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+from gain_kit import judge, measure, show
+from gain_kit.command import chosen, parser
+from gain_kit.demand import live_tokens, pools
+from gain_kit.engines import flags
+from gain_kit.journal import Journal
+from gain_kit.material import draw, eligible
+from gain_kit.run import line, play
+from gain_kit.settings import ARMS, INFINITE, STOCK, Setup, Source
+
+from saga_rl.aeg.build import SessionSpec, StepSpec, build_trace
+from saga_rl.aeg.trace import Trace, TraceMeta
+from saga_rl.errors import UserError
+
+BLOCK = 4
+SOURCES = (Source("one", "weka", "-", 0.5, 0.1), Source("two", "katas", "-", 1.0, 1.0))
+SETUP = Setup(arms=("stock", "saga+", "infinite"), pressures=(1.5, 3.0), repeats=2, sources=SOURCES, sessions=8,
+              alive=6, steps=(2, 4), max_context=64, block_tokens=BLOCK, expiry_s=0.01)
+
+
+def spec(name: str, steps: int = 3, first: int = 20, shared: str | None = None, gap: float = 0.02) -> SessionSpec:
+    """A chain: `first` tokens (8 of them shared), then 6 more a step; 2 are answered."""
+    rows = []
+    for i in range(steps):
+        prompt = first + 8 * i
+        rows.append(StepSpec(prompt, 2, parents=(i - 1,) if i else (), tool="bash" if i + 1 < steps else None,
+                             tool_s=gap if i + 1 < steps else 0.0, prefix_step=i - 1 if i else -1,
+                             prefix_tokens=prompt - 6 if i else 8 if shared else 0,
+                             shared_prefix=None if i else shared))
+    return SessionSpec(name, 0.0, rows)
+
+
+def make(*specs: SessionSpec) -> Trace:
+    return build_trace(TraceMeta("t", "generated:t"), specs)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return [eligible(s, make(*(spec(f"{s.name}{k}", 2 + k % 3, shared="text") for k in range(9))), SETUP)
+            for s in SOURCES]
+
+
+def test_live_demand_by_hand():
+    """a holds 24 tokens (22 in whole blocks) over 0..2, 32 over 2..5; b 24 over 1..4. New sessions start over 0..1."""
+    trace = make(spec("a", 2), spec("b", 1))
+    sent, done = np.array([0.0, 2.0, 1.0]), np.array([1.0, 5.0, 4.0])
+    assert live_tokens(trace, sent, done, 2, BLOCK) == pytest.approx(24)
+    sent[2] = 3.0  # 24 for 2 s, then 32 for 1 s
+    assert live_tokens(trace, sent, done, 2, BLOCK) == pytest.approx((2 * 24 + 32) / 3)
+
+
+def test_a_text_that_sessions_share_counts_once_an_engine():
+    alone = make(*(spec(str(k), 1) for k in range(3)))
+    same = make(*(spec(str(k), 1, shared="text") for k in range(3)))
+    sent, done = np.zeros(3), np.ones(3)
+    assert live_tokens(alone, sent, done, 2, BLOCK) == 3 * 24
+    assert live_tokens(same, sent, done, 2, BLOCK) == 3 * (24 - 8) + 2 * 8
+    assert live_tokens(same, sent, done, 1, BLOCK) == 3 * (24 - 8) + 8
+
+
+def test_the_demand_is_so_many_times_the_pool(found):
+    setup = replace(SETUP, max_context=4)
+    traces = [draw(found, setup, r) for r in range(2)]
+    size = pools(traces, setup)
+    assert size.demand == pytest.approx(np.mean(size.demands))
+    for pressure, tokens in zip(setup.pressures, size.tokens, strict=True):
+        assert tokens % BLOCK == 0
+        assert abs(size.demand / pressure - 2 * tokens) <= BLOCK  # half a block an engine
+    assert size.whole >= max(int((t.steps.prompt_tokens + t.steps.output_tokens)[t.session_offsets[1:] - 1].sum())
+                             for t in traces)
+    with pytest.raises(UserError, match="a context may have"):
+        pools(traces, replace(setup, pressures=(100.0,)))
+
+
+def test_sessions_are_drawn_within_the_limits_evenly_and_anew_for_each_repeat(found):
+    one, two = found
+    assert (one.imported, one.trace.n_sessions) == (9, 9)
+    assert one.trace.meta.notes["length_factor"] == 0.5 and one.trace.steps.prompt_tokens[0] == 10
+    assert two.trace.steps.prompt_tokens[0] == 20
+    few = eligible(SOURCES[1], make(*(spec(str(k), 2 + k % 3) for k in range(9)), spec("long", 4, first=50),
+                                    spec("slow", 4, gap=500.0), spec("short", 1)), SETUP)
+    assert (few.trace.n_sessions, few.imported) == (9, 12)
+    draws = [draw(found, SETUP, r) for r in (0, 0, 1)]
+    names = [t.sessions.session_id for t in draws]
+    assert names[0] == names[1] != names[2]
+    for t in draws:
+        assert t.tenants == ["one", "two"] or t.tenants == ["two", "one"]
+        assert np.bincount(t.sessions.tenant).tolist() == [4, 4]
+        assert len(set(t.sessions.session_id)) == 8 and np.all(np.diff(t.sessions.arrival_s) > 0)
+        assert t.steps.tool_s.max() == pytest.approx(0.02)
+        assert sorted(set(t.shared_prefixes)) == ["one/text", "two/text"]
+    with pytest.raises(UserError, match="draw fewer"):
+        eligible(SOURCES[0], make(spec("a")), SETUP)
+
+
+def test_arms_differ_in_what_their_names_say_and_in_nothing_else():
+    setup = Setup()
+    told = {arm: flags(setup, arm, 3200, 1) for arm in ARMS}
+    policy = {arm: f[f.index("--policy") + 1] for arm, f in told.items()}
+    assert policy == {"stock": "stock", "sticky": "lru", "priority": "stock", "saga": "saga", "saga+": "saga+",
+                      "checkpoint": "checkpoints/joint", "infinite": "lru"}
+    stock = set(told[STOCK])
+    assert set(told["priority"]) - stock == {"--scheduling-policy", "priority"}
+    for arm in ("sticky", "saga", "saga+", "checkpoint", "infinite"):
+        assert set(told[arm]) - stock == {policy[arm], "--expiry-s", "15"}
+        assert stock - set(told[arm]) == {"stock"}
+    assert told[STOCK][told[STOCK].index("--num-gpu-blocks-override") + 1] == "101"  # vLLM keeps one
+    assert [a for a in ARMS if ARMS[a].priority] == ["priority"] and [a for a in ARMS if ARMS[a].whole] == [INFINITE]
+    assert "--data-parallel-size" not in flags(replace(setup, engines=1), STOCK, 3200, 1)
+
+
+def test_clients_tell_what_they_know_and_no_more(found):
+    trace = draw(found, SETUP, 0)
+
+    def bodies(setup: Setup, arm: str) -> list[dict[str, Any]]:
+        server = FakeServer(block=BLOCK)
+        with Stand(server) as s:
+            play(setup, arm, trace, s.url, "r0/")
+        return [r["body"] for r in server.requests]
+
+    plain = bodies(SETUP, "saga+")
+    hints = [b["vllm_xargs"] for b in plain]
+    assert len(plain) == trace.n_steps and all(b["session_id"].startswith("r0/") for b in plain)
+    assert {k for h in hints for k in h} == {"saga_agent", "saga_agent_type", "saga_tenant", "saga_tool"}
+    assert sum("saga_tool" in h for h in hints) == trace.n_steps - trace.n_sessions
+    assert all("priority" not in b for b in plain)
+    ends = bodies(replace(SETUP, ends=True), "saga+")
+    assert sum(b["vllm_xargs"]["saga_final"] for b in ends) == trace.n_sessions
+    ranked = bodies(SETUP, "priority")
+    order = [{b["priority"] for b in ranked if b["session_id"] == "r0/" + sid} for sid in trace.sessions.session_id]
+    assert order == [{k} for k in range(trace.n_sessions)]
+
+
+def test_a_ratio_is_of_pairs_and_its_interval_holds_it():
+    rng = np.random.default_rng(1)
+    base = [rng.lognormal(size=40) * (1 + r) for r in range(5)]
+    mean = judge.BY_SESSION["tct_mean_s"]
+    half = judge.ratio([(b / 2, b) for b in base], mean)
+    assert (half["ratio"], half["low"], half["high"]) == pytest.approx((0.5, 0.5, 0.5))  # pairs: no noise is left
+    noisy = judge.ratio([(b * rng.lognormal(-0.3, 0.2, 40), b) for b in base], mean)
+    assert noisy["low"] < noisy["ratio"] < noisy["high"] < 1.0
+    one = judge.ratio([(np.array([3.0]), np.array([2.0])), (np.array([1.0]), np.array([2.0]))], mean)
+    assert one["ratio"] == 1.0 and (one["low"], one["high"]) == (0.5, 1.5)
+    assert judge.ratio([(np.ones(1), np.zeros(1))], mean)["ratio"] is None
+
+
+def test_in_time_is_within_so_many_times_infinite_memory():
+    free = {"a": 2.0, "b": 2.0, "c": 1.0, "d": 1.0}
+    assert judge.in_time({"a": 3.0, "b": 3.01, "c": 0.5}, free, 1.5) == 0.5  # d failed
+    assert judge.in_time(free, free, 1.0) == 1.0
+
+
+def test_a_journal_goes_on_and_drops_what_was_cut_off(tmp_path):
+    path = tmp_path / "j.jsonl"
+    journal = Journal(path, {"seed": 1, "pressures": (1.4,)})
+    row = {"kind": "run", "arm": "stock", "pressure": 1.4, "repeat": 0, "x": 1}
+    journal.add(row)
+    with path.open("a") as file:
+        file.write('{"kind": "run", "arm": "sag')
+    again = Journal(path, {"seed": 1, "pressures": (1.4,)})
+    assert again.done("stock", 1.4, 0) and not again.done("stock", 1.4, 1) and len(again.runs) == 1
+    again.add(row | {"repeat": 1})
+    assert len(Journal(path, {"seed": 1, "pressures": [1.4]}).runs) == 2
+    with pytest.raises(UserError, match="other: seed"):
+        Journal(path, {"seed": 2, "pressures": (1.4,)})
+    path.write_text("no json\n")
+    with pytest.raises(UserError, match="no journal"):
+        Journal(path, {})
+
+
+class Stand(AbstractContextManager):
+    """The fake server in a thread, in the place of `gain_kit.engines.Server`."""
+
+    def __init__(self, server: FakeServer) -> None:
+        self.server, self.url = server, ""
+        self.loop, self.up, self.down = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
+        self.thread = threading.Thread(target=lambda: self.loop.run_until_complete(self.serve()), daemon=True)
+
+    async def serve(self) -> None:
+        async with self.server.serve() as self.url:
+            self.up.set()
+            await self.down.wait()
+
+    def __enter__(self) -> Stand:
+        self.thread.start()
+        assert self.up.wait(30)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.loop.call_soon_threadsafe(self.down.set)
+        self.thread.join(30)
+        self.loop.close()
+
+    def ready(self) -> None:
+        assert self.url
+
+    def empty(self, expiry_s: float) -> None:
+        self.server.cache.clear()
+
+    def used(self) -> None:
+        pass
+
+
+def test_a_measurement_that_broke_off_goes_on_where_it_was_and_reports_all(found, tmp_path, monkeypatch):
+    setup = SETUP
+    traces = [draw(found, setup, r) for r in range(3)]
+    size = pools(traces[:2], replace(setup, max_context=4))
+    started: list[tuple[str, int]] = []
+
+    def stand(setup: Setup, arm: str, model: Path, pool: int, *rest: Any) -> Stand:
+        started.append((arm, pool))
+        return Stand(FakeServer(block=BLOCK, capacity=2 * pool // BLOCK, first_s=0.001 if ARMS[arm].whole else 0.004))
+
+    def bench() -> measure.Bench:
+        journal = Journal(tmp_path / "journal.jsonl", setup.as_dict() | {"pools": {
+            "demand": size.demand, "tokens": size.tokens}})
+        return measure.Bench(setup, traces, size, tmp_path, tmp_path, journal, Console(quiet=True), {})
+
+    real, done = measure.line, []
+
+    def breaks(*args: Any) -> dict[str, Any]:
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        done.append(args[1:4])
+        return real(*args)
+
+    monkeypatch.setattr(measure, "Server", stand)
+    monkeypatch.setattr(measure, "line", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        measure.measure(bench())
+    monkeypatch.setattr(measure, "line", real)
+    first, plan = bench(), [(p, *x) for p in setup.pressures for x in bench().left(p)]
+    assert len(first.journal.runs) == 4 and len(plan) == 6  # 3 arms x 2, then 2 arms x 2
+    assert {(a, p, r) for a, p, r in done}.isdisjoint({(a, p, r) for p, r, a, _ in plan})
+    started.clear()
+    measure.measure(first)
+    assert ("infinite", size.whole) in started or all(a != INFINITE for a, _ in started)
+    whole = bench()
+    assert len(whole.journal.runs) == 10 and not any(whole.left(p) for p in setup.pressures)
+    assert len(whole.journal.sessions) == 2  # two starts, each with its commit and machine
+
+    result = {"setup": whole.journal.setup, "starts": whole.journal.sessions,
+              "levels": judge.judge(setup, whole.journal.runs)}
+    for level in result["levels"]:
+        assert list(level["arms"]) == ["stock", "saga+", "infinite"]
+        free = level["arms"]["infinite"]
+        assert free["figures"]["recomputed_tokens"] == 0 and free["figures"]["in_time"] == 1.0
+        assert free["ratios"]["tct_mean_s"]["ratio"] < 1.0  # it answers in a quarter of the time
+        assert all(set(a["tenants"]) == {"one", "two"} and a["repeats"] == 2 for a in level["arms"].values())
+        stock = level["arms"]["stock"]
+        service = sum(t["recomputed_tokens"] for t in stock["tenants"].values())
+        assert service == pytest.approx(stock["figures"]["recomputed_tokens"])
+        assert stock["figures"]["oversubscription"] > 0 and stock["ratios"] == {}
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{show.BEGIN}\nlast time\n{show.END}\nafter\n")
+    show.update_markdown(page, result)
+    show.update_markdown(page, result)
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "last time" not in text
+    assert text.count("| saga+ |") == 2 * 3 and text.count("| none | infinite |") == 2 * 3
+    show.picture(result, tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="once each"):
+        show.update_markdown(tmp_path / "journal.jsonl", result)
+
+
+def test_the_order_of_the_arms_is_drawn_anew_and_is_the_same_after_a_restart(tmp_path):
+    setup = Setup(repeats=6)
+    bench = measure.Bench(setup, [], None, tmp_path, tmp_path, Journal(tmp_path / "j", {}), Console(quiet=True), {})  # type: ignore[arg-type]
+    left = bench.left(1.4)
+    orders = [tuple(a for r, a, _ in left if r == k) for k in range(6)]
+    assert all(sorted(o) == sorted(ARMS) for o in orders) and len(set(orders)) > 1
+    assert bench.left(1.4) == left
+    assert all(a != INFINITE for _, a, _ in bench.left(2.5)) and len(bench.left(2.5)) == 6 * (len(ARMS) - 1)
+
+
+def test_a_run_with_a_failed_request_is_counted_and_left_out(found):
+    trace = draw(found, SETUP, 0)
+    rows = {}
+    for r, fails in ((0, None), (1, lambda n, body: 500 if n == 5 else None)):
+        for arm in ("stock", "saga+"):
+            with Stand(FakeServer(block=BLOCK, fail=fails if arm == "saga+" else None)) as s:
+                shown, m = play(SETUP, arm, trace, s.url, f"{r}/")
+            rows[arm, 1.5, r] = line(SETUP, arm, 1.5, r, 0, 64, trace, m, shown)
+    assert rows["saga+", 1.5, 1]["failed"] == 1 and "made to fail" in rows["saga+", 1.5, 1]["errors"][0]
+    arm = judge.judge(SETUP, rows)[0]["arms"]["saga+"]
+    assert (arm["repeats"], arm["failed_runs"]) == (1, 1)
+    assert next(c for c in show.rows({"levels": judge.judge(SETUP, rows)}) if c[1] == "saga+")[-1] == "1 (1 failed)"
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    (["--arms", "stock,sage"], "no arm named 'sage'; choose one of: saga"),
+    (["--arms", "saga+,saga"], "lacks stock"),
+    (["--pressures", "1.4,x"], "are no numbers"),
+    (["--sessions", "7"], "cannot share evenly"),
+    (["--repeats", "0"], "at least 1"),
+])
+def test_wrong_flags_are_told(given, message):
+    with pytest.raises(UserError, match=message):
+        chosen(parser("serving_gain.py").parse_args(given))
