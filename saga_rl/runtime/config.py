@@ -15,6 +15,7 @@ from saga_rl.policies.presets import PRESETS, from_specs, preset, preset_names
 
 STOCK = "stock"
 KEY = "saga"
+MOST_TENANTS = 512
 CHECKS = ("off", "log", "raise")
 
 
@@ -35,6 +36,12 @@ class SagaConfig:
     metrics: str | None = None
     """Folder for each engine's counters (JSON), written every `metrics_s` seconds."""
     metrics_s: float = 30.0
+    poll_s: float = 5.0
+    """How often each API server asks its engines for their numbers, for /metrics and /saga/status."""
+    metrics_tenants: int = 50
+    """Tenants that have labels of their own on /metrics; all others share `other`."""
+    events: bool = False
+    """Structured logs: one JSON line an event on standard error (`runtime.events`)."""
     prefill_tokens_per_s: float | None = None
     """How fast an engine works off its queue, for placement; None: measured as it serves."""
     service_gap_tokens: float | None = None
@@ -74,12 +81,18 @@ def read_config(additional_config: Any) -> SagaConfig:
         if key not in known:
             raise unknown_name(f"key of additional_config[{KEY!r}]", key, known)
     config = SagaConfig(**raw)
-    for key in ("expiry_s", "budget_s", "metrics_s", "starve_s", "prefill_tokens_per_s"):
+    for key in ("expiry_s", "budget_s", "metrics_s", "starve_s", "poll_s", "prefill_tokens_per_s"):
         value = getattr(config, key)
         if value is None and key == "prefill_tokens_per_s":
             continue
         if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
             raise UserError(f"additional_config[{KEY!r}], {key}", f"is {value!r}", "give a number above 0")
+    if not isinstance(config.metrics_tenants, int) or isinstance(config.metrics_tenants, bool) or not (
+            0 <= config.metrics_tenants <= MOST_TENANTS):
+        raise UserError(f"additional_config[{KEY!r}], metrics_tenants", f"is {config.metrics_tenants!r}",
+                        f"give a whole number from 0 to {MOST_TENANTS}")
+    if not isinstance(config.events, bool):
+        raise UserError(f"additional_config[{KEY!r}], events", f"is {config.events!r}", "give true or false")
     if config.check not in CHECKS:
         raise unknown_name("check", str(config.check), CHECKS)
     _check_constraints(config)

@@ -53,9 +53,10 @@ class Metrics:
         self.seconds[what] = self.seconds.get(what, 0.0) + seconds
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything counted so far; mean decision times in milliseconds."""
+        """Everything counted so far; decision times as a sum in seconds and as a mean in milliseconds."""
         counts, seconds = dict(self.counts), dict(self.seconds)
         mean = {f"{k}_mean_ms": round(1e3 * s / counts[k], 4) for k, s in seconds.items() if counts.get(k)}
+        mean |= {f"{k}_sum_s": round(s, 6) for k, s in seconds.items() if counts.get(k)}
         return {"name": self.name, **dict(sorted(counts.items())), **mean, **self.state()}
 
     def _loop(self) -> None:

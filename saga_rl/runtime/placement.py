@@ -1,8 +1,7 @@
-"""Puts our router in the place of vLLM's choice among data-parallel engines, in the API server's process.
+"""Our router in the place of vLLM's choice among data-parallel engines, in the API server's process.
 
-Tried with vLLM 0.28 - 0.32: `DPLBAsyncMPClient.get_core_engine_for_request` picks, `process_engine_outputs` sees what
-comes back. vLLM's own code does all the booking: our choice reaches it as the request's data-parallel rank. Whatever
-fails in ours is counted, logged, and decided by vLLM.
+`client_hooks` calls it. vLLM's own code does all the booking: our choice reaches it as the request's data-parallel
+rank. Whatever fails in ours is counted, logged, and decided by vLLM.
 """
 
 from __future__ import annotations
@@ -12,7 +11,10 @@ import time
 from typing import Any
 
 from saga_rl.policies.base import Policy
+from saga_rl.policies.guard import Guard
+from saga_rl.policies.registry import make
 from saga_rl.runtime import engine_hooks, versions
+from saga_rl.runtime.client_hooks import hook_client
 from saga_rl.runtime.config import SagaConfig
 from saga_rl.runtime.hints import Hints, read_hints
 from saga_rl.runtime.metrics import Metrics
@@ -23,12 +25,31 @@ log = logging.getLogger("vllm.saga_rl")
 
 
 class Placement:
-    """The state of one API server; `install` connects it to vLLM's client class."""
+    """The state of one API server, whose counters are called `name`."""
 
-    def __init__(self, policy: Policy, config: SagaConfig) -> None:
+    def __init__(self, policy: Policy, config: SagaConfig, name: str = "router") -> None:
         self.policy, self.config = policy, config
-        self.metrics = Metrics("router", config.metrics_s, config.metrics, self._state)
+        self.metrics = Metrics(name, config.metrics_s, config.metrics, self._state)
         self.router: Router | None = None
+        self.stock = False
+        """vLLM's own choice serves; what it chooses is still booked, so that a policy finds everything in its place."""
+
+    def begin(self) -> None:
+        """Count, log and write from now on; link compiled code before the first request."""
+        self.metrics.start()
+        warm = Router(self.policy, 1, 1, 1)
+        warm.choose(Hints(), 1, 0.0)
+        warm.book("", Hints(), 1, 0, 0.0)
+        warm.output("", 1, True, 0.0)
+
+    def swap(self, policy: Policy, stock: bool = False) -> None:
+        """Another policy from the next request on; homes, loads and counters stay. Raises before anything changed."""
+        guard = Guard(policy, make("placement", "sticky"), self.config.budget_s)
+        if self.router is not None:
+            guard.fallbacks.update(self.router.guard.fallbacks)
+            guard.decisions += self.router.guard.decisions
+            self.router.guard = guard
+        self.policy, self.stock = policy, stock
 
     def router_for(self, client: Any) -> Router:
         """The router of `client`, made when its engines are known (and anew when their number changes)."""
@@ -53,7 +74,7 @@ class Placement:
             params = request.sampling_params
             hints = read_hints(getattr(request, "session_id", None), params.extra_args if params is not None else None)
             prompt = len(request.prompt_token_ids or ())
-            if request.data_parallel_rank is None and params is not None:
+            if request.data_parallel_rank is None and params is not None and not self.stock:
                 started = time.perf_counter()
                 chosen = self.router_for(client).choose(hints, prompt, now)
                 self.metrics.took("placements", time.perf_counter() - started)
@@ -105,28 +126,10 @@ class Placement:
 
 
 def install(policy: Policy, config: SagaConfig) -> Placement:
-    """Replace the two methods of vLLM's client class; every client made in this process uses `policy` from now on."""
+    """Every client made in this process uses `policy` from now on, whatever its own configuration says."""
     versions.check_router_hooks()
-    from vllm.v1.engine.core_client import DPLBAsyncMPClient
-
     placement = Placement(policy, config)
-    placement.metrics.start()
-    warm = Router(policy, 1, 1, 1)
-    warm.choose(Hints(), 1, 0.0)  # links compiled code before the first request
-    warm.book("", Hints(), 1, 0, 0.0)
-    warm.output("", 1, True, 0.0)
-    stock_choose = DPLBAsyncMPClient.get_core_engine_for_request
-    stock_outputs = DPLBAsyncMPClient.process_engine_outputs
-
-    def get_core_engine_for_request(self: Any, request: Any) -> Any:
-        return placement.route(self, request, stock_choose)
-
-    async def process_engine_outputs(self: Any, outputs: Any) -> None:
-        await stock_outputs(self, outputs)
-        placement.seen(outputs)
-
-    client: Any = DPLBAsyncMPClient
-    client.get_core_engine_for_request = get_core_engine_for_request
-    client.process_engine_outputs = staticmethod(process_engine_outputs)
+    placement.begin()
+    hook_client(lambda _: placement)
     engine_hooks.install(lambda _: placement)
     return placement

@@ -1,5 +1,6 @@
-"""`saga-rl serve`: vLLM's own OpenAI server with our scheduler class, placement and recorder put in.
+"""`saga-rl serve`: vLLM's own OpenAI server with our scheduler class and configuration in its flags.
 
+The hooks are the plugin's, as under plain `vllm serve` (`runtime.plugin`); what is added here is the recording's trace.
 Everything that a user can get wrong is checked before a model is loaded.
 """
 
@@ -18,42 +19,42 @@ from pathlib import Path
 from typing import Any
 
 from saga_rl.errors import UserError
-from saga_rl.policies.base import PolicySet
 from saga_rl.policies.presets import preset_names
-from saga_rl.runtime import versions
+from saga_rl.runtime import plugin, startup, versions
 from saga_rl.runtime.config import KEY, STOCK, SagaConfig, policies_of, read_config
+from saga_rl.runtime.plugin import SCHEDULER, SYNC_SCHEDULER
 from saga_rl.runtime.recorder import journal_folder
-
-SCHEDULER = "saga_rl.runtime.scheduler.SagaScheduler"
-SYNC_SCHEDULER = "saga_rl.runtime.scheduler.SagaSyncScheduler"
 
 
 def serve(model: str, flags: list[str], config: SagaConfig) -> None:
     """Serve `model` until interrupted; `flags` are vLLM's. Raises `UserError` for anything wrong with them."""
     stock = config.policy == STOCK
-    version = versions.require_tested(config.allow_untested or stock)
-    if stock and config.record is not None:
-        raise UserError("--record", "needs our scheduler, and --policy stock is vLLM without it",
-                        "use --policy lru, which evicts exactly as vLLM does")
+    versions.require_tested(config.allow_untested or stock)
+    startup.require_recordable(config)
     if not stock:
+        plugin.require_loaded()
         policies_of(config.policy)  # a wrong name is told before vLLM is imported
     if config.record is not None:
         _check_record(config.record)
     command, args = _parse(model, flags)
     _check_port(args)
-    policies = None
-    if not stock:
+    if stock:
+        print(f"saga-rl: vLLM {versions.installed()[1]} as it is, no hooks", file=sys.stderr, flush=True)
+    else:
         config = _configure(args, config)
-        policies = policies_of(config.policy)
-        if (args.data_parallel_size or 1) > 1:
-            _install_placement(args, policies, config)
-    _announce(config, policies, version)
+        _one_server(args)
     try:
         with _children_start_clean():
             command.cmd(args)
     finally:
         if config.record is not None:
             _merge(config.record)
+
+
+def _one_server(args: Any) -> None:
+    """One API server unless several are asked for (vLLM starts one an engine): it knows where every session lives."""
+    if args.api_server_count is None and not getattr(args, "headless", False):
+        args.api_server_count = 1
 
 
 def _parse(model: str, flags: list[str]) -> tuple[Any, Any]:
@@ -93,20 +94,6 @@ def _configure(args: Any, config: SagaConfig) -> SagaConfig:
         merged = replace(merged, policy=str(Path(merged.policy).resolve()))
     args.additional_config = {**given, KEY: merged.as_dict()}
     return merged
-
-
-def _install_placement(args: Any, policies: PolicySet, config: SagaConfig) -> None:
-    if args.data_parallel_external_lb or args.data_parallel_rank is not None or getattr(args, "headless", False):
-        return  # somebody else's router decides; our scheduler still runs in the engines
-    if (args.api_server_count or 1) > 1:
-        raise UserError("--api-server-count", f"is {args.api_server_count}: each server would route by its own counts",
-                        "leave it out; one server routes for all engines")
-    if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
-        raise UserError("VLLM_USE_RUST_FRONTEND", "is set, and the Rust server routes by itself", "unset it")
-    args.api_server_count = 1
-    from saga_rl.runtime.placement import install
-
-    install(policies.placement, config)
 
 
 @contextmanager
@@ -150,27 +137,6 @@ def _check_port(args: Any) -> None:
         except OSError as e:
             cause = "is in use" if e.errno == errno.EADDRINUSE else f"cannot be opened ({e.strerror})"
             raise UserError(f"port {port}", cause, "choose another with --port, or stop what listens there") from None
-
-
-def _announce(config: SagaConfig, policies: PolicySet | None, version: str) -> None:
-    if policies is None:
-        print(f"saga-rl serve: vLLM {version} as it is, no hooks", file=sys.stderr, flush=True)
-        return
-    hashes = [p.doc["sha256"][:12] for p in (policies.eviction, policies.placement) if "sha256" in p.doc]
-    names = ", ".join(f"{seam} {name}" for seam, name in policies.names().items())
-    shown = config.policy if isinstance(config.policy, str) else "custom"
-    print(f"saga-rl serve: policy {shown} ({names}), checkpoint {' '.join(hashes) or 'none'}, "
-          f"constraints {_constraints(config)}, vLLM {version}", file=sys.stderr, flush=True)
-
-
-def _constraints(config: SagaConfig) -> str:
-    on = []
-    if config.service_gap_tokens is not None:
-        on.append(f"service gap {config.service_gap_tokens:g} tokens")
-    on += [f"KV floor {tenant}={share:g}" for tenant, share in config.kv_floors.items() if share]
-    if config.afs_preempt_s is not None:
-        on.append(f"AFS preemption after {config.afs_preempt_s:g} s")
-    return ", ".join(on) or "none"
 
 
 def _merge(record: str) -> None:

@@ -92,3 +92,19 @@ def check_router_hooks() -> None:
 
     require_method(DPLBAsyncMPClient, "get_core_engine_for_request", ("request",))
     require_method(DPLBAsyncMPClient, "process_engine_outputs", ("outputs",))
+
+
+def check_plugin_hooks() -> None:
+    """What the plugin, the control channel and the HTTP app's hook take hold of or call."""
+    from fastapi import FastAPI
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.engine.core_client import AsyncMPClient, DPLBAsyncMPClient
+    from vllm.v1.metrics import prometheus
+
+    require_method(EngineArgs, "create_engine_config", ("self",))
+    require_method(EngineCore, "__init__", ("vllm_config",))
+    for client in (AsyncMPClient, DPLBAsyncMPClient):
+        require_method(client, "_call_utility_async", ("method", "engine"))
+    require_method(FastAPI, "build_middleware_stack", ("self",))
+    require_method(prometheus, "get_prometheus_registry", ())
