@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from saga_rl.policies.registry import make
 from saga_rl.runtime.config import SagaConfig
@@ -50,7 +51,8 @@ def client(engines: int = 2, policy: str = "sticky") -> Any:
     from saga_rl.runtime.engines import Engines
     from saga_rl.runtime.placement import install
 
-    placement = install(make("placement", policy), SagaConfig(policy="lru", prefill_tokens_per_s=1000.0))
+    with patch("saga_rl.runtime.metrics.Metrics.start"):  # no thread of its own for each client of a test
+        placement = install(make("placement", policy), SagaConfig(policy="lru", prefill_tokens_per_s=1000.0))
     c: Any = object.__new__(DPLBAsyncMPClient)
     c.core_engines = [w.to_bytes(2, "little") for w in range(engines)]
     c.reqs_in_flight, c.engine_inflight = {}, Counter()

@@ -96,8 +96,7 @@ def _lifecycle(cls: Any, placement_of: Callable[[Any], Any]) -> None:
         from saga_rl.runtime.engines import begin
 
         try:
-            placement = placement_of(self)
-            if placement is not None and begin(self, placement, lambda: stock_start(self)):
+            if begin(self, placement_of, lambda: stock_start(self)):
                 return
         except Exception:
             log.exception("saga-rl: cannot watch the engines; vLLM does")

@@ -231,11 +231,14 @@ class Engines:
         return better
 
 
-def begin(client: Any, placement: Any, stock: Callable[[], None]) -> bool:
+def begin(client: Any, placement_of: Callable[[Any], Any], stock: Callable[[], None]) -> bool:
     """Watch the engines of `client` in vLLM's place; False, with the reason logged, where that is not ours to do."""
     why = unfit(client)
     if why is not None:
         log.warning("saga-rl: an engine that dies takes the server down, as vLLM does: %s", why)
+        return False
+    placement = placement_of(client)
+    if placement is None:
         return False
     mine, manager = Engines(client, placement), client.resources.engine_manager
     client.__dict__[MINE] = mine
