@@ -79,16 +79,21 @@ def shifting(b: Bench) -> list[Figure]:
         "infinite": "infinite memory"})
 
 
+AGENTS = ("weka", "katas")
+"""Recorded collections that know their sessions."""
+
+
 def hidden(b: Bench) -> list[Figure]:
     """Nobody says that a session ended, humans hold some up: against reserve-older, tuned on training sessions."""
     p1 = [Place(n, "P1", b.s.workers, hidden=True) for n in b.s.named("swe-hitl", "web-hitl", "hetero-hitl")]
     p3 = [Place(n, "P3", b.s.workers, hidden=True) for n in b.s.named("shift-hitl")]
-    if not b.s.joint or not p1 + p3:
+    real = [Place(n, "P1", b.s.workers, hidden=True) for n in b.s.named(*b.s.recorded) if n in AGENTS]
+    if not b.s.joint or not p1 + p3 + real:
         return []
-    base = b.tune("reserve-older", p1 + p3, reserve_grid())
+    base = b.tune("reserve-older", p1 + p3 + real, reserve_grid())
     runs = b.measure("hidden ends", {p: with_infinite(
         ours=b.s.joint_arm(), base=base[p], told=base[p] | {"ends_told": True}, oracle=ORACLE, plain=RESERVE)
-        for p in p1 + p3})
+        for p in p1 + p3 + real})
     out = []
     for name, places in (("P1", p1), ("P3", p3)):
         if not places:
@@ -107,6 +112,11 @@ def hidden(b: Bench) -> list[Figure]:
         out += _references("hidden", runs, places, "base", {
             "plain": f"{name}, reserve-older untuned", "told": f"{name}, the tuned one told of every end",
             "oracle": f"{name}, an oracle of ends and gaps", "infinite": f"{name}, infinite memory"})
+    for p in real:
+        for name, text in (("ours", "mean TCT / tuned reserve-older"), ("plain", "reserve-older untuned, mean TCT"),
+                           ("oracle", "an oracle of ends and gaps, mean TCT"), ("infinite", "infinite memory, mean TCT")):
+            first = "" if name == "ours" else "for comparison: "
+            out.append(_against("hidden", f"{first}recorded {p.workload}, P1: {text}", runs, [p], name, "base", MEAN))
     return out
 
 

@@ -36,7 +36,7 @@ MAKERS: dict[str, tuple[str, Callable[[Bench], list[Figure]], tuple[str, ...]]] 
 def workloads_of(s: Settings) -> list[str]:
     """Every workload that the rows asked for need."""
     needed = [n for row in s.rows for n in MAKERS[row][2] if row != "transfer" or s.transfer]
-    recorded = s.recorded if {"eviction", "transfer"} & set(s.rows) else ()
+    recorded = s.recorded if {"eviction", "transfer", "hidden"} & set(s.rows) else ()
     return s.named(*dict.fromkeys([*needed, *recorded]))
 
 
