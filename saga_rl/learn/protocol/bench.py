@@ -50,7 +50,7 @@ class Bench:
         """Of one run; 0 = a whole round of phases."""
         if place.point == "P3":
             return 0 if self.s.rounds > 1 else QUICK_PHASES
-        return self.s.rounds * DEFINED[place.workload].population * place.workers
+        return self.s.rounds * (DEFINED | RECORDED)[place.workload].population * place.workers
 
     def spec(self, kind: str, place: Place, arm: Arm, part: str, seed: int) -> Spec:
         out = {"kind": kind, "workload": place.workload, "hidden": place.hidden, "part": part, "seed": seed,

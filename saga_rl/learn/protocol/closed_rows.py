@@ -114,7 +114,8 @@ def hidden(b: Bench) -> list[Figure]:
             "oracle": f"{name}, an oracle of ends and gaps", "infinite": f"{name}, infinite memory"})
     for p in real:
         for name, text in (("ours", "mean TCT / tuned reserve-older"), ("plain", "reserve-older untuned, mean TCT"),
-                           ("oracle", "an oracle of ends and gaps, mean TCT"), ("infinite", "infinite memory, mean TCT")):
+                           ("oracle", "an oracle of ends and gaps, mean TCT"),
+                           ("infinite", "infinite memory, mean TCT")):
             first = "" if name == "ours" else "for comparison: "
             out.append(_against("hidden", f"{first}recorded {p.workload}, P1: {text}", runs, [p], name, "base", MEAN))
     return out
