@@ -45,12 +45,14 @@ def api_keys(args: Any) -> list[str]:
 
 
 def _middleware(app: Any) -> None:
-    """Innermost, so that what vLLM's authentication refuses is never read by us."""
+    """Innermost, so that what vLLM's authentication refuses is never read by us. The stack is built anew: vLLM may have
+    built it when it made the app."""
     if importlib.util.find_spec("saga_rl.runtime.http") is None or importlib.util.find_spec(MIDDLEWARE) is None:
         return
     from starlette.middleware import Middleware
 
     app.user_middleware.append(Middleware(importlib.import_module(MIDDLEWARE).SagaMiddleware))
+    app.middleware_stack = app.build_middleware_stack()
 
 
 def _metrics(app: Any, collector: Collector) -> None:

@@ -21,7 +21,7 @@ log = logging.getLogger("vllm.saga_rl")
 SCHEDULER = "saga_rl.runtime.scheduler.SagaScheduler"
 SYNC_SCHEDULER = "saga_rl.runtime.scheduler.SagaSyncScheduler"
 _CORE, _ARGS = "vllm.v1.engine.core", "vllm.engine.arg_utils"
-_MARK = "saga_rl"
+_MARK, _SEEN = "saga_rl", "saga_seen"
 
 
 def register() -> None:
@@ -105,24 +105,30 @@ def _hook_placement() -> None:
 
 
 def _hook_app() -> None:
-    """Starlette builds an app's middleware when the app is first called, in its event loop and with vLLM's state in
-    place: a seam of the web framework, not of vLLM, whose own way to its app has moved in each release."""
+    """At an app's first call (uvicorn's lifespan message) vLLM's state is in place and the event loop runs. That is a
+    seam of the web framework; vLLM's own way to its app has moved in each release."""
     from fastapi import FastAPI
 
-    stock = FastAPI.build_middleware_stack
+    stock: Any = FastAPI.__call__
 
     @functools.wraps(stock)
-    def build_middleware_stack(self: Any) -> Any:
-        try:
-            if is_ours(getattr(self.state, "vllm_config", None)) and getattr(self.state, "engine_client", None):
-                from saga_rl.runtime.app import attach
+    async def call(self: Any, scope: Any, receive: Any, send: Any) -> None:
+        if _SEEN not in self.__dict__:
+            self.__dict__[_SEEN] = True
+            _attach(self)
+        await stock(self, scope, receive, send)
 
-                attach(self)
-        except Exception:
-            log.exception("saga-rl: its metrics and admin routes are missing from this server; vLLM serves on")
-        return stock(self)
+    FastAPI.__call__ = call  # type: ignore[method-assign]
 
-    FastAPI.build_middleware_stack = build_middleware_stack  # type: ignore[method-assign]
+
+def _attach(app: Any) -> None:
+    try:
+        if is_ours(getattr(app.state, "vllm_config", None)) and getattr(app.state, "engine_client", None) is not None:
+            from saga_rl.runtime.app import attach
+
+            attach(app)
+    except Exception:
+        log.exception("saga-rl: metrics and admin routes are missing from this server; vLLM serves on")
 
 
 def require_loaded() -> None:

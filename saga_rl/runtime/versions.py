@@ -106,5 +106,6 @@ def check_plugin_hooks() -> None:
     require_method(EngineCore, "__init__", ("vllm_config",))
     for client in (AsyncMPClient, DPLBAsyncMPClient):
         require_method(client, "_call_utility_async", ("method", "engine"))
+    require_method(FastAPI, "__call__", ("scope", "receive", "send"))
     require_method(FastAPI, "build_middleware_stack", ("self",))
     require_method(prometheus, "get_prometheus_registry", ())

@@ -1,0 +1,230 @@
+"""vLLM's own server with two flags: placement is the other test's; here metrics, policies changed in service, the kill
+switch, keys and hostile checkpoints; and what the plugin leaves alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saga_rl.runtime.tiny_model import build_tiny_model
+
+pytest.importorskip("vllm", reason="vLLM is not installed (extra serve or serve-cpu)")
+import httpx
+
+KEY = "sesame"
+CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "eviction"
+ENV = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
+       "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+START_S = 600.0
+FLAGS = ["--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "4", "--block-size", "32", "--dtype", "float32",
+         "--num-gpu-blocks-override", "24"]
+SCHEDULER = "saga_rl.runtime.scheduler.SagaScheduler"
+
+
+class Server:
+    """`python -m vllm.entrypoints.openai.api_server` (what `vllm serve` runs) with our scheduler and our key."""
+
+    def __init__(self, folder: Path, saga: dict[str, Any]) -> None:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = s.getsockname()[1]
+        self.model, self.log = str(build_tiny_model(folder / "model", layers=1, hidden=64, max_len=512)), folder / "log"
+        with self.log.open("w") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", self.model,
+                 "--host", "127.0.0.1", "--port", str(self.port), "--api-key", KEY, *FLAGS,
+                 "--scheduler-cls", SCHEDULER,
+                 "--additional-config", json.dumps({"saga": saga})],
+                env=ENV, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120,
+                                 headers={"Authorization": f"Bearer {KEY}"})
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            try:
+                if self.http.get("/health").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.5)
+        raise AssertionError(f"not up after {START_S:.0f} s: {self.log.read_text()[-3000:]}")
+
+    def stop(self) -> None:
+        self.http.close()
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise
+
+    def complete(self, session: str, text: str, tenant: str = "team-a", final: int = 0) -> int:
+        return self.http.post("/v1/completions", json={
+            "model": self.model, "prompt": text, "max_tokens": 4, "temperature": 0, "ignore_eos": True,
+            "session_id": session, "vllm_xargs": {"saga_tenant": tenant, "saga_final": final}}).status_code
+
+    def figures(self) -> dict[str, float]:
+        """/metrics, a sample a key."""
+        text = self.http.get("/metrics").text
+        return {name: float(value) for name, value in re.findall(r"^(\S+(?:\{.*\})?) (\S+)$", text, re.M)}
+
+    def until(self, key: str, value: float, seconds: float = 20.0) -> dict[str, float]:
+        deadline = time.monotonic() + seconds
+        while (found := self.figures()).get(key) != value:
+            assert time.monotonic() < deadline, f"{key} is {found.get(key)}, not {value}"
+            time.sleep(0.1)
+        return found
+
+    def events(self) -> list[dict[str, Any]]:
+        lines = [line[line.index('{"event"'):] for line in self.log.read_text().splitlines() if '{"event"' in line]
+        return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    s = Server(tmp_path_factory.mktemp("served"), {"policy": "saga+", "poll_s": 0.2, "events": True,
+                                                   "kv_floors": {"team-a": 0.1}, "metrics_tenants": 2})
+    try:
+        s.wait()
+        yield s
+    finally:
+        s.stop()
+
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+TEXT = "a prompt that is longer than one block of tokens, and says nothing " * 3
+
+
+def test_it_says_at_the_start_what_is_in_force(server):
+    log = server.log.read_text()
+    assert ("saga-rl: policy saga+ (eviction youngest, placement saga, ordering session-fcfs, "
+            "admission reserve-older), checkpoint none, constraints KV floor team-a=0.1, vLLM ") in log
+    started = [e for e in server.events() if e["event"] == "start"]
+    assert [e["policies"]["eviction"] for e in started] == ["youngest"]
+
+
+def test_metrics_stand_beside_vllms_and_count_what_was_served(server):
+    for i in range(6):
+        assert server.complete(f"s{i}", f"{i} {TEXT}", tenant=f"team-{'abcd'[i % 4]}", final=1) == 200
+    found = server.until('saga_requests_total{engine="0"}', 6.0)
+    assert any(k.startswith("vllm:") for k in found)
+    assert found['saga_sessions_ended_total{end="known",engine="0"}'] == 6
+    assert found['saga_session_tct_seconds_bucket{engine="0",le="+Inf"}'] == 6
+    assert found['saga_session_tct_seconds_count{engine="0"}'] == 6
+    states = {k: v for k, v in found.items() if k.startswith("saga_kv_blocks{")}
+    assert len(states) == 5
+    assert sum(states.values()) == found['saga_kv_capacity_blocks{engine="0"}'] == 23
+    assert found['saga_decision_seconds_count{engine="0",kind="schedule"}'] > 0
+    tenants = {re.search('tenant="(.*)"', k)[1] for k in found if k.startswith("saga_tenant_service_tokens")}
+    assert len(tenants) == 3
+    assert {"team-a", "other"} < tenants
+
+
+def test_status_needs_the_key_and_shows_engines_and_versions(server):
+    assert server.http.get("/saga/status", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    status = server.http.get("/saga/status").json()
+    assert (status["policy"], status["consistent"], len(status["engines"])) == ("saga+", True, 1)
+    assert status["engines"][0]["kv/blocks"] == 23
+    assert status["vllm"].startswith("0.")
+
+
+@pytest.mark.parametrize("path", ["/saga/policy", "/saga/stock"])
+@pytest.mark.parametrize("header", [{"Authorization": ""}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}])
+def test_nothing_is_changed_without_the_key(server, path, header):
+    assert server.http.post(path, json={"policy": "lru"}, headers=header).status_code == 401
+    assert server.http.get("/saga/status").json()["policy"] == "saga+"
+
+
+def test_policies_are_changed_in_service_and_the_kill_switch_takes_constraints_out(server):
+    answer = server.http.post("/saga/policy", json={"policy": str(CHECKPOINT)})
+    assert answer.status_code == 200, answer.text
+    sha = json.loads((CHECKPOINT / "policy.json").read_text())["sha256"]
+    assert answer.json()["checkpoints"] == {"eviction": sha}
+    status = server.http.get("/saga/status").json()
+    assert status["engines"][0]["checkpoints"] == {"eviction": sha}
+    assert status["engines"][0]["policies/eviction"] == "learned"
+    assert server.complete("after", TEXT) == 200
+    assert server.http.post("/saga/stock").json()["policy"] == "stock"
+    status = server.http.get("/saga/status").json()["engines"][0]
+    assert [status[f"policies/{s}"] for s in ("eviction", "ordering", "admission")] == ["lru", "fcfs", "none"]
+    assert server.complete("after", TEXT + TEXT) == 200
+    back = server.http.post("/saga/policy", json={"policy": {"eviction": "wa-lru:alpha=0.2", "ordering": "afs"}})
+    assert back.status_code == 200
+    assert server.complete("after", TEXT) == 200
+    assert server.http.post("/saga/policy", json={"policy": "saga+"}).status_code == 200
+    assert server.http.get("/saga/status").json()["engines"][0]["policy swaps"] == 4
+    assert [e["policy"] for e in server.events() if e["event"] == "policy"] == [
+        str(CHECKPOINT), "stock", {"eviction": "wa-lru:alpha=0.2", "ordering": "afs"}, "saga+"]
+
+
+def hostile(folder: Path, kind: str) -> Any:
+    """The policy to ask for, and what is wrong with it."""
+    copy = folder / kind
+    shutil.copytree(CHECKPOINT, copy)
+    weights, manifest = copy / "policy.safetensors", copy / "policy.json"
+    doc = json.loads(manifest.read_text())
+    if kind == "one bit":
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(bytes(data))
+    elif kind == "cut short":
+        weights.write_bytes(weights.read_bytes()[:-8])
+    elif kind == "a pickle":
+        import pickle
+
+        weights.write_bytes(pickle.dumps(_Bomb(folder / "exploded")))
+    elif kind == "too large":
+        with weights.open("r+b") as f:
+            f.truncate(1 << 33)
+    elif kind == "other seam":
+        manifest.write_text(json.dumps({**doc, "seam": "placement"}))
+    elif kind == "deep json":
+        manifest.write_text("[" * 100_000)
+    elif kind == "companion":
+        manifest.write_text(json.dumps({**doc, "companions": {**doc["companions"], "ordering": "os.system:echo"}}))
+    return str(copy)
+
+
+class _Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("kind", ["one bit", "cut short", "a pickle", "too large", "other seam", "deep json",
+                                  "companion"])
+def test_a_hostile_checkpoint_is_refused_in_one_line_and_nothing_changes(server, tmp_path, kind):
+    swaps = server.http.get("/saga/status").json()["engines"][0].get("policy swaps", 0)
+    answer = server.http.post("/saga/policy", json={"policy": hostile(tmp_path, kind)})
+    message = answer.json()["error"]["message"]
+    assert answer.status_code == 400, answer.text
+    assert message and "\n" not in message and "Traceback" not in message
+    assert not (tmp_path / "exploded").exists()
+    engine = server.http.get("/saga/status").json()["engines"][0]
+    assert (engine["spec"], engine.get("policy swaps", 0)) == ("saga+", swaps)
+    assert server.complete("still", TEXT) == 200
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"policy": 1}', b'{"policy": null}', b'{"policy": {}}',
+                                  b'{"policy": {"eviction": 1}}', b'{"policy": {"evictoin": "lru"}}',
+                                  b'{"policy": "nonsense"}', b'{"policy": "a\\u0000b"}', b'{"policy": "lru", "x": 1}',
+                                  b'{"policy": {"eviction": "wa-lru:alpha=nan"}}', b"\xff\xfe", b"[" * 50_000,
+                                  b'{"policy": "' + b"x" * 10_000 + b'"}', b" " * 70_000])
+def test_what_is_not_a_policy_is_a_bad_request(server, body):
+    assert server.http.post("/saga/policy", content=body).status_code == 400
+    assert server.http.get("/saga/status").json()["engines"][0]["spec"] == "saga+"
