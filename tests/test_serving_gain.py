@@ -15,9 +15,12 @@ import pytest
 from replay_server import FakeServer
 from rich.console import Console
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-from gain_kit import judge, measure, show
+import gain  # benchmarks/gpu/gain.py
+import shapes
+from gain_kit import engines, judge, measure, show
 from gain_kit.command import chosen, parser
 from gain_kit.demand import live_tokens, pools
 from gain_kit.engines import flags
@@ -27,8 +30,10 @@ from gain_kit.run import line, play
 from gain_kit.settings import ARMS, INFINITE, STOCK, Setup, Source
 
 from saga_rl.aeg.build import SessionSpec, StepSpec, build_trace
+from saga_rl.aeg.io import write_trace
 from saga_rl.aeg.trace import Trace, TraceMeta
 from saga_rl.errors import UserError
+from saga_rl.sim.cost import load_profile
 
 BLOCK = 4
 SOURCES = (Source("one", "weka", "-", 0.5, 0.1), Source("two", "katas", "-", 1.0, 1.0))
@@ -152,11 +157,13 @@ def test_clients_tell_what_they_know_and_no_more(found):
 def test_a_ratio_is_of_pairs_and_its_interval_holds_it():
     rng = np.random.default_rng(1)
     base = [rng.lognormal(size=40) * (1 + r) for r in range(5)]
-    mean = judge.BY_SESSION["tct_mean_s"]
+    mean = judge.mean
     half = judge.ratio([(b / 2, b) for b in base], mean)
     assert (half["ratio"], half["low"], half["high"]) == pytest.approx((0.5, 0.5, 0.5))  # pairs: no noise is left
     noisy = judge.ratio([(b * rng.lognormal(-0.3, 0.2, 40), b) for b in base], mean)
     assert noisy["low"] < noisy["ratio"] < noisy["high"] < 1.0
+    tail = judge.ratio([(b / 2, b) for b in base], judge.p95)
+    assert (tail["ratio"], tail["low"], tail["high"]) == pytest.approx((0.5, 0.5, 0.5))
     one = judge.ratio([(np.array([3.0]), np.array([2.0])), (np.array([1.0]), np.array([2.0]))], mean)
     assert one["ratio"] == 1.0 and (one["low"], one["high"]) == (0.5, 1.5)
     assert judge.ratio([(np.ones(1), np.zeros(1))], mean)["ratio"] is None
@@ -316,3 +323,61 @@ def test_a_run_with_a_failed_request_is_counted_and_left_out(found):
 def test_wrong_flags_are_told(given, message):
     with pytest.raises(UserError, match=message):
         chosen(parser("serving_gain.py").parse_args(given))
+
+
+@pytest.mark.parametrize(("name", "parameters", "kv_bytes"), [
+    ("qwen2.5-3b", 3_085_938_688, 36_864), ("qwen2.5-7b", 7_615_616_512, 57_344),
+    ("llama3.1-8b", 8_030_261_248, 131_072)])
+def test_shapes_are_those_of_the_models(name, parameters, kv_bytes):
+    """Parameters as the published checkpoints have them; KV: layers x 2 x heads x 128 x 2 bytes."""
+    shape = shapes.SHAPES[name]
+    assert (shape.parameters, shape.kv_bytes) == (parameters, kv_bytes)
+
+
+def test_a_model_without_weights_has_a_word_for_each_id(tmp_path):
+    from tokenizers import Tokenizer
+
+    shape = replace(shapes.SHAPES["llama3.1-8b"], vocab=5000)
+    folder = shapes.write_model(shape, tmp_path / "m", 4096)
+    words = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert words.get_vocab_size() == 5000 and words.id_to_token(4999) == "<4999>"
+    assert not list(folder.glob("*.safetensors"))
+    assert words.decode(words.encode("def main():").ids) == "def main():"
+
+
+def test_servers_that_do_not_fit_on_the_card_together_are_told():
+    shape = shapes.SHAPES["qwen2.5-7b"]
+    one = shape.parameters * 2 / 2**30 + shapes.WORKING_GIB
+    assert shapes.check_memory(shape, {"stock": 0}, 80.0) == pytest.approx(one)
+    more = shapes.check_memory(shape, {"stock": 2**19, "saga+": 0}, 80.0)
+    assert more == pytest.approx(2 * one + 2**19 * 57_344 / 2**30)
+    with pytest.raises(UserError, match="name fewer"):
+        shapes.check_memory(shape, dict.fromkeys("abcde", 0), 80.0)
+
+
+def test_without_a_gpu_the_gpu_script_says_so(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit) as stop:
+        gain.main(["--out", str(tmp_path / "out")])
+    assert stop.value.code == 2 and "finds no GPU" in capsys.readouterr().err
+
+
+def test_the_gpu_script_dry(monkeypatch, tmp_path, capsys):
+    """All of it but vLLM: sessions, calibration, measurement, tables."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for name, first in (("weka", 80_000), ("katas", 30_000)):
+        write_trace(make(*(spec(f"{name}{k}", 4, first=first) for k in range(6))), out / f"{name}.parquet")
+
+    def stand(setup: Setup, arm: str, model: Path, pool: int, *rest: Any) -> Stand:
+        assert (model / "config.json").exists()
+        return Stand(FakeServer(block=32, capacity=pool // 32, max_model_len=setup.model_len))
+
+    monkeypatch.setattr(measure, "Server", stand)
+    monkeypatch.setattr(engines, "Server", stand)
+    gain.main(["--dry", "--out", str(out)])
+    told = capsys.readouterr().out
+    assert "saga+" in told and "CPU, dry run" in told
+    profile = load_profile(str(out / "profile.json"))
+    assert profile.provenance["measured"] and profile.provenance["model"] == "tiny"
+    assert (out / "result.json").exists()

@@ -33,7 +33,7 @@ def flags(setup: Setup, arm: str, pool_tokens: int, port: int) -> list[str]:
     if policy != "stock":
         out += ["--expiry-s", f"{setup.expiry_s:g}"]
     out += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL, "--dtype", setup.dtype,
-            "--enforce-eager", "--block-size", str(setup.block_tokens),
+            *(["--enforce-eager"] if setup.eager else []), "--block-size", str(setup.block_tokens),
             # vLLM keeps one block for itself
             "--num-gpu-blocks-override", str(pool_tokens // setup.block_tokens + 1),
             "--max-model-len", str(setup.model_len), "--max-num-seqs", str(setup.max_num_seqs),

@@ -80,6 +80,8 @@ class Setup:
     slo: float = 1.5
     """A session is in time if it took at most so many times what it took with infinite memory."""
     dtype: str = "float32"
+    eager: bool = True
+    """No CUDA graphs; on a CPU there are none."""
     policies: tuple[tuple[str, str], ...] = ()
     """(arm, policy) where an arm is to run another policy than `ARMS` says."""
 

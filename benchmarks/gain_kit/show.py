@@ -64,6 +64,8 @@ def _r(arm: str, r: dict[str, Any] | None) -> str:
         return "1"
     if not r or r["ratio"] is None:
         return "-"
+    if r["low"] is None:
+        return f"{r['ratio']:.2f}"
     return f"{r['ratio']:.2f} [{r['low']:.2f}-{r['high']:.2f}]"
 
 
