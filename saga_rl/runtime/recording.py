@@ -16,6 +16,9 @@ from saga_rl.aeg.trace import Trace, TraceMeta
 from saga_rl.errors import UserError
 from saga_rl.runtime.recorder import VERSION
 
+SKEW_S = 1.0
+"""How far clocks of several machines are expected to lie apart."""
+
 
 @dataclass
 class _Row:
@@ -23,6 +26,8 @@ class _Row:
 
     data: dict[str, Any]
     hashes: list[int]
+    clock: str = ""
+    """Which clock its times come from: rows of one clock lie right against each other."""
     agent: int = 0
 
     @property
@@ -40,14 +45,17 @@ class _Journals:
     about: dict[str, Any] = field(default_factory=dict)
     sessions: dict[str, list[_Row]] = field(default_factory=lambda: defaultdict(list))
     dropped: Counter[str] = field(default_factory=Counter)
-    engines: int = 0
+    engines: set[tuple[int, str]] = field(default_factory=set)
+    """(number, process)."""
+    walls: dict[str, float] = field(default_factory=dict)
+    """By clock: what its first journal adds to it to get seconds since the epoch; all others are put right by it."""
 
 
 def merge(folder: str | Path, out: str | Path, keep: bool = False) -> Trace:
     """Write the Trace of the journals in `folder` to `out` and, unless `keep`, remove them.
 
-    A last line that a crash cut short is left out and counted. Raises `UserError` for a folder without journals or
-    without a step, and for a journal of a later version.
+    A last line that a crash cut short is left out and counted, and so is a step whose times make no sense. Raises
+    `UserError` for a folder without journals or without a step, and for a journal of a later version.
     """
     folder = Path(folder)
     paths = sorted(folder.glob("engine-*.jsonl"))
@@ -61,7 +69,7 @@ def merge(folder: str | Path, out: str | Path, keep: bool = False) -> Trace:
     t0 = min(r.start for rows in j.sessions.values() for r in rows)
     specs = [_session(name, rows, t0, j.block) for name, rows in j.sessions.items()]
     meta = TraceMeta(name=Path(out).stem, source="recorded:vllm", hash_block_tokens=j.block, dropped=dict(j.dropped),
-                     notes={**j.about, "engines": j.engines, "recorded_at_s": t0})
+                     notes={**j.about, "engines": len(j.engines), "recorded_at_s": t0})
     trace = build_trace(meta, specs)
     write_trace(trace, out)
     if not keep:
@@ -71,23 +79,43 @@ def merge(folder: str | Path, out: str | Path, keep: bool = False) -> Trace:
 
 def _read(path: Path, j: _Journals) -> None:
     last: dict[tuple[str, int], list[int]] = {}
+    process, engine, clock, shift = path.stem.rsplit("-", 1)[0], None, "", 0.0
     for number, data in _lines(path, j):
-        if "journal" in data:
-            if data["journal"] > VERSION:
-                raise UserError(f"{path}, line {number}", f"is of version {data['journal']}", "upgrade saga-rl")
-            j.engines += 1
-            j.block, j.about = data["block"], data["about"]
-            engine = data["engine"]
-        elif "dropped" in data:
-            j.dropped[data["dropped"]] += 1
-        elif data["output"] < 1:
-            j.dropped["no output"] += 1
-        else:
-            name = data["session"] or f"request-{engine}-{data['n']}"
-            chain = (name, data["agent"])
-            hashes = last.get(chain, [])[: data["same"]] + data["hashes"]
-            last[chain] = hashes
-            j.sessions[name].append(_Row(data, hashes))
+        try:
+            if "journal" in data:
+                if data["journal"] > VERSION:
+                    raise UserError(f"{path}, line {number}", f"is of version {data['journal']}", "upgrade saga-rl")
+                engine = data["engine"]
+                j.engines.add((engine, process))
+                j.block, j.about = data["block"], data["about"]
+                clock = data.get("clock", "")
+                shift = j.walls.setdefault(clock, data["wall"]) - data["wall"] if clock else 0.0
+            elif "dropped" in data:
+                j.dropped[data["dropped"]] += data.get("n", 1)
+            elif engine is None:
+                raise UserError(f"{path}, line {number}", "comes before the heading", "remove the file")
+            elif data["output"] < 1:
+                j.dropped["no output"] += 1
+            else:
+                name = data["session"] or f"request-{engine}-{data['n']}"
+                chain = (name, data["agent"])
+                hashes = last.get(chain, [])[: data["same"]] + data["hashes"]
+                last[chain] = hashes
+                row = _Row(data, hashes, clock or process)
+                _shift(row, shift)
+                if row.start <= row.end and row.start <= (data["first"] or row.end) <= row.end:
+                    j.sessions[name].append(row)
+                else:
+                    j.dropped["times out of order"] += 1
+        except (KeyError, TypeError) as e:
+            raise UserError(f"{path}, line {number}", f"is not a step ({e})", "remove the line") from None
+
+
+def _shift(row: _Row, seconds: float) -> None:
+    """Move all its times."""
+    for key in ("queued", "scheduled", "first", "end"):
+        if row.data[key] is not None:
+            row.data[key] = round(row.data[key] + seconds, 6)
 
 
 def _lines(path: Path, j: _Journals) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -104,6 +132,8 @@ def _lines(path: Path, j: _Journals) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _session(name: str, rows: list[_Row], t0: float, block: int) -> SessionSpec:
     rows.sort(key=lambda r: (r.start, r.end))
+    if len({r.clock for r in rows}) > 1:
+        _mend_skew(rows)
     _number_agents(rows)
     steps: list[StepSpec] = []
     last: dict[int, int] = {}
@@ -144,6 +174,18 @@ def _session(name: str, rows: list[_Row], t0: float, block: int) -> SessionSpec:
     deadline = first.data["deadline"]
     return SessionSpec(name, arrival, steps, tenant=first.data["tenant"], agent_type=first.data["type"],
                        deadline_s=NAN if deadline is None else arrival + deadline)
+
+
+def _mend_skew(rows: list[_Row]) -> None:
+    """Machines' clocks differ a little: a step that extends the whole context of one of another clock, and seems to
+    begin up to `SKEW_S` before that ended, began when it ended."""
+    for i, row in enumerate(rows):
+        for before in rows[max(i - 8, 0):i]:
+            early = before.end - row.start
+            if (before.clock != row.clock and before.data["agent"] == row.data["agent"] and 0 < early <= SKEW_S
+                    and before.hashes and row.hashes[:len(before.hashes)] == before.hashes):
+                _shift(row, early)
+    rows.sort(key=lambda r: (r.start, r.end))
 
 
 def _number_agents(rows: list[_Row]) -> None:
