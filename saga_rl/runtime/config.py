@@ -29,6 +29,11 @@ class SagaConfig:
     """The Trace file to write; engines keep their journals in a folder beside it."""
     record_key: str = ""
     """Secret of this recording: block hashes are salted with it, so that a trace gives no prompt away."""
+    record_file_mb: float = 256.0
+    record_file_s: float = 3600.0
+    """A journal of the recording is followed by another one after so much or so long."""
+    statistics: str | None = None
+    """Folder in which each engine keeps what it learned in service over restarts."""
     expiry_s: float = 300.0
     """A chain that nobody heard of for so long is presumed to have ended."""
     budget_s: float = 0.02
@@ -81,7 +86,8 @@ def read_config(additional_config: Any) -> SagaConfig:
         if key not in known:
             raise unknown_name(f"key of additional_config[{KEY!r}]", key, known)
     config = SagaConfig(**raw)
-    for key in ("expiry_s", "budget_s", "metrics_s", "starve_s", "poll_s", "prefill_tokens_per_s"):
+    for key in ("expiry_s", "budget_s", "metrics_s", "starve_s", "poll_s", "record_file_mb", "record_file_s",
+                "prefill_tokens_per_s"):
         value = getattr(config, key)
         if value is None and key == "prefill_tokens_per_s":
             continue
@@ -93,6 +99,8 @@ def read_config(additional_config: Any) -> SagaConfig:
                         f"give a whole number from 0 to {MOST_TENANTS}")
     if not isinstance(config.events, bool):
         raise UserError(f"additional_config[{KEY!r}], events", f"is {config.events!r}", "give true or false")
+    if config.statistics is not None and not isinstance(config.statistics, str):
+        raise UserError(f"additional_config[{KEY!r}], statistics", f"is {config.statistics!r}", "name a folder")
     if config.check not in CHECKS:
         raise unknown_name("check", str(config.check), CHECKS)
     _check_constraints(config)
