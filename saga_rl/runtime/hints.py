@@ -5,13 +5,14 @@ Every hint is optional. One that cannot be read is left out and counted; a reque
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 MAX_NAME = 200
-"""Characters kept of a name; longer ones are cut, so that a client cannot fill the engine's memory."""
+"""Characters kept of a name, so that a client cannot fill the engine's memory, see `cut_name`."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,20 @@ def read_hints(session_id: str | None, extra: Mapping[str, Any] | None) -> Hints
             return default
 
     return Hints(
-        session=session_id[:MAX_NAME] if session_id else None, agent=take("saga_agent", _agent, 0),
+        session=cut_name(session_id) if session_id else None, agent=take("saga_agent", _agent, 0),
         tool=take("saga_tool", _name, None), next_tool=take("saga_next_tool", _name, None),
         tenant=take("saga_tenant", _name, None) or "default",
         agent_type=take("saga_agent_type", _name, None) or "agent", final=take("saga_final", _flag, False),
         deadline_s=take("saga_deadline_s", _seconds, math.nan), unread=bad,
     )
+
+
+def cut_name(name: str) -> str:
+    """A name of at most `MAX_NAME` characters; longer ones end in a hash of all of them, so that two stay two."""
+    if len(name) <= MAX_NAME:
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return name[: MAX_NAME - len(digest)] + digest
 
 
 def _agent(value: Any) -> int:
@@ -66,7 +75,7 @@ def _agent(value: Any) -> int:
 def _name(value: Any) -> str | None:
     if not isinstance(value, str):
         raise TypeError(value)
-    return value[:MAX_NAME] or None
+    return cut_name(value) or None
 
 
 def _flag(value: Any) -> bool:

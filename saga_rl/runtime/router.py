@@ -16,9 +16,9 @@ from numba import njit
 from saga_rl.policies import chains as ch
 from saga_rl.policies.base import Policy
 from saga_rl.policies.features import P_DRAW, P_RING, PLACEMENT, draw_places, placement_row, uncached_tokens
-from saga_rl.policies.guard import Guard
 from saga_rl.policies.registry import make
 from saga_rl.runtime.hints import Hints
+from saga_rl.runtime.safe import SafeGuard
 from saga_rl.runtime.tracker import NOBODY, Served, Tracker
 
 PRIOR_TOKENS_PER_S, PRIOR_S = 8000.0, 1.0
@@ -132,7 +132,7 @@ class Router:
         self.state = np.zeros((engines, STATE))
         self.engines = [_Engine(row) for row in self.state]
         self.max_seqs, self.kv_tokens, self.fixed_rate = max_seqs, kv_tokens, tokens_per_s
-        self.guard = Guard(policy, make("placement", "sticky"), budget_s)
+        self.guard = SafeGuard(policy, make("placement", "sticky"), budget_s)
         self.flights: dict[str, Flight] = {}
         self.migrations = self.placed = self.steals = 0
         self._home: dict[int, int] = {}

@@ -20,16 +20,24 @@ PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 
 
 class SafeGuard(Guard):
-    """`Guard` for a server. Three more causes: "raised"; and "paused": a policy that was over budget or raised is left
-    alone for `PAUSE_S`, twice as long each time in a row, so that a slow one costs the server one late decision in a
-    while instead of one in each step."""
+    """`Guard` for a server. Two more causes: "raised"; and "paused": a policy that raised, or was over budget twice in
+    a row (once may be the machine's doing), is left alone for `PAUSE_S`, twice as long each time until it decides in
+    time again. So a slow one costs the server a late decision in a while instead of one in each step."""
 
     _paused_until = -np.inf
     _pause_s = PAUSE_S
+    _late = False
 
     @property
     def paused(self) -> bool:
         return self._clock() < self._paused_until
+
+    def was_late(self) -> None:
+        """A call of the policy outside `scores` took too long."""
+        self.fallbacks["over budget"] += 1
+        if self._late:
+            self.pause()
+        self._late = True
 
     def pause(self) -> None:
         """Leave the policy alone for a while."""
@@ -51,9 +59,11 @@ class SafeGuard(Guard):
         except Exception:  # compiled code that raises in spite of `policies.base`
             cause = "raised"
         if cause is not None:
-            self.pause()
+            if self._late or cause == "raised":
+                self.pause()
+            self._late = True
             return cause
-        self._pause_s = PAUSE_S
+        self._late, self._pause_s = False, PAUSE_S
         return None if np.isfinite(out).all() else "non-finite score"
 
 

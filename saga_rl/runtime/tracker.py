@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from saga_rl.policies import chains as ch
 from saga_rl.policies.tables import Tables, make_tables, observe_end
 from saga_rl.runtime.completion import Completion
-from saga_rl.runtime.hints import MAX_NAME, Hints
+from saga_rl.runtime.hints import Hints, cut_name
 
 NOBODY = 0
 """Row of the chain that owns blocks of unknown origin: it never began, so age orders keep it longest."""
@@ -149,7 +149,7 @@ class Tracker:
         final = note.get("final") is True
         if not isinstance(session, str) or not isinstance(agent, int) or not (tool is None or isinstance(tool, str)):
             return False
-        mine = self._chains_of(session[:MAX_NAME], agent)
+        mine = self._chains_of(cut_name(session), agent)
         if agent >= 0:
             mine = sorted(mine, key=lambda c: -max(self.chains[c, ch.LAST], self.chains[c, ch.QUEUED]))[:1]
         done = False
@@ -158,7 +158,7 @@ class Tracker:
             if row[ch.WAITING] == 1 or row[ch.RUNNING] == 1 or row[ch.STEPS] == 0:
                 continue
             if tool and agent >= 0:
-                self._called(c, self._tool(tool[:MAX_NAME]))
+                self._called(c, self._tool(cut_name(tool)))
                 done = True
             if final and row[ch.ENDED] != 1:
                 if row[ch.ENDED] == 0:

@@ -148,7 +148,7 @@ class Victims:
     def tell(self, c: int, now: float, last_s: float, owned: float, event: int, blocks: float, total: float,
              victim_score: float = 0.0) -> None:
         """Tell a policy with memory what happened to chain c, see `features.remember`. One that is paused
-        (`safe.SafeGuard`) is not told, and one that raises or takes longer than its budget is paused."""
+        (`safe.SafeGuard`) is not told, and one that raises or is late twice in a row is paused."""
         if self._tell is None or self.guard.paused:
             return
         started = time.perf_counter()
@@ -159,8 +159,7 @@ class Victims:
             self.guard.pause()
             return
         if time.perf_counter() - started > self.guard.budget_s:
-            self.guard.fallbacks["over budget"] += 1
-            self.guard.pause()
+            self.guard.was_late()
 
     def _told(self, c: int, now: float, last_s: float, owned: float, event: int, blocks: float, total: float,
               victim_score: float) -> tuple:
