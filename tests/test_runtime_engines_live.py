@@ -19,7 +19,7 @@ psutil = pytest.importorskip("psutil", reason="psutil, which comes with vLLM, is
 
 SLOTS = 3
 CONFIG = {"saga": {"policy": {"eviction": "youngest", "placement": "saga:theta=100,steal=1", "ordering": "session-fcfs",
-                              "admission": "reserve-older"}}}
+                              "admission": "reserve-older"}, "check": "log"}}
 
 
 class Two(Server):
@@ -112,6 +112,7 @@ def test_1_an_idle_engine_takes_a_queued_request_and_the_stream_goes_on(server):
     assert router["steals"] >= 1, router
     assert server.counts("engine-0")["given up to another engine"] == router["steals"]
     assert server.counts("engine-1")["requests"] == router["steals"]
+    assert all("invariants broken" not in server.counts(f"engine-{k}") for k in (0, 1))
     assert [k for k in router if k.startswith("fallback") and "budget" not in k] == []
 
 
@@ -145,6 +146,7 @@ def test_2_an_engine_is_killed_under_load(server):
     assert router["engines live"] == 1
     assert router["requests failed with an engine"] == len(failed)
     assert router["requests sent again"] >= 1
+    assert "invariants broken" not in server.counts("engine-1")
     assert gauges(server, "kv_cache_usage_perc")["1"] == 0  # every block that was taken is free again
     assert gauges(server, "num_requests_running")["1"] == gauges(server, "num_requests_waiting")["1"] == 0
     assert "engine 0 ended (status -9); 1 of 2 serve on" in server.log.read_text()

@@ -16,6 +16,7 @@ from saga_rl.policies.registry import make
 from saga_rl.runtime import stealing
 from saga_rl.runtime.engine_hooks import MINE
 from saga_rl.runtime.hints import Hints
+from saga_rl.runtime.invariants import broken
 from saga_rl.runtime.router import Router
 from saga_rl.runtime.scheduler import SagaSyncScheduler
 from saga_rl.runtime.stealing import cost_s, give_up, link_tokens_per_s, plan
@@ -31,7 +32,6 @@ def queue(n: int = 4, tokens: int = 1000, engines: int = 2) -> Router:
 
 def test_an_idle_engine_takes_the_oldest_session_that_has_waited_for_what_the_move_costs():
     r = queue()
-    # r0 would wait no longer where it is (nothing is ahead of it) and r1 would: 2 s there, 1 s at the thief
     assert plan(r, 0.9) is None  # nobody has waited for a second yet
     assert plan(r, 1.0) == (1, 0, ["r0"])
     assert plan(r, 1.15) == (1, 0, ["r0", "r1"])
@@ -39,18 +39,17 @@ def test_an_idle_engine_takes_the_oldest_session_that_has_waited_for_what_the_mo
     assert plan(r, 1.25) == (1, 0, ["r1", "r2"])
 
 
-def test_a_session_whose_kv_is_there_moves_only_if_waiting_costs_more_than_computing_it_again():
+def test_a_session_whose_kv_is_there_moves_once_waiting_costs_more_than_computing_it_again_or_loading_it():
     r = queue(1)
     r.output("r0", 1, True, 1.0)
-    r.book("x", Hints(session="x"), 1500, 0, 1.0)
+    r.book("x", Hints(session="x"), 6000, 0, 1.0)
     r.book("back", Hints(session="s0"), 5000, 0, 1.0)
-    assert r.flights["back"].uncached == 3999  # 1,001 of them are there
-    assert plan(r, 8.0) == (1, 0, ["back", "x"])  # 1.5 s ahead of it and 3.999 s of its own, against 5 s
-    r.gone("x", 8.0)
-    r.book("x", Hints(session="x"), 900, 0, 0.5)
-    r.flights["x"].served.number = 0  # it is ahead
-    assert plan(r, 9.0) == (1, 0, ["x"])  # 4.899 s there against 5 s: it stays
-    assert plan(r, 9.0, link_rate=10_000.0) == (1, 0, ["back", "x"])  # 4.1 s if its KV can be loaded
+    assert r.flights["back"].uncached == 3999  # 1,001 of them are there, and nothing at the thief
+    assert plan(r, 5.9) is None
+    assert plan(r, 6.1) == (1, 0, ["back"])  # 5 s
+    assert plan(r, 7.1) == (1, 0, ["back", "x"])  # 6 s; the older session first
+    assert plan(r, 5.0, link_rate=10_000.0) is None
+    assert plan(r, 5.2, link_rate=10_000.0) == (1, 0, ["back"])  # 3.999 s and 0.1 s to load the rest
 
 
 @pytest.mark.parametrize("what", ["busy", "just idle", "ratio", "most", "back", "lost", "answered"])
@@ -116,12 +115,14 @@ def test_an_engine_gives_up_only_what_it_has_not_begun(tmp_path):
     assert give_up(s, {"requests": ["r0", "r1", "r2"]}) == {"given": None}  # begun, begun, gone
     assert give_up(s, {"requests": ["r0", "r3"]}) == {"given": "r3"}
     assert give_up(s, {}) == {"given": None}
+    assert broken(s) == []
     assert sorted(drain(s, clock)) == ["r0", "r1"]
     assert told == []
     assert s.metrics.counts["given up to another engine"] == 2
     assert s.tracker.chain_of("s2") >= 0  # it is known here, as idle
     s.add_request(make_request("r4", list(range(40)), session="s2"))
     assert drain(s, clock) == ["r4"]
+    assert broken(s) == []
     assert s.kv_cache_manager.block_pool.get_num_free_blocks() == free
     s.shutdown()
 

@@ -2,10 +2,10 @@
 
 Guards, those of the simulator (`sim.stealing`) over what the router knows: the thief had nothing for `IDLE_S`; the
 victim's load (`features.load`) is above `RATIO` times the smallest, the smallest counting as at least `LEAST_LOAD`; the
-request was not stolen `MOST` times, nor ever from the thief; it has waited for as long as its context costs at the
-thief; and that is no more than what lies before it where it is: what is queued ahead of it there and its own uncached
-part. The victim engine has the last word: it gives up only what it has not begun (`give_up`), so a plan that is out of
-date does nothing. The client's stream goes on as if nothing had happened. Off unless the placement policy `steals`.
+request was not stolen `MOST` times, nor ever from the thief; and it has waited for as long as its context costs at the
+thief, the wait so far being the best guess at the wait to come. The victim engine has the last word: it gives up only
+what it has not begun (`give_up`), so a plan that is out of date does nothing. The client's stream goes on as if nothing
+had happened. Off unless the placement policy `steals`.
 """
 
 from __future__ import annotations
@@ -67,17 +67,11 @@ def plan(router: Router, now: float, link_rate: float = 0.0,
         return None
     thief = min(idle, key=lambda w: state[w].idle_since)
     victim = over[int(draw(router.placed, router.steals, thief) * len(over))]
-    queue = [(f.served.number, name, f) for name, f in router.flights.items()
-             if f.engine == victim and not f.answered]
-    offers, ahead, x = [], 0.0, router.tracker.chains
-    for _, name, f in sorted(queue, key=lambda q: q[0]):
-        cost = cost_s(router, f, link_rate)
-        waits = (ahead + f.uncached) / router.tokens_per_s
-        ahead += f.uncached
-        if (cost <= now - f.served.queued_s and cost <= waits and len(f.been) < MOST and thief not in f.been
-                and may(name)):
-            offers.append((float(x[f.served.chain, ch.SESSION_S]), name))
-    return (thief, victim, [name for _, name in sorted(offers)[:OFFERED]]) if offers else None
+    x = router.tracker.chains
+    offers = [(float(x[f.served.chain, ch.SESSION_S]), f.served.number, name) for name, f in router.flights.items()
+              if f.engine == victim and not f.answered and len(f.been) < MOST and thief not in f.been
+              and cost_s(router, f, link_rate) <= now - f.served.queued_s and may(name)]
+    return (thief, victim, [name for *_, name in sorted(offers)[:OFFERED]]) if offers else None
 
 
 def give_up(scheduler: Any, payload: dict[str, Any]) -> dict[str, Any]:
