@@ -57,19 +57,24 @@ class Load:
         while len(s.running) < running:
             step(s)
         self.length = running // max(scene.turnover, 1)
+        s.max_num_running_reqs += 1
+        while not scene.spare and (empty := self._empty(policy)) > BLOCK:  # what the estimate of the pool left over
+            tokens = [300_000 + empty] * (min(empty, 200) * BLOCK)
+            s.add_request(make_request(f"fill{empty}", tokens, 1, f"fill{empty}"))
+            while f"fill{empty}" in s.requests:
+                step(s)
+        s.max_num_running_reqs -= 1
         if policy != STOCK:
             s.swap(policies, policy)  # every policy begins in the same state
         for i in range(scene.waiting):
             s.add_request(make_request(f"wait{i}", [200_000 + i] * (PROMPT_BLOCKS * BLOCK), LONG, f"w{i}"))
-        spare = s.kv_cache_manager.block_pool.free_block_queue
-        empty = (spare.num_free_blocks if policy == STOCK else spare.n_empty) - (idle * IDLE_BLOCKS if policy == STOCK
-                                                                                  else 0)
-        if not scene.spare and empty > 0:  # fill what the estimate left over
-            s.add_request(make_request("fill", [300_000] * (empty * BLOCK), 1, "fill"))
-            s.max_num_running_reqs += 1
-            while "fill" in s.requests:
-                step(s)
-            s.max_num_running_reqs -= 1
+
+    def _empty(self, policy: str) -> int:
+        """Blocks that hold nothing."""
+        free = self.scheduler.kv_cache_manager.block_pool.free_block_queue
+        if policy != STOCK:
+            return free.n_empty
+        return sum(b.block_hash is None for b in free.get_all_free_blocks())
 
     def step(self) -> float:
         """Seconds."""

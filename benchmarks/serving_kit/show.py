@@ -1,0 +1,56 @@
+"""Tables and the picture of `benchmarks/serving.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from saga_rl.files import atomic
+from saga_rl.report.style import INK, PALETTE, dress, new_figure
+from serving_kit.engine import STOCK
+
+
+def steps_table(scenes: dict[str, dict[str, dict[str, float]]]) -> Table:
+    table = Table(title="CPU time of one step without its model; ours minus stock: median and 95 % interval")
+    for head in ("scene", "policy", "median ms", "P95 ms", "more than stock, us", "ratio", "2 % or 50 us"):
+        table.add_column(head, justify="left" if head in ("scene", "policy", "2 % or 50 us") else "right")
+    for scene, rows in scenes.items():
+        for k, (name, r) in enumerate(rows.items()):
+            more = "" if name == STOCK else f"{r['more_us']:+.0f} ({r['low_us']:+.0f} .. {r['high_us']:+.0f})"
+            verdict = "" if name == STOCK else "met" if r["met"] else "not met"
+            table.add_row(scene if k == 0 else "", name, f"{r['ms']:.3f}", f"{r['p95_ms']:.3f}", more,
+                          f"{r['ratio']:.3f}", verdict, end_section=k == len(rows) - 1)
+    return table
+
+
+def others_table(placement: dict[str, Any], memory: dict[str, float], workers: int) -> Table:
+    table = Table(title=f"placement among {workers} engines, and memory of an idle session")
+    for head in ("policy", "P50 us", "P99 us", "longest us", "P99 < 200 us", "bytes a session", "< 1 KiB"):
+        table.add_column(head, justify="left" if head in ("policy", "< 1 KiB", "P99 < 200 us") else "right")
+    for name, p in placement.items():
+        table.add_row(name, f"{p['p50_us']:.0f}", f"{p['p99_us']:.0f}", f"{p['max_us']:.0f}",
+                      "met" if p["met"] else "not met", f"{memory[name]:+.0f}" if name in memory else "",
+                      ("met" if memory[name] < 1024 else "not met") if name in memory else "")
+    return table
+
+
+def picture(scenes: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
+    """Milliseconds a step, one group of bars for each scene. Writes SVG."""
+    import matplotlib
+
+    figure = new_figure(10.0, 3.4)
+    axes = figure.subplots()
+    names = list(next(iter(scenes.values())))
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        at = [k + (i - (len(names) - 1) / 2) * width for k in range(len(scenes))]
+        axes.bar(at, [rows[name]["ms"] for rows in scenes.values()], width * 0.92, color=PALETTE[i % len(PALETTE)],
+                 label=name)
+    axes.set_xticks(range(len(scenes)), [s.replace(", ", ",\n") for s in scenes], fontsize=8, color=INK)
+    dress(axes, "One scheduling step without its model", "", "median CPU ms")
+    axes.legend(frameon=False, fontsize=8, ncols=len(names))
+    matplotlib.rcParams["svg.hashsalt"] = "saga-rl"
+    with atomic(path) as tmp:
+        figure.savefig(tmp, format="svg", metadata={"Date": None})
