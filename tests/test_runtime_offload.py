@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runtime_kit import vllm
+from runtime_kit import BLOCK, Clock, make_request, make_scheduler, vllm
 
 assert vllm is not None
 from vllm.v1.kv_offload.base import ReqContext, make_offload_key  # noqa: E402
@@ -21,6 +21,7 @@ from saga_rl.policies.registry import make  # noqa: E402
 from saga_rl.runtime.hints import Hints  # noqa: E402
 from saga_rl.runtime.offload.attach import WRAPPED, attach, managers  # noqa: E402
 from saga_rl.runtime.offload.cache_policy import SagaCachePolicy  # noqa: E402
+from saga_rl.runtime.scheduler import SagaSyncScheduler  # noqa: E402
 from saga_rl.runtime.tracker import Tracker  # noqa: E402
 
 MODULE = "saga_rl.runtime.offload.cache_policy"
@@ -280,3 +281,87 @@ def test_rows_say_what_the_tracker_knows(final):
     assert row[ch.ENDED] == final
     assert tier.policy._shelf.chain_of(key("1-0")) == tier.tracker.chain_of("a")
     assert tier.policy._shelf.chain_of(key("9-0")) == -1
+
+
+# ---------------------------------------------------------------------- with vLLM's scheduler and connector
+CAPACITY = 24
+CHUNK_BYTES = 4096
+
+
+def engine(folder, clock, eviction: str):
+    """vLLM's scheduler under ours with the offloading connector's scheduler side: 23 GPU blocks, 24 chunks."""
+    from unittest.mock import patch
+
+    from vllm.config import KVTransferConfig, VllmConfig
+
+    transfer = KVTransferConfig(
+        kv_connector="OffloadingConnector", kv_role="kv_both", kv_connector_extra_config={
+            "cpu_bytes_to_use": CAPACITY * CHUNK_BYTES, "eviction_policy": "SagaCachePolicy",
+            "cache_policy_module_path": MODULE})
+    with patch("runtime_kit.VllmConfig", lambda **kw: VllmConfig(**kw, kv_transfer_config=transfer)):
+        s = make_scheduler(SagaSyncScheduler, folder, clock=clock, blocks=24,
+                           saga={"policy": {"eviction": eviction}})
+    (tied,) = attach(s.connector, s.tracker, s.policies.eviction, BLOCK, 1.0,
+                     lambda r: served.chain if (served := s._served.get(r)) else None, lambda: s.now)
+    return s, tied
+
+
+def play_step(s) -> dict[str, int]:
+    """One iteration of the engine; the worker is played: each copy is done at once. Returns copies by kind."""
+    from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import OffloadingWorkerMetadata
+    from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
+
+    out = s.schedule()
+    meta = out.kv_connector_metadata
+    done = OffloadingWorkerMetadata()
+    for jobs in (meta.load_jobs, meta.store_jobs):
+        for number in jobs:
+            done.completed_jobs[number] = 1
+    loaded = {job.req_id for job in meta.load_jobs.values()}
+    ids = list(out.num_scheduled_tokens)
+    sampled = [[7] if (r := s.requests[i]).num_computed_tokens >= r.num_tokens else [] for i in ids]
+    s.update_from_output(out, ModelRunnerOutput(
+        req_ids=ids, req_id_to_index={r: k for k, r in enumerate(ids)}, sampled_token_ids=sampled, logprobs=None,
+        prompt_logprobs_dict={}, pooler_output=[], kv_connector_output=KVConnectorOutput(
+            finished_recving=loaded or None, kv_connector_worker_meta=done)))
+    return {"load": len(meta.load_jobs), "store": len(meta.store_jobs)}
+
+
+def serve_request(s, clock, request) -> int:
+    """Until it is answered and its copies are made. Returns loads."""
+    s.add_request(request)
+    loads = 0
+    for _ in range(60):
+        clock.now += 0.05
+        loads += play_step(s)["load"]
+        if not s.has_unfinished_requests():
+            break
+    for _ in range(3):
+        loads += play_step(s)["load"]
+    assert not s.has_unfinished_requests()
+    return loads
+
+
+@pytest.mark.parametrize(("eviction", "returns"), [("lru", False), ("youngest", True)])
+def test_a_session_whose_kv_left_the_gpu_is_loaded_back_if_the_policy_kept_it(tmp_path, eviction, returns):
+    """Three contexts of 10 blocks each through 23 GPU blocks and 24 chunks. The middle one has ended: our order gives
+    its chunks to the third, LRU those of the first, which then comes back."""
+    clock = Clock()
+    s, tied = engine(tmp_path / "model", clock, eviction)
+    prompt = {n: list(range(100 * n, 100 * n + 10 * BLOCK)) for n in (1, 2, 3)}
+    serve_request(s, clock, make_request("a1", prompt[1], session="a"))
+    clock.now += 5.0
+    serve_request(s, clock, make_request("b1", prompt[2], session="b", final=1))
+    assert len(tied._shelf) == 20
+    clock.now += 5.0
+    serve_request(s, clock, make_request("c1", prompt[3], session="c"))
+    assert tied.counts["failed"] == 0
+    kept = sum(tied._shelf.chain_of(k) == s.tracker.chain_of("a") for k in tied._shelf._at)
+    assert kept == (10 if returns else 4)
+    assert s.kv_cache_manager.reset_prefix_cache()  # nothing of it on the GPU any more
+    loads = serve_request(s, clock, make_request("a2", [*prompt[1], 7, 7, 7, 7, *range(30)], session="a"))
+    assert loads == 1
+    served_from_cpu = s.tracker.chains[s.tracker.chain_of("a")]
+    assert served_from_cpu[ch.STEPS] == 2
+    assert not tied._chain and not tied._seen
+    s.shutdown()
