@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
-import threading
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from gain_stand import Stand, make, spec
 from replay_server import FakeServer
 from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-import gain  # benchmarks/gpu/gain.py
-import shapes
-from gain_kit import engines, judge, measure, show
+from gain_kit import judge, measure, show
 from gain_kit.command import chosen, parser
 from gain_kit.demand import live_tokens, pools
 from gain_kit.engines import flags
@@ -29,32 +24,12 @@ from gain_kit.material import draw, eligible
 from gain_kit.run import line, play
 from gain_kit.settings import ARMS, INFINITE, STOCK, Setup, Source
 
-from saga_rl.aeg.build import SessionSpec, StepSpec, build_trace
-from saga_rl.aeg.io import write_trace
-from saga_rl.aeg.trace import Trace, TraceMeta
 from saga_rl.errors import UserError
-from saga_rl.sim.cost import load_profile
 
 BLOCK = 4
 SOURCES = (Source("one", "weka", "-", 0.5, 0.1), Source("two", "katas", "-", 1.0, 1.0))
 SETUP = Setup(arms=("stock", "saga+", "infinite"), pressures=(1.5, 3.0), repeats=2, sources=SOURCES, sessions=8,
               alive=6, steps=(2, 4), max_context=64, block_tokens=BLOCK, expiry_s=0.01)
-
-
-def spec(name: str, steps: int = 3, first: int = 20, shared: str | None = None, gap: float = 0.02) -> SessionSpec:
-    """A chain: `first` tokens (8 of them shared), then 6 more a step; 2 are answered."""
-    rows = []
-    for i in range(steps):
-        prompt = first + 8 * i
-        rows.append(StepSpec(prompt, 2, parents=(i - 1,) if i else (), tool="bash" if i + 1 < steps else None,
-                             tool_s=gap if i + 1 < steps else 0.0, prefix_step=i - 1 if i else -1,
-                             prefix_tokens=prompt - 6 if i else 8 if shared else 0,
-                             shared_prefix=None if i else shared))
-    return SessionSpec(name, 0.0, rows)
-
-
-def make(*specs: SessionSpec) -> Trace:
-    return build_trace(TraceMeta("t", "generated:t"), specs)
 
 
 @pytest.fixture(scope="module")
@@ -193,39 +168,6 @@ def test_a_journal_goes_on_and_drops_what_was_cut_off(tmp_path):
         Journal(path, {})
 
 
-class Stand(AbstractContextManager):
-    """The fake server in a thread, in the place of `gain_kit.engines.Server`."""
-
-    def __init__(self, server: FakeServer) -> None:
-        self.server, self.url = server, ""
-        self.loop, self.up, self.down = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
-        self.thread = threading.Thread(target=lambda: self.loop.run_until_complete(self.serve()), daemon=True)
-
-    async def serve(self) -> None:
-        async with self.server.serve() as self.url:
-            self.up.set()
-            await self.down.wait()
-
-    def __enter__(self) -> Stand:
-        self.thread.start()
-        assert self.up.wait(30)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.loop.call_soon_threadsafe(self.down.set)
-        self.thread.join(30)
-        self.loop.close()
-
-    def ready(self) -> None:
-        assert self.url
-
-    def empty(self, expiry_s: float) -> None:
-        self.server.cache.clear()
-
-    def used(self) -> None:
-        pass
-
-
 def test_a_measurement_that_broke_off_goes_on_where_it_was_and_reports_all(found, tmp_path, monkeypatch):
     setup = SETUP
     traces = [draw(found, setup, r) for r in range(3)]
@@ -270,7 +212,8 @@ def test_a_measurement_that_broke_off_goes_on_where_it_was_and_reports_all(found
         assert list(level["arms"]) == ["stock", "saga+", "infinite"]
         free = level["arms"]["infinite"]
         assert free["figures"]["recomputed_tokens"] == 0 and free["figures"]["in_time"] == 1.0
-        assert free["ratios"]["tct_mean_s"]["ratio"] < 1.0  # it answers in a quarter of the time
+        means = [np.mean(list(level["arms"][a]["each"].values())) for a in ("infinite", "stock")]
+        assert free["ratios"]["tct_mean_s"]["ratio"] == pytest.approx(means[0] / means[1], rel=0.01)  # rounded to .1 ms
         assert all(set(a["tenants"]) == {"one", "two"} and a["repeats"] == 2 for a in level["arms"].values())
         stock = level["arms"]["stock"]
         service = sum(t["recomputed_tokens"] for t in stock["tenants"].values())
@@ -323,61 +266,3 @@ def test_a_run_with_a_failed_request_is_counted_and_left_out(found):
 def test_wrong_flags_are_told(given, message):
     with pytest.raises(UserError, match=message):
         chosen(parser("serving_gain.py").parse_args(given))
-
-
-@pytest.mark.parametrize(("name", "parameters", "kv_bytes"), [
-    ("qwen2.5-3b", 3_085_938_688, 36_864), ("qwen2.5-7b", 7_615_616_512, 57_344),
-    ("llama3.1-8b", 8_030_261_248, 131_072)])
-def test_shapes_are_those_of_the_models(name, parameters, kv_bytes):
-    """Parameters as the published checkpoints have them; KV: layers x 2 x heads x 128 x 2 bytes."""
-    shape = shapes.SHAPES[name]
-    assert (shape.parameters, shape.kv_bytes) == (parameters, kv_bytes)
-
-
-def test_a_model_without_weights_has_a_word_for_each_id(tmp_path):
-    from tokenizers import Tokenizer
-
-    shape = replace(shapes.SHAPES["llama3.1-8b"], vocab=5000)
-    folder = shapes.write_model(shape, tmp_path / "m", 4096)
-    words = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    assert words.get_vocab_size() == 5000 and words.id_to_token(4999) == "<4999>"
-    assert not list(folder.glob("*.safetensors"))
-    assert words.decode(words.encode("def main():").ids) == "def main():"
-
-
-def test_servers_that_do_not_fit_on_the_card_together_are_told():
-    shape = shapes.SHAPES["qwen2.5-7b"]
-    one = shape.parameters * 2 / 2**30 + shapes.WORKING_GIB
-    assert shapes.check_memory(shape, {"stock": 0}, 80.0) == pytest.approx(one)
-    more = shapes.check_memory(shape, {"stock": 2**19, "saga+": 0}, 80.0)
-    assert more == pytest.approx(2 * one + 2**19 * 57_344 / 2**30)
-    with pytest.raises(UserError, match="name fewer"):
-        shapes.check_memory(shape, dict.fromkeys("abcde", 0), 80.0)
-
-
-def test_without_a_gpu_the_gpu_script_says_so(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SystemExit) as stop:
-        gain.main(["--out", str(tmp_path / "out")])
-    assert stop.value.code == 2 and "finds no GPU" in capsys.readouterr().err
-
-
-def test_the_gpu_script_dry(monkeypatch, tmp_path, capsys):
-    """All of it but vLLM: sessions, calibration, measurement, tables."""
-    out = tmp_path / "out"
-    out.mkdir()
-    for name, first in (("weka", 80_000), ("katas", 30_000)):
-        write_trace(make(*(spec(f"{name}{k}", 4, first=first) for k in range(6))), out / f"{name}.parquet")
-
-    def stand(setup: Setup, arm: str, model: Path, pool: int, *rest: Any) -> Stand:
-        assert (model / "config.json").exists()
-        return Stand(FakeServer(block=32, capacity=pool // 32, max_model_len=setup.model_len))
-
-    monkeypatch.setattr(measure, "Server", stand)
-    monkeypatch.setattr(engines, "Server", stand)
-    gain.main(["--dry", "--out", str(out)])
-    told = capsys.readouterr().out
-    assert "saga+" in told and "CPU, dry run" in told
-    profile = load_profile(str(out / "profile.json"))
-    assert profile.provenance["measured"] and profile.provenance["model"] == "tiny"
-    assert (out / "result.json").exists()
