@@ -1,0 +1,1 @@
+"""Who a request belongs to and which tool it follows, found in plain HTTP: agents need not be changed."""

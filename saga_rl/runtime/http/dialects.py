@@ -1,0 +1,160 @@
+"""The bodies of vLLM's generation endpoints as one form: a list of turns, or the bytes of a plain prompt.
+
+Canonical, so that a client that writes its messages anew (key order, white space, text as a string or as parts, nulls,
+reasoning left out) is recognised.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+CHAT, COMPLETIONS, RESPONSES, MESSAGES = "chat", "completions", "responses", "messages"
+PATHS = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS, "/v1/responses": RESPONSES,
+         "/v1/messages": MESSAGES}
+
+
+class Turn(NamedTuple):
+    role: str
+    text: str
+    calls: tuple[tuple[str, str, str], ...] = ()
+    """Tool calls: (id, name, arguments)."""
+    results: tuple[tuple[str, str], ...] = ()
+    """Tool results: (id of the call, the tool's name if the result says it)."""
+
+    def canonical(self) -> bytes:
+        parts = [self.role, self.text, *(x for call in self.calls for x in call), *(x for r in self.results for x in r)]
+        return "\0".join([str(len(self.calls)), *(f"{len(p)}:{p}" for p in parts)]).encode("utf-8", "surrogatepass")
+
+
+def turns_of(dialect: str, body: dict[str, Any]) -> list[Turn] | None:
+    """None: this body holds no turns that can be read."""
+    if dialect == CHAT:
+        return list(_chat(_dicts(body.get("messages")))) or None
+    if dialect == MESSAGES:
+        system = body.get("system")
+        head = [Turn("system", _text(system))] if system else []
+        return head + list(_anthropic(_dicts(body.get("messages")))) or None
+    if dialect == RESPONSES:
+        head = [Turn("system", _text(body["instructions"]))] if body.get("instructions") else []
+        given = body.get("input")
+        if isinstance(given, str):
+            return [*head, Turn("user", given.strip())]
+        return head + list(_items(_dicts(given))) or None
+    return None
+
+
+def prompt_of(body: dict[str, Any]) -> bytes | None:
+    """The one prompt of a completions body; None for batches and what cannot be read."""
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
+        prompt = prompt[0]
+    if isinstance(prompt, str):
+        return prompt.encode("utf-8", "surrogatepass")
+    if isinstance(prompt, list) and prompt and all(type(t) is int for t in prompt):
+        try:
+            return array.array("i", prompt).tobytes()
+        except OverflowError:
+            return None
+    return None
+
+
+def tool_before(turns: Sequence[Turn], earlier: dict[str, str]) -> str | None:
+    """The tool whose result ends the prompt: the first of the results at its end. earlier: names by id of calls that
+    the prompt does not show (`previous_response_id`)."""
+    first = len(turns)
+    while first and turns[first - 1].results:
+        first -= 1
+    if first == len(turns):
+        return None
+    wanted, said = turns[first].results[0]
+    if said:
+        return said
+    for turn in reversed(turns[:first]):
+        for call, name, _ in turn.calls:
+            if call == wanted:
+                return name or None
+    return earlier.get(wanted)
+
+
+def _dicts(value: Any) -> Iterator[dict[str, Any]]:
+    return (m for m in value if isinstance(m, dict)) if isinstance(value, list) else iter(())
+
+
+def _str(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _text(content: Any) -> str:
+    """The text of a content, parts joined; parts that are no text count as their JSON."""
+    if isinstance(content, str):
+        return content.strip()
+    if not isinstance(content, list):
+        return ""
+    out = []
+    for part in content:
+        if isinstance(part, str):
+            out.append(part)
+        elif isinstance(part, dict):
+            kind = part.get("type")
+            if isinstance(part.get("text"), str):
+                out.append(part["text"])
+            elif kind not in ("thinking", "redacted_thinking", "reasoning", "tool_use", "tool_result"):
+                out.append(json.dumps({k: v for k, v in part.items() if v is not None and k != "cache_control"},
+                                      sort_keys=True, default=str))
+    return "".join(out).strip()
+
+
+def _arguments(value: Any) -> str:
+    """Arguments without white space and order, as far as they are JSON."""
+    try:
+        parsed = json.loads(value) if isinstance(value, str) else value
+        return json.dumps(parsed, sort_keys=True)
+    except (ValueError, TypeError, RecursionError):
+        return "".join(_str(value).split())
+
+
+def _role(value: Any) -> str:
+    return "system" if value in ("system", "developer") else _str(value)
+
+
+def _chat(messages: Iterator[dict[str, Any]]) -> Iterator[Turn]:
+    for m in messages:
+        role, calls = _role(m.get("role")), []
+        results: tuple[tuple[str, str], ...] = ()
+        for call in _dicts(m.get("tool_calls")):
+            f = call.get("function")
+            f = f if isinstance(f, dict) else {}
+            calls.append((_str(call.get("id")), _str(f.get("name")), _arguments(f.get("arguments"))))
+        if role in ("tool", "function"):
+            results = ((_str(m.get("tool_call_id")), _str(m.get("name"))),)
+        yield Turn(role, _text(m.get("content")), tuple(calls), results)
+
+
+def _anthropic(messages: Iterator[dict[str, Any]]) -> Iterator[Turn]:
+    for m in messages:
+        calls, results, texts = [], [], [_text(m.get("content"))]
+        for block in _dicts(m.get("content")):
+            if block.get("type") == "tool_use":
+                calls.append((_str(block.get("id")), _str(block.get("name")), _arguments(block.get("input"))))
+            elif block.get("type") == "tool_result":
+                results.append((_str(block.get("tool_use_id")), ""))
+                texts.append(_text(block.get("content")))
+        yield Turn(_role(m.get("role")), "\0".join(texts), tuple(calls), tuple(results))
+
+
+def _items(items: Iterator[dict[str, Any]]) -> Iterator[Turn]:
+    for m in items:
+        kind = m.get("type", "message")
+        if kind == "message":
+            yield Turn(_role(m.get("role")), _text(m.get("content")))
+        elif kind in ("function_call", "custom_tool_call"):
+            call = (_str(m.get("call_id")), _str(m.get("name")), _arguments(m.get("arguments", m.get("input"))))
+            yield Turn("assistant", "", (call,))
+        elif kind in ("function_call_output", "custom_tool_call_output"):
+            output = m.get("output")
+            yield Turn("tool", _text(output), (), ((_str(m.get("call_id")), ""),))
+        elif kind != "reasoning":
+            yield Turn(_str(kind), json.dumps(m, sort_keys=True, default=str))
