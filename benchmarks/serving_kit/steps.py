@@ -15,6 +15,8 @@ from serving_kit.engine import BLOCK, STOCK, answer, drain, make_request, make_s
 
 IDLE_BLOCKS, PROMPT_BLOCKS = 8, 4
 LONG = 4000
+WARM_STEPS = 10
+"""Steps ahead of those that count."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,10 @@ class Load:
                 drain(s)
         drain(s)
         for i in range(running):  # lengths differ, so that in each step some need a block and some do not
-            output = LONG if not scene.turnover else 2 + i // scene.turnover
+            output = LONG if not scene.turnover else WARM_STEPS + 4 + i // scene.turnover
             tokens = [100_000 + i] * (PROMPT_BLOCKS * BLOCK - i % BLOCK)
             s.add_request(make_request(f"run{i}", tokens, output, f"r{i}"))
-        while len(s.running) < running:
+        while s.waiting:
             step(s)
         self.length = running // max(scene.turnover, 1)
         s.max_num_running_reqs += 1
@@ -106,11 +108,11 @@ def measure(scene: Scene, policies: dict[str, Any], model: Path, idle: int, runn
         gc.collect()
         gc.freeze()
         gc.disable()
-        for k in range(steps + 10):
+        for k in range(steps + WARM_STEPS):
             for i in range(len(names)):
                 name = names[(k + i) % len(names)]
                 seconds = loads[name].step()
-                if k >= 10:
+                if k >= WARM_STEPS:
                     times[name].append(seconds)
         gc.enable()
         gc.unfreeze()
