@@ -48,7 +48,8 @@ if [[ $PARTS == *joint* ]]; then # pools: P1 of each workload (`training/protoco
     "$BIN/python" training/search.py "${seen[@]:0:4}" "${hidden[@]/%/@hidden}" "${hidden[@]/%/@hidden}" \
         --validation "$(printf "%s\n" "${seen[@]}" | paste -sd,)" --population 9,10,12,16,12,12,16,12,12,12,16,12 \
         --kv-tokens 418096,495680,472400,419104,504416,399664,398880,387232,300000,300000,260000,260000 \
-        --episodes 1 --checks 3 --generations 150 --sigma 0.1 --seed 1 --out "$OUT/joint" --run-dir "$WORK" --note "$NOTE"
+        --beside placement=sticky --episodes 1 --checks 3 --generations 150 --sigma 0.1 --seed 1 \
+        --out "$OUT/joint" --run-dir "$WORK" --note "$NOTE"
 fi
 if [[ $PARTS == *placement* ]]; then
     searched swe swe-bench
