@@ -54,7 +54,9 @@ def tau(folder: Path) -> list[Call]:
 
 def judge(calls: list[Call]) -> dict[str, float]:
     """Pairs of consecutive requests of a session, linked right and wrong."""
-    chains, last_of, last_in = Chains(), {}, {}
+    chains = Chains()
+    last_of: dict[str, int] = {}
+    last_in: dict[str, int] = {}
     pairs = right = wrong = missed = 0
     for i, (session, prompt, answer) in enumerate(calls):
         entry = chains.arrive(prompt)
