@@ -42,6 +42,13 @@ def _revert(scheduler: Any, payload: Mapping[str, Any]) -> dict[str, Any]:
     return revert(scheduler, str(payload.get("change", "")))
 
 
+def _save(scheduler: Any, payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep what was learned now. Waits for the disk, so it is for an operator, not for a timer."""
+    if scheduler.keeper is None:
+        raise UserError("statistics", "are not kept by this engine", "name a folder in the configuration (statistics)")
+    return {"saved": scheduler.keeper.save_now()}
+
+
 def _steal(scheduler: Any, payload: Mapping[str, Any]) -> dict[str, Any]:
     from saga_rl.runtime.stealing import give_up
 
@@ -49,7 +56,8 @@ def _steal(scheduler: Any, payload: Mapping[str, Any]) -> dict[str, Any]:
 
 
 COMMANDS: dict[str, Callable[[Any, Mapping[str, Any]], dict[str, Any]]] = {
-    "told": _told, "snapshot": _snapshot, "swap": _swap, "revert": _revert, "steal": _steal}
+    "told": _told, "snapshot": _snapshot, "swap": _swap, "revert": _revert, "save": _save,
+    "steal": _steal}
 """By name: (scheduler, payload) -> answer. Runs between two steps, so it must be quick."""
 
 

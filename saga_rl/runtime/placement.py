@@ -11,7 +11,6 @@ import time
 from typing import Any
 
 from saga_rl.policies.base import Policy
-from saga_rl.policies.guard import Guard
 from saga_rl.policies.registry import make
 from saga_rl.runtime import engine_hooks, versions
 from saga_rl.runtime.client_hooks import hook_client
@@ -20,6 +19,7 @@ from saga_rl.runtime.hints import Hints, read_hints
 from saga_rl.runtime.metrics import Metrics
 from saga_rl.runtime.router import Router
 from saga_rl.runtime.router_shared import SharedRouter
+from saga_rl.runtime.safe import SafeGuard
 
 log = logging.getLogger("vllm.saga_rl")
 
@@ -44,7 +44,7 @@ class Placement:
 
     def swap(self, policy: Policy, stock: bool = False) -> None:
         """Another policy from the next request on; homes, loads and counters stay. Raises before anything changed."""
-        guard = Guard(policy, make("placement", "sticky"), self.config.budget_s)
+        guard = SafeGuard(policy, make("placement", "sticky"), self.config.budget_s)
         if self.router is not None:
             guard.fallbacks.update(self.router.guard.fallbacks)
             guard.decisions += self.router.guard.decisions

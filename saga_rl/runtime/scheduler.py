@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -37,6 +38,7 @@ from saga_rl.runtime.recorder import Recorder
 from saga_rl.runtime.request_queue import EPOCH_S, PolicyRequestQueue, WatchedQueue
 from saga_rl.runtime.safe import Failures
 from saga_rl.runtime.snapshot import snapshot
+from saga_rl.runtime.statistics import Keeper
 from saga_rl.runtime.swap import swap
 from saga_rl.runtime.tenants import Service
 from saga_rl.runtime.tracker import Served, Tracker
@@ -79,10 +81,14 @@ class SagaMixin(RequestLife):
         self._check = None
         self.shown = config.policy if isinstance(config.policy, str) else str(config.policy)
         """What an operator calls the policies in force."""
+        self.keeper = None if config.statistics is None else Keeper(self.tracker, config.statistics, self.engine,
+                                                                    self.now)
+        """Keeps what was learned of tools and agent types over restarts."""
         self._install(config)
         self.recorder = None if config.record is None else Recorder(
             config.record, self.engine, config.record_key, self._hash_block(), time.time() - self.now,
-            {"vllm": version, "policies": self.policies.names()})
+            {"vllm": version, "policies": self.policies.names()},
+            rotate_bytes=int(config.record_file_mb * 2**20), rotate_s=config.record_file_s)
         self._check = checker(self, config.check)
         self.metrics.start()
 
@@ -105,7 +111,19 @@ class SagaMixin(RequestLife):
         self._other_queues = [q for name, q in vars(self).items() if isinstance(q, RequestQueue) and name != "waiting"]
         """vLLM's own queues beside `waiting`: of requests that wait for something else than a place."""
         self.waiting = self._queue()
+        self.tiers = self._tie_tiers(self.policies)
         warm_up(self.tracker, self.block_queue, self.admission, self.service)
+
+    def _tie_tiers(self, policies: PolicySet) -> list[Any]:
+        """CPU tiers whose cache policy is ours (`runtime.offload`) choose by the eviction policy from now on."""
+        connector = getattr(self, "connector", None)
+        if connector is None:
+            return []
+        from saga_rl.runtime.offload.attach import attach
+
+        return list(attach(connector, self.tracker, policies.eviction, self.block_size, self.saga_config.budget_s,
+                           lambda r: None if (served := self._served.get(r)) is None else served.chain,
+                           lambda: self.now))
 
     def _hook(self) -> None:
         """From here to the end of the step `allocate_slots` is ours: a request that waits is looked at. What runs needs
@@ -171,6 +189,8 @@ class SagaMixin(RequestLife):
             self.waiting.refresh(now)
             if math.isfinite(self.rules.afs_preempt_s):
                 yield_to_late(self, self.waiting, now)
+        if self.keeper is not None:
+            self.keeper.maybe(now)
         if now >= self._next_forget:
             gone = self.tracker.forget(now, owners, FORGET_MOST)
             self._next_forget = now + (FORGET_S if len(gone) < FORGET_MOST else 0.0)
@@ -199,6 +219,8 @@ class SagaMixin(RequestLife):
     def shutdown(self) -> None:
         if self.recorder is not None:
             self.recorder.close()
+        if self.keeper is not None:
+            self.keeper.close()
         self.metrics.stop()
         super().shutdown()
 
@@ -247,7 +269,13 @@ class SagaMixin(RequestLife):
         evicted = {f"evicted/{k}": v for k, v in dict(queue.evicted).items()}
         floors = {} if queue.floors is None else {"floor breaks": queue.floors.breaks}
         spread = {"service gap": self.service.spread} if len(self.tracker.tenants.codes) > 1 else {}
-        return {**evicted, **fallbacks, **floors, **spread, "chains": len(self.tracker)}
+        kept = {} if self.keeper is None else {"statistics saved": self.keeper.saves,
+                                               "failed/statistics": self.keeper.failures}
+        recorded = {} if self.recorder is None else {
+            f"record/{k}": n for k, n in {**self.recorder.counts, **self.recorder.lost}.items()}
+        tiers: Counter[str] = sum((Counter(t.counts) for t in self.tiers), Counter())
+        return {**evicted, **fallbacks, **floors, **spread, **kept, **recorded,
+                **{f"cpu tier/{k}": n for k, n in tiers.items()}, "chains": len(self.tracker)}
 
 
 class SagaScheduler(SagaMixin, AsyncScheduler):

@@ -13,6 +13,7 @@ from saga_rl.errors import UserError
 from saga_rl.policies.base import PolicySet
 from saga_rl.runtime import versions
 from saga_rl.runtime.config import KEY, STOCK, SagaConfig, policies_of, read_config
+from saga_rl.runtime.http.settings import read_settings
 from saga_rl.runtime.plugin import SCHEDULER, is_ours
 
 
@@ -33,6 +34,7 @@ def checked(vllm_config: Any) -> SagaConfig | None:
     if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
         raise UserError("VLLM_USE_RUST_FRONTEND", "is set, and the Rust server routes by itself", "unset it")
     policies_of(config.policy)
+    read_settings(vllm_config.additional_config)  # or tenants would go unchecked, with a line in the log only
     if config.record is not None:
         config = replace(config, record=str(Path(config.record).resolve()),
                          record_key=config.record_key or secrets.token_hex(16))

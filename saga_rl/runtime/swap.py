@@ -47,6 +47,7 @@ def swap(s: SagaMixin, policies: PolicySet, shown: str) -> None:
     _carry(s.admission.guard, admission.guard)
     s.tracker.chains[:, ch.MINE:] = 0.0
     queue.use(victims)
+    s.tiers = s._tie_tiers(policies)
     s.admission, s.waiting, s.shown = admission, waiting, shown
     s.metrics.counts["policy swaps"] += 1
 
