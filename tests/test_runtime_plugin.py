@@ -45,7 +45,7 @@ class Server:
                 [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", self.model,
                  "--host", "127.0.0.1", "--port", str(self.port), "--api-key", KEY, *FLAGS,
                  "--scheduler-cls", SCHEDULER,
-                 "--additional-config", json.dumps({"saga": saga})],
+                 "--additional-config", json.dumps({"saga": saga, "saga_http": {"tenant_in_body": True}})],
                 env=ENV, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120,
                                  headers={"Authorization": f"Bearer {KEY}"})
@@ -228,3 +228,120 @@ def test_a_hostile_checkpoint_is_refused_in_one_line_and_nothing_changes(server,
 def test_what_is_not_a_policy_is_a_bad_request(server, body):
     assert server.http.post("/saga/policy", content=body).status_code == 400
     assert server.http.get("/saga/status").json()["engines"][0]["spec"] == "saga+"
+
+
+# ---------------------------------------------------------------------- without a server
+WATCHED = """
+import json, sys
+import vllm.engine.arg_utils as a, vllm.v1.engine.core as core, vllm.v1.engine.core_client as clients
+from fastapi import FastAPI
+from saga_rl.runtime import plugin
+
+def hooks():
+    out = {"app": FastAPI.__call__}
+    for cls in (clients.DPLBAsyncMPClient, clients.AsyncMPClient, clients.BackgroundResources, core.EngineCore):
+        out |= {f"{cls.__name__}.{k}": v for k, v in vars(cls).items()}
+    return out
+
+model, saga = sys.argv[1], json.loads(sys.argv[2])
+before = hooks()
+plugin.register()
+plugin.register()
+print(json.dumps({"registered": sorted(k for k, v in hooks().items() if before.get(k) is not v),
+                  "heavy": [m for m in ("numba", "saga_rl.policies") if m in sys.modules]}))
+try:
+    config = a.EngineArgs(model=model, **saga).create_engine_config()
+except Exception as e:
+    print(json.dumps({"error": str(e)}))
+    raise SystemExit
+print(json.dumps({"configured": sorted(k for k, v in hooks().items() if before.get(k) is not v),
+                  "scheduler": config.scheduler_config.scheduler_cls}))
+"""
+
+
+def watched(model: Path, **saga: Any) -> list[dict[str, Any]]:
+    done = subprocess.run([sys.executable, "-c", WATCHED, str(model), json.dumps(saga)], env=ENV, capture_output=True,
+                          text=True, timeout=300, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def test_vllm_without_saga_is_left_alone_and_with_it_gets_every_hook(tmp_path):
+    model = build_tiny_model(tmp_path / "model", layers=1, hidden=64, max_len=512)
+    registered, stock = watched(model)
+    assert registered == {"registered": ["EngineCore.saga_control"], "heavy": []}
+    assert stock == {"configured": ["EngineCore.saga_control"], "scheduler": None}
+    _, ours = watched(model, scheduler_cls=SCHEDULER)
+    assert {"app", "DPLBAsyncMPClient.get_core_engine_for_request"} < set(ours["configured"])
+    _, killed = watched(model, scheduler_cls=SCHEDULER, additional_config={"saga": {"policy": "stock"}})
+    assert killed == stock
+
+
+class Config:
+    """As much of vLLM's configuration as is looked at before anything is loaded."""
+
+    def __init__(self, saga: dict[str, Any] | None, scheduler: Any = SCHEDULER) -> None:
+        from types import SimpleNamespace
+
+        self.additional_config = {} if saga is None else {"saga": saga}
+        self.scheduler_config = SimpleNamespace(scheduler_cls=scheduler)
+        self.parallel_config = SimpleNamespace(data_parallel_size=1)
+
+
+@pytest.mark.parametrize(("saga", "scheduler", "message"), [
+    ({"policy": "lru"}, None, "the engines run another scheduler; add --scheduler-cls saga_rl.runtime.scheduler"),
+    ({"policy": "sage"}, SCHEDULER, "there is no policy named 'sage'"),
+    ({"polcy": "lru"}, SCHEDULER, "there is no key"),
+    ({"poll_s": 0}, SCHEDULER, "poll_s: is 0; give a number above 0"),
+    ({"metrics_tenants": 1e9}, SCHEDULER, "metrics_tenants: is 1000000000.0"),
+    ({"events": "yes"}, SCHEDULER, "events: is 'yes'"),
+    ({"policy": "stock", "record": "x.parquet"}, SCHEDULER, "needs our scheduler"),
+])
+def test_a_wrong_configuration_ends_the_start(saga, scheduler, message):
+    from saga_rl.errors import UserError
+    from saga_rl.runtime.plugin import configured
+
+    with pytest.raises(UserError) as e:
+        configured(Config(saga, scheduler))
+    assert message in str(e.value)
+
+
+def test_an_unknown_version_is_refused_unless_asked_for(monkeypatch):
+    from saga_rl.errors import UserError
+    from saga_rl.runtime import startup, versions
+
+    monkeypatch.setattr(versions, "installed", lambda: ("vllm", "0.99.0"))
+    with pytest.raises(UserError, match="outside the tested range"):
+        startup.checked(Config({}))
+    assert startup.checked(Config({"allow_untested": True})).policy == "saga+"
+
+
+def test_a_hook_that_vllm_no_longer_has_is_refused_by_name(monkeypatch):
+    from vllm.v1.engine.core_client import AsyncMPClient
+
+    from saga_rl.errors import UserError
+    from saga_rl.runtime import versions
+
+    versions.check_plugin_hooks()
+    monkeypatch.delattr(AsyncMPClient, "_call_utility_async")
+    with pytest.raises(UserError, match=r"AsyncMPClient\._call_utility_async: does not exist"):
+        versions.check_plugin_hooks()
+
+
+def test_a_recording_under_plain_vllm_gets_a_key_and_a_place(tmp_path, monkeypatch):
+    from saga_rl.runtime import startup
+
+    monkeypatch.chdir(tmp_path)
+    config = Config({"record": "x.parquet"})
+    startup.checked(config)
+    sent = config.additional_config["saga"]
+    assert sent["record"] == str(tmp_path / "x.parquet")
+    assert len(sent["record_key"]) == 32
+
+
+def test_the_plugin_never_ends_vllm(monkeypatch):
+    from types import SimpleNamespace
+
+    from saga_rl.runtime import plugin
+
+    monkeypatch.setitem(sys.modules, "vllm.engine.arg_utils", SimpleNamespace())
+    plugin.register()

@@ -119,7 +119,7 @@ def test_two_engines_serve_sessions_each_stays_on_its_engine_and_all_is_recorded
         code = server.stop()
     log = server.log.read_text()
     assert code in (0, -signal.SIGTERM), log[-3000:]
-    assert f"saga-rl serve: policy {policy} ({parts}" in log
+    assert f"saga-rl: policy {policy} ({parts}" in log
     assert router["placements"] == sum(e["requests"] for e in engines) == 32
     assert router["migrations"] == 0
     # A busy machine may cost a decision its time budget; nothing else may make the router fall back.
@@ -150,7 +150,8 @@ def run(*flags: str) -> subprocess.CompletedProcess:
     (["M", "--record", "no/such/folder/x.parquet"], "does not exist"),
     (["M", "--expiry-s", "-1"], "expiry_s: is -1"),
 ])
-def test_what_is_wrong_is_told_in_one_line_before_vllm_is_loaded(flags, message):
+def test_what_is_wrong_is_told_in_one_line_before_vllm_is_loaded(flags, message, monkeypatch):
+    monkeypatch.setitem(ENV, "VLLM_PLUGINS", "saga_rl")
     done = run(*flags)
     assert done.returncode == 2
     assert message in done.stderr
@@ -158,15 +159,20 @@ def test_what_is_wrong_is_told_in_one_line_before_vllm_is_loaded(flags, message)
 
 
 @pytest.mark.vllm
-def test_a_port_in_use_and_two_api_servers_are_refused_before_a_model_is_loaded(model):
+def test_a_port_in_use_is_refused_before_a_model_is_loaded(model):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         s.listen(1)
         port = str(s.getsockname()[1])
         done = run(str(model), "--host", "127.0.0.1", "--port", port)
         assert (done.returncode, f"port {port}: is in use" in done.stderr) == (2, True), done.stderr
-    done = run(str(model), "--port", str(free_port()), "-dp", "2", "--api-server-count", "2")
-    assert (done.returncode, "one server routes for all engines" in done.stderr) == (2, True), done.stderr
+
+
+def test_a_list_of_plugins_that_leaves_ours_out_is_refused(monkeypatch):
+    monkeypatch.setitem(ENV, "VLLM_PLUGINS", "another")
+    done = run("M")
+    assert done.returncode == 2
+    assert done.stderr == "error: VLLM_PLUGINS: is 'another' and leaves saga_rl out; add saga_rl to it, or unset it\n"
 
 
 def test_journals_of_an_earlier_run_are_not_written_over(tmp_path):
