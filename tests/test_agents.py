@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -85,16 +85,22 @@ class Served:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)  # its engine, too
 
-    def steps(self, session: str, at_least: int) -> list[dict[str, Any]]:
-        """What the engine noted of the requests of `session`; it writes them every second."""
+    def rows(self, enough: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
+        """What the engine noted of requests, once that is `enough`; it writes them every second."""
         deadline = time.monotonic() + 20
         while True:
-            rows = [json.loads(line) for p in Path(f"{self.record}.journal").glob("*.jsonl")
-                    for line in p.read_text().splitlines()[1:]]
-            mine = [r for r in rows if r.get("session") == session]
-            if len(mine) >= at_least or time.monotonic() > deadline:
-                return mine
+            found = [json.loads(line) for p in sorted(Path(f"{self.record}.journal").glob("*.jsonl"))
+                     for line in p.read_text().splitlines()[1:]]
+            if enough(found) or time.monotonic() > deadline:
+                return found
             time.sleep(0.3)
+
+    def steps(self, session: str, at_least: int) -> list[dict[str, Any]]:
+        """Those of `session`."""
+        def mine(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return [r for r in found if r.get("session") == session]
+
+        return mine(self.rows(lambda found: len(mine(found)) >= at_least))
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +217,77 @@ def test_the_same_with_curl(served):
     turns = converse(ask, "Is there anything left to do?")
     check_conversation(turns)
     check_recorded(served.steps("curl-1", 3), turns)
+
+
+def counted(served: Served, name: str) -> float:
+    """A sample of /metrics, 0 if it is not there yet."""
+    import httpx
+
+    text = httpx.get(served.base.removesuffix("/v1") + "/metrics", timeout=10).text
+    return next((float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name)), 0.0)
+
+
+def until(served: Served, name: str, at_least: float) -> None:
+    deadline = time.monotonic() + 20
+    while (have := counted(served, name)) < at_least:
+        assert time.monotonic() < deadline, f"{name} is {have}, not {at_least}"
+        time.sleep(0.3)
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(1200)
+def test_an_agent_that_names_no_session_is_known_by_its_prefix_and_its_tools_are_told(served):
+    """Nothing but what the SDK sends by itself: the session is the chain, the tools come from answers and prompts."""
+    client = openai.OpenAI(base_url=served.base, api_key="none")
+    begun = counted(served, 'saga_http_total{what="sessions begun"}')
+    went_on = counted(served, 'saga_http_total{what="sessions by chain"}')
+    applied = counted(served, 'saga_notes_total{engine="0"}')
+
+    def ask(messages: list[dict[str, Any]], choice: Any) -> Iterator[dict[str, Any]]:
+        for chunk in client.chat.completions.create(**body(messages, choice)):
+            yield chunk.model_dump()
+
+    turns = converse(ask, "How often do my notes speak of milk?")
+    check_conversation(turns)
+    assert counted(served, 'saga_http_total{what="sessions begun"}') == begun + 1
+    assert counted(served, 'saga_http_total{what="sessions by chain"}') == went_on + 2
+    until(served, 'saga_notes_total{engine="0"}', applied + 2)  # two answers called a tool
+    prompts = [t.usage["prompt_tokens"] for t in turns]
+    rows = served.rows(lambda found: [r["prompt"] for r in found][-3:] == prompts)[-3:]
+    assert len({(r["session"], r["agent"]) for r in rows}) == 1
+    assert rows[0]["session"]
+    assert [r["tool"] for r in rows] == [None, "read_file", "read_file"]
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(1200)
+def test_responses_and_messages_go_on_in_one_session(served):
+    client = openai.OpenAI(base_url=served.base, api_key="none")
+    first = client.responses.create(model="smollm2", input="Say one word about plants, please.", temperature=0,
+                                    max_output_tokens=8, extra_headers={"X-Session-ID": "responses-1"})
+    told = [{"role": "user", "content": "Say one word about plants, please."},
+            {"role": "assistant", "content": first.output_text}, {"role": "user", "content": "And another one?"}]
+    client.responses.create(model="smollm2", input=told, temperature=0, max_output_tokens=8,
+                            extra_headers={"X-Session-ID": "responses-1"})
+    assert len(served.steps("responses-1", 2)) == 2
+
+    anthropic = pytest.importorskip("anthropic")
+    other = anthropic.Anthropic(base_url=served.base.removesuffix("/v1"), api_key="none")
+    given = {"name": "read_file", "description": "Read a text file.", "input_schema": TOOL["function"]["parameters"]}
+    asked = [{"role": "user", "content": "Read my notes."}]
+    answer = other.messages.create(model="smollm2", max_tokens=96, temperature=0, system=SYSTEM, messages=asked,
+                                   tools=[given], tool_choice={"type": "tool", "name": "read_file"},
+                                   extra_headers={"X-Session-ID": "messages-1"})
+    call = next(part for part in answer.content if part.type == "tool_use")
+    asked += [{"role": "assistant", "content": [{"type": "tool_use", "id": call.id, "name": call.name,
+                                                 "input": call.input}]},
+              {"role": "user", "content": [{"type": "tool_result", "tool_use_id": call.id,
+                                            "content": FILES[call.input["path"]]}]}]
+    with other.messages.stream(model="smollm2", max_tokens=8, temperature=0, system=SYSTEM, messages=asked,
+                               tools=[given], extra_headers={"X-Session-ID": "messages-1"}) as stream:
+        for _ in stream:
+            pass
+    rows = served.steps("messages-1", 2)
+    assert len(rows) == 2
+    assert [r["tool"] for r in rows] == [None, "read_file"]
+    assert rows[1]["cached"] > 0

@@ -25,17 +25,23 @@ ANSWER: dict[str, Any] = {
 
 
 def shown(answers: dict[int, dict[str, Any]], tenants: int = 50, first: tuple[str, ...] = (),
-          router: dict[str, Any] | None = None) -> dict[tuple, float]:
+          router: dict[str, Any] | None = None, http: dict[str, int] | None = None) -> dict[tuple, float]:
     """(sample name, labels in order) -> value, through the text that Prometheus reads."""
     placement = None if router is None else SimpleNamespace(metrics=SimpleNamespace(snapshot=lambda: router))
     poller = Poller(None, 1.0, placement)
     poller.latest = dict(answers)
     poller.answered_s = dict.fromkeys(answers, 0.0)
     registry = CollectorRegistry()
-    registry.register(Collector(poller, tenants, first))
+    registry.register(Collector(poller, tenants, first, lambda: http or {}))
     text = generate_latest(registry).decode()
     return {(s.name, *(f"{k}={v}" for k, v in sorted(s.labels.items()))): s.value
             for f in text_string_to_metric_families(text) for s in f.samples}
+
+
+def test_what_the_middleware_counts():
+    m = shown({}, http={"requests": 5, "notes applied": 2, "failed/request ValueError": 1, "something else": 9})
+    assert m == {("saga_http_total", "what=requests"): 5, ("saga_http_total", "what=notes applied"): 2,
+                 ("saga_http_failures_total", "part=request ValueError"): 1}
 
 
 def test_every_figure_by_hand():

@@ -7,9 +7,12 @@ from typing import Any
 
 from rich.table import Table
 
+from saga_rl.errors import UserError
 from saga_rl.files import atomic
 from saga_rl.report.style import INK, PALETTE, dress, new_figure
 from serving_kit.engine import STOCK
+
+BEGIN, END = "<!-- serving: begin -->", "<!-- serving: end -->"
 
 
 def steps_table(scenes: dict[str, dict[str, dict[str, float]]]) -> Table:
@@ -34,6 +37,41 @@ def others_table(placement: dict[str, Any], memory: dict[str, float], workers: i
                       "met" if p["met"] else "not met", f"{memory[name]:+.0f}" if name in memory else "",
                       ("met" if memory[name] < 1024 else "not met") if name in memory else "")
     return table
+
+
+def server_table(r: dict[str, Any]) -> Table:
+    table = Table(title="two real servers, traffic without agents: stock against saga+")
+    for head in ("measured", "stock", "saga+", "ours against stock, 95 % interval", "target"):
+        table.add_column(head, justify="left" if head in ("measured", "target") else "right")
+    a, b = r["latency_ms"].values()
+    met = {k: "met" if v else "not met" for k, v in r["met"].items()}
+    mid, low, high = r["more_ms"]
+    table.add_row(f"one request at a time, P50 of {r['requests']}, ms", f"{a['p50']:.2f}", f"{b['p50']:.2f}",
+                  f"{mid:+.3f} ms ({low:+.3f} .. {high:+.3f})", f"p50 < 0.5 ms: {met['p50 < 0.5 ms']}")
+    x, y = r["tokens_per_s"].values()
+    mid, low, high = r["throughput"]
+    table.add_row(f"{r['at_once']} at once, {r['rounds']} rounds of {r['requests_a_round']}, answered tokens/s",
+                  f"{x:.0f}", f"{y:.0f}", f"{mid:.3f} ({low:.3f} .. {high:.3f})",
+                  f"1.00 +- 0.02: {met['1.00 +- 0.02']}")
+    return table
+
+
+def update_markdown(path: Path, tables: list[Table], where: dict[str, Any]) -> None:
+    """Replace what stands between the two marks in `path`. Raises `UserError` if they are not there."""
+    text = path.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise UserError(path, f"does not have the lines {BEGIN} and {END} once each", "put them where the tables go")
+    parts = []
+    for t in tables:
+        cells = [list(column.cells) for column in t.columns]
+        parts += [f"**{t.title}**\n", "| " + " | ".join(str(c.header) for c in t.columns) + " |",
+                  "|" + "|".join("---" if c.justify == "left" else "---:" for c in t.columns) + "|",
+                  *("| " + " | ".join(row) + " |" for row in zip(*cells, strict=True)), ""]
+    parts.append(f"Tree {where['commit'][:12]}, {where['machine']}, vLLM {where['vllm']}, {where['at'][:10]}, machine "
+                 f"load {where['load']:.1f} at the end.")
+    head, tail = text.split(BEGIN)[0], text.split(END)[1]
+    with atomic(path) as tmp:
+        tmp.write_text(f"{head}{BEGIN}\n" + "\n".join(parts) + f"\n{END}{tail}", encoding="utf-8")
 
 
 def picture(scenes: dict[str, dict[str, dict[str, float]]], path: Path) -> None:

@@ -33,7 +33,8 @@ def attach(app: Any) -> None:
     state.saga = operator
     app.router.routes[:0] = routes(operator)
     _middleware(app)
-    _metrics(app, Collector(poller, config.metrics_tenants, tuple(config.kv_floors)))
+    _metrics(app, Collector(poller, config.metrics_tenants, tuple(config.kv_floors),
+                             lambda: getattr(state, "saga_http", {})))
     asyncio.get_running_loop()  # RuntimeError where nothing would run the poller
     poller.start()
 

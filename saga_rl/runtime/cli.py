@@ -24,6 +24,8 @@ def serve(
     record: Path | None = typer.Option(None, help="Write everything served to this trace file (Parquet) at exit."),
     expiry_s: float = typer.Option(300.0, help="Presume that a session silent for so many seconds has ended."),
     metrics: Path | None = typer.Option(None, help="Folder for the counters of engines and router (JSON)."),
+    statistics: Path | None = typer.Option(
+        None, help="Folder in which engines keep over restarts what they learned of tools and agent types."),
     events: bool = typer.Option(False, help="Structured logs: one JSON line an event on standard error."),
     service_gap: float | None = typer.Option(
         None, help="Constraint: service of tenants that wait lies at most about so many tokens apart."),
@@ -45,7 +47,7 @@ def serve(
     config = SagaConfig(policy=policy, record=str(record) if record else None, expiry_s=expiry_s,
                         metrics=str(metrics.resolve()) if metrics else None, service_gap_tokens=service_gap,
                         kv_floors=read_floors(kv_floor), afs_preempt_s=afs_preempt, events=events,
-                        allow_untested=allow_untested)
+                        statistics=str(statistics.resolve()) if statistics else None, allow_untested=allow_untested)
     read_config({"saga": config.as_dict()})
     run(model, list(ctx.args), config)
 

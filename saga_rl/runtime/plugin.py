@@ -80,6 +80,7 @@ def configured(vllm_config: Any, servers: int = 1, rank: int = 0) -> None:
     if config is None:
         return
     versions.check_plugin_hooks()
+    versions.check_http_hooks()
     install()
     if rank == -1 or servers == 1:
         startup.announce(vllm_config, config)

@@ -8,7 +8,7 @@ own: they begin anew with an engine. Labels are bounded: `MOST_CAUSES` causes, a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client.core import (
@@ -64,6 +64,10 @@ GAUGES = {
     "service gap": ("saga_fairness_gap_tokens", "Largest service gap seen between tenants that waited, tokens"),
     "engines live": ("saga_engines_live", "Engines that serve"),
 }
+HTTP = ("requests", "sessions begun", "sessions by chain", "tools seen", "answers unread", "bodies not read",
+        "bodies not understood", "hints dropped", "tenants not believed", "notes sent", "notes applied",
+        "notes unanswered", "notes dropped", "notes failed")
+"""What the middleware counts; its failures are a metric of their own."""
 STATES = ("running", "live", "waiting", "ended", "empty")
 TIMES = ("schedule", "admission", "placements")
 """Decisions whose time is taken."""
@@ -88,10 +92,12 @@ class Names:
 
 
 class Collector:
-    """For `registry.register`. tenants: how many have labels of their own; first: those that surely have one."""
+    """For `registry.register`. tenants: how many have labels of their own; first: those that surely have one; http:
+    the middleware's counts, once it has begun."""
 
-    def __init__(self, poller: Poller, tenants: int, first: Iterable[str] = ()) -> None:
-        self.poller = poller
+    def __init__(self, poller: Poller, tenants: int, first: Iterable[str] = (),
+                 http: Callable[[], Mapping[str, int]] = dict) -> None:
+        self.poller, self.http = poller, http
         self.tenants = Names(tenants, [t for t in first if t != "*"])
         self.causes = {name: Names(MOST_CAUSES) for name in ("evicted", "failed", "fallback")}
 
@@ -111,6 +117,7 @@ class Collector:
         yield from self._tenants(said)
         yield from _sessions(said)
         yield from self._answers(both)
+        yield from self._http()
 
     def _causes(self, said: dict[str, dict[str, Any]]) -> Iterator[Metric]:
         for first, (name, label, text) in CAUSES.items():
@@ -125,6 +132,19 @@ class Collector:
             for key, n in self._summed(a, "fallback").items():
                 seam, _, cause = key.partition("/")
                 family.add_metric([engine, seam, cause], n)
+        yield family
+
+    def _http(self) -> Iterator[Metric]:
+        counts = self.http()
+        read = CounterMetricFamily("saga_http", "What was read of workflows in requests and answers", labels=["what"])
+        for what in HTTP:
+            if what in counts:
+                read.add_metric([what], counts[what])
+        yield read
+        family = CounterMetricFamily("saga_http_failures", "Requests that the middleware could not read; they were "
+                                     "served without", labels=["part"])
+        for part, n in self._summed(dict(counts), "failed").items():
+            family.add_metric([part], n)
         yield family
 
     def _summed(self, a: dict[str, Any], first: str) -> dict[str, float]:

@@ -109,3 +109,19 @@ def check_plugin_hooks() -> None:
     require_method(FastAPI, "__call__", ("scope", "receive", "send"))
     require_method(FastAPI, "build_middleware_stack", ("self",))
     require_method(prometheus, "get_prometheus_registry", ())
+
+
+def check_http_hooks() -> None:
+    """The one method that the middleware wraps, in versions whose Anthropic bodies cannot carry what it adds."""
+    from saga_rl.runtime.http import anthropic_hook
+
+    if anthropic_hook.needed():
+        from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
+
+        require_method(AnthropicServingMessages, "_build_base_request", ())
+
+
+def check_offload_hooks(manager: Any, names: tuple[str, ...]) -> None:
+    """The methods of an offloading manager that `runtime.offload.attach` wraps; each takes the request's context."""
+    for name in names:
+        require_method(type(manager), name, ("req_context",))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from saga_rl.policies.base import Policy
+from saga_rl.runtime import versions
 from saga_rl.runtime.offload.cache_policy import SagaCachePolicy
 from saga_rl.runtime.tracker import NOBODY, Tracker
 from saga_rl.runtime.victims import Victims
@@ -30,13 +31,15 @@ def managers(connector: Any) -> Iterator[tuple[Any, SagaCachePolicy]]:
 def attach(connector: Any, tracker: Tracker, eviction: Policy, block_tokens: int, budget_s: float,
            chain_of: Callable[[str], int | None], clock: Callable[[], float]) -> list[SagaCachePolicy]:
     """Let every `SagaCachePolicy` in `connector` (None: there is none) choose by `eviction`. chain_of: the chain of a
-    request by its id. Calling it again exchanges the policy (swap). Returns those tied, empty if there is none."""
+    request by its id. Calling it again exchanges the policy (swap). Returns those tied, empty if there is none;
+    `UserError` where this vLLM's managers are made otherwise."""
     tied = []
     for manager, policy in managers(connector):
         first = policy._victims is None
         victims = Victims(tracker, eviction, block_tokens, max(policy.cache_capacity, 1), budget_s)
         policy.bind(victims, clock)
         if first:
+            versions.check_offload_hooks(manager, WRAPPED)
             _wrap(manager, policy, chain_of)
         tied.append(policy)
     return tied
