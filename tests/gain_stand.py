@@ -33,6 +33,7 @@ class Stand(AbstractContextManager):
 
     def __init__(self, server: FakeServer) -> None:
         self.server, self.url = server, ""
+        self.policies: list[str] = []
         self.loop, self.up, self.down = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
         self.thread = threading.Thread(target=lambda: self.loop.run_until_complete(self.serve()), daemon=True)
 
@@ -53,6 +54,9 @@ class Stand(AbstractContextManager):
 
     def ready(self) -> None:
         assert self.url
+
+    def become(self, policy: str) -> None:
+        self.policies.append(policy)
 
     def empty(self, expiry_s: float) -> None:
         self.server.cache.clear()

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from gain_kit import judge, measure, show
 from gain_kit.command import chosen, parser
 from gain_kit.demand import live_tokens, pools
-from gain_kit.engines import flags
+from gain_kit.engines import flags, host
 from gain_kit.journal import Journal
 from gain_kit.material import draw, eligible
 from gain_kit.run import line, play
@@ -99,12 +99,19 @@ def test_arms_differ_in_what_their_names_say_and_in_nothing_else():
                       "checkpoint": "checkpoints/joint", "infinite": "lru"}
     stock = set(told[STOCK])
     assert set(told["priority"]) - stock == {"--scheduling-policy", "priority"}
+    ours = {"--expiry-s", "15", "--additional-config", '{"saga_http": {"tenant_in_body": true}}'}
     for arm in ("sticky", "saga", "saga+", "checkpoint", "infinite"):
-        assert set(told[arm]) - stock == {policy[arm], "--expiry-s", "15"}
+        assert set(told[arm]) - stock == {policy[arm], *ours}
         assert stock - set(told[arm]) == {"stock"}
     assert told[STOCK][told[STOCK].index("--num-gpu-blocks-override") + 1] == "101"  # vLLM keeps one
     assert [a for a in ARMS if ARMS[a].priority] == ["priority"] and [a for a in ARMS if ARMS[a].whole] == [INFINITE]
     assert "--data-parallel-size" not in flags(replace(setup, engines=1), STOCK, 3200, 1)
+
+
+def test_arms_that_differ_in_our_policy_share_a_server():
+    hosts = {arm: host(Setup(), arm) for arm in ARMS}
+    assert hosts == {"stock": "stock", "sticky": "ours", "priority": "priority", "saga": "ours", "saga+": "ours",
+                     "checkpoint": "ours", "infinite": "infinite"}
 
 
 def test_clients_tell_what_they_know_and_no_more(found):
@@ -169,14 +176,17 @@ def test_a_journal_goes_on_and_drops_what_was_cut_off(tmp_path):
 
 
 def test_a_measurement_that_broke_off_goes_on_where_it_was_and_reports_all(found, tmp_path, monkeypatch):
-    setup = SETUP
+    setup = replace(SETUP, arms=("stock", "saga", "saga+", "infinite"))
     traces = [draw(found, setup, r) for r in range(3)]
     size = pools(traces[:2], replace(setup, max_context=4))
     started: list[tuple[str, int]] = []
+    stands: list[Stand] = []
 
     def stand(setup: Setup, arm: str, model: Path, pool: int, *rest: Any) -> Stand:
         started.append((arm, pool))
-        return Stand(FakeServer(block=BLOCK, capacity=2 * pool // BLOCK, first_s=0.001 if ARMS[arm].whole else 0.004))
+        stands.append(Stand(FakeServer(block=BLOCK, capacity=2 * pool // BLOCK,
+                                       first_s=0.001 if ARMS[arm].whole else 0.004)))
+        return stands[-1]
 
     def bench() -> measure.Bench:
         journal = Journal(tmp_path / "journal.jsonl", setup.as_dict() | {"pools": {
@@ -197,19 +207,22 @@ def test_a_measurement_that_broke_off_goes_on_where_it_was_and_reports_all(found
         measure.measure(bench())
     monkeypatch.setattr(measure, "line", real)
     first, plan = bench(), [(p, *x) for p in setup.pressures for x in bench().left(p)]
-    assert len(first.journal.runs) == 4 and len(plan) == 6  # 3 arms x 2, then 2 arms x 2
+    assert len(first.journal.runs) == 4 and len(plan) == 10  # 4 arms x 2, then 3 arms x 2
     assert {(a, p, r) for a, p, r in done}.isdisjoint({(a, p, r) for p, r, a, _ in plan})
     started.clear()
     measure.measure(first)
     assert ("infinite", size.whole) in started or all(a != INFINITE for a, _ in started)
+    # One server for both policies of ours, told before each run which.
+    assert {a for a, _ in started} <= {"stock", "saga", "saga+", "infinite"} and len(started) <= 3 + 2
+    assert sorted(p for s in stands for p in s.policies if p.startswith("saga")) == ["saga"] * 4 + ["saga+"] * 4
     whole = bench()
-    assert len(whole.journal.runs) == 10 and not any(whole.left(p) for p in setup.pressures)
+    assert len(whole.journal.runs) == 14 and not any(whole.left(p) for p in setup.pressures)
     assert len(whole.journal.sessions) == 2  # two starts, each with its commit and machine
 
     result = {"setup": whole.journal.setup, "starts": whole.journal.sessions,
               "levels": judge.judge(setup, whole.journal.runs)}
     for level in result["levels"]:
-        assert list(level["arms"]) == ["stock", "saga+", "infinite"]
+        assert list(level["arms"]) == ["stock", "saga", "saga+", "infinite"]
         free = level["arms"]["infinite"]
         assert free["figures"]["recomputed_tokens"] == 0 and free["figures"]["in_time"] == 1.0
         means = [np.mean(list(level["arms"][a]["each"].values())) for a in ("infinite", "stock")]

@@ -1,4 +1,6 @@
-"""Servers of the arms: started one after the other, kept up between repeats, made empty between runs."""
+"""Servers of the arms: started one after the other, kept up between repeats, made empty between runs.
+
+A server with two engines takes 3 GiB, so arms that differ only in our policy share one, which is told to change."""
 
 from __future__ import annotations
 
@@ -8,13 +10,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from gain_kit.settings import ARMS, Setup
+from gain_kit.settings import ARMS, STOCK, Setup
 from saga_rl.demo.server import COMMAND
 from saga_rl.demo.settings import free_port
 from saga_rl.demo.stages import Child
 
 MODEL = "tiny"
+KEY = "measured"
+"""The API key of all servers: without one no policy is changed in service."""
+OURS = "ours"
 CPU = {
     "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
     # vLLM would bind the threads of both engines to the same core: it knows of one engine a NUMA node.
@@ -25,13 +31,19 @@ START_S = 900.0
 EMPTY_S = 30.0
 
 
+def host(setup: Setup, arm: str) -> str:
+    """The server that plays `arm`: one of its own, or the one that all arms of our policies share."""
+    return arm if ARMS[arm].whole or setup.policy(arm) == STOCK else OURS
+
+
 def flags(setup: Setup, arm: str, pool_tokens: int, port: int) -> list[str]:
     """The command line after MODEL: the same for all arms, but for the policy, the queue and the pool."""
     one = ARMS[arm]
     policy = setup.policy(arm)
     out = ["--policy", policy]
     if policy != "stock":
-        out += ["--expiry-s", f"{setup.expiry_s:g}"]
+        out += ["--expiry-s", f"{setup.expiry_s:g}", "--additional-config",
+                json.dumps({"saga_http": {"tenant_in_body": True}})]  # keys would name the tenant else
     out += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL, "--dtype", setup.dtype,
             *(["--enforce-eager"] if setup.eager else []), "--block-size", str(setup.block_tokens),
             # vLLM keeps one block for itself
@@ -55,7 +67,8 @@ class Server(Child):
         self.url = f"http://127.0.0.1:{port}"
         self.idle_since = time.monotonic()
         command = [*COMMAND, str(model), *flags(setup, arm, pool_tokens, port), *extra]
-        super().__init__(f"server {arm}", command, log, env)
+        super().__init__(f"server {host(setup, arm)}", command, log, env | {"VLLM_API_KEY": KEY})
+        self.policy = setup.policy(arm)
 
     def ready(self, tick: Callable[[], None] = lambda: None) -> None:
         """Return when /health answers. Raises `StageFailed` if the server ends or takes too long."""
@@ -74,17 +87,31 @@ class Server(Child):
             time.sleep(0.3)
         raise self.failure(f"was not ready after {START_S:.0f} s")
 
+    def become(self, policy: str) -> None:
+        """Serve with another policy from now on. Raises `StageFailed` if the server does not."""
+        if policy == self.policy:
+            return
+        try:
+            self._post("/saga/policy", json.dumps({"policy": policy}).encode())
+        except (urllib.error.URLError, OSError) as e:
+            raise self.failure(f"does not change to policy {policy} ({e})") from None
+        self.policy = policy
+
+    def _post(self, path: str, data: bytes) -> Any:
+        ask = urllib.request.Request(f"{self.url}{path}", data=data, method="POST", headers={
+            "Authorization": f"Bearer {KEY}", "Content-Type": "application/json"})
+        with urllib.request.urlopen(ask, timeout=60) as answer:
+            return json.load(answer)
+
     def empty(self, expiry_s: float) -> None:
         """Forget the last run: its sessions have expired, and no block of theirs can be found. What was learned of
         tools and agents stays, as in service. Raises `StageFailed` if the server does not do it."""
         time.sleep(max(0.0, self.idle_since + expiry_s + 1.0 - time.monotonic()))
         begin = time.monotonic()
         while time.monotonic() - begin < EMPTY_S:
-            ask = urllib.request.Request(f"{self.url}/reset_prefix_cache", data=b"", method="POST")
             try:
-                with urllib.request.urlopen(ask, timeout=30) as answer:
-                    if json.load(answer).get("success"):
-                        return
+                if self._post("/reset_prefix_cache", b"").get("success"):
+                    return
             except (urllib.error.URLError, OSError) as e:
                 raise self.failure(f"does not empty its cache ({e})") from None
             time.sleep(0.5)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gain_kit.demand import Pools
-from gain_kit.engines import Server
+from gain_kit.engines import Server, host
 from gain_kit.journal import Journal
 from gain_kit.run import line, play
 from gain_kit.settings import ARMS, INFINITE, Setup
@@ -97,23 +97,26 @@ def _level(bench: Bench, pressure: float, left: list[tuple[int, str, int]], stac
     setup = bench.setup
     servers: dict[str, Server] = {}
     for arm in (a for a in setup.arms if any(a == b for _, b, _ in left)):
+        if host(setup, arm) in servers:
+            continue
         begin = time.monotonic()
-        log = bench.folder / "logs" / f"{arm}-{pressure:g}x.log"
+        log = bench.folder / "logs" / f"{host(setup, arm)}-{pressure:g}x.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        bar.update(runs, description=f"{pressure:g}x: starting {arm}")
-        servers[arm] = stack.enter_context(
+        bar.update(runs, description=f"{pressure:g}x: starting {host(setup, arm)}")
+        server = servers[host(setup, arm)] = stack.enter_context(
             Server(setup, arm, bench.model, bench.pool(arm, pressure), log, bench.env, bench.extra))
-        servers[arm].ready()
+        server.ready()
         warm = bench.traces[-1].select(np.arange(min(WARM_SESSIONS, bench.traces[-1].n_sessions)))
-        play(setup, arm, warm, servers[arm].url, "warm/")
-        servers[arm].used()
-        bench.console.print(f"{pressure:g}x {arm}: up and warm after {time.monotonic() - begin:.0f} s", markup=False)
+        play(setup, arm, warm, server.url, "warm/")
+        server.used()
+        bench.console.print(f"{pressure:g}x {host(setup, arm)}: up and warm after {time.monotonic() - begin:.0f} s", markup=False)
     for repeat, arm, place in left:
         bar.update(runs, description=f"{pressure:g}x repeat {repeat + 1}: {arm}")
-        servers[arm].empty(setup.expiry_s)
-        trace = bench.traces[repeat]
-        shown, measured = play(setup, arm, trace, servers[arm].url, f"{repeat}/")
-        servers[arm].used()
+        server, trace = servers[host(setup, arm)], bench.traces[repeat]
+        server.become(setup.policy(arm))
+        server.empty(setup.expiry_s)
+        shown, measured = play(setup, arm, trace, server.url, f"{repeat}/{arm}/")
+        server.used()
         row = line(setup, arm, pressure, repeat, place, bench.pool(arm, pressure), trace, measured, shown)
         bench.journal.add(row)
         bar.advance(runs)

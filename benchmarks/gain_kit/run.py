@@ -10,6 +10,7 @@ import numpy as np
 from rich.progress import Progress
 
 from gain_kit.demand import live_tokens
+from gain_kit.engines import KEY
 from gain_kit.settings import ARMS, Setup
 from saga_rl.aeg.trace import Trace
 from saga_rl.runtime.replay import metrics, run_replay
@@ -22,10 +23,11 @@ TOP = ("recomputed_tokens", "prefilled_tokens", "prompt_tokens", "first_time_tok
 
 def play(setup: Setup, arm: str, trace: Trace, url: str, salt: str, progress: Progress | None = None
          ) -> tuple[dict[str, Any], Measured]:
-    """Replay `trace` as a client that knows its session and the tools that it ran."""
+    """Replay `trace` as a client that knows its session and the tools that it ran. salt: no other run's, or sessions
+    would be taken for ones that come back."""
     return asyncio.run(run_replay(
         trace, url, concurrency=setup.alive, ends=setup.ends, next_tool=False, priority=ARMS[arm].priority, salt=salt,
-        block_tokens=setup.block_tokens, progress=progress))
+        block_tokens=setup.block_tokens, api_key=KEY, progress=progress))
 
 
 def line(setup: Setup, arm: str, pressure: float, repeat: int, order: int, pool_tokens: int, trace: Trace,
