@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saga_rl.errors import UserError
+from saga_rl.runtime.http.chains import Answer, Chains, Prompt
+from saga_rl.runtime.http.dialects import Turn
 from saga_rl.runtime.http.middleware import SagaMiddleware
 from saga_rl.runtime.http.settings import Settings, read_settings
 
@@ -157,6 +159,16 @@ def test_plain_prompts_go_on() -> None:
     first = server.post(COMPLETIONS, {"prompt": prompt}, answer=answer)["session_id"]
     assert server.post(COMPLETIONS, {"prompt": prompt + " yes\nmore"})["session_id"] == first
     assert server.post(COMPLETIONS, {"prompt": "other" + prompt})["session_id"] != first
+
+
+def test_plain_prompts_and_turns_are_never_taken_for_one_another() -> None:
+    chains = Chains()
+    plain = chains.arrive(Prompt(b"s", text=b"a short plain prompt, longer in bytes than the next one in turns"))
+    chains.answered(plain, Answer(text=b"x"))
+    turns = chains.arrive(Prompt(b"s", [Turn("user", "hi")]))
+    assert turns.chain is not plain.chain
+    chains.answered(turns, Answer(text=b"x"))
+    assert chains.arrive(Prompt(b"s", text=b"hi")).chain not in (plain.chain, turns.chain)
 
 
 def test_memory_is_bounded() -> None:

@@ -62,7 +62,7 @@ class Prompt:
     def __init__(self, scope: bytes, turns: Sequence[Turn] | None = None, text: bytes | None = None,
                  blocks: Sequence[bytes] | None = None) -> None:
         self.turns, self.text, self.tail = turns or (), text, b""
-        key = digest(b"scope", scope)
+        key = digest(b"turns" if text is None else b"text", scope)  # their lengths count different things
         self.keys = [key]
         if text is not None:
             self.length, ends = len(text), _boundaries(len(text))
