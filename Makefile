@@ -6,6 +6,8 @@ STAMP := .venv/.installed
 EXTRAS := train,serve-cpu,ray,dev
 TRACE ?=
 FORMAT ?=
+# Test files that run at once; a live server and its engines count as one.
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test oldest lint bench
@@ -34,7 +36,7 @@ demo: setup ## the whole ring on this machine, in minutes; TRACE=file [FORMAT=we
 	@$(PY) -m saga_rl.demo $(if $(TRACE),--trace '$(TRACE)') $(if $(FORMAT),--format '$(FORMAT)')
 
 test: setup ## every test
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile
 
 OLDEST := 0.28.0
 OLD := .venv-oldest
@@ -53,7 +55,7 @@ $(OLD)/.installed: $(STAMP)
 	@touch $@
 
 oldest: $(OLD)/.installed ## what touches vLLM, against the oldest version that we serve with
-	@$(OLD)/bin/python -m pytest $(OLD_TESTS)
+	@$(OLD)/bin/python -m pytest -n $(JOBS) --dist loadfile $(OLD_TESTS)
 
 lint: setup ## ruff and mypy
 	@.venv/bin/ruff check .
