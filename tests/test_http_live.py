@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -81,6 +82,13 @@ class Server:
         assert r.status_code == 200, r.text
         return (r.json()["usage"]["prompt_tokens_details"] or {}).get("cached_tokens") or 0
 
+    def hits(self) -> float:
+        """Tokens found in the cache since the start, all requests."""
+        self.until_idle()
+        found = re.findall(r"^vllm:prefix_cache_hits_total\{.*\} (\S+)$", self.http.get("/metrics").text, re.M)
+        assert found
+        return sum(map(float, found))
+
     def status(self) -> dict[str, Any]:
         r = self.http.get("/saga/status", headers={"Authorization": f"Bearer {KEYS['a']}"})
         assert r.status_code == 200
@@ -124,6 +132,23 @@ def test_nobody_finds_another_tenants_prefixes(server: Server) -> None:
     assert server.cached("b", TEXT, cache_salt="guess") == 0
     assert server.cached("a", TEXT, cache_salt="guess") == 0  # a salt of its own is its own, too
     assert server.cached("b", TEXT, vllm_xargs={"saga_tenant": "a"}) >= BLOCK  # its own again, whatever it says
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_that_holds_on_every_endpoint(server: Server, path: str) -> None:
+    """By vLLM's own count of tokens found, since not every endpoint says it."""
+    text = f"{path} {TEXT}"
+    said = {"messages": [{"role": "user", "content": text}]}
+    body = {"model": "tiny", "max_tokens": 2, "max_output_tokens": 16, "temperature": 0,
+            **{"/v1/completions": {"prompt": text}, "/v1/responses": {"input": text}}.get(path, said)}
+    found = [server.hits()]
+    for key in ("a", "a", "b", "b"):
+        r = server.post(path, key, json=body)
+        assert r.status_code == 200, r.text
+        found.append(server.hits())
+    new = [after - before for before, after in itertools.pairwise(found)]
+    assert new[0] == new[2] == 0, new
+    assert min(new[1], new[3]) >= BLOCK, new
 
 
 def test_nobody_takes_anothers_name_or_ends_its_session(server: Server) -> None:

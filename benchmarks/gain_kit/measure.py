@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gain_kit.demand import Pools
-from gain_kit.engines import Server, host
+from gain_kit.engines import OURS, Server, host
 from gain_kit.journal import Journal
 from gain_kit.run import line, play
 from gain_kit.settings import ARMS, INFINITE, Setup
@@ -49,15 +49,19 @@ class Bench:
         return [a for a in self.setup.arms if a != INFINITE or pressure == self.setup.pressures[0]]
 
     def left(self, pressure: float) -> list[tuple[int, str, int]]:
-        """(repeat, arm, its place in the order) of the runs that the journal does not have; the order of each repeat is
-        drawn anew from the seed."""
+        """(repeat, arm, its place in the order) of the runs that the journal does not have. The order of each repeat is
+        drawn anew from the seed, those of the shared server spread evenly over it: while another server is busy, its
+        last sessions expire."""
         out = []
         for r in range(self.setup.repeats):
             rng = np.random.default_rng([self.setup.seed, 1 + self.setup.pressures.index(pressure), r])
-            arms = self.arms(pressure)
-            for place, i in enumerate(rng.permutation(len(arms))):
-                if not self.journal.done(arms[i], pressure, r):
-                    out.append((r, arms[i], place))
+            arms = [self.arms(pressure)[i] for i in rng.permutation(len(self.arms(pressure)))]
+            at = {arm: (k + rng.random()) / len(group) for group in (
+                [a for a in arms if (host(self.setup, a) == OURS) == shared] for shared in (True, False))
+                for k, arm in enumerate(group)}
+            for place, arm in enumerate(sorted(arms, key=at.__getitem__)):
+                if not self.journal.done(arm, pressure, r):
+                    out.append((r, arm, place))
         return out
 
 
@@ -109,7 +113,8 @@ def _level(bench: Bench, pressure: float, left: list[tuple[int, str, int]], stac
         warm = bench.traces[-1].select(np.arange(min(WARM_SESSIONS, bench.traces[-1].n_sessions)))
         play(setup, arm, warm, server.url, "warm/")
         server.used()
-        bench.console.print(f"{pressure:g}x {host(setup, arm)}: up and warm after {time.monotonic() - begin:.0f} s", markup=False)
+        bench.console.print(f"{pressure:g}x {host(setup, arm)}: up and warm after {time.monotonic() - begin:.0f} s",
+                            markup=False)
     for repeat, arm, place in left:
         bar.update(runs, description=f"{pressure:g}x repeat {repeat + 1}: {arm}")
         server, trace = servers[host(setup, arm)], bench.traces[repeat]

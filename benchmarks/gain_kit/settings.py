@@ -51,7 +51,7 @@ CPU_SOURCES = (
 
 @dataclass(frozen=True)
 class Setup:
-    """One measurement. The defaults are sized for two quiet cores and about 40 minutes."""
+    """One measurement. The defaults are sized for two quiet cores and an hour and a quarter."""
 
     arms: tuple[str, ...] = tuple(ARMS)
     pressures: tuple[float, ...] = (1.4, 2.5)
@@ -59,7 +59,7 @@ class Setup:
     repeats: int = 5
     seed: int = 0
     sources: tuple[Source, ...] = CPU_SOURCES
-    sessions: int = 64
+    sessions: int = 56
     """A run; the same number of each source, drawn anew for each repeat."""
     alive: int = 40
     """Sessions alive at once: the next one starts when one ends."""

@@ -24,7 +24,8 @@ SOURCES = {"weka": 1 / 16, "katas": 1 / 6}
 GPU: dict[str, Any] = {"repeats": 3, "sessions": 24, "alive": 16, "engines": 1, "max_context": 12288,
                        "block_tokens": 16, "max_num_seqs": 64, "max_batched_tokens": 8192, "dtype": "bfloat16",
                        "eager": False}
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_SERVER_DEV_MODE": "1"}
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_SERVER_DEV_MODE": "1",
+               "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120"}
 
 
 def card() -> tuple[str, float]:
