@@ -3,7 +3,7 @@
     python benchmarks/serving_gain.py [--smoke | --plan | --report] [--out DIR] [--markdown docs/serving-gain.md]
 
 What is run and how to read it: `docs/serving-gain.md`. Needs vLLM (extra serve-cpu), the real traces (--data), two
-quiet cores, 16 GiB of free memory and about 75 minutes. It can be stopped at any time; the same command goes on.
+quiet cores, 16 GiB of free memory and about an hour. It can be stopped at any time; the same command goes on.
 """
 
 if __name__ == "__main__":
