@@ -47,7 +47,7 @@ CPU_SOURCES = (
     Source("weka", "weka", "weka_claude_code/traces.jsonl.gz", 1 / 64, 1 / 20),
     Source("katas", "katas", "claude_code_katas/calls.jsonl.gz", 1 / 24, 1 / 10),
 )
-"""Times are scaled about as the prefill of a scaled context is: 80,000 tokens at 8,000 a second on a GPU, 3,300 at 3,500
+"""Times are scaled about as the prefill of a scaled context is: 80,000 tokens at 8,000/s on a GPU, 3,300 at 3,500/s
 here, are 10 s and 1 s. With gaps left as they were, tools would be all that a session waits for."""
 
 

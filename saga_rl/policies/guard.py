@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from saga_rl.errors import UserError
 from saga_rl.policies.base import Policy
-from saga_rl.policies.batch import score_rows
 from saga_rl.policies.features import COLUMNS
+from saga_rl.policies.native import row_scorer
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,10 @@ class Guard:
         self._logged: dict[str, float] = {}
         self._out = np.empty(256)
         self._scratch = np.empty(max(policy.scratch, fallback.scratch, 1))
+        self._score, self._fallback_score = row_scorer(policy.score), row_scorer(fallback.score)
         for p in (policy, fallback):  # a policy's first call links its code, which no decision should pay for
-            score_rows(p.score, np.zeros((1, COLUMNS[p.seam])), 0, 1, p.params, self._scratch, self._out)
+            score = self._score if p is policy else self._fallback_score
+            score(np.zeros((1, COLUMNS[p.seam])), 0, 1, p.params, self._scratch, self._out)
 
     def scores(self, rows: NDArray[np.float64], n: int) -> NDArray[np.float64]:
         """(n,) scores of rows[:n]; rows: (>= n, features) float64, C order. The result is reused by the next call."""
@@ -62,13 +64,13 @@ class Guard:
         cause = "drift" if self.drifted else self._try(rows, n, out)
         if cause is not None:
             self._report(cause)
-            score_rows(self.fallback.score, rows, 0, n, self.fallback.params, self._scratch, out)
+            self._fallback_score(rows, 0, n, self.fallback.params, self._scratch, out)
         return out
 
     def _try(self, rows: NDArray[np.float64], n: int, out: NDArray[np.float64]) -> str | None:
         deadline = self._clock() + self.budget_s
         for start in range(0, n, CHUNK):
-            score_rows(self.policy.score, rows, start, min(start + CHUNK, n), self.policy.params, self._scratch, out)
+            self._score(rows, start, min(start + CHUNK, n), self.policy.params, self._scratch, out)
             if self._clock() > deadline:
                 return "over budget"
         return None if np.isfinite(out).all() else "non-finite score"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import numpy as np
 from numba import njit
@@ -107,15 +107,33 @@ class Admission:
         self.guard = SafeGuard(policy, make("admission", "none"), budget_s)
         self.row = np.zeros((1, len(ADMISSION)))
         self._scratch = np.zeros(policy.scratch)
+        self._flying = np.zeros((64, 4))
+        """Rows of what runs."""
+        self._seen = self._count = 0
         self._remember = compiled(_remember, self._remembered(0, 0), (_SCORE,)) if policy.memory else None
 
-    def look(self, request: Request, served: Served, cached_blocks: int, running: Iterable[tuple[Request, Served]],
-             now: float) -> None:
-        """Make the row of `request`. running: what holds blocks now."""
-        flying = np.array([(s.chain, r.num_tokens, r.num_output_tokens, r.num_computed_tokens) for r, s in running],
-                          np.float64).reshape(-1, 4)
-        self.fill(served.chain, request.num_tokens, request.num_output_tokens, cached_blocks, flying,
-                  self.queue.runs.slots(), now, served.queued_s)
+    def new_step(self) -> None:
+        """What runs has changed in another way than by requests that were let in."""
+        self._seen = 0
+
+    def look(self, request: Request, served: Served, cached_blocks: int, running: list[Request],
+             known: Mapping[str, Served], now: float) -> None:
+        """Make the row of `request`. running: what holds blocks now; known: of those that are known, by id.
+
+        Within a step only those that were let in are added to `running`, and what is computed of the others stays as it
+        is, so their rows are made once a step (`new_step`)."""
+        if not 0 < self._seen <= len(running):
+            self._seen = self._count = 0
+        if len(running) > len(self._flying):
+            self._flying = np.concatenate([self._flying, np.zeros((len(running), 4))])
+        for r in running[self._seen:]:
+            s = known.get(r.request_id)
+            if s is not None:
+                self._flying[self._count] = s.chain, r.num_tokens, r.num_output_tokens, r.num_computed_tokens
+                self._count += 1
+        self._seen = len(running)
+        self.fill(served.chain, request.num_tokens, request.num_output_tokens, cached_blocks,
+                  self._flying[:self._count], self.queue.runs.slots(), now, served.queued_s)
 
     def admits(self) -> bool:
         """Whether the policy lets the request of the row in."""

@@ -157,8 +157,7 @@ class RequestLife(Scheduler):
         else:
             started = time.perf_counter()
             try:
-                running = ((r, self._served[r.request_id]) for r in self.running if r.request_id in self._served)
-                self.admission.look(request, served, cached_blocks, running, self.now)
+                self.admission.look(request, served, cached_blocks, self.running, self._served, self.now)
                 yes = not self.running or self.admission.admits()
             except Exception:
                 self._failed("admission")

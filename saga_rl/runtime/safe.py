@@ -9,7 +9,6 @@ from collections.abc import MutableMapping
 import numpy as np
 from numpy.typing import NDArray
 
-from saga_rl.policies.batch import score_rows
 from saga_rl.policies.guard import CHUNK, Guard
 
 log = logging.getLogger("vllm.saga_rl")
@@ -51,7 +50,7 @@ class SafeGuard(Guard):
         cause, start, stop, p = None, 0, min(FIRST, n), self.policy
         try:
             while start < n:
-                score_rows(p.score, rows, start, stop, p.params, self._scratch, out)
+                self._score(rows, start, stop, p.params, self._scratch, out)
                 if self._clock() > started + self.budget_s:
                     cause = "over budget"
                     break

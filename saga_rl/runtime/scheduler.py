@@ -156,6 +156,7 @@ class SagaMixin(RequestLife):
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         started, now = time.perf_counter(), self._tick()
         self._depth += 1
+        self.admission.new_step()
         try:
             try:
                 self._before_step(now)

@@ -34,8 +34,7 @@ class Service:
     def counters(self) -> NDArray[np.float64]:
         if self.stale:
             self.stale = False
-            for request, served in self.flying.values():
-                self._settle(request, served)
+            self._settle_all()
         return self._counters
 
     def queued(self, served: Served) -> None:
@@ -84,6 +83,17 @@ class Service:
             bigger[:, :n], bigger[:, -1] = self._counters[:, :n], self._counters[:, -1]
             self._counters = bigger
         return self._counters
+
+    def _settle_all(self) -> None:
+        """`_settle` of all that fly, in one pass: this is done in each step in which somebody comes."""
+        news: dict[int, int] = {}
+        for request, served in self.flying.values():
+            n, had = request.num_output_tokens, served.charged
+            if n != had:
+                served.charged = n
+                news[served.tenant] = news.get(served.tenant, 0) + (n - had if n > had else n)
+        for tenant, new in news.items():
+            self._counters[W, tenant, sv.COUNTER] += sv.OUTPUT * new
 
     def _settle(self, request: Request, served: Served) -> None:
         n = request.num_output_tokens
