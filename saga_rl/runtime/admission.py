@@ -126,11 +126,11 @@ class Admission:
             self._seen = self._count = 0
         if len(running) > len(self._flying):
             self._flying = np.concatenate([self._flying, np.zeros((len(running), 4))])
-        for r in running[self._seen:]:
-            s = known.get(r.request_id)
-            if s is not None:
-                self._flying[self._count] = s.chain, r.num_tokens, r.num_output_tokens, r.num_computed_tokens
-                self._count += 1
+        if rows := [(s.chain, r.num_tokens, r.num_output_tokens, r.num_computed_tokens)
+                    for r in (running[self._seen:] if self._seen else running)
+                    if (s := known.get(r.request_id)) is not None]:
+            self._flying[self._count:self._count + len(rows)] = rows
+            self._count += len(rows)
         self._seen = len(running)
         self.fill(served.chain, request.num_tokens, request.num_output_tokens, cached_blocks,
                   self._flying[:self._count], self.queue.runs.slots(), now, served.queued_s)

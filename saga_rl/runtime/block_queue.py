@@ -22,6 +22,7 @@ from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue, KVCacheBlock
 from saga_rl.policies import chains as ch
 from saga_rl.policies.features import EVICT
 from saga_rl.runtime.floors import Floors
+from saga_rl.runtime.ranking import Ranking
 from saga_rl.runtime.runs import LAST_S, Run, Runs
 from saga_rl.runtime.tracker import NOBODY
 from saga_rl.runtime.victims import Victims
@@ -57,6 +58,9 @@ class PolicyBlockQueue:
         self._user = np.full(n_blocks, NO_USER, np.int64)
         self._owner = NOBODY
         self._heap: list[Entry] = []
+        self._ranked = Ranking(np.zeros(0), np.zeros(0, np.int64), self.runs)
+        """The rest of the last ranking, beginning at `_next`: what was better is in `_heap`, or gone."""
+        self._next = 0
         self._freed: list[int] = []  # blocks on which nothing is built any more since the run at hand was touched
         self._allocations = 0
         self._mark: tuple | None = None
@@ -201,8 +205,8 @@ class PolicyBlockQueue:
             base = self.runs.below(run)
             most = n - len(out)
             taken = self._take(run, most if broken else min(most, spare.get(run.tenant, most)), out)
-            if self.victims.drift is not None and self._heap:
-                self.victims.evicted(run.chain, self._heap[len(self._heap) // 2][2].chain)
+            if self.victims.drift is not None and (other := self._ranked.middle(self.runs, self._next)) is not None:
+                self.victims.evicted(run.chain, other.chain)
             row = self.victims.tracker.chains[run.chain]
             cause = "ended" if row[ch.ENDED] > 0 else "waiting" if row[ch.WAITING] == 1 else "idle"
             self.evicted["shared" if run.shared else cause] += taken
@@ -222,7 +226,7 @@ class PolicyBlockQueue:
     def _best(self, spare: dict[int, int], kept: list[Entry]) -> tuple[Run, bool]:
         """The run that goes first, and whether a floor breaks by that. spare: how many blocks a tenant may lose; kept:
         runs set aside, since their tenants may lose none."""
-        while self._heap:
+        while self._fill():
             run = self._heap[0][2]
             if not run.num_free_blocks or self.runs.blocked(run):
                 heapq.heappop(self._heap)
@@ -272,11 +276,29 @@ class PolicyBlockQueue:
         for _, _, run in self._heap:
             run.queued = False
         order = np.argsort(keys, kind="stable")
-        best = [r for slot in slots[order].tolist() if (r := runs.at[slot]) is not None]
-        self._heap = list(zip(keys[order].tolist(), [r.seq for r in best], best, strict=True))  # sorted: a heap already
-        for key, _, run in self._heap:
-            run.key, run.queued = key, True
+        self._heap, self._next = [], 0
+        self._ranked = Ranking(keys[order], slots[order], runs)
+        if p.memory:  # it is told the score of whatever goes
+            for slot, key in zip(slots.tolist(), keys.tolist(), strict=True):
+                if (ranked := runs.at[slot]) is not None:
+                    ranked.key = key
         self._freed.clear()
+
+    def _fill(self) -> bool:
+        """Move what comes next of the ranking to the heap of candidates, which begins with the best of all then. False
+        if none is left."""
+        heap, ranked = self._heap, self._ranked
+        while self._next < len(ranked.slots):
+            i = self._next
+            key, seq = float(ranked.keys[i]), int(ranked.seqs[i])
+            if heap and heap[0][:2] < (key, seq):
+                break
+            self._next += 1
+            run = ranked.take(self.runs, i)
+            if run is not None:
+                run.key, run.queued = key, True
+                heapq.heappush(heap, (key, seq, run))
+        return bool(heap)
 
     def _let_in_freed(self) -> bool:
         """Runs on which nothing is built any more are candidates now. False if their scores are another policy's than
@@ -284,7 +306,7 @@ class PolicyBlockQueue:
         v, mixed = self.victims, False
         for block_id in self._freed:
             run = self.runs.of[block_id]
-            if run is None or run.queued or self.runs.blocked(run):
+            if run is None or run.queued or self._ranked.holds(run) or self.runs.blocked(run):
                 continue
             if not v.policy.oldest_first:
                 before = v.guard.fallbacks.total()
