@@ -119,9 +119,9 @@ def test_it_says_at_the_start_what_is_in_force(server):
 def test_metrics_stand_beside_vllms_and_count_what_was_served(server):
     for i in range(6):
         assert server.complete(f"s{i}", f"{i} {TEXT}", tenant=f"team-{'abcd'[i % 4]}", final=1) == 200
-    found = server.until('saga_requests_total{engine="0"}', 6.0)
+    found = server.until('saga_sessions_ended_total{end="known",engine="0"}', 6.0)
     assert any(k.startswith("vllm:") for k in found)
-    assert found['saga_sessions_ended_total{end="known",engine="0"}'] == 6
+    assert found['saga_requests_total{engine="0"}'] == 6
     assert found['saga_session_tct_seconds_bucket{engine="0",le="+Inf"}'] == 6
     assert found['saga_session_tct_seconds_count{engine="0"}'] == 6
     states = {k: v for k, v in found.items() if k.startswith("saga_kv_blocks{")}

@@ -146,6 +146,26 @@ def test_an_engine_that_does_not_answer_is_skipped_counted_and_asked_once():
     asyncio.run(run())
 
 
+def test_who_asks_anew_is_not_given_an_answer_that_was_owed_before():
+    async def run() -> None:
+        client = Engines(1)
+        p = Poller(client, 0.02)
+        await p.ask()  # nothing comes: an answer is owed
+        asked = asyncio.ensure_future(p.ask(5.0, anew=True))
+        await asyncio.sleep(0.02)
+        assert client.asked == [1]
+        client.open[0].set()
+        await asked
+        assert client.asked == [2]
+        client.open[0].clear()
+        await p.ask()
+        before = p.unanswered[0]
+        await p.ask(0.05, anew=True)  # gives up in time, with the old answer
+        assert (client.asked, p.latest[0]["requests"], p.unanswered[0]) == ([3], 0, before + 1)
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 def test_an_engine_that_was_taken_out_is_no_longer_shown(lost):
     async def run() -> None:

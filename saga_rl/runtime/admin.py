@@ -48,7 +48,7 @@ class Operator:
     # ------------------------------------------------------------------ what is asked
     async def status(self) -> dict[str, Any]:
         """What is in force, from engines asked now; one that does not answer shows what it last said."""
-        await self.poller.ask(control.TIMEOUT_S)
+        await self.poller.ask(control.TIMEOUT_S, anew=True)
         engines = []
         for engine in control.live_engines(self.engine_client):
             said = self.poller.latest.get(engine)

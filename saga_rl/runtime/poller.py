@@ -38,8 +38,14 @@ class Poller:
         """Ask from now on, in the running event loop."""
         self._task = asyncio.get_running_loop().create_task(self._loop(), name="saga-rl poller")
 
-    async def ask(self, patience_s: float | None = None) -> None:
-        """One round: ask every engine that lives and owes no answer; wait for at most `patience_s`."""
+    async def ask(self, patience_s: float | None = None, anew: bool = False) -> None:
+        """One round: ask every engine that lives and owes no answer; wait for at most `patience_s`. anew: an answer
+        that is owed may be older than what the caller did, so wait for it and ask once more."""
+        patience_s = self.every_s if patience_s is None else patience_s
+        deadline = time.monotonic() + patience_s
+        if anew and self._asked:
+            await asyncio.wait(list(self._asked.values()), timeout=patience_s)
+            self._collect(late=False)
         engines = control.live_engines(self.engine_client)
         for engine in set(self.latest) - set(engines):
             self.latest.pop(engine)
@@ -48,10 +54,18 @@ class Poller:
                 self._asked[engine] = asyncio.get_running_loop().create_task(
                     control.ask(self.engine_client, engine, "snapshot", {}))
         if self._asked:
-            await asyncio.wait(self._asked.values(), timeout=self.every_s if patience_s is None else patience_s)
+            await asyncio.wait(list(self._asked.values()), timeout=max(0.0, deadline - time.monotonic()))
+        self._collect(late=True)
+        self.rounds += 1
+        self.on_answers()
+
+    def _collect(self, late: bool) -> None:
+        """Take the answers that came; late: count those that did not."""
+        engines = control.live_engines(self.engine_client)
         for engine, task in list(self._asked.items()):
             if not task.done():
-                self._missed(engine, "no answer in time")
+                if late:
+                    self._missed(engine, "no answer in time")
                 if engine not in engines:
                     self._asked.pop(engine).cancel()
                 continue
@@ -59,10 +73,8 @@ class Poller:
             answer = {"error": "cancelled"} if task.cancelled() else task.result()
             if "error" in answer:
                 self._missed(engine, answer["error"])
-            else:
+            elif engine in engines:
                 self._came(engine, answer)
-        self.rounds += 1
-        self.on_answers()
 
     def _missed(self, engine: int, why: str) -> None:
         self.unanswered[engine] += 1
