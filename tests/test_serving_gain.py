@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -95,7 +96,7 @@ def test_sessions_are_drawn_within_the_limits_evenly_and_anew_for_each_repeat(fo
 def test_arms_differ_in_what_their_names_say_and_in_nothing_else():
     setup = Setup()
     told = {arm: flags(setup, arm, 3200, 1) for arm in ARMS}
-    policy = {arm: f[f.index("--policy") + 1] for arm, f in told.items()}
+    policy = {arm: f[f.index("--policy") + 1] for arm, f in told.items() if "--policy" in f}
     assert policy == {"stock": "stock", "sticky": "lru", "priority": "stock", "saga": "saga", "saga+": "saga+",
                       "checkpoint": "checkpoints/joint", "infinite": "lru"}
     stock = set(told[STOCK])
@@ -104,6 +105,9 @@ def test_arms_differ_in_what_their_names_say_and_in_nothing_else():
     for arm in ("sticky", "saga", "saga+", "checkpoint", "infinite"):
         assert set(told[arm]) - stock == {policy[arm], *ours}
         assert stock - set(told[arm]) == {"stock"}
+    config = json.loads(told["likely"][told["likely"].index("--additional-config") + 1])
+    assert config["saga"]["policy"]["admission"] == "reserve-older:likely=1"
+    assert set(told["likely"]) - stock == {"--expiry-s", "15", "--additional-config", json.dumps(config)}
     assert told[STOCK][told[STOCK].index("--num-gpu-blocks-override") + 1] == "101"  # vLLM keeps one
     assert [a for a in ARMS if ARMS[a].priority] == ["priority"] and [a for a in ARMS if ARMS[a].whole] == [INFINITE]
     assert "--data-parallel-size" not in flags(replace(setup, engines=1), STOCK, 3200, 1)
@@ -112,7 +116,7 @@ def test_arms_differ_in_what_their_names_say_and_in_nothing_else():
 def test_arms_that_differ_in_our_policy_share_a_server():
     hosts = {arm: host(Setup(), arm) for arm in ARMS}
     assert hosts == {"stock": "stock", "sticky": "ours", "priority": "priority", "saga": "ours", "saga+": "ours",
-                     "checkpoint": "ours", "infinite": "infinite"}
+                     "likely": "ours", "checkpoint": "ours", "infinite": "infinite"}
 
 
 def test_clients_tell_what_they_know_and_no_more(found):
@@ -169,6 +173,7 @@ def test_a_journal_goes_on_and_drops_what_was_cut_off(tmp_path):
     assert again.done("stock", 1.4, 0) and not again.done("stock", 1.4, 1) and len(again.runs) == 1
     again.add(row | {"repeat": 1})
     assert len(Journal(path, {"seed": 1, "pressures": [1.4]}).runs) == 2
+    assert len(Journal(path, {"seed": 1, "pressures": [1.4], "arms": ["one more"]}).runs) == 2
     with pytest.raises(UserError, match="other: seed"):
         Journal(path, {"seed": 2, "pressures": (1.4,)})
     path.write_text("no json\n")

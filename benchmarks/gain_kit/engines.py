@@ -44,10 +44,11 @@ def flags(setup: Setup, arm: str, pool_tokens: int, port: int) -> list[str]:
     """The command line after MODEL: the same for all arms, but for the policy, the queue and the pool."""
     one = ARMS[arm]
     policy = setup.policy(arm)
-    out = ["--policy", policy]
-    if policy != "stock":
-        out += ["--expiry-s", f"{setup.expiry_s:g}", "--additional-config",
-                json.dumps({"saga_http": {"tenant_in_body": True}})]  # keys would name the tenant else
+    out = ["--policy", policy] if isinstance(policy, str) else []
+    if policy != STOCK:
+        more: dict[str, Any] = {"saga_http": {"tenant_in_body": True}}  # keys would name the tenant else
+        more |= {} if isinstance(policy, str) else {"saga": {"policy": policy}}
+        out += ["--expiry-s", f"{setup.expiry_s:g}", "--additional-config", json.dumps(more)]
     out += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL, "--dtype", setup.dtype,
             *(["--enforce-eager"] if setup.eager else []), "--block-size", str(setup.block_tokens),
             # vLLM keeps one block for itself
@@ -91,7 +92,7 @@ class Server(Child):
             time.sleep(0.3)
         raise self.failure(f"was not ready after {START_S:.0f} s")
 
-    def become(self, policy: str) -> None:
+    def become(self, policy: str | dict[str, str]) -> None:
         """Serve with another policy from now on. Raises `StageFailed` if the server does not."""
         if policy == self.policy:
             return

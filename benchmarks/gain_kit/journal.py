@@ -16,7 +16,8 @@ Key = tuple[str, float, int]
 class Journal:
     """Opens `path`, made new or continued. A last line that was cut off by a crash is dropped.
 
-    setup: what is measured; a journal of another one is refused. Raises `UserError`.
+    setup: what is measured; a journal of another one is refused, but arms may differ: runs stand each for itself, and
+    an arm may come later. Raises `UserError`.
     """
 
     def __init__(self, path: Path, setup: dict[str, Any]) -> None:
@@ -52,7 +53,7 @@ class Journal:
     def _check(self, head: dict[str, Any]) -> None:
         if head.get("kind") != "setup":
             raise UserError(self.path, "does not begin with what is measured", "name another --out")
-        other = sorted(k for k in {*head["setup"], *self.setup} if head["setup"].get(k) != self.setup.get(k))
+        other = sorted(k for k in {*head["setup"], *self.setup} - {"arms"} if head["setup"].get(k) != self.setup.get(k))
         if other:
             raise UserError(self.path, f"is of another measurement (other: {', '.join(other)})",
                             "give the flags it was begun with, or name another --out")

@@ -12,10 +12,10 @@ STOCK, INFINITE = "stock", "infinite"
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of serving. policy: what `saga-rl serve --policy` gets; priority: vLLM's own priority queue, every
-    request with the number of its session's start; whole: a pool that holds everything."""
+    """One way of serving. policy: what `saga-rl serve --policy` gets, or policies by seam; priority: vLLM's own
+    priority queue, every request with the number of its session's start; whole: a pool that holds everything."""
 
-    policy: str
+    policy: str | dict[str, str]
     says: str
     priority: bool = False
     whole: bool = False
@@ -27,6 +27,8 @@ ARMS: dict[str, Arm] = {
     "priority": Arm("stock", "vLLM --scheduling-policy priority, priority = session start", priority=True),
     "saga": Arm("saga", "the paper's policy"),
     "saga+": Arm("saga+", "the strongest heuristics: youngest, session-fcfs, reserve-older"),
+    "likely": Arm({"eviction": "bayes-tables", "placement": "sticky", "ordering": "session-fcfs",
+                   "admission": "reserve-older:likely=1"}, "the best rule found by hand for ends that nobody tells"),
     "checkpoint": Arm("checkpoints/joint", "the shipped joint checkpoint"),
     INFINITE: Arm("lru", "sticky, with a pool that holds everything", whole=True),
 }
@@ -103,7 +105,7 @@ class Setup:
     def model_len(self) -> int:
         return self.max_context + self.block_tokens
 
-    def policy(self, arm: str) -> str:
+    def policy(self, arm: str) -> str | dict[str, str]:
         return dict(self.policies).get(arm, ARMS[arm].policy)
 
     def as_dict(self) -> dict[str, Any]:
