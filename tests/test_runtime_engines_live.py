@@ -18,6 +18,8 @@ pytest.importorskip("vllm", reason="vLLM is not installed (extra serve or serve-
 psutil = pytest.importorskip("psutil", reason="psutil, which comes with vLLM, is not installed")
 
 SLOTS = 3
+LONG = 240
+"""Tokens of an answer for which others wait longer than their prompts take to compute, on a busy machine, too."""
 CONFIG = {"saga": {"policy": {"eviction": "youngest", "placement": "saga:theta=100,steal=1", "ordering": "session-fcfs",
                               "admission": "reserve-older"}, "check": "log"}}
 
@@ -105,11 +107,11 @@ def test_1_an_idle_engine_takes_a_queued_request_and_the_stream_goes_on(server):
         async with httpx.AsyncClient(limits=httpx.Limits(max_connections=None)) as client:
             for k in range(9):  # they live on engine 0 from now on
                 assert await server.ask(client, f"s{k}", 1, rank=0) == (1, "")
-            return await asyncio.gather(*(server.ask(client, f"s{k}", 60) for k in range(9)))
+            return await asyncio.gather(*(server.ask(client, f"s{k}", LONG) for k in range(9)))
 
-    assert asyncio.run(scene()) == [(60, "")] * 9
+    assert asyncio.run(scene()) == [(LONG, "")] * 9
     router = server.counts()
-    assert router["steals"] >= 1, router
+    assert router.get("steals", 0) >= 1, router
     assert server.counts("engine-0")["given up to another engine"] == router["steals"]
     assert server.counts("engine-1")["requests"] == router["steals"]
     assert all("invariants broken" not in server.counts(f"engine-{k}") for k in (0, 1))
