@@ -53,13 +53,13 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         model = build_tiny_model(folder, max_len=MOST_LEN)
+        served = None if args.no_server else server.measure(model, args.out, args.requests, args.server_rounds,
+                                                            4 if args.quick else 60, console)
         scenes = {scene.name: steps.compare(steps.measure(scene, policies, model, args.idle, args.running, args.steps,
                                                           args.rounds)) for scene in steps.SCENES}
         steps_shown = [show.steps_table(scenes)]
         console.print(steps_shown[0])
         held = memory.measure(policies, model, args.sessions // 11, args.sessions)
-        served = None if args.no_server else server.measure(model, args.out, args.requests, args.server_rounds,
-                                                            4 if args.quick else 60, console)
     placed = placement.measure(policies, args.workers, 5 * args.idle, 5 * args.idle)
     tables = [*steps_shown, show.others_table(placed, held, args.workers)]
     console.print(tables[-1])

@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 import numpy as np
-from gain_kit.engines import CPU, MODEL, Server
+from gain_kit.engines import CPU, KEY, MODEL, Server
 from gain_kit.measure import machine
 from gain_kit.settings import Setup
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ STOCK, OURS = "stock", "saga+"
 WORDS = [f"word{i}" for i in range(64)]
 POOL_TOKENS = 16_384
 AT_ONCE = 12
+HEADERS = {"Authorization": f"Bearer {KEY}"}
 
 
 def chat(rng: np.random.Generator, words: int, answer: int) -> dict[str, Any]:
@@ -46,7 +47,7 @@ async def one(http: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> fl
 async def latencies(urls: dict[str, str], requests: int, seed: int) -> dict[str, NDArray[np.float64]]:
     """(requests,) seconds by server: one request at a time, the same one at each server, who is first changes."""
     rng, times = np.random.default_rng(seed), {name: np.zeros(requests) for name in urls}
-    async with aiohttp.ClientSession() as http:
+    async with aiohttp.ClientSession(headers=HEADERS) as http:
         for k in range(-10, requests):
             body = chat(rng, 60, 1)
             for name in (list(urls) if k % 2 else list(urls)[::-1]):
@@ -64,7 +65,7 @@ async def burst(url: str, bodies: list[dict[str, Any]]) -> float:
         async with places:
             await one(http, url, body)
 
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600)) as http:
+    async with aiohttp.ClientSession(headers=HEADERS, timeout=aiohttp.ClientTimeout(total=600)) as http:
         begin = time.perf_counter()
         await asyncio.gather(*(placed(b) for b in bodies))
         return sum(b["max_tokens"] for b in bodies) / (time.perf_counter() - begin)
@@ -94,7 +95,7 @@ def measure(model: Path, folder: Path, requests: int, rounds: int, a_round: int,
         times = asyncio.run(latencies(urls, requests, seed))
         rng, rates = np.random.default_rng(seed + 1), {name: np.zeros(rounds) for name in urls}
         for k in range(-1, rounds):  # the first pair warms up
-            lengths = np.clip(rng.lognormal(4.6, 0.7, a_round), 8, 900).astype(int)
+            lengths = np.clip(rng.lognormal(4.6, 0.7, a_round), 8, 250).astype(int)  # of 7 tokens
             bodies = [chat(rng, int(n), int(rng.integers(8, 64))) for n in lengths]
             for name in (list(urls) if k % 2 else list(urls)[::-1]):
                 rate = asyncio.run(burst(urls[name], bodies))
