@@ -253,7 +253,17 @@ def test_a_key_names_a_tenant_and_nobody_forges_another() -> None:
 
 def test_without_keys_the_body_names_the_tenant() -> None:
     got = Server().post(CHAT, {**ASK, "vllm_xargs": {"saga_tenant": "t", "other": 1}}, {"Authorization": "Bearer x"})
-    assert got["vllm_xargs"] == {"saga_tenant": "t", "other": 1}
+    assert got["vllm_xargs"] == {"saga_tenant": "t", "other": 1, "saga_unnamed": 1}
+
+
+def test_only_a_prompt_that_nobody_named_and_that_extends_none_is_called_unnamed() -> None:
+    server = Server()
+    first = server.post(CHAT, ASK)
+    again = server.post(CHAT, {**ASK, "messages": [*ASK["messages"], {"role": "assistant", "content": "fine"},
+                                                   {"role": "user", "content": "and then"}]})
+    assert first["session_id"] == again["session_id"]
+    assert first["vllm_xargs"]["saga_unnamed"] == 1 and "saga_unnamed" not in again.get("vllm_xargs", {})
+    assert "saga_unnamed" not in server.post(CHAT, {**ASK, "session_id": "s"}).get("vllm_xargs", {})
 
 
 @pytest.mark.parametrize("bad", [{"chainz": True}, {"chains": 1}, {"tenants": {"key": "a"}}, {"most_bytes": 0}, 3])

@@ -206,6 +206,21 @@ def test_admission_holds_for_older_sessions_lets_go_and_never_stops_an_idle_engi
     assert s.metrics.counts["admission held"] == held
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_nothing_is_reserved_for_prompts_that_nobody_named(folder, named):
+    """Traffic without agents: single prompts, one after the other, more than memory holds."""
+    clock = Clock()
+    s = make(folder, policies(admission="reserve-older", eviction="youngest"), clock=clock, blocks=65,
+             saga={"expiry_s": 60.0})
+    for k in range(12):
+        for i in range(2):
+            ask(s, f"{k}/{i}", session_tokens(2 * k + i, 14), session=f"s{k}/{i}" if named else None)
+        drain(s, clock)
+        if k == 3:  # how long answers are is known from now on
+            s.metrics.counts["admission held"] = 0
+    assert (s.metrics.counts["admission held"] > 0) == named
+
+
 def test_a_preempted_request_comes_back_and_its_row_says_so(folder):
     clock = Clock()
     s = make(folder, policies(ordering="session-fcfs"), clock=clock, blocks=17)

@@ -62,6 +62,37 @@ def test_rows_equal_those_of_the_simulators_calls(history):
             assert np.array_equal(mine, theirs)
 
 
+@pytest.mark.parametrize("how", ["tool", "returns", "nothing"])
+def test_an_unnamed_prompt_is_over_when_answered_unless_it_goes_on(how):
+    tracker = Tracker(expiry_s=300.0)
+
+    def one(now: float, **hints) -> int:
+        served = tracker.arrive(Hints(session="chain-1", **hints), now, 100)
+        tracker.schedule(served, now)
+        tracker.finish(served, now + 1.0, 10)
+        return served.chain
+
+    c = one(0.0, unnamed=True)
+    assert tracker.chains[c, ch.ENDED] == 2 and tracker.tables.ends.sum() > 0
+    assert tracker.expire(1000.0, [c]) == 0
+    if how == "tool":
+        assert tracker.told({"session": "chain-1", "agent": 0, "next_tool": "bash"})
+    elif how == "returns":
+        assert one(2.0) == c
+    ended = how == "nothing"
+    assert tracker.chains[c, ch.ENDED] == (2 if ended else 0)
+    assert (tracker.tables.ends.sum() > 0) == ended
+    assert tracker.expire(1000.0, [c]) == (0 if ended else 1)
+
+
+def test_a_request_that_names_no_session_is_a_chain_that_nobody_can_go_on_with():
+    tracker = Tracker()
+    served = tracker.arrive(Hints(), 0.0, 100)
+    tracker.schedule(served, 0.0)
+    tracker.finish(served, 1.0, 10)
+    assert tracker.chains[served.chain, ch.ENDED] == 2
+
+
 def test_the_tool_that_a_client_names_afterwards_gets_the_latency():
     t = Tracker()
     served = t.arrive(Hints(session="s"), 1.0, 10)

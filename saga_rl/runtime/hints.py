@@ -29,6 +29,8 @@ class Hints:
     final: bool = False
     deadline_s: float = math.nan
     """Seconds from now."""
+    unnamed: bool = False
+    """Nobody named the session, and no earlier prompt is known that this one extends: told by the API server."""
     unread: int = 0
     """Hints that were given and could not be read."""
 
@@ -53,7 +55,8 @@ def read_hints(session_id: str | None, extra: Mapping[str, Any] | None) -> Hints
         tool=take("saga_tool", _name, None), next_tool=take("saga_next_tool", _name, None),
         tenant=take("saga_tenant", _name, None) or "default",
         agent_type=take("saga_agent_type", _name, None) or "agent", final=take("saga_final", _flag, False),
-        deadline_s=take("saga_deadline_s", _seconds, math.nan), unread=bad,
+        deadline_s=take("saga_deadline_s", _seconds, math.nan), unnamed=take("saga_unnamed", _flag, False),
+        unread=bad,
     )
 
 

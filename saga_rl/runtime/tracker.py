@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saga_rl.policies import chains as ch
-from saga_rl.policies.tables import Tables, make_tables, observe_end
+from saga_rl.policies.tables import Tables, make_tables, observe_end, retract_end
 from saga_rl.runtime.completion import Completion
 from saga_rl.runtime.hints import Hints, cut_name
 
@@ -139,6 +139,8 @@ class Tracker:
                   h.final)
         if h.final:
             self._completed(c, False)
+        elif h.unnamed or h.session is None:
+            ch.expire(self.chains, self.tables, W, c)  # most such prompts are no agent's
         self.version += 1
 
     def told(self, note: Mapping[str, Any]) -> bool:
@@ -159,6 +161,9 @@ class Tracker:
                 continue
             if tool and agent >= 0:
                 self._called(c, self._tool(cut_name(tool)))
+                if row[ch.ENDED] == 2:  # whoever runs a tool comes back
+                    retract_end(self.tables, W, int(row[ch.TYPE]), int(row[ch.TOOL]))
+                    row[ch.ENDED] = 0
                 done = True
             if final and row[ch.ENDED] != 1:
                 if row[ch.ENDED] == 0:

@@ -160,6 +160,8 @@ class Planner:
         plan.entry = self.chains.arrive(Prompt(scope, turns, text), plan.session)
         if plan.session is None:
             self.counts["sessions by chain" if plan.entry.step > 1 else "sessions begun"] += 1
+            if plan.entry.step == 1:
+                hints["saga_unnamed"] = 1
         plan.session, plan.agent = plan.entry.chain.session, plan.entry.chain.agent
         plan.tap = Tap(dialect, True)
         if plan.agent:
