@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -184,6 +185,48 @@ def test_whole_chain_policies_drop_the_rest_of_the_victim():
     assert e.queue.n_empty == 5
     assert e.queue.evicted["whole"] == 5
     assert all(e.pool.get_cached_block(h, [0]) is None for h in make_request("p", [5] * 6 * BLOCK).block_hashes)
+
+
+@pytest.mark.parametrize("policy", ("wa-lru", "bayes-tables", "greedy-dual"))
+def test_rows_that_are_kept_between_two_evictions_of_a_step_are_rows_made_anew(policy):
+    e = Engine(policy)
+    for k in range(3):
+        e.start(f"s{k}", prompt(k + 1, 0, 6 * BLOCK), 10.0 + k)
+    for k in range(3):
+        e.end(0, 20.0 + 2 * k)
+    e.queue.now = 40.0
+    e.queue.popleft_n(e.queue.n_empty)
+    victims, runs, kept = e.queue.victims, e.queue.runs, 0
+    while e.queue.num_free_blocks > 2:  # each takes a block of one run: sizes and the live share change
+        slots = runs.slots()
+        victims.refresh(runs, slots, 0, 40.0)
+        kept += victims._filled is not None and victims._filled[0] is slots
+        shown, victims._filled = victims.rows(runs, slots, 40.0).copy(), None
+        assert np.array_equal(shown, victims.rows(runs, slots, 40.0), equal_nan=True)
+        e.queue.popleft()
+        victims.rows(runs, slots, 40.0)
+    assert kept > 3
+
+
+def test_a_session_that_returns_is_put_down_once_and_reads_the_same_as_block_for_block():
+    """Touched from the prefix on, as vLLM does; from the tail; and with others in between."""
+    def touched(order, look: bool):
+        e = Engine("youngest")
+        for k in range(2):
+            e.start(f"s{k}", prompt(k, 0, 9 * BLOCK), 10.0 + k)
+        for k in range(2):
+            e.end(0, 12.0 + k)
+        chains = [list(run)[::-1] for run in e.queue.runs.all()]
+        for run, at in order:
+            e.queue.remove(chains[run].pop(at))
+            if look:
+                assert e.queue.runs.all()
+        runs = e.queue.runs
+        return ([(r.seq, [b.block_id for b in r], r.num_free_blocks) for r in runs.all()], runs.base, runs.on,
+                runs.owned.tolist(), dict(runs.idle), runs.table.tolist(), e.queue.num_free_blocks)
+
+    for order in ([(0, 0)] * 3, [(0, -1)] * 3, [(0, 1), (0, 0), (1, 0), (0, 0), (1, 0), (1, 0)], [(0, 0)] * 4 + [(1, 2)]):
+        assert touched(order, False) == touched(order, True)
 
 
 def test_iteration_after_a_cursor_and_the_empty_queue():

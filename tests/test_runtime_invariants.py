@@ -49,11 +49,11 @@ def first_run(s):
 
 
 def lose(run):
-    run.popleft()
+    run.popleft_n(1)
 
 
 def other_list(run, queue):
-    queue.empty.append(run.popleft())
+    queue.empty.append_n(run.popleft_n(1))
 
 
 BREAKS = {
@@ -65,6 +65,7 @@ BREAKS = {
     "by tenant": lambda s: s.block_queue.runs.idle.update({0: 1}),
     "the row of run": lambda s: s.block_queue.runs.table.__setitem__((first_run(s).slot, 0), 99),
     "is used and free": lambda s: s.block_queue.runs.table.__setitem__((60, BLOCKS), 2),
+    "the order of runs": lambda s: setattr(s.block_queue.runs, "_slots", s.block_queue.runs.slots()[:-1]),
     "both ways round": lambda s: s.block_queue.runs.base.update({1: 2}),
     "hashes are not": lambda s: s.kv_cache_manager.block_pool.cached_block_hash_to_block._cache.popitem(),
     "share a row": lambda s: setattr(s._served["r0"], "chain", s._served["r1"].chain),

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue, KVCacheBlock
 
 from saga_rl.policies import chains as ch
@@ -43,7 +44,7 @@ class PolicyBlockQueue:
         self.evicted: Counter[str] = Counter()
         """Cached blocks taken, by what their chain was doing."""
         self.now = 0.0
-        self.runs = Runs(victims.tracker, n_blocks)
+        self._runs = Runs(victims.tracker, n_blocks)
         self.floors: Floors | None = None
         self.tenant: int | None = None
         """Whose request is being allocated for: floors hold against it."""
@@ -58,13 +59,28 @@ class PolicyBlockQueue:
         self._user = np.full(n_blocks, NO_USER, np.int64)
         self._owner = NOBODY
         self._heap: list[Entry] = []
-        self._ranked = Ranking(np.zeros(0), np.zeros(0, np.int64), self.runs)
+        self._ranked = Ranking(np.zeros(0), np.zeros(0, np.int64), self._runs)
         """The rest of the last ranking, beginning at `_next`: what was better is in `_heap`, or gone."""
         self._next = 0
         self._freed: list[int] = []  # blocks on which nothing is built any more since the run at hand was touched
         self._allocations = 0
         self._mark: tuple | None = None
         self._fell_back = False
+        self._touched: tuple[Run, KVCacheBlock] | None = None
+        self._touches = 0
+        nothing = np.zeros(0, np.int64)
+        self._open: tuple[NDArray[np.int64], list[int], NDArray[np.int64]] = nothing, [], nothing
+
+    @property
+    def runs(self) -> Runs:
+        """The evictable blocks. Complete whenever somebody looks: see `remove`."""
+        if self._touched is not None:
+            (run, block), n = self._touched, self._touches
+            self._touched = None
+            self._runs.fewer(run, n)
+            if run.last is not None:
+                self._runs.build(block, run.last)
+        return self._runs
 
     def use(self, victims: Victims) -> None:
         """Another policy chooses from now on."""
@@ -115,17 +131,28 @@ class PolicyBlockQueue:
         return out
 
     def remove(self, block: KVCacheBlock) -> None:
-        run = self.runs.of[block.block_id]
+        """A session that returns takes its blocks one by one, prefix first, thousands of them: what runs have and what
+        the rest is now built on is put down once, when somebody looks (`runs`)."""
+        runs, number = self._runs, block.block_id
+        run = runs.of[number]
         if run is None:
             self.empty.remove(block)
         else:
-            above = block.prev_free_block
-            self._unbase(block.block_id)
-            self._mark = None  # another block may come first in it now
+            above, at_end = block.prev_free_block, block is run.last
+            if self._touched is None or self._touched[0] is not run or not at_end:
+                runs = self.runs
+                self._mark, self._touches = None, 0  # another block may come first in it now
+            if number in runs.base:
+                runs.unbase(number)
             run.remove(block)
-            self.runs.left(run, (block,))
-            if above is not None and above is not run.fake_free_list_head:
-                self.runs.build(block, above)
+            runs.of[number] = None
+            if at_end:
+                self._touches += 1
+                self._touched = run, block
+            else:
+                runs.fewer(run, 1)
+                if above is not None:
+                    runs.build(block, above)
         self._free = self.num_free_blocks = self._free - 1
 
     def append(self, block: KVCacheBlock) -> None:
@@ -193,7 +220,7 @@ class PolicyBlockQueue:
 
     def _make_room(self, n: int, out: list[KVCacheBlock]) -> None:
         """Add blocks to `out` until it has `n`: the empty ones, then cached ones."""
-        spare = self.floors.spare(self.tenant) if self.floors is not None and self.tenant is not None else {}
+        spare = self.floors.spare(self.runs, self.tenant) if self.floors is not None and self.tenant is not None else {}
         kept: list[Entry] = []
         self._rank()
         while len(out) < n:
@@ -240,6 +267,7 @@ class PolicyBlockQueue:
             if entry[2].num_free_blocks and not self.runs.blocked(entry[2]):
                 return entry[2], True
         run = self.runs.all()[0]  # only if vLLM freed blocks in an order that contradicts what was built on what
+        assert run.first is not None
         self.runs.clear(run.first.block_id)
         return run, spare.get(run.tenant, 1) <= 0
 
@@ -268,8 +296,7 @@ class PolicyBlockQueue:
             keys = np.zeros(len(slots))
         else:
             v.refresh(runs, slots, self.n_empty, self.now)
-            taken = [r.slot for b in runs.on if (r := runs.of[b]) is not None and r.first.block_id == b]
-            slots = slots[~np.isin(slots, taken)] if taken else slots
+            slots = self._unblocked(slots)
             before = v.guard.fallbacks.total()
             keys = -v.scores(runs, slots, self.now)
             self._fell_back = v.guard.fallbacks.total() > before
@@ -283,6 +310,17 @@ class PolicyBlockQueue:
                 if (ranked := runs.at[slot]) is not None:
                     ranked.key = key
         self._freed.clear()
+
+    def _unblocked(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of the runs in `slots` on which nothing is built; the same array as long as it says the same."""
+        runs = self.runs
+        blocked = [r.slot for b in runs.on if (r := runs.of[b]) is not None and r.first is not None
+                   and r.first.block_id == b]
+        if not blocked:
+            return slots
+        if self._open[0] is not slots or self._open[1] != blocked:
+            self._open = slots, blocked, slots[~np.isin(slots, blocked)]
+        return self._open[2]
 
     def _fill(self) -> bool:
         """Move what comes next of the ranking to the heap of candidates, which begins with the best of all then. False
@@ -321,10 +359,9 @@ class PolicyBlockQueue:
         """Move up to `most` blocks from the front of `run` to `out`, stopping at one that others are built on."""
         start, runs, last_s = len(out), self.runs, self.runs.table[run.slot, LAST_S]
         if runs.on or runs.base:
-            while len(out) - start < most and run.num_free_blocks and run.first.block_id not in runs.on:
-                block = run.popleft()
-                out.append(block)
-                self._unbase(block.block_id)
+            while len(out) - start < most and run.first is not None and run.first.block_id not in runs.on:
+                out += run.popleft_n(1)
+                self._unbase(out[-1].block_id)
         else:
             out += run.popleft_n(min(most, run.num_free_blocks))
         taken = out[start:]
@@ -355,7 +392,7 @@ class PolicyBlockQueue:
         self.victims.refresh(runs, slots, self.n_empty, self.now)
         scores = self.victims.scores(runs, slots, self.now)
         best = [r for i in np.argsort(-scores, kind="stable").tolist() if (r := runs.at[slots[i]]) is not None]
-        left = {run.seq: run.get_all_free_blocks()[::-1] for run in best}
+        left = {run.seq: list(run)[::-1] for run in best}
         gone: set[int] = set()
         while best:
             ready = (r for r in best if not runs.on.get(left[r.seq][-1].block_id, set()) - gone)
@@ -375,7 +412,7 @@ class FlooredBlockQueue(PolicyBlockQueue):
     @property
     def num_free_blocks(self) -> int:
         if self.withhold and self.floors is not None and self.tenant is not None:
-            return self.empty.num_free_blocks + self.floors.takeable(self.tenant, self.n_evictable)
+            return self.empty.num_free_blocks + self.floors.takeable(self.runs, self.tenant, self.n_evictable)
         return self._free
 
     @num_free_blocks.setter

@@ -70,7 +70,7 @@ def broken(s: SagaMixin) -> list[str]:
 
 
 def _linked(queue: Any) -> list[Any]:
-    """The blocks of one of vLLM's linked lists, walked forwards."""
+    """The blocks of vLLM's linked list, walked forwards."""
     out, block = [], queue.fake_free_list_head.next_free_block
     while block is not queue.fake_free_list_tail and block is not None:
         out.append(block)
@@ -87,7 +87,7 @@ def _blocks(s: SagaMixin) -> Iterator[str]:
         yield f"{len(empty)} empty blocks, counted {queue.empty.num_free_blocks}"
     idle = 0
     for run in queue.runs.all():
-        blocks = _linked(run)
+        blocks = list(run)
         idle += len(blocks)
         place.update(b.block_id for b in blocks)
         if len(blocks) != run.num_free_blocks or queue.runs.table[run.slot, BLOCKS] != len(blocks):
@@ -115,7 +115,10 @@ def _runs(s: SagaMixin) -> Iterator[str]:
     """Tables, sums and what is built on what agree with the runs."""
     runs = s.block_queue.runs
     owned, tenants = np.zeros(len(runs.owned)), Counter[int]()
-    slots = set(runs.slots().tolist())
+    used = np.flatnonzero(runs.table[:, BLOCKS])
+    slots = set(used.tolist())
+    if not np.array_equal(runs.slots(), used[np.argsort(runs.table[used, SEQ])]):
+        yield "the order of runs is that of an earlier moment"
     for slot, run in enumerate(runs.at):
         if (run is not None) != (slot in slots) or (slot in slots) == (slot in runs._free):
             yield f"slot {slot} is used and free, or neither"

@@ -8,11 +8,11 @@ a block goes only after every evictable block that was built on it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue, KVCacheBlock
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
 from saga_rl.policies import chains as ch
 from saga_rl.runtime.tracker import Tracker
@@ -21,23 +21,67 @@ from saga_rl.runtime.tracker import Tracker
 CHAIN, LAST_S, BLOCKS, SHARED, SEQ = range(5)
 
 
-class Run(FreeKVCacheBlockQueue):
-    """Blocks that one request released at once, in the order in which they may go."""
+class Run:
+    """Blocks that one request released at once, in the order in which they may go: a list linked through vLLM's own
+    block objects, as its free queue is, without the two made-up blocks at the ends (a thousand idle sessions are two
+    thousand runs)."""
+
+    __slots__ = ("chain", "first", "key", "last", "num_free_blocks", "queued", "seq", "shared", "slot", "tenant")
 
     def __init__(self, blocks: list[KVCacheBlock], chain: int, tenant: int, seq: int, shared: bool, slot: int) -> None:
-        super().__init__([])
-        self.append_n(blocks)
         self.chain, self.tenant, self.seq, self.shared, self.slot = chain, tenant, seq, shared, slot
+        self.num_free_blocks = len(blocks)
+        self.first: KVCacheBlock | None = blocks[0]
+        self.last: KVCacheBlock | None = blocks[-1]
         self.key = 0.0
         """Minus its score."""
         self.queued = False
         """It stands in the heap of candidates."""
+        above = None
+        for block in blocks:
+            block.prev_free_block = above
+            if above is not None:
+                above.next_free_block = block
+            above = block
+        blocks[-1].next_free_block = None
 
-    @property
-    def first(self) -> KVCacheBlock:
-        block = self.fake_free_list_head.next_free_block
-        assert block is not None
-        return block
+    def popleft_n(self, n: int) -> list[KVCacheBlock]:
+        """Take the first n, of which there are so many."""
+        out: list[KVCacheBlock] = []
+        block = self.first
+        for _ in range(n):
+            assert block is not None
+            out.append(block)
+            after = block.next_free_block
+            block.prev_free_block = block.next_free_block = None
+            block = after
+        self.first = block
+        if block is None:
+            self.last = None
+        else:
+            block.prev_free_block = None
+        self.num_free_blocks -= n
+        return out
+
+    def remove(self, block: KVCacheBlock) -> None:
+        """Take one of its blocks out."""
+        before, after = block.prev_free_block, block.next_free_block
+        if before is None:
+            self.first = after
+        else:
+            before.next_free_block = after
+        if after is None:
+            self.last = before
+        else:
+            after.prev_free_block = before
+        block.prev_free_block = block.next_free_block = None
+        self.num_free_blocks -= 1
+
+    def __iter__(self) -> Iterator[KVCacheBlock]:
+        block = self.first
+        while block is not None:
+            yield block
+            block = block.next_free_block
 
 
 class Runs:
@@ -59,6 +103,7 @@ class Runs:
         self.base: dict[int, int] = {}
         """The same, the other way round."""
         self._free = list(range(63, -1, -1))
+        self._slots: NDArray[np.int64] | None = None
 
     # ------------------------------------------------------------------ runs
     def add(self, blocks: list[KVCacheBlock], chain: int, last_s: float, shared: bool) -> Run:
@@ -72,6 +117,7 @@ class Runs:
         run = Run(blocks, chain, tenant, self.seq, shared, self._free.pop())
         self.seq += 1
         self.table[run.slot] = chain, last_s, 0.0, shared, run.seq
+        self._slots = None
         self.at[run.slot] = run
         for block in blocks:
             self.of[block.block_id] = run
@@ -84,10 +130,15 @@ class Runs:
         for block in blocks:
             self.of[block.block_id] = None
             n += 1
+        self.fewer(run, n)
+
+    def fewer(self, run: Run, n: int) -> None:
+        """`run` has n blocks less than was counted; `of` says so already."""
         self._count(run, -n)
         if n and run.num_free_blocks == 0:
             self.at[run.slot] = None
             self._free.append(run.slot)
+            self._slots = None
 
     def _count(self, run: Run, n: int) -> None:
         self.table[run.slot, BLOCKS] += n
@@ -95,9 +146,11 @@ class Runs:
         self.idle[run.tenant] += n
 
     def slots(self) -> NDArray[np.int64]:
-        """Rows of `table` that are runs, oldest release first."""
-        used = np.flatnonzero(self.table[:, BLOCKS])
-        return used[np.argsort(self.table[used, SEQ])]
+        """Rows of `table` that are runs, oldest release first. Not to be written to."""
+        if self._slots is None:
+            used = np.flatnonzero(self.table[:, BLOCKS])
+            self._slots = used[np.argsort(self.table[used, SEQ])]
+        return self._slots
 
     def all(self) -> list[Run]:
         """Oldest release first."""
@@ -114,6 +167,7 @@ class Runs:
     # ------------------------------------------------------------------ what is built on what
     def blocked(self, run: Run) -> bool:
         """Whether somebody builds on its first block."""
+        assert run.first is not None
         return run.first.block_id in self.on
 
     def build(self, base: KVCacheBlock, block: KVCacheBlock) -> None:
@@ -144,6 +198,5 @@ class Runs:
 
     def below(self, run: Run) -> Run | None:
         """The run that holds what the last block of `run` was built on."""
-        last = run.fake_free_list_tail.prev_free_block
-        base = self.base.get(last.block_id) if last is not None else None
+        base = self.base.get(run.last.block_id) if run.last is not None else None
         return None if base is None else self.of[base]

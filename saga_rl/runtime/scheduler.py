@@ -103,8 +103,7 @@ class SagaMixin(RequestLife):
             pool.free_block_queue, pool.num_gpu_blocks, victims, pool._maybe_evict_cached_block)
         pool.free_block_queue = self.block_queue
         if floored:
-            self.block_queue.floors = Floors(self.rules.kv_floors, self.tracker.tenants.codes, blocks,
-                                             self.block_queue.runs, self._pinned)
+            self.block_queue.floors = Floors(self.rules.kv_floors, self.tracker.tenants.codes, blocks, self._pinned)
         self.admission = Admission(self.tracker, self.policies.admission, self.block_queue, self.block_size, blocks,
                                    config.budget_s)
         self._stock_allocate: Callable[..., Any] = manager.allocate_slots
