@@ -225,7 +225,8 @@ def test_a_session_that_returns_is_put_down_once_and_reads_the_same_as_block_for
         return ([(r.seq, [b.block_id for b in r], r.num_free_blocks) for r in runs.all()], runs.base, runs.on,
                 runs.owned.tolist(), dict(runs.idle), runs.table.tolist(), e.queue.num_free_blocks)
 
-    for order in ([(0, 0)] * 3, [(0, -1)] * 3, [(0, 1), (0, 0), (1, 0), (0, 0), (1, 0), (1, 0)], [(0, 0)] * 4 + [(1, 2)]):
+    for order in ([(0, 0)] * 3, [(0, -1)] * 3, [(0, 1), (0, 0), (1, 0), (0, 0), (1, 0), (1, 0)],
+                  [(0, 0)] * 4 + [(1, 2)]):
         assert touched(order, False) == touched(order, True)
 
 
