@@ -33,7 +33,7 @@ from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance, sha256
 
 WORKLOAD = "workload:"
-REFERENCE = PRESETS["saga+"] | {"admission": "reserve-older:likely=1", "eviction": "bayes-tables"}
+REFERENCE = PRESETS["saga+"] | {k: PRESETS["likely"][k] for k in ("admission", "eviction")}
 """By seam the best rule found by hand where ends are not announced. Seams that are not searched are the same in
 candidates and reference."""
 

@@ -64,11 +64,11 @@ def _number(x: float) -> float | None:
 
 
 def judge(setup: Setup, runs: dict[tuple[str, float, int], dict[str, Any]]) -> list[dict[str, Any]]:
-    """One entry a pressure: `arms` by name with `figures` (means over repeats), `tenants`, `ratios` to stock and the
-    number of `repeats`; runs in which a request failed are counted (`failed_runs`) and left out."""
+    """One entry a pressure that has runs: `arms` by name with `figures` (means over repeats), `tenants`, `ratios` to
+    stock and the number of `repeats`; runs in which a request failed are counted (`failed_runs`) and left out."""
     return [{"pressure": p, "arms": {arm: _arm(setup, runs, arm, p) for arm in setup.arms
                                      if any(_of(setup, runs, arm, p, r) for r in range(setup.repeats))}}
-            for p in setup.pressures]
+            for p in setup.pressures if any(at == p for _, at, _ in runs)]
 
 
 def _of(setup: Setup, runs: dict, arm: str, pressure: float, repeat: int) -> dict[str, Any] | None:

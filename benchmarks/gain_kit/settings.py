@@ -27,8 +27,7 @@ ARMS: dict[str, Arm] = {
     "priority": Arm("stock", "vLLM --scheduling-policy priority, priority = session start", priority=True),
     "saga": Arm("saga", "the paper's policy"),
     "saga+": Arm("saga+", "the strongest heuristics: youngest, session-fcfs, reserve-older"),
-    "likely": Arm({"eviction": "bayes-tables", "placement": "sticky", "ordering": "session-fcfs",
-                   "admission": "reserve-older:likely=1"}, "the best rule found by hand for ends that nobody tells"),
+    "likely": Arm("likely", "the best rules found by hand for ends that nobody tells"),
     "checkpoint": Arm("checkpoints/joint", "the shipped joint checkpoint"),
     INFINITE: Arm("lru", "sticky, with a pool that holds everything", whole=True),
 }

@@ -87,16 +87,14 @@ def caption(result: dict[str, Any]) -> str:
     s, last = result["setup"], result["starts"][-1]
     factors = ", ".join(f"{x['name']} lengths x 1/{1 / x['length_factor']:g}, times x 1/{1 / x['time_factor']:g}"
                         for x in s["sources"])
-    live = "; ".join(f"{p:g}x: {tokens:,} KV tokens an engine" + (f", measured {seen:.2f}x" if seen else "")
-                     for p, tokens, seen in zip(s["pressures"], s["pools"]["tokens"], _seen(result), strict=True))
+    seen = {level["pressure"]: level["arms"].get(STOCK, {}).get("figures", {}).get("oversubscription")
+            for level in result["levels"]}
+    live = "; ".join(f"{p:g}x: {tokens:,} KV tokens an engine" + (f", measured {x:.2f}x" if (x := seen[p]) else "")
+                     for p, tokens in zip(s["pressures"], s["pools"]["tokens"], strict=True) if p in seen)
     return (f"{s['sessions']} sessions a run, {s['alive']} alive at once, {s['engines']} engines ({last['device']}); "
             f"{factors}. Live demand {s['pools']['demand']:,.0f} tokens; {live} (under stock). "
             f"End of a session {'told' if s['ends'] else 'not told'}. {s['repeats']} repeats, brackets: 95 % bootstrap "
             f"intervals of paired ratios. Commit {last['commit']}, vLLM {last['vllm']}, {last['machine']}.")
-
-
-def _seen(result: dict[str, Any]) -> list[float | None]:
-    return [level["arms"].get(STOCK, {}).get("figures", {}).get("oversubscription") for level in result["levels"]]
 
 
 def markdown(result: dict[str, Any]) -> str:

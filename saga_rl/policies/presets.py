@@ -1,5 +1,5 @@
-"""One word for all four seams: `lru`, `saga`, `saga+`, or a folder: a checkpoint with the companions that it names, or
-several checkpoints, one in a sub-folder of each seam's name."""
+"""One word for all four seams: `lru`, `saga`, `saga+`, `likely`, or a folder: a checkpoint with the companions that it
+names, or several checkpoints, one in a sub-folder of each seam's name."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ PRESETS: dict[str, dict[str, str]] = {
     # SAGA, with the lazy reading of its TTL. Its load threshold is retuned: the paper's 0.8 supposes that KV moves with
     # the session; where a move means computing the context again, 0.8 sets off a spiral of moves (docs/policies.md).
     "saga": {"eviction": "wa-lru", "placement": "saga:theta=100", "ordering": "afs", "admission": "none"},
-    # the strongest heuristics measured on real vLLM
+    # the strongest heuristics measured on real vLLM where clients say which request is a session's last
     "saga+": {"eviction": "youngest", "placement": "saga:theta=100", "ordering": "session-fcfs",
               "admission": "reserve-older"},
+    # ... and where nobody says it: what a session holds counts by the chance that it goes on (docs/serving-gain.md)
+    "likely": {"eviction": "bayes-tables", "placement": "sticky", "ordering": "session-fcfs",
+               "admission": "reserve-older:likely=1"},
 }
 
 

@@ -54,8 +54,8 @@ def _names(seam: Any) -> str:
 
 def _simulate(
     trace: Annotated[Path, typer.Argument(help="A trace file (see `saga-rl trace`).")],
-    policy: Annotated[str, typer.Option(help="Preset (lru, saga, saga+) or checkpoint folder; the options below "
-                                        "replace its parts.")] = "lru",
+    policy: Annotated[str, typer.Option(help="Preset (lru, saga, saga+, likely) or checkpoint folder; the "
+                                        "options below replace its parts.")] = "lru",
     eviction: Annotated[str | None, typer.Option(help=f"One of: {_names('eviction')} (learned:FOLDER).")] = None,
     placement: Annotated[str | None, typer.Option(help=f"One of: {_names('placement')}.")] = None,
     ordering: Annotated[str | None, typer.Option(help=f"One of: {_names('ordering')}.")] = None,

@@ -26,17 +26,19 @@ LONGER = 2
 
 @dataclass(frozen=True)
 class Place:
-    """Where policies are compared in closed loop. population: times P1's."""
+    """Where policies are compared in closed loop. population: times P1's; load: times the arrivals of P2, P3."""
 
     workload: str
     point: str = "P1"
     workers: int = 4
     hidden: bool = False
     population: float = 1.0
+    load: float = 1.0
 
     def __str__(self) -> str:
         return (f"{self.workload}{', ends hidden' if self.hidden else ''}, {self.point}"
-                f"{'' if self.population == 1 else f' x {self.population:g}'}, {self.workers} workers")
+                f"{'' if self.population == 1 else f' x {self.population:g}'}"
+                f"{'' if self.load == 1 else f' at {self.load:g} of its load'}, {self.workers} workers")
 
 
 class Bench:
@@ -57,7 +59,8 @@ class Bench:
                "point": place.point, "workers": place.workers, "sessions": self.sessions(place), "arm": arm}
         if kind == "sustain":  # a queue that grows without end needs time to show
             out["sessions"] = LONGER * self.sessions(place)
-        return out | ({"population": place.population} if place.population != 1 else {})
+        return (out | ({"population": place.population} if place.population != 1 else {})
+                | ({"load": place.load} if place.load != 1 else {}))
 
     def measure(self, what: str, places: Mapping[Place, Mapping[str, Arm]], part: str = "test",
                 seeds: Sequence[int] = (), kind: str = "closed") -> dict[tuple[Place, str], Columns]:
