@@ -98,16 +98,16 @@ def test_arms_differ_in_what_their_names_say_and_in_nothing_else():
     told = {arm: flags(setup, arm, 3200, 1) for arm in ARMS}
     policy = {arm: f[f.index("--policy") + 1] for arm, f in told.items() if "--policy" in f}
     assert policy == {"stock": "stock", "sticky": "lru", "priority": "stock", "saga": "saga", "saga+": "saga+",
-                      "checkpoint": "checkpoints/joint", "infinite": "lru"}
+                      "likely": "likely", "checkpoint": "checkpoints/joint", "infinite": "lru"}
     stock = set(told[STOCK])
     assert set(told["priority"]) - stock == {"--scheduling-policy", "priority"}
     ours = {"--expiry-s", "15", "--additional-config", '{"saga_http": {"tenant_in_body": true}}'}
-    for arm in ("sticky", "saga", "saga+", "checkpoint", "infinite"):
+    for arm in ("sticky", "saga", "saga+", "likely", "checkpoint", "infinite"):
         assert set(told[arm]) - stock == {policy[arm], *ours}
         assert stock - set(told[arm]) == {"stock"}
-    config = json.loads(told["likely"][told["likely"].index("--additional-config") + 1])
-    assert config["saga"]["policy"]["admission"] == "reserve-older:likely=1"
-    assert set(told["likely"]) - stock == {"--expiry-s", "15", "--additional-config", json.dumps(config)}
+    config = flags(replace(setup, policies=(("saga", {"admission": "reserve-older:likely=1"}),)), "saga", 3200, 1)
+    assert json.loads(config[config.index("--additional-config") + 1])["saga"]["policy"] == {
+        "admission": "reserve-older:likely=1"}
     assert told[STOCK][told[STOCK].index("--num-gpu-blocks-override") + 1] == "101"  # vLLM keeps one
     assert [a for a in ARMS if ARMS[a].priority] == ["priority"] and [a for a in ARMS if ARMS[a].whole] == [INFINITE]
     assert "--data-parallel-size" not in flags(replace(setup, engines=1), STOCK, 3200, 1)

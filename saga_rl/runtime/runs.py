@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
 from saga_rl.policies import chains as ch
-from saga_rl.runtime.tracker import Tracker
+from saga_rl.runtime.tracker import Tracker, more_rows
 
 # columns of Runs.table
 CHAIN, LAST_S, BLOCKS, SHARED, SEQ = range(5)
@@ -108,9 +108,10 @@ class Runs:
     # ------------------------------------------------------------------ runs
     def add(self, blocks: list[KVCacheBlock], chain: int, last_s: float, shared: bool) -> Run:
         if not self._free:
-            n = len(self.table)
-            self.table, self.at = np.concatenate([self.table, np.zeros((n, 5))]), self.at + [None] * n
-            self._free = list(range(2 * n - 1, n - 1, -1))
+            n, more = len(self.table), more_rows(len(self.table))
+            self.table = np.concatenate([self.table, np.zeros((more, 5))])
+            self.at += [None] * more
+            self._free = list(range(n + more - 1, n - 1, -1))
         if len(self.owned) < len(self.tracker.chains):
             self.owned = np.concatenate([self.owned, np.zeros(len(self.tracker.chains) - len(self.owned))])
         tenant = int(self.tracker.chains[chain, ch.TENANT])

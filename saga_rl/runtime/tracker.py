@@ -320,16 +320,21 @@ class Tracker:
         self._free.append(c)
 
     def _grow(self) -> None:
-        n = len(self.chains)
-        self.chains = np.concatenate([self.chains, ch.make_chains(n)])
-        self._key += [None] * n
-        self._free = list(range(2 * n - 1, n - 1, -1))
+        n, more = len(self.chains), more_rows(len(self.chains))
+        self.chains = np.concatenate([self.chains, ch.make_chains(more)])
+        self._key += [None] * more
+        self._free = list(range(n + more - 1, n - 1, -1))
 
     def _tool(self, name: str | None) -> int:
         code = self.tools.code(name)
         if code >= self.tables.hist.shape[1] - 2:
             self.tables = _grown(self.tables, tools=2 * code)
         return code
+
+
+def more_rows(n: int) -> int:
+    """By how many rows a table of n grows: twice as many would leave up to half of them empty."""
+    return max(n // 4, 64)
 
 
 def _rows_of(holding: Iterable[int]) -> NDArray[np.int64]:
