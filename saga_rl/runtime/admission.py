@@ -110,7 +110,6 @@ class Admission:
         self._flying = np.zeros((64, 4))
         """Rows of what runs."""
         self._seen = self._count = 0
-        self._work = np.zeros(len(tracker.chains))
         self._remember = compiled(_remember, self._remembered(0, 0), (_SCORE,)) if policy.memory else None
 
     def new_step(self) -> None:
@@ -153,8 +152,6 @@ class Admission:
              slots: NDArray[np.int64], now: float, queued_s: float) -> None:
         """Bring `row` up to date, see `fill_admission`. slots: of the evictable runs."""
         t = self.tracker
-        if len(self._work) < len(t.chains):
-            self._work = np.zeros(len(t.chains))
         fill_admission(t.chains, t.tables, self.victims.g, W, c, known, generated, cached, running,
                        self.queue.runs.table, slots, float(self.pool_blocks), float(self.queue.n_empty),
-                       self.block_size, t.expiry_s, now, queued_s, self._work, self.row[0])
+                       self.block_size, t.expiry_s, now, queued_s, np.zeros(len(t.chains)), self.row[0])

@@ -117,9 +117,12 @@ class Victims:
         when, last, informed = (now, t.version, float(g[W, G_USED])), self._filled, g[W, G_INFORMED]
         if last is not None and last[0] is slots and last[1] is t.tables and last[2] == when:
             g[W, G_INFORMED] = 0.0
+        self._filled = None
+        try:
+            fill_rows(t.chains, t.tables, g, W, now, runs.table, slots, runs.owned, self._rows)
+        finally:
+            g[W, G_INFORMED] = informed
         self._filled = slots, t.tables, when
-        fill_rows(t.chains, t.tables, g, W, now, runs.table, slots, runs.owned, self._rows)
-        g[W, G_INFORMED] = informed
         return self._rows[:n]
 
     def refresh(self, runs: Runs, slots: NDArray[np.int64], free: int, now: float) -> None:
