@@ -191,6 +191,14 @@ def test_clairvoyant_takes_the_latest_and_spares_the_queue():
     assert make("eviction", "clairvoyant").oracle
 
 
+def test_ends_known_knows_who_comes_back_and_not_when():
+    known = {"p_end": 0.9, "idle_s": 1.0}
+    assert order("ends-known", soon={"oracle": 900, "residual_s": 2.0, **known}, never={"oracle": np.inf, **known},
+                 late={"oracle": 3, "residual_s": 50.0, **known}, waits={"oracle": 5, "waiting": 1},
+                 ) == ["never", "late", "soon", "waits"]
+    assert make("eviction", "ends-known").oracle
+
+
 @pytest.mark.parametrize(("name", "tasks"), [("wa-lru-literal", 30), ("wa-lru:cold_tasks=30", 30), ("wa-lru", 0)])
 def test_wa_lru_serves_a_cold_type_by_recency(name, tasks):
     policy = make("eviction", name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -187,25 +186,41 @@ def test_whole_chain_policies_drop_the_rest_of_the_victim():
     assert all(e.pool.get_cached_block(h, [0]) is None for h in make_request("p", [5] * 6 * BLOCK).block_hashes)
 
 
-@pytest.mark.parametrize("policy", ("wa-lru", "bayes-tables", "greedy-dual"))
-def test_rows_that_are_kept_between_two_evictions_of_a_step_are_rows_made_anew(policy):
-    e = Engine(policy)
+def test_idle_kv_is_ranked_once_a_step_and_anew_where_something_was_released():
+    e = Engine("wa-lru")
     for k in range(3):
-        e.start(f"s{k}", prompt(k + 1, 0, 6 * BLOCK), 10.0 + k)
-    for k in range(3):
+        e.start(f"s{k}", [900 + k] * 6 * BLOCK, 10.0 + k)
+    for k in range(2):
         e.end(0, 20.0 + 2 * k)
     e.queue.now = 40.0
     e.queue.popleft_n(e.queue.n_empty)
-    victims, runs, kept = e.queue.victims, e.queue.runs, 0
-    while e.queue.num_free_blocks > 2:  # each takes a block of one run: sizes and the live share change
-        slots = runs.slots()
-        victims.refresh(runs, slots, 0, 40.0)
-        kept += victims._filled is not None and victims._filled[0] is slots
-        shown, victims._filled = victims.rows(runs, slots, 40.0).copy(), None
-        assert np.array_equal(shown, victims.rows(runs, slots, 40.0), equal_nan=True)
+    asked, scores = [], e.queue.victims.scores
+    e.queue.victims.scores = lambda runs, slots, now: asked.append((now, len(slots))) or scores(runs, slots, now)
+    order = [b.block_id for b in e.queue.get_all_free_blocks()]
+    asked.clear()
+    assert [e.queue.popleft().block_id for _ in range(4)] == order[:4]
+    assert asked == [(40.0, 2)], "one step, one ranking"
+    e.end(0, 40.0)
+    e.queue.popleft()
+    assert asked == [(40.0, 2), (40.0, 3)], "what was released in a step can go in it"
+    e.queue.now = 41.0
+    for _ in range(3):
         e.queue.popleft()
-        victims.rows(runs, slots, 40.0)
-    assert kept > 3
+    assert asked == [(40.0, 2), (40.0, 3), (41.0, 3)]
+
+
+def test_what_a_returning_session_leaves_is_a_candidate_in_the_same_step():
+    """Ranked, then touched: nothing of it is taken while it is in use, and all else can still go."""
+    e = Engine("wa-lru")
+    for k in range(3):
+        e.start(f"s{k}", [900 + k] * 5 * BLOCK, 10.0 + k)
+        e.end(0, 20.0 + k)
+    e.queue.now = 40.0
+    e.queue.popleft_n(e.queue.n_empty + 1)
+    _, mine = e.start("s1", [901] * 5 * BLOCK, 40.0)
+    taken = [b.block_id for b in e.queue.popleft_n(e.queue.num_free_blocks)]
+    assert not set(taken) & set(mine)
+    assert len(set(taken)) == len(taken) and e.queue.num_free_blocks == 0 and not e.queue.runs.all()
 
 
 def test_a_session_that_returns_is_put_down_once_and_reads_the_same_as_block_for_block():

@@ -39,9 +39,14 @@ class Worker:
         return self.pool.n[0]
 
     def room(self, need: int, now: float) -> None:
-        args = (self.tree, self.pool, self.chains, self.tables, self.g, 0, need, now, self.next_use, self.policy.score,
-                self.policy.params, np.zeros(1), self.policy.whole_chain, np.zeros(len(EVICTION)),
-                np.zeros(len(self.next_use)))
+        if self.n[kv.FREE] >= need:
+            return
+        scratch, row, scores = np.zeros(1), np.zeros(len(EVICTION)), np.zeros(len(self.next_use))
+        policy = self.policy.score, self.policy.params, scratch
+        args = (self.pool, self.chains, self.tables, self.g, 0, now, self.next_use, *policy, row, scores)
+        compiled(ev.rank.py_func, args, (7,))(*args)
+        args = (self.tree, self.pool, self.chains, self.tables, self.g, 0, need, now, self.next_use, *policy,
+                self.policy.whole_chain, row, scores)
         compiled(ev.make_room.py_func, args, (9,))(*args)
 
     def grow(self, step: int, want: int, now: float) -> bool:

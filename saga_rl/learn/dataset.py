@@ -8,13 +8,14 @@ observations, and its last row (after the last decision) is padding:
 | info | shape | meaning |
 |---|---|---|
 | `action_mask` | (T + 1, R) bool | rows that hold a candidate |
-| `next_use` | (T + 1, R) float64 | eviction only, for training only: event number of the row's next use, inf = never |
+| `next_use` | (T + 1, R) float64 | eviction only, for training only: event of the next use, inf = never, NaN = settled |
 | `propensity` | (T + 1,) float64 | chance with which the behaviour chose the logged action, given the mask |
 | `behaviour` | (T + 1,) text | name of the behaviour policy |
 | `recomputed_tokens` | (T + 1,) float64 | component: tokens computed again between this decision and the next |
 | `log_tct` | (T + 1,) float64 | component: sum of log(completion time, s) over the sessions that ended in between |
 | `fairness_gap_tokens` | (T + 1,) float64 | component: by how much the episode's largest service gap grew in between |
 
+A settled row holds more than its context: no learned policy is asked about it (`policies.eviction.parts.dead`).
 Components are costs, so the sum over an episode is the episode's own figure; a reward is some weighing of them.
 """
 
@@ -116,6 +117,11 @@ class Decisions:
 COLUMNS = ("observations", "masks", "next_use", "actions", "rewards", "propensity", "behaviour", "episode", "last",
            "terminated")
 """The fields of `Decisions` with a row for each decision, but for the components."""
+
+
+def labels_of(data: Decisions) -> NDArray[np.float64]:
+    """Next uses, of what has no label as if it were never used again."""
+    return np.where(np.isnan(data.next_use), np.inf, data.next_use)
 
 
 @contextmanager

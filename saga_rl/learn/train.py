@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from saga_rl.errors import UserError
-from saga_rl.learn.dataset import Decisions
+from saga_rl.learn.dataset import Decisions, labels_of
 from saga_rl.learn.learners import learner as learner_named
 from saga_rl.learn.learners.base import Learner, nothing_to_learn
 from saga_rl.learn.learners.tables import Batch, Tables
@@ -119,8 +119,7 @@ def train(data: Decisions, config: TrainConfig, on_epoch: OnEpoch, state: Path |
     tensors, facts = read_state(state) if state and resume else ({}, {})
     if state and facts:
         check_same(state, facts["run"], ours)
-    if kind.needs == "labels":
-        data = undecided(data)
+    data = undecided(data) if kind.needs == "labels" else replace(data, next_use=labels_of(data))
     held = split_episodes(data, config.validation, config.seed)
     if held.all():
         raise UserError("--validation", "leaves nothing to train on", "hold out less, or collect more episodes")
@@ -166,9 +165,10 @@ def train(data: Decisions, config: TrainConfig, on_epoch: OnEpoch, state: Path |
 
 def undecided(data: Decisions) -> Decisions:
     """`data` with those candidates masked that are settled ahead of the network (`policies.eviction.learned`): what
-    waits in the queue and what has ended. Its weights then go into what it will be asked."""
-    settled = (data.observations[..., E_WAITING] > 0) | (data.observations[..., E_ENDED] > 0)
-    return replace(data, masks=data.masks & ~settled)
+    waits in the queue, what has ended and what holds more than its context (it has no label). Its weights then go into
+    what it will be asked."""
+    settled = (data.observations[..., E_WAITING] > 0) | (data.observations[..., E_ENDED] > 0) | np.isnan(data.next_use)
+    return replace(data, masks=data.masks & ~settled, next_use=labels_of(data))
 
 
 def _epoch(learner: Learner, tables: Tables, use: torch.Tensor, optimiser: torch.optim.Optimizer, batch: int,

@@ -1,9 +1,9 @@
 """vLLM's queue of free KV blocks, ordered by an eviction policy instead of by time.
 
 Blocks that hold nothing go first, exactly as in the stock queue. Cached blocks are kept in runs (`runs`), which the
-policy scores at each allocation that finds too few empty blocks, as the simulator does; within a run blocks go in
-order, and a prefix that others share goes after all that was built on it. With the policy `lru` this is the stock
-order, block for block.
+policy ranks in each step that finds too few empty blocks, as the simulator does; within a run blocks go in order, and a
+prefix that others share goes after all that was built on it. With the policy `lru` this is the stock order, block for
+block.
 
 Tried with vLLM 0.28 - 0.32 (`BlockPool` calls: `popleft`, `popleft_n`, `remove`, `append`, `append_n`, `prepend_n`).
 """
@@ -63,13 +63,13 @@ class PolicyBlockQueue:
         """The rest of the last ranking, beginning at `_next`: what was better is in `_heap`, or gone."""
         self._next = 0
         self._freed: list[int] = []  # blocks on which nothing is built any more since the run at hand was touched
-        self._allocations = 0
         self._mark: tuple | None = None
+        """What the last ranking was made of; None: it does not hold any more."""
         self._fell_back = False
         self._touched: tuple[Run, KVCacheBlock] | None = None
+        self._touched_since = False
+        """Since the last ranking."""
         self._touches = 0
-        nothing = np.zeros(0, np.int64)
-        self._open: tuple[NDArray[np.int64], list[int], NDArray[np.int64]] = nothing, [], nothing
 
     @property
     def runs(self) -> Runs:
@@ -121,7 +121,6 @@ class PolicyBlockQueue:
         if self.before_taking is not None:
             call, self.before_taking = self.before_taking, None
             call()
-        self._allocations += 1
         out: list[KVCacheBlock] = []
         if n <= self.empty.num_free_blocks:
             out = self.empty.popleft_n(n)
@@ -140,8 +139,8 @@ class PolicyBlockQueue:
         else:
             above, at_end = block.prev_free_block, block is run.last
             if self._touched is None or self._touched[0] is not run or not at_end:
-                runs = self.runs
-                self._mark, self._touches = None, 0  # another block may come first in it now
+                runs, self._touches = self.runs, 0
+                self._touched_since = True
             if number in runs.base:
                 runs.unbase(number)
             run.remove(block)
@@ -262,6 +261,11 @@ class PolicyBlockQueue:
                 kept.append(heapq.heappop(self._heap))
             else:
                 return run, False
+        if self._touched_since:  # what was built on something may be in use by now
+            self._mark = None
+            self._rank()
+            kept.clear()
+            return self._best(spare, kept)
         kept.sort(key=lambda e: e[:2])
         for entry in kept:  # nothing else is left, and the caller allowed it
             if entry[2].num_free_blocks and not self.runs.blocked(entry[2]):
@@ -282,15 +286,19 @@ class PolicyBlockQueue:
         self.evicted["whole"] += len(rest)
 
     def _rank(self) -> None:
-        """Score every run on which nothing is built, unless that would give the order of the last time. Ties: released
-        earlier goes first."""
+        """Score every run on which nothing is built; ties: released earlier goes first. Once a step, and anew where
+        something was released within it. In a later step the order holds if the policy promises so and nothing has
+        happened to a chain. A policy with memory, which is told of every victim, is asked at each allocation."""
         v, runs = self.victims, self.runs
         p = v.policy
-        mark = (runs.seq, v.tracker.version, None if p.steady and math.isinf(p.steady_idle_s) else self.now,
-                None if p.steady else self._allocations)
-        if mark == self._mark:
-            return
-        self._mark = mark
+        mark, last = (runs.seq, v.tracker.version, self.now), self._mark
+        if last is not None and last[0] == mark[0] and not p.memory:
+            if last[2] == mark[2]:
+                return
+            if last[1] == mark[1] and p.steady and math.isinf(p.steady_idle_s):
+                self._mark = mark
+                return
+        self._mark, self._touched_since = mark, False
         slots = runs.slots()
         if p.oldest_first:
             keys = np.zeros(len(slots))
@@ -312,15 +320,11 @@ class PolicyBlockQueue:
         self._freed.clear()
 
     def _unblocked(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Those of the runs in `slots` on which nothing is built; the same array as long as it says the same."""
+        """Those of the runs in `slots` on which nothing is built."""
         runs = self.runs
         blocked = [r.slot for b in runs.on if (r := runs.of[b]) is not None and r.first is not None
                    and r.first.block_id == b]
-        if not blocked:
-            return slots
-        if self._open[0] is not slots or self._open[1] != blocked:
-            self._open = slots, blocked, slots[~np.isin(slots, blocked)]
-        return self._open[2]
+        return slots[~np.isin(slots, blocked)] if blocked else slots
 
     def _fill(self) -> bool:
         """Move what comes next of the ranking to the heap of candidates, which begins with the best of all then. False

@@ -23,7 +23,7 @@ CHECKS = ("off", "log", "raise")
 class SagaConfig:
     """What a person may set."""
 
-    policy: str | dict[str, str] = "saga+"
+    policy: str | dict[str, str] = "likely"
     """A preset, a checkpoint's folder, or specs by seam; seams left out are the preset `lru`'s."""
     record: str | None = None
     """The Trace file to write; engines keep their journals in a folder beside it."""

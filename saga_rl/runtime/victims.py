@@ -19,7 +19,6 @@ from saga_rl.policies.features import (
     BEGIN,
     E_TTL_LEFT,
     EVICTION,
-    G_INFORMED,
     G_LIVE,
     G_SIZE_MAX,
     G_TAU_MAX,
@@ -98,8 +97,6 @@ class Victims:
         self.guard = SafeGuard(policy, make("eviction", "lru"), budget_s)
         self.drift = watch(policy)
         self._rows = np.zeros((64, len(EVICTION)))
-        self._filled: tuple | None = None
-        """What the rows of the last call were made of."""
         self._scratch = np.zeros(policy.scratch)
         self._tell = None
         if policy.memory:
@@ -107,22 +104,11 @@ class Victims:
             self._tell = compiled(_tell, args, (_SCORE,))
 
     def rows(self, runs: Runs, slots: NDArray[np.int64], now: float) -> NDArray[np.float64]:
-        """(n, len(EVICTION)) of the runs in `slots`, as the pool was at the last `refresh`; reused by the next call.
-
-        What the tables say of a run is most of the work, and stays true until time goes on or something happens to a
-        chain: while the same `slots` are asked for in one step, `eviction_row` is told to leave it as it is."""
-        t, n, g = self.tracker, len(slots), self.g
+        """(n, len(EVICTION)) of the runs in `slots`, as the pool was at the last `refresh`; reused by the next call."""
+        t, n = self.tracker, len(slots)
         if n > len(self._rows):
             self._rows = np.zeros((2 * n, len(EVICTION)))
-        when, last, informed = (now, t.version, float(g[W, G_USED])), self._filled, g[W, G_INFORMED]
-        if last is not None and last[0] is slots and last[1] is t.tables and last[2] == when:
-            g[W, G_INFORMED] = 0.0
-        self._filled = None
-        try:
-            fill_rows(t.chains, t.tables, g, W, now, runs.table, slots, runs.owned, self._rows)
-        finally:
-            g[W, G_INFORMED] = informed
-        self._filled = slots, t.tables, when
+        fill_rows(t.chains, t.tables, self.g, W, now, runs.table, slots, runs.owned, self._rows)
         return self._rows[:n]
 
     def refresh(self, runs: Runs, slots: NDArray[np.int64], free: int, now: float) -> None:
@@ -165,7 +151,7 @@ class Victims:
         (`safe.SafeGuard`) is not told, and one that raises or is late twice in a row is paused."""
         if self._tell is None or self.guard.paused:
             return
-        self._filled, started = None, time.perf_counter()
+        started = time.perf_counter()
         try:
             self._tell(*self._told(c, now, last_s, owned, event, blocks, total, victim_score))
         except Exception:

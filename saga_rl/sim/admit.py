@@ -17,8 +17,11 @@ from saga_rl.sim.worker import blocks_for
 @njit(cache=True)
 def make_room(world, w, need, now, evict_score, evict_params, evict_scratch, whole, tenant):
     """Evict until `need` blocks are free on worker w for a request of `tenant` (-1: of several, where there are no
-    floors); the caller made sure that it can be done."""
-    run = world.run
+    floors); the caller made sure that it can be done.
+
+    Candidates are ranked once a scheduling step, and anew where something was released within it. A policy with memory,
+    which is told of every victim, is asked at each allocation."""
+    run, ranked = world.run, world.work.ranked
     if world.pool.n[w, kv.FREE] >= need:
         return
     if world.limits[st.OLDEST_FIRST] == 1 and world.limits[st.FLOORED] == 0:
@@ -26,8 +29,12 @@ def make_room(world, w, need, now, evict_score, evict_params, evict_scratch, who
         return
     if world.limits[st.FLOORED] == 1:
         held_blocks(world, w)
-    for k in range(run.w[w, st.N_WAITING]):
-        world.chains[world.tree.chain[run.queue[w, k]], ch.QPOS] = k
+    if world.g[w, ft.G_MEMORY] > 0 or ranked[w, 0] != now or ranked[w, 1] != world.pool.n[w, kv.SEQ]:
+        ranked[w, 0], ranked[w, 1] = now, world.pool.n[w, kv.SEQ]
+        for k in range(run.w[w, st.N_WAITING]):
+            world.chains[world.tree.chain[run.queue[w, k]], ch.QPOS] = k
+        ev.rank(world.pool, world.chains, world.tables, world.g, w, now, world.work.next_use, evict_score, evict_params,
+                evict_scratch, world.work.evict, world.work.scores)
     if world.limits[st.FLOORED] == 1:
         run.count[st.FLOOR_BREAKS] += ev.make_room_floored(
             world.tree, world.pool, world.chains, world.tables, world.g, w, need, now, world.work.next_use, evict_score,

@@ -59,14 +59,16 @@ def row_of(p, chains, tables, g, w, seg, now, next_use, out):
 
 
 @njit(cache=True)
-def _score_all(p, chains, tables, g, w, now, next_use, score, params, scratch, features, scores):
-    """Bring the worker's columns up to date and score every candidate: idle segments without resident children."""
+def rank(p, chains, tables, g, w, now, next_use, score, params, scratch, features, scores):
+    """Bring the worker's columns up to date and score every candidate: idle segments without resident children.
+    scores: by the pool's rows."""
     refresh(p, chains, tables, g, w, now)
     for k in range(p.n[w, kv.IDLE]):
         seg = p.idle[w, k]
-        if p.kids[kv.row(p, w, seg)] == 0:
+        r = kv.row(p, w, seg)
+        if p.kids[r] == 0:
             row_of(p, chains, tables, g, w, seg, now, next_use, features)
-            scores[seg] = score(features, params, scratch)
+            scores[r] = score(features, params, scratch)
 
 
 @njit(cache=True)
@@ -98,19 +100,16 @@ def same_run(p, child, shared, parent):
 @njit(cache=True)
 def make_room(t, p, chains, tables, g, w, need, now, next_use, score, params, scratch, whole, features, scores):
     """Evict until `need` blocks are free, highest score first (ties: released earliest). The caller checked that
-    FREE + `evictable` suffices. A segment is scored once a call, when it is or becomes a candidate."""
-    if p.n[w, kv.FREE] >= need:
-        return
-    _score_all(p, chains, tables, g, w, now, next_use, score, params, scratch, features, scores)
+    FREE + `evictable` suffices, and called `rank`. What becomes a candidate later is scored then."""
     while p.n[w, kv.FREE] < need:
         best, best_row = -1, np.int64(-1)
         for k in range(p.n[w, kv.IDLE]):
             seg = p.idle[w, k]
             r = kv.row(p, w, seg)
-            if p.kids[r] == 0 and (best < 0 or scores[seg] > scores[best] or (
-                    scores[seg] == scores[best] and p.seq[r] < p.seq[best_row])):
+            if p.kids[r] == 0 and (best < 0 or scores[r] > scores[best_row] or (
+                    scores[r] == scores[best_row] and p.seq[r] < p.seq[best_row])):
                 best, best_row = seg, r
-        owner, victim_score, taken, last_s = p.owner[best_row], scores[best], 0, p.last[best_row]
+        owner, victim_score, taken, last_s = p.owner[best_row], scores[best_row], 0, p.last[best_row]
         while True:
             shared = p.user[best_row] == -2
             n = p.res[best_row] if whole else min(p.res[best_row], need - p.n[w, kv.FREE])
@@ -119,6 +118,8 @@ def make_room(t, p, chains, tables, g, w, need, now, next_use, score, params, sc
             up = freed_parent(t, p, w, best)
             up_row = kv.row(p, w, up) if up >= 0 else np.int64(-1)
             same = up >= 0 and np.isnan(next_use[up]) and same_run(p, best_row, shared, up_row)  # an oracle tells apart
+            if same:
+                scores[up_row] = victim_score
             if not (same and p.n[w, kv.FREE] < need) and not (up >= 0 and whole and p.owner[up_row] == owner):
                 break
             best, best_row = up, up_row
@@ -127,7 +128,7 @@ def make_room(t, p, chains, tables, g, w, need, now, next_use, score, params, sc
                  victim_score, now, score, params, scratch, features)
         if up >= 0 and not same:
             row_of(p, chains, tables, g, w, up, now, next_use, features)
-            scores[up] = score(features, params, scratch)
+            scores[up_row] = score(features, params, scratch)
 
 
 @njit(cache=True)
@@ -136,9 +137,6 @@ def make_room_floored(t, p, chains, tables, g, w, need, now, next_use, score, pa
     """`make_room` for a request of `tenant` that leaves other tenants at least `floors` blocks each, of the `held` ones
     (by tenant, in use or idle; brought up to date). Returns how many blocks had to be taken nevertheless."""
     broken = 0
-    if p.n[w, kv.FREE] >= need:
-        return broken
-    _score_all(p, chains, tables, g, w, now, next_use, score, params, scratch, features, scores)
     while p.n[w, kv.FREE] < need:
         best, best_row, best_kept = -1, np.int64(-1), True
         for k in range(p.n[w, kv.IDLE]):
@@ -148,8 +146,8 @@ def make_room_floored(t, p, chains, tables, g, w, need, now, next_use, score, pa
                 continue
             other = int(chains[p.owner[r], ch.TENANT])
             kept = other != tenant and held[other] <= floors[other]
-            if best < 0 or (best_kept and not kept) or (best_kept == kept and (scores[seg] > scores[best] or (
-                    scores[seg] == scores[best] and p.seq[r] < p.seq[best_row]))):
+            if best < 0 or (best_kept and not kept) or (best_kept == kept and (scores[r] > scores[best_row] or (
+                    scores[r] == scores[best_row] and p.seq[r] < p.seq[best_row]))):
                 best, best_row, best_kept = seg, r, kept
         other = int(chains[p.owner[best_row], ch.TENANT])
         n = min(np.int64(p.res[best_row]), need - p.n[w, kv.FREE])
@@ -158,11 +156,15 @@ def make_room_floored(t, p, chains, tables, g, w, need, now, next_use, score, pa
         elif other != tenant:
             n = min(n, int(np.ceil(held[other] - floors[other])))
         held[other] -= n
-        _take(t, p, chains, tables, g, w, best, n, scores[best], now, score, params, scratch, features)
+        shared = p.user[best_row] == -2
+        _take(t, p, chains, tables, g, w, best, n, scores[best_row], now, score, params, scratch, features)
         up = freed_parent(t, p, w, best)
-        if up >= 0:
+        up_row = kv.row(p, w, up) if up >= 0 else np.int64(-1)
+        if up >= 0 and np.isnan(next_use[up]) and same_run(p, best_row, shared, up_row):
+            scores[up_row] = scores[best_row]
+        elif up >= 0:
             row_of(p, chains, tables, g, w, up, now, next_use, features)
-            scores[up] = score(features, params, scratch)
+            scores[up_row] = score(features, params, scratch)
     return broken
 
 

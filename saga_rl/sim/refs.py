@@ -147,5 +147,6 @@ def world_ref(owned):
                  r.log_t, r.occupancy, r.occupancy_t, r.it_i, r.it_f, r.it_part)
     return WorldRef(tree_ref(world.tree), pool_ref(world.pool), world.chains, tables_ref(world.tables), world.g, plan,
                     run, HeapRef(h.time, h.what, h.n),
-                    WorkRef(k.evict, k.order, k.admit, k.place, k.scores, k.next_use, k.stamp, k.residue, k.older),
+                    WorkRef(k.evict, k.order, k.admit, k.place, k.scores, k.ranked, k.aged, k.next_use, k.stamp,
+                            k.residue, k.older),
                     world.limits, world.real, world.cost)

@@ -130,6 +130,9 @@ def _play(owned, score, params, scratch, whole, literal, end_hint, expiry_s, row
     for k in range(first, stop):
         need = open_event(game, k, literal, expiry_s, row)
         if need > 0:
+            if game.pool.n[0, kv.FREE] < need:
+                ev.rank(game.pool, game.chains, game.tables, game.g, 0, game.script.time[k], game.next_use, score,
+                        params, scratch, row, scores)
             ev.make_room(game.tree, game.pool, game.chains, game.tables, game.g, 0, need, game.script.time[k],
                          game.next_use, score, params, scratch, whole, row, scores)
         close_event(game, k, end_hint)

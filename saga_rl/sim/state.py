@@ -142,6 +142,11 @@ class Work(NamedTuple):
     place: NDArray[np.float64]
     """(W, len(PLACEMENT))"""
     scores: NDArray[np.float64]
+    """By the pool's rows: of idle segments, as they were ranked last."""
+    ranked: NDArray[np.float64]
+    """(W, 2) when that was, and the pool's SEQ then."""
+    aged: NDArray[np.float64]
+    """By segment, see `tier.store`; empty without a CPU tier."""
     next_use: NDArray[np.float64]
     stamp: NDArray[np.int64]
     """By chain, and at the end the current tick."""
@@ -254,7 +259,8 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
     run.total[SAMPLE_EVERY] = 1.0
     run.count[LIVE_STEPS] = n
     work = Work(np.zeros(len(ft.EVICTION)), np.zeros(len(ft.ORDERING)), np.zeros(len(ft.ADMISSION)),
-                np.zeros((w, len(ft.PLACEMENT))), np.zeros(segs), np.full(segs, np.nan),
+                np.zeros((w, len(ft.PLACEMENT))), np.zeros(len(pool.res)), np.full((w, 2), np.nan),
+                np.zeros(segs if tiers else 0), np.full(segs, np.nan),
                 np.zeros(n_chains + 1, np.int64), np.zeros(config.block_tokens, np.int64), np.zeros(3))
     ordering = policies.ordering
     order_steady = ordering.steady or (ordering.steady_one_tenant and len(trace.tenants) < 2)

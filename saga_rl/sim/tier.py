@@ -38,7 +38,7 @@ def store(world, w, step, tokens, now):
         return
     tier, block = w + limits[st.WORKERS], limits[st.BLOCK]
     have = min(kv.resident_prefix(tree, pool, tier, step), tokens // block)
-    stored_at = world.work.scores
+    stored_at = world.work.aged
     for at in range(tree.path_off[step], tree.path_off[step + 1]):
         stored_at[tree.path[at]] = pool.seq[kv.row(pool, tier, tree.path[at])]
     held = kv.pin(tree, pool, tier, step, 0, have)

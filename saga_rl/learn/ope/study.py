@@ -20,7 +20,7 @@ from scipy import stats
 
 from saga_rl.errors import UserError
 from saga_rl.learn.collect import collect, game_of
-from saga_rl.learn.dataset import Decisions
+from saga_rl.learn.dataset import Decisions, labels_of
 from saga_rl.learn.games import BELADY
 from saga_rl.learn.ope import estimators as est
 from saga_rl.learn.ope.fqe import FqeConfig, fit
@@ -83,7 +83,7 @@ def estimate(data: Decisions, targets: dict[str, Policy], paths: Paths, long: Pa
 
 def label_places(data: Decisions) -> NDArray[np.float64]:
     """(N, R) share of the other candidates that are used no later than this one; equals count half; 0 in padding."""
-    u, masks = data.next_use, data.masks
+    u, masks = labels_of(data), data.masks
     out = np.zeros(u.shape)
     for r in range(u.shape[1]):
         out[:, r] = ((u[:, r, None] > u) & masks).sum(axis=1) + 0.5 * (((u[:, r, None] == u) & masks).sum(axis=1) - 1)

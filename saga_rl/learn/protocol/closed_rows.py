@@ -49,7 +49,7 @@ def stock(b: Bench) -> list[Figure]:
         return []
     literal = PRESETS["saga"] | {"eviction": "wa-lru-literal"}
     arms = with_infinite(ours=b.s.joint_arm(), stock=STOCK, saga=dict(PRESETS["saga"]), literal=literal,
-                         plus=dict(PRESETS["saga+"]), oracle=ORACLE)
+                         plus=dict(PRESETS["saga+"]), likely=dict(PRESETS["likely"]), oracle=ORACLE)
     runs = b.measure("against stock", dict.fromkeys(places, arms))
     together = "geomean of " + " and ".join(p.workload for p in places)
     out = [_against("stock", f"{together}: mean TCT / stock", runs, places, "ours", "stock", MEAN,
@@ -58,7 +58,7 @@ def stock(b: Bench) -> list[Figure]:
     out += [_against("stock", f"{p.workload}: mean TCT / stock", runs, [p], "ours", "stock", MEAN) for p in places]
     return out + _references("stock", runs, places, "stock", {
         "saga": "lazy SAGA", "literal": "SAGA as written", "plus": "preset saga+",
-        "oracle": "an oracle of ends and gaps", "infinite": "infinite memory"})
+        "likely": "preset likely", "oracle": "an oracle of ends and gaps", "infinite": "infinite memory"})
 
 
 def shifting(b: Bench) -> list[Figure]:
@@ -78,15 +78,15 @@ def _shifting(b: Bench, point: str, limit: Mapping[Place, Arm]) -> list[Figure]:
     """limit: the tuned one by place."""
     places = list(limit)
     runs = b.measure(f"shifting mixes, {point}", {p: with_infinite(
-        ours=b.s.joint_arm(), limit=limit[p], stock=STOCK, plus=dict(PRESETS["saga+"]), oracle=ORACLE)
-        for p in places})
+        ours=b.s.joint_arm(), limit=limit[p], stock=STOCK, plus=dict(PRESETS["saga+"]),
+        likely=dict(PRESETS["likely"]), oracle=ORACLE) for p in places})
     out = [_against("shift", f"{point}: mean TCT / tuned fixed limit", runs, places, "ours", "limit", MEAN,
                     TARGETS["shift/mean"]),
            _against("shift", f"{point}: P95 TCT / tuned fixed limit", runs, places, "ours", "limit", P95,
                     TARGETS["shift/p95"])]
     return out + _references("shift", runs, places, "limit", {
-        "stock": f"{point}, stock", "plus": f"{point}, preset saga+", "oracle": f"{point}, an oracle of ends and gaps",
-        "infinite": f"{point}, infinite memory"})
+        "stock": f"{point}, stock", "plus": f"{point}, preset saga+", "likely": f"{point}, preset likely",
+        "oracle": f"{point}, an oracle of ends and gaps", "infinite": f"{point}, infinite memory"})
 
 
 SURVIVAL_SEEDS, MARGIN = range(1, 11), 0.5
@@ -125,8 +125,8 @@ def hidden(b: Bench) -> list[Figure]:
         return []
     base = b.tune("reserve-older", p1 + p3 + real, reserve_grid())
     runs = b.measure("hidden ends", {p: with_infinite(
-        ours=b.s.joint_arm(), base=base[p], told=base[p] | {"ends_told": True}, oracle=ORACLE, plain=RESERVE)
-        for p in p1 + p3 + real})
+        ours=b.s.joint_arm(), base=base[p], told=base[p] | {"ends_told": True}, oracle=ORACLE, plain=RESERVE,
+        likely=dict(PRESETS["likely"])) for p in p1 + p3 + real})
     out = []
     for name, places in (("P1", p1), ("P3", p3)):
         if not places:
@@ -143,10 +143,12 @@ def hidden(b: Bench) -> list[Figure]:
             out += [_against("hidden", f"{name}, {p.workload}: mean TCT / tuned reserve-older", runs, [p], "ours",
                              "base", MEAN) for p in places]
         out += _references("hidden", runs, places, "base", {
-            "plain": f"{name}, reserve-older untuned", "told": f"{name}, the tuned one told of every end",
+            "plain": f"{name}, reserve-older untuned", "likely": f"{name}, preset likely",
+            "told": f"{name}, the tuned one told of every end",
             "oracle": f"{name}, an oracle of ends and gaps", "infinite": f"{name}, infinite memory"})
     for p in real:
         for name, text in (("ours", "mean TCT / tuned reserve-older"), ("plain", "reserve-older untuned, mean TCT"),
+                           ("likely", "preset likely, mean TCT"),
                            ("oracle", "an oracle of ends and gaps, mean TCT"),
                            ("infinite", "infinite memory, mean TCT")):
             first = "" if name == "ours" else "for comparison: "
@@ -160,7 +162,7 @@ def sustain(b: Bench) -> list[Figure]:
     if not b.s.joint or not places:
         return []
     arms: dict[str, Arm] = {"ours": b.s.joint_arm(), "saga": dict(PRESETS["saga"]), "stock": STOCK,
-                            "plus": dict(PRESETS["saga+"])}
+                            "plus": dict(PRESETS["saga+"]), "likely": dict(PRESETS["likely"]), "oracle": ORACLE}
     runs = b.measure("sustained load", dict.fromkeys(places, arms), kind="sustain")
 
     def over(what: str, which: Sequence[Place], ours: str, theirs: str, target: float | None = None) -> Figure:
@@ -175,8 +177,9 @@ def sustain(b: Bench) -> list[Figure]:
 
     out = [over("sustained load / lazy SAGA, geomean", places, "ours", "saga", TARGETS["sustain"])]
     out += [over(f"{p.workload}: sustained load / lazy SAGA", [p], "ours", "saga") for p in places]
-    return [*out, over("for comparison: preset saga+ / lazy SAGA", places, "plus", "saga"),
-            over("for comparison: stock / lazy SAGA", places, "stock", "saga")]
+    return out + [over(f"for comparison: {text} / lazy SAGA", places, name, "saga") for name, text in (
+        ("plus", "preset saga+"), ("likely", "preset likely"), ("oracle", "an oracle of ends and gaps"),
+        ("stock", "stock"))]
 
 
 def placement(b: Bench) -> list[Figure]:

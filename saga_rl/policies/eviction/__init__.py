@@ -6,6 +6,7 @@ from saga_rl.policies.eviction import (  # noqa: F401
     belady,
     clairvoyant,
     continuum,
+    ends_known,
     greedy_dual,
     kvflow,
     learned,

@@ -19,8 +19,8 @@ import numpy as np
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.eviction.parts import TIER, apart, switch
-from saga_rl.policies.features import E_CONTEXT, E_ENDED, E_IDLE_S, E_P_END, E_RESIDUAL_S, E_TOKENS
+from saga_rl.policies.eviction.parts import TIER, apart, dead, switch
+from saga_rl.policies.features import E_IDLE_S, E_P_END, E_RESIDUAL_S
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
@@ -32,7 +32,7 @@ def _score(x, params, scratch):
     outside = apart(x, params[PROTECT], 0.0)
     if outside != 0.0:
         return outside
-    if x[E_ENDED] > 0 or x[E_TOKENS] > x[E_CONTEXT]:
+    if dead(x):
         return TIER + x[E_IDLE_S]
     until = x[E_RESIDUAL_S] + params[IDLE] * x[E_IDLE_S]
     return until + x[E_P_END] * max(params[HORIZON] - until, 0.0)
