@@ -8,14 +8,14 @@ observations, and its last row (after the last decision) is padding:
 | info | shape | meaning |
 |---|---|---|
 | `action_mask` | (T + 1, R) bool | rows that hold a candidate |
-| `next_use` | (T + 1, R) float64 | eviction only, for training only: event of the next use, inf = never, NaN = settled |
+| `next_use` | (T + 1, R) float64 | eviction, for training only: event of the next use, inf = never, NaN = settled |
 | `propensity` | (T + 1,) float64 | chance with which the behaviour chose the logged action, given the mask |
 | `behaviour` | (T + 1,) text | name of the behaviour policy |
 | `recomputed_tokens` | (T + 1,) float64 | component: tokens computed again between this decision and the next |
 | `log_tct` | (T + 1,) float64 | component: sum of log(completion time, s) over the sessions that ended in between |
 | `fairness_gap_tokens` | (T + 1,) float64 | component: by how much the episode's largest service gap grew in between |
 
-A settled row holds more than its context: no learned policy is asked about it (`policies.eviction.parts.dead`).
+A settled row holds more than it can use: no learned policy is asked about it (`policies.eviction.parts.dead`).
 Components are costs, so the sum over an episode is the episode's own figure; a reward is some weighing of them.
 """
 

@@ -21,7 +21,7 @@ from saga_rl.errors import UserError
 from saga_rl.learn.task import Task
 from saga_rl.policies.base import Policy, Seam
 from saga_rl.policies.checkpoint import LEARNED_FEATURES
-from saga_rl.policies.features import E_CONTEXT, E_TOKENS, LEARNED_ADMISSION, LEARNED_ORDERING, P_SESSIONS
+from saga_rl.policies.features import E_TOKENS, E_USEFUL, LEARNED_ADMISSION, LEARNED_ORDERING, P_SESSIONS
 from saga_rl.policies.registry import make
 from saga_rl.sim import state as st
 
@@ -51,7 +51,7 @@ class Game(Protocol):
         ...
 
     def next_use(self) -> NDArray[np.float64]:
-        """(R,) Belady's label, infinity = never; only eviction has any. NaN: the row holds more than its context, which
+        """(R,) Belady's label, infinity = never; only eviction has any. NaN: the row holds more than it can use, which
         a learned policy is not asked about (`policies.eviction.parts.dead`)."""
         ...
 
@@ -109,7 +109,7 @@ class EvictionGame(EnvGame):
         stepper = self.env.stepper
         n, out = stepper.n_rows, np.full(self.env.max_rows, np.inf)
         rows = stepper.rows[:n]
-        out[:n] = np.where(rows[:, E_TOKENS] > rows[:, E_CONTEXT], np.nan, stepper.next_use[:n])
+        out[:n] = np.where(rows[:, E_TOKENS] > rows[:, E_USEFUL], np.nan, stepper.next_use[:n])
         return out
 
     def step(self, row: int) -> tuple[float, dict[str, float]]:

@@ -165,7 +165,7 @@ def train(data: Decisions, config: TrainConfig, on_epoch: OnEpoch, state: Path |
 
 def undecided(data: Decisions) -> Decisions:
     """`data` with those candidates masked that are settled ahead of the network (`policies.eviction.learned`): what
-    waits in the queue, what has ended and what holds more than its context (it has no label). Its weights then go into
+    waits in the queue, what has ended and what holds more than it can use (it has no label). Its weights then go into
     what it will be asked."""
     settled = (data.observations[..., E_WAITING] > 0) | (data.observations[..., E_ENDED] > 0) | np.isnan(data.next_use)
     return replace(data, masks=data.masks & ~settled, next_use=labels_of(data))

@@ -34,8 +34,9 @@ from saga_rl.policies.tables import observe_call, observe_end, observe_return, o
     ATTAINED,      # service seconds so far
     WORKER,        # where its last request was sent
     BEFORE,        # tool that the step before its last finished one called
+    PROMPT,        # tokens of its last request; inf once that was preempted: what it had computed will be used again
     MINE,          # and the three after it: what an eviction policy remembers of it (`Policy.memory`)
-) = range(19)
+) = range(20)
 REMEMBERED = 4
 COLUMNS = MINE + REMEMBERED
 
@@ -71,6 +72,7 @@ def arrive(chains, tables, w, c, now, prompt_tokens):
             observe_call(tables, w, int(row[TYPE]), int(row[BEFORE]), int(row[TOOL]))
     row[ENDED] = 0
     row[WAITING] = 1
+    row[PROMPT] = prompt_tokens
     row[WORKER] = w
     row[QUEUED] = now
 
@@ -79,6 +81,17 @@ def arrive(chains, tables, w, c, now, prompt_tokens):
 def waits(chains, c, w):
     """Whether its request is queued at worker w; what it left at other workers does not wait there."""
     return chains[c, WAITING] == 1 and chains[c, WORKER] == w
+
+
+@njit(cache=True)
+def useful_tokens(row):
+    """Tokens that a chain can use at most of what it left in a cache: its context; where a request waits, no more than
+    its prompt, which is shorter if the chain compacted its context; while one runs, nothing beyond what it pins."""
+    if row[RUNNING] > 0:
+        return 0.0
+    if row[WAITING] > 0 and (row[PROMPT] < row[CONTEXT] or row[PROMPT] == np.inf):
+        return row[PROMPT]
+    return row[CONTEXT]
 
 
 @njit(cache=True)
@@ -96,6 +109,7 @@ def preempt(chains, c, now):
     row[ATTAINED] += now - row[STARTED]
     row[WAITING] = 1
     row[RUNNING] = 0
+    row[PROMPT] = np.inf
 
 
 @njit(cache=True)

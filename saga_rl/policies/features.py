@@ -55,13 +55,14 @@ EVICTION = (
     "event_total",    # BEGIN: blocks of all its tokens; RELEASE, EVICT: evictable blocks that it has left
     "event_score",    # EVICT: the victim's score
     "pool_blocks",    # blocks of the pool
+    "useful",         # of its tokens here at most so many can be used again (`chains.useful_tokens`)
     *(f"mine_{k}" for k in range(4)),   # what the policy remembers of the chain,
     *(f"here_{k}" for k in range(8)),   # and of the worker
 )
 (E_IDLE_LOG, E_WAITING, E_QUEUE_LOG, E_RESIDUAL_LOG, E_P_RETURN, E_P_END, E_TTL_LEFT, E_P_REUSE, E_RECENCY, E_SIZE,
  E_USED, E_LIVE, E_CONTEXT_LOG, E_STEPS_LOG, E_AGE_LOG, E_ENDED, E_SHARED, E_IDLE_S, E_AGE_S, E_ORACLE, E_TOKENS,
  E_CONTEXT, E_OBS, E_RESIDUAL_S, E_STEP_S, E_STEPS_LEFT, E_TASKS, E_EVENT, E_EVENT_BLOCKS, E_EVENT_TOTAL, E_EVENT_SCORE,
- E_POOL_BLOCKS, E_MINE) = range(33)
+ E_POOL_BLOCKS, E_USEFUL, E_MINE) = range(34)
 E_HERE = E_MINE + ch.REMEMBERED
 NO_EVENT, BEGIN, RELEASE, EVICT = range(4)
 """A request of the chain got its first blocks; the chain's blocks became evictable; some of them were taken."""
@@ -121,6 +122,7 @@ def eviction_row(chains, tables, g, w, c, now, last_use_s, blocks, shared, oracl
     out[E_EVENT] = NO_EVENT
     out[E_EVENT_BLOCKS] = out[E_EVENT_TOTAL] = out[E_EVENT_SCORE] = 0.0
     out[E_POOL_BLOCKS] = g[w, G_POOL]
+    out[E_USEFUL] = ch.useful_tokens(row)
     for k in range(ch.REMEMBERED):
         out[E_MINE + k] = row[ch.MINE + k]
     for k in range(HERE):
@@ -341,11 +343,11 @@ ADMISSION = (
     "need",           # blocks that its prompt and expected output want beyond its cached prefix
     "free",           # blocks that hold nothing
     "evictable",      # blocks of idle chains
-    "older_idle",     # of those: of unexpired chains whose session began before its own
+    "older_idle",     # of those: what unexpired chains whose session began before its own can use again
     "growth",         # blocks that what runs will still take: prompts not computed yet + expected output
     "pool",           # blocks in all
     "pinned",         # blocks that running requests hold
-    "live",           # blocks pinned or of idle chains that are not known or presumed to have ended
+    "live",           # blocks pinned, or that idle chains which have not ended, as far as is known, can use again
     "session_growth", # blocks by which live chains are expected to grow until they end
     "running",        # running requests
     "wait_s",         # seconds that it has waited
@@ -394,6 +396,12 @@ def alive(chains, tables, w, c, now, last_use_s):
     prior = tb.end_prior(tables, w, int(row[ch.TYPE]), tool)
     stays = tb.survival(tables, w, tool, max(now - last_use_s, 0.0))
     return (1.0 - prior) * stays / (prior + (1.0 - prior) * stays)
+
+
+@njit(cache=True)
+def useful_share(row, owned, block):
+    """Share of the `owned` blocks that a chain left in a pool which it can use again, at most."""
+    return min(ch.useful_tokens(row) / max(owned * block, 1.0), 1.0)
 
 
 @njit(cache=True)

@@ -19,6 +19,7 @@ from saga_rl.policies.features import (
     expected_output,
     lost_blocks,
     remember_admission,
+    useful_share,
     weigh_older,
 )
 from saga_rl.policies.registry import make
@@ -52,12 +53,12 @@ def count_active(chains, now, expiry_s):
 
 
 @njit(cache=True)
-def fill_admission(chains, tables, g, w, c, known, generated, cached, running, table, slots, pool, free, block,
-                   expiry_s, now, queued_s, seen, out):
+def fill_admission(chains, tables, g, w, c, known, generated, cached, running, table, slots, owned, pool, free,
+                   block, expiry_s, now, queued_s, seen, out):
     """The row of a request of chain c: `known` tokens (prompt + generated), `cached` blocks of them in the cache.
 
-    running[n, 4]: the running requests. table, slots: the evictable runs. seen: (chains,) zeros, work space, zero again
-    afterwards. The same sums as the simulator's, which reads them from its own pool.
+    running[n, 4]: the running requests. table, slots: the evictable runs; owned: their blocks by chain. seen: (chains,)
+    zeros, work space, zero again afterwards. The same sums as the simulator's, which reads them from its own pool.
     """
     mine = chains[c]
     e = expected_output(tables, w, int(mine[ch.TYPE]), 0.0)
@@ -75,6 +76,7 @@ def fill_admission(chains, tables, g, w, c, known, generated, cached, running, t
         row = chains[o]
         if row[ch.ENDED] > 0 or (not ch.waits(chains, o, w) and now - last_s > expiry_s):
             continue
+        blocks *= useful_share(row, owned[o], block)
         unended += blocks
         if seen[o] == 0.0:
             seen[o] = 1.0
@@ -153,5 +155,6 @@ class Admission:
         """Bring `row` up to date, see `fill_admission`. slots: of the evictable runs."""
         t = self.tracker
         fill_admission(t.chains, t.tables, self.victims.g, W, c, known, generated, cached, running,
-                       self.queue.runs.table, slots, float(self.pool_blocks), float(self.queue.n_empty),
-                       self.block_size, t.expiry_s, now, queued_s, np.zeros(len(t.chains)), self.row[0])
+                       self.queue.runs.table, slots, self.queue.runs.owned, float(self.pool_blocks),
+                       float(self.queue.n_empty), self.block_size, t.expiry_s, now, queued_s, np.zeros(len(t.chains)),
+                       self.row[0])

@@ -117,16 +117,17 @@ def fill_admission(world, w, step, cached, known, now):
         row = chains[o]
         if row[ch.ENDED] > 0 or (not ch.waits(chains, o, w) and now - pool.last[r] > world.real[st.EXPIRY]):
             continue
-        live += pool.res[r]
+        useful = pool.res[r] * ft.useful_share(row, pool.owned[kv.owned_row(pool, w, o)], block)
+        live += useful
         if world.work.stamp[o] != tick:
             world.work.stamp[o] = tick
             session_growth += ft.expected_growth(chains, tables, w, o) / block
         older_session = row[ch.SESSION_S] < mine[ch.SESSION_S] or (
             row[ch.SESSION_S] == mine[ch.SESSION_S] and row[ch.SESSION] < mine[ch.SESSION])
         if older_session:
-            older += pool.res[r]
+            older += useful
             if informed:
-                ft.weigh_older(chains, tables, w, o, now, pool.last[r], float(pool.res[r]), weighed)
+                ft.weigh_older(chains, tables, w, o, now, pool.last[r], useful, weighed)
             if clairvoyant and world.work.next_use[pool.idle[w, k]] <= now + ft.LATER_S:
                 returns += pool.res[r]
     hush(world, now)

@@ -29,11 +29,11 @@ PROTECT, HORIZON, IDLE = range(3)
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
+    if dead(x):
+        return TIER + x[E_IDLE_S]
     outside = apart(x, params[PROTECT], 0.0)
     if outside != 0.0:
         return outside
-    if dead(x):
-        return TIER + x[E_IDLE_S]
     until = x[E_RESIDUAL_S] + params[IDLE] * x[E_IDLE_S]
     return until + x[E_P_END] * max(params[HORIZON] - until, 0.0)
 

@@ -2,8 +2,8 @@
 
 The network ranks what is uncertain: idle chains that may come back. What is known is settled ahead of it: a chain that
 ended, by its client's word or because nobody heard of it for longer than the expiry, goes first, and so does one that
-holds more than its context; one whose request waits in the queue goes last, farthest back first. A network that had to
-learn these, too, got them wrong on traffic unlike its training data, and lost to `lru-protect` by far.
+holds more than it can use; then one whose request waits in the queue goes last, farthest back first. A network that had
+to learn these, too, got them wrong on traffic unlike its training data, and lost to `lru-protect` by far.
 """
 
 from numba import njit
@@ -20,11 +20,11 @@ MOST = TIER / 1e3
 
 @njit(SCORE, cache=True)
 def settled_score(x, params, scratch):
+    if dead(x):
+        return TIER + x[E_IDLE_S]
     outside = apart(x, 1.0, 0.0)
     if outside != 0.0:
         return outside
-    if dead(x):
-        return TIER + x[E_IDLE_S]
     return min(max(mlp_score(x, params, scratch), -MOST), MOST)
 
 

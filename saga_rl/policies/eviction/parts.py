@@ -6,7 +6,7 @@ from numba import njit
 
 from saga_rl.errors import UserError
 from saga_rl.policies.base import MEMORY
-from saga_rl.policies.features import E_CONTEXT, E_ENDED, E_IDLE_S, E_MINE, E_QUEUE_LOG, E_TOKENS, E_WAITING
+from saga_rl.policies.features import E_ENDED, E_IDLE_S, E_MINE, E_QUEUE_LOG, E_TOKENS, E_USEFUL, E_WAITING
 
 TIER = 1e15
 """Far beyond what a policy's own order gives; leaves the seconds of ended chains exact to an eighth."""
@@ -29,8 +29,9 @@ def apart(x, protect, hint):
 @njit(cache=True)
 def dead(x):
     """Whether some of what the chain holds is of no use for certain: it has ended, by its client's word or since nobody
-    heard of it, or it holds more than its context, which it does after it compacted it."""
-    return x[E_ENDED] > 0 or x[E_TOKENS] > x[E_CONTEXT]
+    heard of it, or it holds more than it can use, which it does when it compacts its context, from the moment on that
+    its shorter prompt waits. Tail blocks go first, and those are the ones."""
+    return x[E_ENDED] > 0 or x[E_TOKENS] > x[E_USEFUL]
 
 
 @njit(cache=True)
