@@ -353,6 +353,7 @@ def test_move_aside_never_overwrites(tmp_path: Path) -> None:
     ({"specs": {"admission": ("grow:factor=99",)}}, r"outside \[0, 10\]"),
     ({"specs": {"eviction": ("belady",)}}, "must know the future"),
     ({"specs": {"eviction": ("belady",)}, "parts": ("eviction",)}, "is the bound"),
+    ({"specs": {"eviction": ("ends-known",)}, "parts": ("load",)}, "must know the future"),
     ({"specs": {"eviction": ("clairvoyant",)}}, "by the clock"),
     ({"specs": {"placement": ("saga:steal=1",)}, "workers": 1}, "steals work from other workers"),
     ({"specs": {"placement": ("least-load",)}, "workers": 1}, "nothing to choose from"),

@@ -266,7 +266,8 @@ def test_the_queue_goes_last_and_from_its_back(name):
     pool.wait(0)
     pool.wait(1)
     assert pool.victim_order()[-2:] == [1, 0]
-    idle = {"idle_s": 1e6, "recency": 1, "residual_s": 1e6, "p_end": 1, "context": 1, "tokens": 1e6}
+    idle = {"idle_s": 1e6, "recency": 1, "residual_s": 1e6, "p_end": 1, "context": 1, "tokens": 1e6,
+            "useful": 1e6}
     assert score(make("eviction", name), **idle) > score(make("eviction", name), waiting=1, **idle)
 
 

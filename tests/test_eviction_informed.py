@@ -152,10 +152,11 @@ def test_bayes_tables_rank_by_expected_next_use():
 
 
 def test_bayes_tables_take_what_a_compacted_chain_left_behind():
-    """It owns 900 tokens here, of a context of 500 by now; nobody will ask for the others."""
-    x = {"compacted": {"tokens": 900, "context": 500, "residual_s": 0.1}, "late": {"tokens": 500, "context": 500,
-                                                                                  "residual_s": 200}}
-    assert order("bayes-tables", **x) == ["compacted", "late"]
+    """It owns 900 tokens here and can use 500; nobody will ask for the others, even if its request waits."""
+    x = {"compacted": {"tokens": 900, "useful": 500, "residual_s": 0.1},
+         "waiting": {"tokens": 900, "useful": 500, "waiting": 1, "idle_s": -1}, "late": {
+             "tokens": 500, "useful": 500, "residual_s": 200}, "next": {"tokens": 500, "useful": 500, "waiting": 1}}
+    assert order("bayes-tables", **x) == ["compacted", "waiting", "late", "next"]
 
 
 def test_bayes_tables_lean_on_idle_time():

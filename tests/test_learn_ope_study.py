@@ -17,7 +17,7 @@ from saga_rl.aeg.io import write_trace
 from saga_rl.env.episodes import resample
 from saga_rl.errors import UserError
 from saga_rl.learn.collect import game_of
-from saga_rl.learn.dataset import Decisions, episode_facts, read_dataset
+from saga_rl.learn.dataset import Decisions, episode_facts, labels_of, read_dataset
 from saga_rl.learn.ope import estimators as est
 from saga_rl.learn.ope.policies import from_scores
 from saga_rl.learn.ope.study import Study, label_places, pick, play_targets, rank_correlations
@@ -68,7 +68,8 @@ def test_labels_place_belady_first(work: Path) -> None:
     np.testing.assert_allclose(label_places(data), [[0.0, 1.0, 0.5], [0.5, 0.5, 0.0]])
     real = read_dataset(work / "d-v0")
     places = label_places(real)
-    belady = (places * from_scores(np.where(np.isinf(real.next_use), 1e18, real.next_use), real.masks)).sum(axis=1)
+    use = labels_of(real)
+    belady = (places * from_scores(np.where(np.isinf(use), 1e18, use), real.masks)).sum(axis=1)
     assert (belady == places.max(axis=1)).all()
     assert (places * real.masks / real.masks.sum(axis=1, keepdims=True)).sum(axis=1).mean() == pytest.approx(0.5)
 

@@ -18,7 +18,14 @@ from saga_rl.errors import UserError
 from saga_rl.policies import checkpoint_checks
 from saga_rl.policies.checkpoint import load_checkpoint, save_checkpoint
 from saga_rl.policies.eviction.learned import settled_score
-from saga_rl.policies.features import E_ENDED, E_QUEUE_LOG, E_WAITING, LEARNED_EVICTION, LEARNED_PLACEMENT
+from saga_rl.policies.features import (
+    E_ENDED,
+    E_QUEUE_LOG,
+    E_TOKENS,
+    E_WAITING,
+    LEARNED_EVICTION,
+    LEARNED_PLACEMENT,
+)
 from saga_rl.policies.mlp import forward, mlp_score, pack, scratch_size
 from saga_rl.policies.registry import make
 
@@ -74,8 +81,8 @@ def test_round_trip(tmp_path, seam, features):
         np.testing.assert_array_equal(b, b2)
     policy = got.policy()
     rows = np.random.default_rng(1).uniform(size=(4, len(COLUMNS[seam])))
-    if seam == "eviction":  # neither waiting nor ended: the network's to rank
-        rows[:, [E_WAITING, E_ENDED]] = 0.0
+    if seam == "eviction":  # neither waiting nor ended, and all of use: the network's to rank
+        rows[:, [E_WAITING, E_ENDED, E_TOKENS]] = 0.0
     scores = [policy.score(r, policy.params, np.zeros(policy.scratch)) for r in rows]
     np.testing.assert_allclose(scores, forward(layers, mean, std, rows[:, :len(features)]), rtol=1e-12)
     assert policy.doc["sha256"] == got.sha256
@@ -92,7 +99,7 @@ def test_no_weights_reach_beyond_what_is_known(seed, scale, data):
     scratch = np.zeros(scratch_size(layers))
     ended, idle, far, near = (data.draw(rows_of("eviction")) for _ in range(4))
     for row, waiting, end in ((ended, 0, 1), (idle, 0, 0), (far, 1, 0), (near, 1, 0)):
-        row[E_WAITING], row[E_ENDED] = waiting, end
+        row[E_WAITING], row[E_ENDED], row[E_TOKENS] = waiting, end, 0.0
     far[E_QUEUE_LOG], near[E_QUEUE_LOG] = np.log1p(7), np.log1p(6)
     scores = [settled_score(row, params, scratch) for row in (ended, idle, far, near)]
     assert scores == sorted(scores, reverse=True) and len(set(scores)) == 4

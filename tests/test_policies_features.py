@@ -54,7 +54,8 @@ def test_eviction_columns():
     want = {"idle_s": 4.0, "idle_log": np.log1p(4.0), "waiting": 0, "age_s": 12.0, "age_log": np.log1p(12.0),
             "recency": 1.0, "size": 0.25, "used": 0.5, "live": 0.25, "context_log": np.log1p(120.0),
             "steps_log": np.log1p(1), "ended": 0, "shared": 1.0, "oracle": 33.0,
-            "tokens": 160, "context": 120, "obs_tokens": 500, "residual_s": tb.COLD_TTL_S + 4, "step_s": 5 - tb.EMA * 4,
+            "tokens": 160, "context": 120, "useful": 120, "obs_tokens": 500, "residual_s": tb.COLD_TTL_S + 4,
+            "step_s": 5 - tb.EMA * 4,
             "steps_left": 19, "tasks": 0, "event": F.NO_EVENT, "pool_blocks": 64,
             "ttl_left": (tb.COLD_TTL_S - 4) / tb.COLD_TTL_S, "p_reuse": (1 - tb.COLD_END) * 120 / (120 + 500)}
     for name, value in want.items():
@@ -68,6 +69,32 @@ def test_a_waiting_chain_is_certain_to_return():
     x = evict(chains, tables, g, now=15.0)
     assert (x["waiting"], x["p_return_10s"], x["p_end"], x["residual_log"], x["p_reuse"]) == (1, 1, 0, 0, 1)
     assert x["queue_log"] == pytest.approx(np.log1p(6))
+
+
+def test_a_chain_that_compacts_can_use_no_more_than_its_shorter_prompt():
+    """Of 120 tokens: all while it is idle, 40 while its prompt of 40 waits, none beside what its running request pins;
+    once that was preempted, whatever it had computed."""
+    chains, tables, g = world()
+
+    def useful() -> float:
+        assert ch.useful_tokens(chains[0]) == evict(chains, tables, g, now=15.0)["useful"]
+        return float(ch.useful_tokens(chains[0]))
+
+    assert useful() == 120
+    ch.arrive(chains, tables, 0, 0, 14.0, 150.0)
+    assert useful() == 120, "a prompt that goes on from its context"
+    ch.abort(chains, 0, 14.5)
+    ch.arrive(chains, tables, 0, 0, 14.6, 40.0)
+    assert useful() == 40
+    assert F.useful_share(chains[0], 10.0, 16) == pytest.approx(40 / 160)
+    ch.schedule(chains, 0, 14.7)
+    assert useful() == 0
+    ch.preempt(chains, 0, 14.8)
+    assert useful() == np.inf and F.useful_share(chains[0], 10.0, 16) == 1
+    ch.schedule(chains, 0, 14.9)
+    ch.finish(chains, tables, 0, 0, 16.0, 40.0, 8.0, 1, False)
+    assert useful() == 48
+    assert F.useful_share(chains[0], 2.0, 16) == 1 == F.useful_share(chains[0], 0.0, 16)
 
 
 def test_p_end_rises_while_it_is_silent_and_is_one_when_hinted():

@@ -103,6 +103,7 @@ def test_an_export_scores_as_the_network_did(work: Path) -> None:
 
     from saga_rl.learn.network import RowNet
     from saga_rl.learn.train import undecided
+    from saga_rl.policies.features import EVICTION
 
     checkpoint = load_checkpoint(work / "policy")
     data = read_dataset(work / "data-v0")
@@ -110,7 +111,9 @@ def test_an_export_scores_as_the_network_did(work: Path) -> None:
     net = RowNet.from_layers(checkpoint.layers, checkpoint.mean, checkpoint.std)
     policy = checkpoint.policy()
     scratch = np.zeros(policy.scratch)
-    ours = [policy.score(np.ascontiguousarray(row, np.float64), policy.params, scratch) for row in rows]
+    whole = np.zeros((len(rows), len(EVICTION)))
+    whole[:, :rows.shape[1]] = rows
+    ours = [policy.score(row, policy.params, scratch) for row in whole]
     with torch.no_grad():
         theirs = net(torch.from_numpy(rows)).numpy()
     np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from saga_rl.aeg.generators import generate
-from saga_rl.policies.checkpoint import LEARNED_FEATURES, MANIFEST, load_checkpoint
-from saga_rl.policies.features import COLUMNS
+from saga_rl.policies.checkpoint import MANIFEST, load_checkpoint
+from saga_rl.policies.features import COLUMNS, EVICTION
 from saga_rl.policies.presets import preset
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
@@ -32,7 +32,7 @@ def test_it_loads_and_scores(shipped):
     policy = shipped.policy()
     rows = np.random.default_rng(0).random((50, COLUMNS[policy.seam]))
     if policy.seam == "eviction":
-        rows[:, [LEARNED_FEATURES["eviction"].index(k) for k in ("waiting", "ended")]] = 0.0  # settled outside
+        rows[:, [EVICTION.index(k) for k in ("waiting", "ended", "tokens")]] = 0.0  # settled outside
     scores = [policy.score(row, policy.params, np.zeros(policy.scratch)) for row in rows]
     assert np.isfinite(scores).all() and len(set(scores)) > 40
 

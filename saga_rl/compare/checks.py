@@ -88,12 +88,13 @@ def _check_eviction(spec: str, policy: Policy, parts: Sequence[str]) -> None:
     if not policy.oracle:
         return
     what = f"eviction policy {spec!r}"
+    if policy.name != "clairvoyant" and "load" in parts:
+        raise UserError(what, "must know the future, which in part load depends on the policy itself",
+                        "leave it out: part eviction always holds it, as the bound" if policy.name == "belady"
+                        else "compare it in --part eviction alone")
     if policy.name == "belady":
-        if "load" in parts:
-            raise UserError(what, "must know the future, which in part load depends on the policy itself",
-                            "leave it out: part eviction always holds it, as the bound")
         raise UserError(what, "is the bound that every point of part eviction is divided by", "leave it out")
-    if "eviction" in parts:
+    if policy.name == "clairvoyant" and "eviction" in parts:
         raise UserError(what, "knows when sessions return by the clock, and part eviction plays a fixed order of "
                         "requests, where Belady is the policy that knows the future", "add --part load, without "
                         "--part eviction")

@@ -81,7 +81,8 @@ def scorer(policy: Policy) -> Probabilities:
     """The choice of a compiled eviction or placement policy, also a learned one, from the columns that datasets hold.
 
     Datasets hold the bounded columns. Of the others those are restored that follow from them; a policy whose choices
-    depend on any other column, on memory or on the future cannot be evaluated so: `UserError`.
+    depend on any other column, on memory or on the future cannot be evaluated so: `UserError`. A learned policy is
+    taken as it ranks what is undecided: which rows hold more than their chains can use, no column of a dataset says.
     """
     if policy.seam not in ("eviction", "placement"):
         raise UserError(f"{policy.seam} policy {policy.name!r}", "does not choose among rows by its score alone",
@@ -90,9 +91,14 @@ def scorer(policy: Policy) -> Probabilities:
         raise UserError(f"{policy.seam} policy {policy.name!r}", "needs more than a decision's row (memory, or the "
                         "future)", "evaluate it in the simulator")
 
+    width = len(COLUMNS[policy.seam])
+    fills = [np.zeros(width), np.full(width, 1e6)]
+    if policy.name != "learned":
+        fills.append(1e6 - np.arange(width))
+
     def probabilities(observations: NDArray, masks: NDArray) -> NDArray:
-        choices = [from_scores(_scores(policy, observations, masks, fill), masks) for fill in (0.0, 1e6)]
-        if (choices[0] != choices[1]).any():
+        choices = [from_scores(_scores(policy, observations, masks, fill), masks) for fill in fills]
+        if any((choices[0] != other).any() for other in choices[1:]):
             raise UserError(f"{policy.seam} policy {policy.name!r}", "reads columns that datasets do not hold",
                             "evaluate it in the simulator")
         return choices[0]
@@ -100,14 +106,14 @@ def scorer(policy: Policy) -> Probabilities:
     return probabilities
 
 
-def _scores(policy: Policy, observations: NDArray, masks: NDArray, fill: float) -> NDArray[np.float64]:
-    """Scores of every candidate; columns that are not known hold `fill`."""
+def _scores(policy: Policy, observations: NDArray, masks: NDArray, fill: NDArray) -> NDArray[np.float64]:
+    """Scores of every candidate; columns that are not known hold what `fill`, one value a column, says."""
     known = observations.shape[2]
     out = np.full(masks.shape, -np.inf)
     scratch = np.zeros(max(policy.scratch, 1))
     for at in range(0, len(masks), _BATCH):
         part = slice(at, at + _BATCH)
-        rows = np.full((int(masks[part].sum()), len(COLUMNS[policy.seam])), fill)
+        rows = np.tile(fill, (int(masks[part].sum()), 1))
         rows[:, :known] = observations[part][masks[part]]
         if policy.seam == "eviction":
             for raw, log in _RAW:
