@@ -210,7 +210,7 @@ def settle(world, w, now, evict_score, evict_params, evict_scratch):
             more = blocks_for(have + chunk, block) - blocks_for(have, block)
             extra = _extra(cost, have, chunk)
         if not at_once:  # held as a lump until it is known how far the run got
-            for part in range(need + 1):  # request by request: each looks at the victims anew
+            for part in range(need + 1):  # request by request, as they would ask for room
                 size = 1 if part < need else more
                 make_room(world, w, size, t, evict_score, evict_params, evict_scratch, False, -1)
                 counts[w, kv.FREE] -= size

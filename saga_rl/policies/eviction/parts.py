@@ -26,12 +26,17 @@ def apart(x, protect, hint):
     return 0.0
 
 
+NEARLY_ALL = 0.75
+
+
 @njit(cache=True)
 def dead(x):
     """Whether some of what the chain holds is of no use for certain: it has ended, by its client's word or since nobody
     heard of it, or it holds more than it can use, which it does when it compacts its context, from the moment on that
-    its shorter prompt waits. Tail blocks go first, and those are the ones."""
-    return x[E_ENDED] > 0 or x[E_TOKENS] > x[E_USEFUL]
+    its shorter prompt waits. Tail blocks go first, and those are the ones; a chain that waits and can use nearly all
+    (its client dropped a few tokens of its context) would be cut into what its request is about to find."""
+    most = NEARLY_ALL if x[E_WAITING] > 0 else 1.0
+    return x[E_ENDED] > 0 or x[E_USEFUL] < most * x[E_TOKENS]
 
 
 @njit(cache=True)
