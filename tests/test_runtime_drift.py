@@ -34,15 +34,15 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("model")
 
 
-def serve(folder, score, doc, rounds=60):
-    """Eight sessions lie idle for good; one comes back again and again, each time after another took its place."""
+def serve(folder, score, doc, rounds=60, between=1):
+    """Eight sessions lie idle for good; one comes back again and again, each time after `between` others came."""
     trained = Policy("eviction", "trained", score, np.zeros(1), doc=doc)
     policies: PolicySet = replace(preset("lru"), eviction=trained)
     clock = Clock()
     s = make_scheduler(SagaSyncScheduler, folder, clock=clock, blocks=40, policies=policies)
 
     def ask(name: str, token: int, k: int) -> None:
-        s.add_request(make_request(f"{name}.{k}", [token] * (4 * BLOCK), output=2, session=name))
+        s.add_request(make_request(f"{name}.{k}", [token] * (4 * BLOCK + 3), output=2, session=name))
         drain(s, clock)
         clock.now += 1.0
 
@@ -50,7 +50,8 @@ def serve(folder, score, doc, rounds=60):
         ask(f"idle{i}", 10 + i, 0)
     for k in range(rounds):
         ask("busy", 5, k)
-        ask(f"new{k}", 100 + k, 0)
+        for j in range(between):
+            ask(f"new{k}.{j}", 100 + between * k + j, 0)
     return s
 
 
@@ -65,7 +66,7 @@ def test_a_policy_that_takes_who_comes_back_is_replaced(folder, caplog):
 
 
 def test_a_policy_that_takes_who_stays_away_stays(folder):
-    victims = serve(folder, oldest_first, {"pair_error": 0.3}).block_queue.victims
+    victims = serve(folder, oldest_first, {"pair_error": 0.3}, between=4).block_queue.victims
     assert victims.drift.fallbacks == 0 and victims.drift.pairs > 10
     assert victims.guard.fallbacks["drift"] == 0
 
@@ -73,3 +74,23 @@ def test_a_policy_that_takes_who_stays_away_stays(folder):
 def test_what_carries_no_figure_is_not_watched(folder):
     s = serve(folder, newest_first, {}, rounds=2)
     assert s.block_queue.victims.drift is None
+
+
+def test_what_a_compacting_session_leaves_is_no_choice_of_the_network(folder):
+    """It would be wrong at every turn, and is never asked."""
+    trained = Policy("eviction", "trained", oldest_first, np.zeros(1), doc={"pair_error": 0.3})
+    clock = Clock()
+    s = make_scheduler(SagaSyncScheduler, folder, clock=clock, blocks=40, policies=replace(preset("lru"),
+                                                                                          eviction=trained))
+    victims = s.block_queue.victims
+    for name, tokens, blocks in (("long", 7, 12), ("short", 8, 2)):
+        s.add_request(make_request(name, [tokens] * (blocks * BLOCK), output=2, session=name))
+        drain(s, clock)
+    long, short = (s.block_queue.runs.all()[k].chain for k in (0, 1))
+    owned = s.block_queue.runs.owned_by
+    assert victims.undecided(long, owned(long)) and victims.undecided(short, owned(short))
+    s.add_request(make_request("compacted", [9] * (3 * BLOCK), output=2, session="long"))
+    assert not victims.undecided(long, owned(long)), "its request waits"
+    drain(s, clock)
+    assert owned(long) > 3 and not victims.undecided(long, owned(long)), "it holds more than its new context"
+    assert victims.undecided(short, owned(short))

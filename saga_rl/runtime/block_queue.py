@@ -229,10 +229,12 @@ class PolicyBlockQueue:
                 continue
             run, broken = self._best(spare, kept)
             base = self.runs.below(run)
-            most = n - len(out)
+            most, v = n - len(out), self.victims
+            watched = v.drift is not None and v.undecided(run.chain, self.runs.owned_by(run.chain))
             taken = self._take(run, most if broken else min(most, spare.get(run.tenant, most)), out)
-            if self.victims.drift is not None and (other := self._ranked.middle(self.runs, self._next)) is not None:
-                self.victims.evicted(run.chain, other.chain)
+            if watched and (other := self._ranked.middle(self.runs, self._next)) is not None and v.undecided(
+                    other.chain, self.runs.owned_by(other.chain)):
+                v.evicted(run.chain, other.chain)
             row = self.victims.tracker.chains[run.chain]
             cause = "ended" if row[ch.ENDED] > 0 else "waiting" if row[ch.WAITING] == 1 else "idle"
             self.evicted["shared" if run.shared else cause] += taken

@@ -19,6 +19,7 @@ from saga_rl.policies.features import (
     BEGIN,
     E_TTL_LEFT,
     EVICTION,
+    G_BLOCK,
     G_LIVE,
     G_SIZE_MAX,
     G_TAU_MAX,
@@ -122,11 +123,16 @@ class Victims:
         self.rows(runs, slots, now)
         return self.guard.scores(self._rows, len(slots))
 
+    def undecided(self, chain: int, owned: float) -> bool:
+        """Whether a learned policy ranks the chain, which has `owned` evictable blocks: who ended, who waits and who
+        holds more than it can use is settled outside the network, and no choice of its."""
+        row = self.tracker.chains[chain]
+        return bool(row[ch.ENDED] == 0 and row[ch.WAITING] == 0
+                    and ch.useful_tokens(row) >= owned * self.g[W, G_BLOCK])
+
     def evicted(self, victim: int, kept: int) -> None:
-        """Chain `victim` lost blocks while chain `kept` was left alone. What is settled outside the network (who ended,
-        who waits) is no choice of its."""
-        rows = self.tracker.chains
-        if self.drift is not None and not rows[[victim, kept]][:, [ch.ENDED, ch.WAITING]].any():
+        """Chain `victim`, whom the network chose, lost blocks while chain `kept` was left alone."""
+        if self.drift is not None:
             self.drift.evicted(victim, kept)
 
     def returned(self, chain: int) -> None:
