@@ -53,7 +53,7 @@ class Client:
 
 
 def served(*engines: Engine, keys: tuple[str, ...] = ("sesame",), place: bool = True) -> tuple[Operator, Starlette]:
-    client, config = Client(*engines), SagaConfig(poll_s=0.05)
+    client, config = Client(*engines), SagaConfig(policy="saga+", poll_s=0.05)
     placement = Placement(make("placement", "saga:theta=100"), config) if place else None
     poller = Poller(client, config.poll_s, placement)
     operator = Operator(client, config, list(keys), poller, placement)
