@@ -88,14 +88,15 @@ def test_the_start_is_the_rules_it_names():
 
 
 def test_the_start_serves_a_trace_as_the_rules_do(web):
-    """Eviction apart, which has no tier for who was silent for 5 minutes; here nobody is."""
+    """Eviction apart: `youngest` has a tier for who was silent for 5 minutes, and here nobody is; a learned policy one
+    for what a compacting chain leaves behind, and here some do, so it may be somewhat faster."""
     rules = from_specs(PRESETS["saga+"] | {"admission": "reserve-older:likely=1"})
     genome = Genome(JOINT)
     config = SimConfig(kv_tokens=80_000, population=6)
     a = simulate(web, config, rules, slo=False).metrics
     b = simulate(web, config, genome.policies(genome.start(), PRESETS["saga+"]), slo=False).metrics
     assert a["evictions"] > 0
-    assert b["tct_mean_s"] == pytest.approx(a["tct_mean_s"], rel=0.02)
+    assert 0.95 < b["tct_mean_s"] / a["tct_mean_s"] < 1.02
 
 
 # ---------------------------------------------------------------- costs
