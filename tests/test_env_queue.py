@@ -243,7 +243,7 @@ def test_the_future_does_not_show(name: str, trace: Trace) -> None:
         return seen, times
 
     times = walk(env)[1]
-    moment = times[len(times) // 2]
+    moment = times[len(times) // 3]
     run = env.stepper._cluster.world.run
     late = run.f[:, st.DONE_S] > moment
     assert 0 < late.sum() < len(late) and (run.begin_s > moment).any() and (run.begin_s < moment).any()

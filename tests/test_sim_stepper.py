@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim_strings import random_reference, random_trace
 
-from saga_rl.policies.features import E_IDLE_S, E_ORACLE, EVICTION
+from saga_rl.policies.features import E_IDLE_S, E_ORACLE, E_USEFUL, EVICTION
 from saga_rl.policies.registry import make
 from saga_rl.sim.replay import replay
 from saga_rl.sim.stepper import EvictionStepper
@@ -52,7 +52,8 @@ def test_what_a_decision_shows(seed, rng):
     while pending:
         n = stepper.n_rows
         assert np.isnan(stepper.rows[:n, E_ORACLE]).all() and not stepper.rows[n:].any()
-        assert np.isfinite(np.delete(stepper.rows[:n], E_ORACLE, axis=1)).all()
+        assert np.isfinite(np.delete(stepper.rows[:n], [E_ORACLE, E_USEFUL], axis=1)).all()
+        assert (stepper.rows[:n, E_USEFUL] >= 0).all(), "infinite where a request was preempted"
         assert (np.diff(stepper.rows[:n, E_IDLE_S]) <= 0).all(), "in the order in which LRU takes them"
         assert (stepper.next_use[:n] > stepper.event).all() and np.isnan(stepper.next_use[n:]).all()
         assert stepper.next_use[stepper.belady_action()] == stepper.next_use[:n].max()
