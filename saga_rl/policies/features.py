@@ -1,10 +1,9 @@
 """The feature rows of the four seams: the one place where observations are made.
 
 Simulator, environments and vLLM adapter call these functions, so a policy sees in service what it was trained on. The
-hash of this file's code, `chains.py`'s and `tables.py`'s is written into every checkpoint (`feature_hash`).
-
-All rows are float64. Seconds and tokens enter learned policies as log(1 + x); raw values stay beside them for the
-heuristics. The ORACLE column is NaN for every policy that does not declare `oracle=True`.
+hash of this file's code, `chains.py`'s and `tables.py`'s is written into every checkpoint (`feature_hash`). Rows are
+float64; seconds and tokens enter learned policies as log(1 + x), raw values stay beside them for the heuristics. The
+ORACLE column is NaN for every policy that does not declare `oracle=True`.
 """
 
 from __future__ import annotations
@@ -406,8 +405,7 @@ def useful_share(row, owned, block):
 
 @njit(cache=True)
 def weigh_older(chains, tables, w, c, now, last_use_s, blocks, older):
-    """Add an older idle chain's `blocks` to `older`, (3,): by the chance that it has not ended, that it comes back
-    within `SOON_S`, within `LATER_S`."""
+    """Add an idle chain's `blocks` to `older` (3,) by the chances that it lives, returns in `SOON_S`, `LATER_S`."""
     lives = alive(chains, tables, w, c, now, last_use_s)
     older[0] += blocks * lives
     if ch.waits(chains, c, w):
@@ -497,7 +495,6 @@ COLUMNS = {"eviction": len(EVICTION), "placement": len(PLACEMENT), "ordering": l
 
 @cache
 def feature_hash() -> str:
-    """SHA-256 over the code, comments and docstrings aside, of everything that makes a feature row; a checkpoint that
-    was trained on other code is refused."""
+    """SHA-256 over the code, less comments and docstrings, that makes feature rows; other checkpoints are refused."""
     here = Path(__file__).parent
     return code_hash(*((here / name).read_text(encoding="utf-8") for name in ("features.py", "chains.py", "tables.py")))
