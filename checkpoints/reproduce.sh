@@ -12,19 +12,11 @@ PARTS=${PARTS:-eviction joint placement}
 EVALUATE=${EVALUATE:-1}
 POPULATION=16
 NOTE="the whole pipeline, data included: checkpoints/reproduce.sh"
-mkdir -p "$WORK/joint" "$OUT"
+mkdir -p "$WORK" "$OUT"
 
 workload() { # NAME GENERATOR OPTION...
     "$BIN/saga-rl" trace generate "$2" --seed 11 "${@:3}" -o "$WORK/$1.parquet"
     "$BIN/saga-rl" trace split "$WORK/$1.parquet" -o "$WORK/$1" --fractions train=.6,test=.4 --seed 1
-}
-searched() { # NAME GENERATOR OPTION...
-    "$BIN/saga-rl" trace generate "$2" --seed 21 --sessions 240 --max-context 65536 "${@:3}" -o "$WORK/joint/$1.parquet"
-    "$BIN/saga-rl" trace split "$WORK/joint/$1.parquet" -o "$WORK/joint/$1" \
-        --fractions train=.5,validation=.2,test=.3 --seed 1
-}
-parts() { # PART NAME... -> paths with commas between
-    printf "%s\n" "${@:2}" | sed "s|.*|$WORK/joint/&/$1.parquet|" | paste -sd,
 }
 
 if [[ $PARTS == *eviction* ]]; then
@@ -43,21 +35,21 @@ if [[ $PARTS == *eviction* ]]; then
         --epochs 16 --batch 256 --lr 3e-3 --seed 1 --note "$NOTE"
 fi
 if [[ $PARTS == *joint* ]]; then # pools: P1 of each workload (`training/protocol.py` prints it), then tighter ones
-    hidden=(workload:swe-hitl workload:web-hitl workload:hetero-hitl workload:shift-hitl)
-    seen=(workload:swe workload:web workload:burst workload:hetero "${hidden[@]}" "${hidden[@]}")
-    "$BIN/python" training/search.py "${seen[@]:0:4}" "${hidden[@]/%/@hidden}" "${hidden[@]/%/@hidden}" \
-        --validation "$(printf "%s\n" "${seen[@]}" | paste -sd,)" --population 9,10,12,16,12,12,16,12,12,12,16,12 \
-        --kv-tokens 418096,495680,472400,419104,504416,399664,398880,387232,300000,300000,260000,260000 \
-        --beside placement=sticky --episodes 1 --checks 3 --generations 150 --sigma 0.1 --seed 1 \
+    told=(workload:swe workload:web workload:burst workload:hetero workload:shift@load=.9)
+    hidden=(workload:swe-hitl workload:web-hitl workload:hetero-hitl workload:shift-hitl@load=.9)
+    tight=(workload:swe-hitl workload:web-hitl workload:hetero-hitl workload:shift-hitl)
+    "$BIN/python" training/search.py "${told[@]}" "${hidden[@]/%/@hidden}" "${tight[@]/%/@hidden}" \
+        --validation "$(printf "%s\n" "${told[@]}" "${hidden[@]}" "${tight[@]}" | paste -sd,)" \
+        --population 9,10,12,16,12,12,12,16,12,12,12,16,12 \
+        --kv-tokens 418096,495680,472400,419104,375680,504416,399664,398880,387232,300000,300000,260000,260000 \
+        --beside placement=sticky --episodes 1 --checks 3 --generations 120 --sigma 0.1 --seed 1 \
         --out "$OUT/joint" --run-dir "$WORK" --note "$NOTE"
 fi
 if [[ $PARTS == *placement* ]]; then
-    searched swe swe-bench
-    searched web webarena
-    searched web-hitl webarena --hitl-share 0.1
-    "$BIN/python" training/search.py "$WORK"/joint/{swe,web}/train.parquet "$WORK"/joint/web-hitl/train.parquet@hidden \
-        --validation "$(parts validation swe web web-hitl)" --population 9,12,20 --workers 4 --seams placement \
-        --candidates 12 --episodes 1 --generations 120 --sigma 0.3 --seed 1 \
+    seen=(workload:swe workload:web workload:swe@load=.8 workload:web@load=.8)
+    "$BIN/python" training/search.py "${seen[@]}" --validation "$(printf "%s\n" "${seen[@]}" | paste -sd,)" \
+        --population 9,10,9,10 --kv-tokens 418096,495680,418096,495680 --workers 4 --seams placement \
+        --candidates 12 --episodes 1 --checks 3 --generations 60 --sigma 0.3 --seed 1 \
         --out "$OUT" --run-dir "$WORK" --note "$NOTE"
 fi
 [ "$EVALUATE" = 0 ] && exit 0

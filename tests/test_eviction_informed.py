@@ -7,10 +7,17 @@ import pytest
 from eviction_pool import EvictionPool
 from policies_rows import row, score
 
+from saga_rl.aeg.generators import generate
 from saga_rl.errors import UserError
 from saga_rl.policies import tables as tb
 from saga_rl.policies.eviction import continuum
 from saga_rl.policies.registry import make
+from saga_rl.sim import script as sc
+from saga_rl.sim.config import SimConfig
+from saga_rl.sim.record import record_reference
+from saga_rl.sim.reference import END
+from saga_rl.sim.replay import make_play
+from saga_rl.sim.script import prepare
 
 FAST, SLOW, LAST = 0, 1, 2
 """Tools: returns after 0.1 s, after 60 s; one that chains often end with."""
@@ -198,6 +205,33 @@ def test_ends_known_knows_who_comes_back_and_not_when():
                  late={"oracle": 3, "residual_s": 50.0, **known}, waits={"oracle": 5, "waiting": 1},
                  ) == ["never", "late", "soon", "waits"]
     assert make("eviction", "ends-known").oracle
+
+
+def test_returns_known_knows_how_long_tools_take_and_not_who_comes_back():
+    sure, unsure = {"p_end": 0.0, "idle_s": 1.0}, {"p_end": 0.5, "idle_s": 1.0}
+    assert order("returns-known", soon={"oracle": 3.0, "residual_s": 99.0, **sure},
+                 late={"oracle": 80.0, "residual_s": 2.0, **sure}, never={"oracle": np.inf, "residual_s": 20.0, **sure},
+                 waits={"oracle": 5, "waiting": 1}, gone={"ended": 1, "oracle": np.inf},
+                 ) == ["gone", "late", "never", "soon", "waits"]
+    assert order("returns-known", may_be_gone={"oracle": 3.0, **unsure}, late={"oracle": 80.0, **sure},
+                 ) == ["may_be_gone", "late"]
+    assert make("eviction", "returns-known").oracle
+
+
+def test_gaps_are_seconds_between_a_release_and_the_next_use():
+    trace = generate("swe-bench", 3, sessions=6, rate_per_min=60.0, max_context=20_000)
+    config = SimConfig(kv_tokens=40_000)
+    prepared = prepare(record_reference(trace, config), 40_000)
+    plain, told = (make_play(prepared, make("eviction", name)).script for name in ("belady", "returns-known"))
+    n, checked = len(plain.time), 0
+    for k in np.flatnonzero(plain.event[:, sc.KIND] == END):
+        first, last = plain.event[k, sc.AFTER], plain.event[k + 1, sc.AFTER] if k + 1 < n else len(plain.after)
+        for at in range(first, last):
+            event = plain.after[at]
+            want = plain.time[int(event)] - plain.time[k] if event < np.inf else np.inf
+            assert told.after[at] == want
+            checked += event < np.inf
+    assert checked > 50 and make_play(prepared, make("eviction", "belady")).script is prepared.script
 
 
 @pytest.mark.parametrize(("name", "tasks"), [("wa-lru-literal", 30), ("wa-lru:cold_tasks=30", 30), ("wa-lru", 0)])

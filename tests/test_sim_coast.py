@@ -20,7 +20,9 @@ from saga_rl.sim.cluster import Cluster, simulate
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.iterations import iteration_log
 
-MIX = hst.tuples(*(hst.sampled_from([n for n in names(seam) if n not in ("learned", "belady", "ends-known")])
+OPEN = ("learned", "belady", "ends-known", "returns-known")
+"""A checkpoint's, and those that must know the future of a fixed string."""
+MIX = hst.tuples(*(hst.sampled_from([n for n in names(seam) if n not in OPEN])
                    for seam in SEAMS)).map(
     lambda mix: ("clairvoyant", *mix[1:]) if mix[-1] == "reserve-clairvoyant" else mix)  # that one wants to be told
 """Whatever is registered, so that no new policy's promise (`Policy.steady` and its neighbours) goes unlooked at."""

@@ -14,37 +14,34 @@ import numpy as np
 from rich.console import Console
 from typer import Argument, Option
 
-from saga_rl.aeg.io import read_trace
-from saga_rl.aeg.validate import check_fits
-from saga_rl.env.episodes import sim_config
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.files import check_target
+from saga_rl.learn.arenas import arena, wanted
 from saga_rl.learn.genome import scales
-from saga_rl.learn.script import check_range, file_label, numbers, progress, run_script, words
-from saga_rl.learn.search import Arena, Found, SearchConfig, search
+from saga_rl.learn.script import check_range, numbers, progress, run_script, words
+from saga_rl.learn.search import Found, SearchConfig, search
 from saga_rl.learn.search_card import search_card
 from saga_rl.learn.search_plot import search_picture
 from saga_rl.learn.tracking import Tracker
-from saga_rl.learn.workloads import workload
 from saga_rl.policies.base import SEAMS
 from saga_rl.policies.checkpoint import save_checkpoint
 from saga_rl.policies.presets import PRESETS
 from saga_rl.policies.registry import make
-from saga_rl.provenance import provenance, sha256
+from saga_rl.provenance import provenance
 
-WORKLOAD = "workload:"
 REFERENCE = PRESETS["saga+"] | {k: PRESETS["likely"][k] for k in ("admission", "eviction")}
 """By seam the best rule found by hand where ends are not announced. Seams that are not searched are the same in
 candidates and reference."""
 
 
 def main(
-    traces: Annotated[list[Path], Argument(metavar="TRACE", help="Trace files to search on, or workload:NAME, the "
-                                           "training sessions of that workload; FILE@hidden: there, nobody says that "
-                                           "a session ended.")],
+    traces: Annotated[list[str], Argument(metavar="TRACE", help="Trace files to search on, or workload:NAME, the "
+                                          "training sessions of that workload. Behind it @hidden: nobody says that a "
+                                          "session ended; @load=X: open arrivals, X times as fast as the trace's, or "
+                                          "at X of the workload's peak.")],
     out: Annotated[Path, Option(help="Folder for the checkpoints, one sub-folder a seam.")],
     validation: Annotated[str, Option(help="Trace files that choose the best, in the same order, with , between "
-                                           "(workload:NAME: its validation sessions).")],
+                                           "(workload:NAME: its validation sessions), each with its trace's @.")],
     population: Annotated[str, Option(help="Sessions alive at once on each trace (0 = its arrivals).")] = "12",
     sessions: Annotated[int, Option(help="Sessions of one episode; 0 = three times the population.")] = 0,
     kv_tokens: Annotated[str, Option(help="KV pool of a worker, tokens; one, or one for each trace.")] = "240000",
@@ -56,6 +53,8 @@ def main(
     candidates: Annotated[int, Option(help="Candidates of a generation.")] = 16,
     episodes: Annotated[int, Option(help="Episodes of each trace and candidate.")] = 2,
     checks: Annotated[int, Option(help="Validation episodes of each trace at every fourth generation.")] = 4,
+    start: Annotated[str, Option(help="Folder of checkpoints, one a seam, of an earlier search to go on from; empty: "
+                                      "the best rules found by hand.")] = "",
     sigma: Annotated[float, Option(help="First step size, in scaled units.")] = 0.1,
     jobs: Annotated[int, Option(help="Processes.")] = 2,
     seed: Annotated[int, Option(help="The weights follow from it.")] = 0,
@@ -76,7 +75,7 @@ def main(
     others = _others(beside, searched)
     counts = _each("--population", population, 0, traces)
     pools = _each("--kv-tokens", kv_tokens, 16, traces)
-    held = [Path(w) for w in words(validation)]
+    held = words(validation)
     if len(held) != len(traces):
         raise UserError("--validation", f"names {len(held)} files for {len(traces)} traces", "name one for each")
     if not out.parent.is_dir():
@@ -84,11 +83,14 @@ def main(
     folder = run_dir or out.parent
     journal = folder / f"{out.name}.search.jsonl"
     check_target(journal)
-    train = [_arena(p, "train", n, sessions, kv, workers) for p, n, kv in zip(traces, counts, pools, strict=True)]
-    judged = [_arena(Path(f"{p}@hidden") if _hidden(t)[1] else p, "validation", n, sessions, kv, workers)
-              for p, t, n, kv in zip(held, traces, counts, pools, strict=True)]
+    asked = [wanted(t) for t in traces]
+    train = [arena(a, "train", n, sessions, kv, workers) for a, n, kv in zip(asked, counts, pools, strict=True)]
+    judged = [arena(replace(a, source=wanted(h).source), "validation", n, sessions, kv, workers)
+              for h, a, n, kv in zip(held, asked, counts, pools, strict=True)]
     config = SearchConfig(tuple(searched), units, generations, candidates, episodes, sigma, checks=checks, seed=seed,
                           others=others, reference={s: REFERENCE[s] if s in searched else others[s] for s in SEAMS})
+    if start:
+        config = replace(config, start=tuple(config.genome().of_checkpoints(start).tolist()))
     with Tracker(wandb, project, folder, dict(vars(config)), "search") as tracker:
         with progress() as bar:
             job = bar.add_task("searching", total=generations + 1, note="compiling, first generation")
@@ -99,7 +101,7 @@ def main(
                                                       f"step {curves['sigma']:.3f}")
 
             found = search(train, judged, config, journal, jobs, on_generation)
-        facts = [f"{a.told()}; {_origin(p)}" for a, p in zip(train, traces, strict=True)]
+        facts = [f"{a.told()}; {w.origin()}" for a, w in zip(train, asked, strict=True)]
         save(out, found, config, facts, note, seed)
         search_picture(found.curve, folder / f"{out.name}.search.png")
         tracker.summary({"validation_cost": found.validation_cost, "start_cost": found.start_cost})
@@ -153,33 +155,7 @@ def _others(text: str, searched: list[str]) -> dict[str, str]:
     return others
 
 
-def _hidden(path: Path) -> tuple[Path, bool]:
-    text = str(path)
-    return (Path(text.removesuffix("@hidden")), True) if text.endswith("@hidden") else (path, False)
-
-
-def _arena(path: Path, part: str, population: int, sessions: int, kv_tokens: int, workers: int) -> Arena:
-    file, hidden = _hidden(path)
-    name = _named(file)
-    trace = workload(name).split(part) if name else read_trace(file)
-    check_fits(trace, kv_tokens=kv_tokens)
-    config = replace(sim_config(kv_tokens, workers, population * workers), end_hint=not hidden)
-    n = min(sessions or 3 * population * workers or trace.n_sessions, trace.n_sessions)
-    return Arena(name or file_label(file), trace, config, n)
-
-
-def _named(path: Path) -> str:
-    """The workload that `workload:NAME` names, empty for a file."""
-    text = str(path)
-    return text.removeprefix(WORKLOAD) if text.startswith(WORKLOAD) else ""
-
-
-def _origin(path: Path) -> str:
-    file = _hidden(path)[0]
-    return f"workload {_named(file)}" if _named(file) else f"sha256 {sha256(file)[:12]}"
-
-
-def _each(option: str, text: str, low: float, traces: list[Path]) -> list[int]:
+def _each(option: str, text: str, low: float, traces: list[str]) -> list[int]:
     """One number for each trace; a single one is for all."""
     values = [int(v) for v in numbers(option, text, low)]
     if len(values) not in (1, len(traces)):

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from saga_rl.errors import UserError
 from saga_rl.policies.base import Policy, PolicySet, Seam
-from saga_rl.policies.checkpoint import LEARNED_FEATURES
+from saga_rl.policies.checkpoint import LEARNED_FEATURES, load_checkpoint
 from saga_rl.policies.eviction.learned import settled_score
 from saga_rl.policies.mlp import Layers, mlp_score, pack, scratch_size
 from saga_rl.policies.registry import make
@@ -64,6 +66,24 @@ class Genome:
                 part[at] = value * (1.0 if name == "bias" else scales(names)[at])
             parts.append(part)
         return np.concatenate(parts)
+
+    def of_checkpoints(self, folder: str | Path) -> NDArray[np.float64]:
+        """(size,) the numbers of the checkpoints below `folder`, one a seam, that a search with the same units wrote.
+        Raises `UserError`."""
+        parts = []
+        for seam in self.seams:
+            loaded = load_checkpoint(Path(folder) / seam)
+            names = self.features(seam)
+            shapes = [(w.shape, b.shape) for w, b in loaded.layers]
+            mine = [(w.shape, b.shape) for w, b in self.layers(seam, self.start())]
+            if shapes != mine or np.any(loaded.mean) or not np.allclose(loaded.std, scales(names)):
+                raise UserError(Path(folder) / seam, "is no scorer of this search",
+                                f"name what training/search.py wrote with --units {self.units}")
+            (w, b), (last, bias) = loaded.layers[0], loaded.layers[-1]
+            parts += [w[0], bias]
+            if self.units:
+                parts.append(np.concatenate([w[2:], b[2:, None], last[0, 2:, None]], axis=1).ravel())
+        return np.concatenate(parts).astype(np.float64)
 
     def layers(self, seam: str, theta: NDArray[np.float64]) -> Layers:
         """The network of a seam as `torch.nn.Linear` would keep it, (W, b) each."""

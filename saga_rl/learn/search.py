@@ -27,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saga_rl.aeg.trace import Trace
-from saga_rl.env.episodes import resample
 from saga_rl.errors import UserError
 from saga_rl.files import atomic
+from saga_rl.learn.arenas import Arena
 from saga_rl.learn.genome import Genome
 from saga_rl.policies.base import PolicySet
 from saga_rl.policies.presets import from_specs
@@ -39,26 +39,6 @@ from saga_rl.sim.config import SimConfig
 P95_WEIGHT = 0.5
 SLOW = 6.0
 """A run is stopped at so many times the reference's length; what is unfinished then counts up to there."""
-
-
-@dataclass(frozen=True)
-class Arena:
-    """Where candidates are judged: sessions to draw from, and a cluster."""
-
-    name: str
-    trace: Trace
-    config: SimConfig
-    sessions: int
-    """Of one episode."""
-
-    def told(self) -> str:
-        """One line that says what the arena is."""
-        c = self.config
-        return (f"{self.name}: {self.sessions} sessions an episode, {c.population or 'open'} alive, {c.kv_tokens:,} KV "
-                f"tokens on each of {c.workers}" + ("" if c.end_hint else ", ends hidden"))
-
-    def episode(self, seed: int) -> Trace:
-        return resample(self.trace, np.random.default_rng(seed), self.sessions)
 
 
 @dataclass(frozen=True)
@@ -78,9 +58,14 @@ class SearchConfig:
     """Specs of the seams that are not searched."""
     reference: Mapping[str, str] = field(default_factory=dict)
     """Specs of the rule to beat."""
+    start: tuple[float, ...] = ()
+    """Numbers to begin with; empty: the rules of `genome.START`."""
 
     def genome(self) -> Genome:
         return Genome(tuple(self.seams), self.units)  # type: ignore[arg-type]
+
+    def begin(self) -> NDArray[np.float64]:
+        return np.array(self.start) if self.start else self.genome().start()
 
 
 @dataclass(frozen=True)
@@ -160,17 +145,17 @@ def search(train: Sequence[Arena], validation: Sequence[Arena], config: SearchCo
     import cma
 
     genome = config.genome()
-    es = cma.CMAEvolutionStrategy(genome.start(), config.sigma, {
+    es = cma.CMAEvolutionStrategy(config.begin(), config.sigma, {
         "seed": config.seed + 1, "popsize": config.population, "verbose": -9, "CMA_diagonal": genome.size > 60})
     lines = _read(journal, config, train)
     runs, curve, start_cost = 0, [], float("inf")
-    best: tuple[float, NDArray[np.float64]] = (float("inf"), genome.start())
+    best: tuple[float, NDArray[np.float64]] = (float("inf"), config.begin())
     checks = [10_000_000 + k for k in range(config.checks)]
     with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (train, validation, config)) as pool:
         for g in range(config.generations + 1):
             line: dict[str, Any] = dict(lines[g]) if g < len(lines) else {}
             seeds = [config.seed * 1_000_000 + g * config.episodes + k for k in range(config.episodes)]
-            mean = genome.start() if g == 0 else np.asarray(es.result.xfavorite, float)
+            mean = config.begin() if g == 0 else np.asarray(es.result.xfavorite, float)
             check = g % config.check_every == 0 or g == config.generations
             thetas = [np.asarray(x, float) for x in es.ask()] if g < config.generations else []
             unknown = check and line.get("validation") is None

@@ -51,6 +51,9 @@ class Policy:
     """Floats of work space that `score` wants."""
     oracle: bool = False
     """True only for references that may read the ORACLE feature; everyone else gets NaN there."""
+    oracle_gaps: bool = False
+    """Eviction, an oracle in open loop: ORACLE shows how many seconds after its last use a block is used next, in the
+    stead of the number of that event."""
     whole_chain: bool = False
     """Eviction: take all of a victim at once instead of as many tail blocks as are needed."""
     drop_expired: bool = False

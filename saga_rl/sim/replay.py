@@ -113,10 +113,21 @@ def make_play(prepared: Prepared, policy: Policy) -> Play:
                 np.full(len(prepared.script.who), np.nan), np.zeros(8, np.int64), future)
     chains = ch.make_chains(prepared.n_chains)
     chains[:, ch.QUEUED] = np.nan
-    return Play(prepared.script, prepared.tree, prepared.pool(), chains,
+    script = _in_seconds(prepared.script) if policy.oracle_gaps else prepared.script
+    return Play(script, prepared.tree, prepared.pool(), chains,
                 make_tables(1, prepared.n_tools, prepared.n_types),
                 make_g(1, prepared.script.block, prepared.pool_blocks, policy), work,
                 future if policy.oracle else np.full(n_segments, np.nan))
+
+
+def _in_seconds(script: Script) -> Script:
+    """The script whose next uses are seconds from the release on which they follow, not events."""
+    first = np.append(script.event[:, sc.AFTER], len(script.after))
+    released = np.repeat(script.time, np.diff(first))
+    comes = np.isfinite(script.after)
+    after = np.full(len(script.after), np.inf)
+    after[comes] = script.time[script.after[comes].astype(np.int64)] - released[comes]
+    return script._replace(after=after)
 
 
 def result_of(game: Play) -> ReplayResult:

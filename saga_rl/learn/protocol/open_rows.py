@@ -19,8 +19,8 @@ from saga_rl.sim.bound import LOW_PRESSURE
 
 MADE = ("swe", "burst", "web", "swe-hitl", "web-hitl", "hetero")
 HITL = ("swe-hitl", "web-hitl")
-ENDS = "ends-known"
-"""Told who comes back, not when: what is left to Belady is what return times are worth."""
+ENDS, RETURNS = "ends-known", "returns-known"
+"""Told who comes back, not when, and when, not who: what is left to Belady is what the other knowledge is worth."""
 
 
 def _pressed(runs: Sequence[Result]) -> NDArray[np.bool_]:
@@ -43,7 +43,7 @@ def eviction(b: Bench) -> list[Figure]:
     if not ours or not names:
         return []
     tuned = b.tune_evictions(names)
-    runs = b.open("eviction", names, {n: [*dict.fromkeys(tuned[n].values()), ours, ENDS] for n in names})
+    runs = b.open("eviction", names, {n: [*dict.fromkeys(tuned[n].values()), ours, ENDS, RETURNS] for n in names})
     out = []
 
     def over_belady(what: str, which: list[str], specs: list[str], target: float | None) -> Figure:
@@ -60,6 +60,7 @@ def eviction(b: Bench) -> list[Figure]:
                                [tuned[n]["best"] for n in which], None))
         out.append(over_belady(f"{what}: lru", which, [tuned[n]["lru"] for n in which], None))
         out.append(over_belady(f"{what}: an oracle of ends", which, [ENDS] * len(which), None))
+        out.append(over_belady(f"{what}: an oracle of return times", which, [RETURNS] * len(which), None))
         if what in b.s.recorded:
             out.append(share("eviction", f"{what}: gap from the best heuristic to Belady closed",
                              [_again(runs[what], ours)], [_again(runs[what], tuned[what]["best"])],

@@ -13,6 +13,7 @@ from saga_rl.policies.eviction import (  # noqa: F401
     lfu,
     lru,
     lru_protect,
+    returns_known,
     s3_fifo,
     tail_lru,
     ttl_online,
