@@ -63,7 +63,7 @@ class Cluster:
         self._run: Callable[..., int] = compiled(advance, (*self._args, 0), SCORE_ARGS)
 
     def advance(self, chosen: int = -1) -> int:
-        """`ENDED`, `PLACE` or `CHOOSE`, see `loop.advance`. `RuntimeError` if nothing more can happen although steps
+        """`ENDED`, `PLACE` or `CHOOSE`, see `loop.run_on`. `RuntimeError` if nothing more can happen although steps
         are left."""
         state = self._run(*self._args, chosen)
         left = int(self.world.run.left.sum())

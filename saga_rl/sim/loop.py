@@ -23,7 +23,7 @@ from saga_rl.sim.tier import copied, landed, prefetch
 from saga_rl.sim.worker import first_load, tick, touch
 
 ENDED, PLACE, CHOOSE = 0, 1, 2
-"""Why `advance` returned."""
+"""Why `run_on` returned."""
 NO_PAUSE, PLACEMENTS, QUEUE = 0, 1, 2
 """Where it pauses."""
 HOLD = -2
@@ -192,13 +192,13 @@ def _compose(world, now, order_score, order_params, order_scratch, admit_score, 
     return False
 
 
-def advance(state, place_score, place_params, place_scratch, order_score, order_params, order_scratch, admit_score,
-             admit_params, admit_scratch, evict_score, evict_params, evict_scratch, whole, literal, pause, chosen):
+@njit(cache=True)
+def run_on(world, place_score, place_params, place_scratch, order_score, order_params, order_scratch, admit_score,
+           admit_params, admit_scratch, evict_score, evict_params, evict_scratch, whole, literal, pause, chosen):
     """Run until the end (`ENDED`) or until a decision is wanted. pause = PLACEMENTS: `PLACE`, which worker serves the
     request count[AWAITING] (its rows are in `work.place`). QUEUE: `CHOOSE`, who of worker count[ASKED]'s queue enters
     in the iteration that it is about to compose; asked when the queue changed or a request ended since it was last
     asked, or nothing runs there. chosen: the answer: a worker, a place in the queue, or `HOLD`; -1 = none was asked."""
-    world = world_ref(state)
     plan, run, heap = world.plan, world.run, world.heap
     n_steps, n_workers, loads, ticks = len(plan.session), world.limits[st.WORKERS], first_load(world), tick(world)
     answered = pause == QUEUE and chosen != -1
@@ -267,3 +267,11 @@ def advance(state, place_score, place_params, place_scratch, order_score, order_
             _place(world, best, what, now, order_score, order_params, order_scratch, evict_score, evict_params,
                    evict_scratch, literal)
         run.count[st.EVENTS] += 1
+
+
+def advance(state, place_score, place_params, place_scratch, order_score, order_params, order_scratch, admit_score,
+            admit_params, admit_scratch, evict_score, evict_params, evict_scratch, whole, literal, pause, chosen):
+    """`run_on` for Python, which holds a world as a NamedTuple."""
+    return run_on(world_ref(state), place_score, place_params, place_scratch, order_score, order_params, order_scratch,
+                  admit_score, admit_params, admit_scratch, evict_score, evict_params, evict_scratch, whole, literal,
+                  pause, chosen)

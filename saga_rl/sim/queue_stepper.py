@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from saga_rl.aeg.trace import Trace
@@ -47,9 +48,13 @@ class Queue(NamedTuple):
 
 
 def _look(state, order_score, order_params, order_scratch, out):
-    """Fill `out` for the worker that is asked about: of the requests whose tenant may be served, those that the
-    ordering policy takes first."""
-    world = world_ref(state)
+    look_at(world_ref(state), order_score, order_params, order_scratch, out)
+
+
+@njit(cache=True)
+def look_at(world, order_score, order_params, order_scratch, out):
+    """Fill `out`, a `Queue`, for the worker that is asked about: of the requests whose tenant may be served, those that
+    the ordering policy takes first."""
     run, block = world.run, world.limits[st.BLOCK]
     w, now, n, most = run.count[st.ASKED], run.total[st.NOW], 0, len(out.place)
     for place in range(run.w[w, st.N_WAITING]):
