@@ -10,6 +10,7 @@ from numba.experimental import structref
 from numpy.typing import NDArray
 
 from saga_rl.policies.features import ADMISSION, ORDERING
+from saga_rl.sim.borrow import lending
 from saga_rl.sim.refs import unowned
 from saga_rl.sim.vector import BOOK
 
@@ -85,7 +86,7 @@ def make_slots(slots: int, shape: tuple[int, ...], episodes: int, sessions: int,
                  np.zeros(sessions + 1), np.array(rules, np.int64), np.array(real))
 
 
-@structref.register
+@lending
 class HallType(types.StructRef):
     pass
 
