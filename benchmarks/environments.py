@@ -6,7 +6,8 @@
 the buffer and with a copy of them a step; and its compiled call alone. **SB3**: `DummyVecEnv` and `SubprocVecEnv` (a
 process a core) over the single environment, in the same run, on the same workloads. Theirs reset by recording a new
 episode, a closed-loop run, where native takes one from its pool; so DummyVecEnv is shown without its resets as well.
-**Closed loop**: Gymnasium's `SyncVectorEnv` over the others, which have no native form.
+**Closed loop**: the native vectors of the others (`saga_rl/PlacementVec-v0` and so on), infos included, beside
+Gymnasium's `SyncVectorEnv` over the single ones, on the same workload; resets are included in both.
 
 Seconds are processor seconds of one thread, so that neighbours on the machine do not count; for SubprocVecEnv, which
 has processes of its own, seconds of the clock: trust it on an idle machine only. Actions are 0 or 1 at random, which at
@@ -43,7 +44,8 @@ from saga_rl.report.style import PALETTE, dress, new_figure, save
 KV, SESSIONS = 240_000, 30
 WORKLOADS = {"swe-bench": 9, "webarena": 12, "burstgpt": 6}
 """Generator and sessions alive at once on a worker of `KV` tokens."""
-CLOSED = (ids.PLACEMENT_ID, ids.ORDERING_ID, ids.ADMISSION_ID, ids.JOINT_ID)
+CLOSED = {ids.PLACEMENT_ID: ids.PLACEMENT_VEC_ID, ids.ORDERING_ID: ids.ORDERING_VEC_ID,
+          ids.ADMISSION_ID: ids.ADMISSION_VEC_ID, ids.JOINT_ID: ids.JOINT_VEC_ID}
 FEW = 8
 """Environments in a vector that steps them one after another."""
 TARGET = 300_000
@@ -120,15 +122,22 @@ def sb3(trace: Any, population: int, seconds: float, processes: int) -> dict[str
     return out
 
 
-def closed(name: str, seconds: float) -> float:
-    """SyncVectorEnv over a closed-loop environment, resets included."""
-    trace = generate("webarena", 0, sessions=60, max_context=65_536)
+def closed(name: str, counts: list[int], seconds: float) -> dict[str, Any]:
+    """A closed-loop environment in SyncVectorEnv and in its native vectors, resets included."""
     place: dict[str, Any] = {"workers": 4, "population": 48} if name == ids.PLACEMENT_ID else {"population": 16}
-    env = SyncVectorEnv([partial(gym.make, name, trace=trace, kv_tokens=KV, sessions=SESSIONS, **place)] * FEW)
-    env.reset(seed=0)
-    found = rate(env.step, FEW, seconds, 1)
-    env.close()
-    return found
+    options = {"trace": generate("webarena", 0, sessions=60, max_context=65_536), "kv_tokens": KV, "sessions": SESSIONS,
+               **place}
+    sync = SyncVectorEnv([partial(gym.make, name, **options)] * FEW)
+    sync.reset(seed=0)
+    out: dict[str, Any] = {"sync_per_s": rate(sync.step, FEW, seconds, 1), "native": []}
+    sync.close()
+    for envs in counts:
+        env: Any = gym.make_vec(CLOSED[name], envs, vectorization_mode="vector_entry_point", episodes=8, copy=False,
+                                **options).unwrapped
+        env.reset(seed=0)
+        out["native"].append({"envs": envs, "per_s": rate(env.step, envs, seconds),
+                              "compiled_per_s": rate(env._fleet.step, envs, seconds)})
+    return out
 
 
 def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
@@ -144,8 +153,8 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, A
     loops = {}
     for name in CLOSED:
         say(name)
-        loops[name] = closed(name, args.seconds)
-    return {"eviction": rows, "closed_loop_per_s": loops, "cores": cores, "load_before": load,
+        loops[name] = closed(name, args.envs, args.seconds)
+    return {"eviction": rows, "closed_loop": loops, "cores": cores, "load_before": load,
             "load_after": os.getloadavg()[0], "target_per_s": TARGET, "envpool": ENVPOOL}
 
 
@@ -162,11 +171,14 @@ def show(result: dict[str, Any]) -> None:
                           *(f"{x / 1000:.1f}" for x in (v["per_s"], v["copied_per_s"], v["compiled_per_s"],
                                                         theirs["dummy_per_s"], theirs["dummy_without_resets_per_s"],
                                                         theirs["subproc_per_s"])), f"{v['per_s'] / best:.0f} x")
-    loops = Table(title=f"closed loop, SyncVectorEnv of {FEW}, decisions a second, resets included")
-    loops.add_column("environment")
-    loops.add_column("decisions / s", justify="right")
-    for name, speed in result["closed_loop_per_s"].items():
-        loops.add_row(name, f"{speed:,.0f}")
+    loops = Table(title=f"closed loop, thousand decisions a second, resets included, beside SyncVectorEnv of {FEW}")
+    for column in ("environment", "environments", "native", "compiled call", "SyncVectorEnv", "native / Sync"):
+        loops.add_column(column, justify="left" if column == "environment" else "right")
+    for name, r in result["closed_loop"].items():
+        for v in r["native"]:
+            loops.add_row(name, str(v["envs"]), *(f"{x / 1000:.1f}" for x in (v["per_s"], v["compiled_per_s"],
+                                                                              r["sync_per_s"])),
+                          f"{v['per_s'] / r['sync_per_s']:.0f} x")
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table, loops)
     console.print(f"one thread ({result['cores']} cores for SubprocVecEnv), load {result['load_before']:.2f} before, "

@@ -45,7 +45,7 @@ class Rewards:
         """(reward, components) of what happened since the last call. tcts: seconds, of the sessions that ended;
         recomputed_tokens, gap_tokens: of the episode so far. Components are costs, named as in a dataset."""
         logs = [float(np.log(max(tct, MIN_TCT_S))) for tct in tcts]
-        costs = {"log_tct": sum(logs), "recomputed_tokens": float(recomputed_tokens - self._tokens),
+        costs = {"log_tct": sum(logs, 0.0), "recomputed_tokens": float(recomputed_tokens - self._tokens),
                  "fairness_gap_tokens": gap_tokens - self._gap}
         reward = -costs["log_tct"] if self.kind == "tct" else -costs["recomputed_tokens"] / RECOMPUTED_TOKENS
         if self.p95_weight and logs and len(self._ended) >= P95_FROM and self.kind == "tct":

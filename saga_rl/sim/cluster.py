@@ -20,8 +20,9 @@ from saga_rl.sim import state as st
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.fairness import fairness
 from saga_rl.sim.jit import compiled
-from saga_rl.sim.loop import CHOOSE, ENDED, HOLD, NO_PAUSE, PLACE, PLACEMENTS, QUEUE, SCORE_ARGS, advance
+from saga_rl.sim.loop import CHOOSE, ENDED, HOLD, NO_PAUSE, PLACE, PLACEMENTS, QUEUE, SCORE_ARGS, run_on
 from saga_rl.sim.metrics import metrics
+from saga_rl.sim.refs import world_ref
 
 __all__ = ["CHOOSE", "ENDED", "HOLD", "HORIZONS", "NO_PAUSE", "PLACE", "PLACEMENTS", "QUEUE", "Cluster", "SimResult",
            "alone_tct", "check_runs", "simulate", "stated_horizon"]
@@ -55,15 +56,17 @@ class Cluster:
         check_runs(trace, config, policies)
         self.trace, self.config, self.policies = trace, config, policies
         self.world = make_fresh(trace, config, policies, log, samples, iterations)
+        self.ref = world_ref(self.world)
+        """The world as compiled code takes it; it does not own the arrays, `world` does."""
         ev = policies.eviction
-        args: list[Any] = [self.world]
+        args: list[Any] = [self.ref]
         for policy in (policies.placement, policies.ordering, policies.admission, ev):
             args += [policy.score, policy.params, np.zeros(max(policy.scratch, 1))]
         self._args = (*args, bool(ev.whole_chain), bool(ev.drop_expired), int(pause))
-        self._run: Callable[..., int] = compiled(advance, (*self._args, 0), SCORE_ARGS)
+        self._run: Callable[..., int] = compiled(run_on.py_func, (*self._args, 0), SCORE_ARGS)
 
     def advance(self, chosen: int = -1) -> int:
-        """`ENDED`, `PLACE` or `CHOOSE`, see `loop.advance`. `RuntimeError` if nothing more can happen although steps
+        """`ENDED`, `PLACE` or `CHOOSE`, see `loop.run_on`. `RuntimeError` if nothing more can happen although steps
         are left."""
         state = self._run(*self._args, chosen)
         left = int(self.world.run.left.sum())

@@ -1,7 +1,8 @@
 """Runs of iterations whose composition is known in advance, taken in one go and exactly.
 
-Two kinds. *Decode*: every running request decodes, and nobody can join: the queue is empty, all slots are taken, or the
-request at its head is kept out by what can only change when something arrives, ends or expires. *Prefill*: beside the
+Two kinds. *Decode*: every running request decodes, and nobody can join: the queue is empty, all slots are taken, who
+chooses from it (`loop.QUEUE`) lets nobody in, or the request that is next is kept out by what can only change when
+something arrives, ends or expires. *Prefill*: beside the
 decoding requests one long prompt takes the rest of the token budget, so the queue is not even looked at. Such a run is
 entered on the heap as one event; it ends before an answer ends, a prompt is complete, a preemption or an expiry.
 
@@ -32,22 +33,26 @@ FREELY, NO_EVICTION, NOT_AT_ALL = range(3)
 
 @njit(cache=True)
 def _kept_out(world, w, budget, now, admit_score, admit_params, admit_scratch):
-    """Whether the head of the worker's queue stays out while the running requests decode, with `budget` tokens left."""
+    """Whether who is next in the worker's queue stays out while the running requests decode, with `budget` tokens left.
+    That is its head, or whom who chooses let in: nobody, or one that may find no room yet."""
     run, pool, tree = world.run, world.pool, world.tree
-    if run.w[w, st.N_WAITING] == 0 or budget <= 0 or (
+    if run.w[w, st.N_WAITING] == 0 or run.w[w, st.LETS] == st.NOBODY or budget <= 0 or (
             run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] >= world.limits[st.MAX_SEQS]):
         return FREELY
     if world.limits[st.TIER] == 1 or world.real[st.LINK_RATE] > 0 or world.limits[st.FRESH] == 1:
         return NOT_AT_ALL  # what it would wait for, or who is first, depends on when it is asked
-    block = world.limits[st.BLOCK]
-    step = run.queue[w, 0]
+    block, step = world.limits[st.BLOCK], run.queue[w, 0]
+    if run.w[w, st.LETS] == st.ONE:
+        step = run.w[w, st.URGENT] - 1
+        if step < 0 or run.i[step, st.STATE] != st.WAITING or run.i[step, st.WORKER] != w:
+            return NOT_AT_ALL  # it was taken away
     known = world.plan.prompt[step] + run.i[step, st.GENERATED]
     cached = min(kv.resident_prefix(tree, pool, w, step), (known - 1) // block)
     own = kv.reusable(tree, pool, w, step, cached)
     need = blocks_wanted(world, cached, known, budget) - own
     if pool.n[w, kv.FREE] + kv.evictable(pool, w) - kv.idle_hit_blocks(tree, pool, w, step, cached + own) < need:
         return FREELY
-    if world.limits[st.ADMIT_STEADY] == 0:
+    if world.limits[st.ADMIT_STEADY] == 0 or run.w[w, st.LETS] == st.ONE:
         return NOT_AT_ALL
     for at in range(tree.path_off[step], tree.path_off[step + 1]):  # does somebody compute its prefix just now?
         r = kv.row(pool, w, tree.path[at])
@@ -290,10 +295,12 @@ def settle_others(world, w, c, now, evict_score, evict_params, evict_scratch):
 
 @njit(cache=True)
 def undisturbed(world, w, goes_first):
-    """Whether an arrival leaves the worker's run as it is: the queue is not looked at, or its head stays."""
+    """Whether an arrival leaves the worker's run as it is: the queue is not looked at, or its head stays. Not where
+    somebody chooses, who is to be asked again."""
     run = world.run
     limits = world.limits
-    if limits[st.TENANTS] > 0 or limits[st.OLDEST_FIRST] == 0 or limits[st.ORDER_STEADY] == 0:
+    if limits[st.TENANTS] > 0 or limits[st.OLDEST_FIRST] == 0 or limits[st.ORDER_STEADY] == 0 or (
+            run.w[w, st.LETS] != st.AS_POLICY):
         return False
     return run.w[w, st.COAST] > 0 and (
         run.w[w, st.CHUNK] > 0 or run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] >= world.limits[st.MAX_SEQS]

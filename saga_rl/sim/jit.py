@@ -9,11 +9,13 @@ the result is kept on disk (`saga_rl.compile_cache`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from numba import njit, typeof
+from numba import njit, typeof, types
+from numba.core.errors import NumbaExperimentalFeatureWarning
 from rich.console import Console
 from rich.status import Status
 
@@ -23,20 +25,29 @@ _COMPILED: dict[tuple[Callable, tuple], Callable] = {}
 _QUIET_S = 1.0
 
 
-def compiled(pyfunc: Callable, args: Sequence[Any], score_positions: Sequence[int] = ()) -> Callable:
+def compiled(pyfunc: Callable, args: Sequence[Any], score_positions: Sequence[int] = (),
+             functions: Mapping[int, types.FunctionType] | None = None) -> Callable:
     """`pyfunc` compiled for arguments of the types of `args`, to be called with exactly such arguments.
 
     pyfunc: a plain, module-level function without defaults, not yet decorated. score_positions: which of `args` are
-    policies' `score` functions. The first call for a set of types compiles or loads from disk and says so on standard
-    error when that takes longer than a second; later calls look up a dictionary.
+    policies' `score` functions. functions: the types of other functions among them, by position (`function_type`). The
+    first call for a set of types compiles or loads from disk and says so on standard error when that takes longer than
+    a second; later calls look up a dictionary.
     """
-    scores = set(score_positions)
-    types = tuple(SCORE_TYPE if i in scores else typeof(a) for i, a in enumerate(args))
-    key = (pyfunc, types)
+    given = {**dict.fromkeys(score_positions, SCORE_TYPE), **(functions or {})}
+    signature = tuple(given[i] if i in given else typeof(a) for i, a in enumerate(args))
+    key = (pyfunc, signature)
     if key not in _COMPILED:
-        with _say_when_slow(pyfunc.__name__.strip("_")):
-            _COMPILED[key] = njit(types, cache=True)(pyfunc)
+        with _say_when_slow(pyfunc.__name__.strip("_")), warnings.catch_warnings():
+            warnings.simplefilter("ignore", NumbaExperimentalFeatureWarning)  # functions as arguments are called that
+            _COMPILED[key] = njit(signature, cache=True)(pyfunc)
     return _COMPILED[key]
+
+
+def function_type(function: Any) -> types.FunctionType:
+    """The type under which other compiled code takes what `compiled` returned: it calls through a pointer then, instead
+    of holding a copy of all that code, which would have to be compiled again."""
+    return types.FunctionType(next(iter(function.overloads.values())).signature)
 
 
 @contextmanager

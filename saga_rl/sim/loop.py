@@ -17,13 +17,12 @@ from saga_rl.sim.census import hush
 from saga_rl.sim.coast import coast, settle
 from saga_rl.sim.engine import arrive, finish_iteration, schedule
 from saga_rl.sim.heap import pop, push
-from saga_rl.sim.refs import world_ref
 from saga_rl.sim.stealing import LOOK_S, steal
 from saga_rl.sim.tier import copied, landed, prefetch
 from saga_rl.sim.worker import first_load, tick, touch
 
 ENDED, PLACE, CHOOSE = 0, 1, 2
-"""Why `advance` returned."""
+"""Why `run_on` returned."""
 NO_PAUSE, PLACEMENTS, QUEUE = 0, 1, 2
 """Where it pauses."""
 HOLD = -2
@@ -31,7 +30,7 @@ HOLD = -2
 NEVER = 1e9
 """Placements since a worker's last one, if there was none."""
 SCORE_ARGS = (1, 4, 7, 10)
-"""Positions of score functions among `advance`'s arguments."""
+"""Positions of score functions among `run_on`'s arguments."""
 
 
 @njit(cache=True)
@@ -178,7 +177,8 @@ def _compose(world, now, order_score, order_params, order_scratch, admit_score, 
             run.count[st.ASKED], run.count[st.COMPOSING] = w, k
             return True
         held = pause == QUEUE and run.w[w, st.N_WAITING] > 0
-        if not single and not held and coast(world, w, now, admit_score, admit_params, admit_scratch):
+        asked_anew = held and run.w[w, st.LETS] == st.AS_POLICY
+        if not single and not asked_anew and coast(world, w, now, admit_score, admit_params, admit_scratch):
             continue
         length = schedule(world, w, now, order_score, order_params, order_scratch, admit_score, admit_params,
                           admit_scratch, evict_score, evict_params, evict_scratch, whole, literal)
@@ -192,13 +192,14 @@ def _compose(world, now, order_score, order_params, order_scratch, admit_score, 
     return False
 
 
-def advance(state, place_score, place_params, place_scratch, order_score, order_params, order_scratch, admit_score,
-             admit_params, admit_scratch, evict_score, evict_params, evict_scratch, whole, literal, pause, chosen):
-    """Run until the end (`ENDED`) or until a decision is wanted. pause = PLACEMENTS: `PLACE`, which worker serves the
-    request count[AWAITING] (its rows are in `work.place`). QUEUE: `CHOOSE`, who of worker count[ASKED]'s queue enters
-    in the iteration that it is about to compose; asked when the queue changed or a request ended since it was last
-    asked, or nothing runs there. chosen: the answer: a worker, a place in the queue, or `HOLD`; -1 = none was asked."""
-    world = world_ref(state)
+@njit(cache=True)
+def run_on(world, place_score, place_params, place_scratch, order_score, order_params, order_scratch, admit_score,
+           admit_params, admit_scratch, evict_score, evict_params, evict_scratch, whole, literal, pause, chosen):
+    """Run `world`, a ref (`sim.refs`), until the end (`ENDED`) or until a decision is wanted. pause = PLACEMENTS:
+    `PLACE`, which worker serves the request count[AWAITING] (its rows are in `work.place`). QUEUE: `CHOOSE`, who of
+    worker count[ASKED]'s queue enters in the iteration that it is about to compose; asked when the queue changed or a
+    request ended since it was last asked, or nothing runs there. chosen: the answer: a worker, a place in the queue, or
+    `HOLD`; -1 = none was asked."""
     plan, run, heap = world.plan, world.run, world.heap
     n_steps, n_workers, loads, ticks = len(plan.session), world.limits[st.WORKERS], first_load(world), tick(world)
     answered = pause == QUEUE and chosen != -1

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from saga_rl.aeg.trace import Trace
@@ -23,7 +24,6 @@ from saga_rl.sim.cluster import CHOOSE, HOLD, QUEUE, Cluster
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.jit import compiled
 from saga_rl.sim.metrics import metrics
-from saga_rl.sim.refs import world_ref
 from saga_rl.sim.stepper import entry_point
 from saga_rl.sim.waiting import key_of, may_be_served
 
@@ -46,11 +46,18 @@ class Queue(NamedTuple):
     """(R, len(ADMISSION))"""
 
 
-def _look(state, order_score, order_params, order_scratch, out):
-    """Fill `out` for the worker that is asked about: of the requests whose tenant may be served, those that the
-    ordering policy takes first."""
-    world = world_ref(state)
-    run, block = world.run, world.limits[st.BLOCK]
+def look_at(world, order_score, order_params, order_scratch, out):
+    """Fill `out`, a `Queue`, for the worker that is asked about."""
+    list_waiting(world, order_score, order_params, order_scratch, out)
+    for k in range(out.n[OFFERED]):
+        weigh(world, out, k)
+
+
+@njit(cache=True)
+def list_waiting(world, order_score, order_params, order_scratch, out):
+    """Fill `out` but for its admission rows: of the requests whose tenant may be served, those that the ordering policy
+    takes first."""
+    run = world.run
     w, now, n, most = run.count[st.ASKED], run.total[st.NOW], 0, len(out.place)
     for place in range(run.w[w, st.N_WAITING]):
         step = run.queue[w, place]
@@ -72,14 +79,19 @@ def _look(state, order_score, order_params, order_scratch, out):
             out.order[k] = out.order[k - 1]
         out.place[at], out.key[at] = place, key
         out.order[at] = world.work.order
-    for k in range(n):
-        step = run.queue[w, out.place[k]]
-        known = world.plan.prompt[step] + run.i[step, st.GENERATED]
-        cached = min(kv.resident_prefix(world.tree, world.pool, w, step), (known - 1) // block)
-        fill_admission(world, w, step, cached, known, now)
-        out.admit[k] = world.work.admit
     out.n[OFFERED], out.n[WAITING] = n, run.w[w, st.N_WAITING]
     out.n[IDLE] = run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] == 0
+
+
+@njit(cache=True)
+def weigh(world, out, k):
+    """Fill the admission row of the k-th request on offer."""
+    run, block, w = world.run, world.limits[st.BLOCK], world.run.count[st.ASKED]
+    step = run.queue[w, out.place[k]]
+    known = world.plan.prompt[step] + run.i[step, st.GENERATED]
+    cached = min(kv.resident_prefix(world.tree, world.pool, w, step), (known - 1) // block)
+    fill_admission(world, w, step, cached, known, run.total[st.NOW])
+    out.admit[k] = world.work.admit
 
 
 class QueueStepper:
@@ -104,9 +116,9 @@ class QueueStepper:
         self._cluster = Cluster(self.trace, self.config, self.policies, pause=QUEUE)
         self._cluster._run = entry_point(self._cluster._run)
         order = self.policies.ordering
-        self._args: tuple[Any, ...] = (self._cluster.world, order.score, order.params, np.zeros(max(order.scratch, 1)),
+        self._args: tuple[Any, ...] = (self._cluster.ref, order.score, order.params, np.zeros(max(order.scratch, 1)),
                                        self.shown)
-        self._look = entry_point(compiled(_look, self._args, (1,)))
+        self._look = entry_point(compiled(look_at, self._args, (1,)))
         self._seen = np.zeros(self.trace.n_sessions, bool)
         return self._go(-1)
 
@@ -152,7 +164,8 @@ class QueueStepper:
 
     @property
     def recomputed_tokens(self) -> int:
-        """Tokens computed again so far."""
+        """Tokens computed again so far; what another worker is about counts when its run of iterations (`sim.coast`)
+        ends or is cut."""
         return int(self._cluster.world.run.count[st.RECOMPUTED])
 
     @property

@@ -12,47 +12,48 @@ from numba.experimental import structref
 from numba.extending import intrinsic
 
 from saga_rl.policies.tables import Tables
+from saga_rl.sim.borrow import lend, lending
 from saga_rl.sim.cache import Pool, Tree
 from saga_rl.sim.heap import Heap
 from saga_rl.sim.state import Plan, Run, Work, World
 
 
-@structref.register
+@lending
 class TreeType(types.StructRef):
     pass
 
 
-@structref.register
+@lending
 class PoolType(types.StructRef):
     pass
 
 
-@structref.register
+@lending
 class TablesType(types.StructRef):
     pass
 
 
-@structref.register
+@lending
 class PlanType(types.StructRef):
     pass
 
 
-@structref.register
+@lending
 class RunType(types.StructRef):
     pass
 
 
-@structref.register
+@lending
 class HeapType(types.StructRef):
     pass
 
 
-@structref.register
+@lending
 class WorkType(types.StructRef):
     pass
 
 
-@structref.register
+@lending
 class WorldType(types.StructRef):
     pass
 
@@ -92,7 +93,7 @@ class WorldRef(structref.StructRefProxy):
 for _nt, _ref, _type in ((Tree, TreeRef, TreeType), (Pool, PoolRef, PoolType), (Tables, TablesRef, TablesType),
                          (Plan, PlanRef, PlanType), (Run, RunRef, RunType), (Heap, HeapRef, HeapType),
                          (Work, WorkRef, WorkType), (World, WorldRef, WorldType)):
-    structref.define_proxy(_ref, _type, list(_nt._fields))
+    structref.define_proxy(_ref, _type, [*_nt._fields, *(["kept"] if _nt is World else [])])
 
 
 def _strip(context, builder, kind, value):
@@ -145,8 +146,9 @@ def world_ref(owned):
                  r.live, r.live_at, r.counted, r.quiet, r.service, r.floors, r.held, r.moved, r.source, r.last_step,
                  r.landing, r.landing_at, r.touched, r.log_i,
                  r.log_t, r.occupancy, r.occupancy_t, r.it_i, r.it_f, r.it_part)
-    return WorldRef(tree_ref(world.tree), pool_ref(world.pool), world.chains, tables_ref(world.tables), world.g, plan,
-                    run, HeapRef(h.time, h.what, h.n),
-                    WorkRef(k.evict, k.order, k.admit, k.place, k.scores, k.ranked, k.aged, k.next_use, k.stamp,
-                            k.residue, k.older),
-                    world.limits, world.real, world.cost)
+    tree, pool, tables, heap = tree_ref(world.tree), pool_ref(world.pool), tables_ref(world.tables), HeapRef(
+        h.time, h.what, h.n)
+    work = WorkRef(k.evict, k.order, k.admit, k.place, k.scores, k.ranked, k.aged, k.next_use, k.stamp, k.residue,
+                   k.older)
+    return WorldRef(lend(tree), lend(pool), world.chains, lend(tables), world.g, lend(plan), lend(run), lend(heap),
+                    lend(work), world.limits, world.real, world.cost, (tree, pool, tables, plan, run, heap, work))
