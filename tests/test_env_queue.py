@@ -157,7 +157,7 @@ def test_the_three_agree_where_they_decide_alike(name: str, choose: Any, trace: 
     np.testing.assert_array_equal(env.stepper._cluster.world.run.done_s, stepper._cluster.world.run.done_s)
 
 
-@pytest.mark.parametrize("policies", ["saga+"])
+@pytest.mark.parametrize("policies", ["lru", "saga+"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_iterations_that_let_nobody_in_may_be_skipped(policies: str, workers: int, trace: Trace) -> None:
     """Random rows and holding: taken in one go or singly, every row that was seen and every time is the same."""
