@@ -19,6 +19,7 @@ from saga_rl.env.rewards import P95_FROM, Rewards
 from saga_rl.errors import UserError
 from saga_rl.policies.constraints import Constraints
 from saga_rl.policies.features import LEARNED_ADMISSION, LEARNED_ORDERING, O_SESSION
+from saga_rl.policies.presets import preset
 from saga_rl.sim import state as st
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
@@ -154,6 +155,28 @@ def test_the_three_agree_where_they_decide_alike(name: str, choose: Any, trace: 
     while more:
         more = stepper.advance(0 if stepper.lets_in(0) else HOLD)
     np.testing.assert_array_equal(env.stepper._cluster.world.run.done_s, stepper._cluster.world.run.done_s)
+
+
+@pytest.mark.parametrize("policies", ["lru", "saga+"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_iterations_that_let_nobody_in_may_be_skipped(policies: str, workers: int, trace: Trace) -> None:
+    """Random rows and holding: taken in one go or singly, every row that was seen and every time is the same."""
+    config = SimConfig(kv_tokens=KV, population=8, workers=workers)
+    seen, iterations, coasted = [], [], []
+    for single in (False, True):
+        stepper = QueueStepper(trace, replace(config, single_steps=single), preset(policies), 4)
+        rng, rows, more = np.random.default_rng(2), [], stepper.reset()
+        while more:
+            rows.append((stepper.now, stepper.shown.order.tobytes(), stepper.shown.admit.tobytes()))
+            held = not stepper.idle and rng.random() < 0.5
+            more = stepper.advance(HOLD if held else int(rng.integers(stepper.n_rows)))
+        run = stepper._cluster.world.run
+        seen.append((rows, run.done_s.tobytes(), run.f.tobytes(), int(run.count[st.RECOMPUTED])))
+        iterations.append(int(run.count[st.ITERATIONS]))
+        coasted.append(int(run.count[st.COASTED]))
+    assert seen[0] == seen[1] and len(seen[0][0]) > 100
+    assert iterations[0] == iterations[1] and coasted[1] == 0
+    assert coasted[0] > 0.7 * iterations[0], "most of them were"
 
 
 def test_rows_stand_in_the_given_order(trace: Trace) -> None:

@@ -47,7 +47,7 @@ class Rewards:
         logs = [float(np.log(max(tct, MIN_TCT_S))) for tct in tcts]
         costs = {"log_tct": sum(logs, 0.0), "recomputed_tokens": float(recomputed_tokens - self._tokens),
                  "fairness_gap_tokens": gap_tokens - self._gap}
-        reward = -costs["log_tct"] if self.kind == "tct" else -costs["recomputed_tokens"] / RECOMPUTED_TOKENS
+        reward = 0.0 - (costs["log_tct"] if self.kind == "tct" else costs["recomputed_tokens"] / RECOMPUTED_TOKENS)
         if self.p95_weight and logs and len(self._ended) >= P95_FROM and self.kind == "tct":
             p95 = float(np.percentile(self._ended, 95))
             reward -= self.p95_weight * sum(max(x - p95, 0.0) for x in logs)

@@ -133,7 +133,7 @@ def _ask(world, w):
     """Whether somebody has to choose from the worker's queue: it changed, or nothing runs and somebody must enter."""
     run = world.run
     if run.w[w, st.N_WAITING] == 0:
-        run.w[w, st.URGENT], run.w[w, st.LETS] = 0, st.AS_POLICY
+        run.w[w, st.URGENT], run.w[w, st.LETS] = 0, st.NOBODY  # who comes meanwhile is asked about at once
         return False
     if run.w[w, st.CHANGED] == 1 or run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] == 0:
         run.w[w, st.URGENT], run.w[w, st.LETS] = 0, st.NOBODY
