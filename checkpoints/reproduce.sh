@@ -35,14 +35,12 @@ if [[ $PARTS == *eviction* ]]; then
         --epochs 16 --batch 256 --lr 3e-3 --seed 1 --note "$NOTE"
 fi
 if [[ $PARTS == *joint* ]]; then # pools: P1 of each workload (`training/protocol.py` prints it), then tighter ones
-    told=(workload:swe workload:web workload:burst workload:hetero)
-    hidden=(workload:swe-hitl workload:web-hitl workload:hetero-hitl workload:shift-hitl@load=.9)
-    tight=(workload:swe-hitl workload:web-hitl workload:hetero-hitl workload:shift-hitl)
-    "$BIN/python" training/search.py "${told[@]}" "${hidden[@]/%/@hidden}" "${tight[@]/%/@hidden}" \
-        --validation "$(printf "%s\n" "${told[@]}" "${hidden[@]}" "${tight[@]}" | paste -sd,)" \
-        --population 9,10,12,16,12,12,16,12,12,12,16,12 \
+    hidden=(workload:swe-hitl workload:web-hitl workload:hetero-hitl workload:shift-hitl)
+    seen=(workload:swe workload:web workload:burst workload:hetero "${hidden[@]}" "${hidden[@]}")
+    "$BIN/python" training/search.py "${seen[@]:0:4}" "${hidden[@]/%/@hidden}" "${hidden[@]/%/@hidden}" \
+        --validation "$(printf "%s\n" "${seen[@]}" | paste -sd,)" --population 9,10,12,16,12,12,16,12,12,12,16,12 \
         --kv-tokens 418096,495680,472400,419104,504416,399664,398880,387232,300000,300000,260000,260000 \
-        --beside placement=sticky --episodes 1 --checks 3 --generations 120 --sigma 0.1 --seed 1 \
+        --beside placement=sticky --episodes 1 --checks 3 --generations 150 --sigma 0.1 --seed 1 \
         --out "$OUT/joint" --run-dir "$WORK" --note "$NOTE"
 fi
 if [[ $PARTS == *placement* ]]; then

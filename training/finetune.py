@@ -13,9 +13,16 @@ from typing import Annotated, Any
 from rich.console import Console
 from typer import Argument, Option
 
+from saga_rl.env.closed_vector import (
+    AdmissionVectorEnv,
+    JointVectorEnv,
+    OrderingVectorEnv,
+    PlacementVectorEnv,
+)
 from saga_rl.env.eviction import EvictionEnv
 from saga_rl.env.placement import PlacementEnv
 from saga_rl.env.queue import AdmissionEnv, JointEnv, OrderingEnv
+from saga_rl.env.vector import EvictionVectorEnv
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.learn.actors import FRESH, Start, actor_of, load_start, save_actor
 from saga_rl.learn.script import capacities, check_range, file_label, progress, run_script
@@ -25,6 +32,10 @@ from saga_rl.provenance import provenance, sha256
 
 ENVS: dict[str, Any] = {"eviction": EvictionEnv, "placement": PlacementEnv, "ordering": OrderingEnv,
                         "admission": AdmissionEnv, "joint": JointEnv}
+NATIVE: dict[str, Any] = {"eviction": EvictionVectorEnv, "placement": PlacementVectorEnv,
+                          "ordering": OrderingVectorEnv, "admission": AdmissionVectorEnv, "joint": JointVectorEnv}
+POOL = 64
+"""Episodes that native environments of a trace and capacity play round and round."""
 QUEUE = ("ordering", "admission", "joint")
 
 
@@ -49,6 +60,8 @@ def main(
     lr: Annotated[float, Option(help="Learning rate.")] = 1e-4,
     gamma: Annotated[float, Option(help="Discount a decision; what is computed again lies many ahead.")] = 0.995,
     entropy: Annotated[float, Option(help="Weight of the entropy bonus.")] = 0.0,
+    envs: Annotated[int, Option(help="Native environments of each trace and capacity, stepped in compiled code, over "
+                                     f"{POOL} arrangements of its sessions; 0 = one in Python, always a new one.")] = 0,
     max_rows: Annotated[int, Option(help="Candidates offered at a decision, at most.")] = 32,
     profile: Annotated[str | None, Option(help="Cost profile of the simulator.")] = None,
     seed: Annotated[int, Option(help="Everything follows from it.")] = 0,
@@ -61,7 +74,7 @@ def main(
     for option, value, low, high in (("--steps", steps, 1, 1e9), ("--rollout", rollout, 2, 1e6), ("--lr", lr, 1e-9, 1),
                                      ("--gamma", gamma, 0, 1), ("--entropy", entropy, 0, 10), ("--seed", seed, 0, 2e9),
                                      ("--population", population, 0, 1e6), ("--sessions", sessions, 0, 1e9),
-                                     ("--workers", workers, 0, 1e4)):
+                                     ("--workers", workers, 0, 1e4), ("--envs", envs, 0, 1e5)):
         check_range(option, value, low, high)
     start = load_start(checkpoint, env, policies)
     if not out.parent.is_dir():
@@ -74,13 +87,14 @@ def main(
         shape |= {"workers": workers or (4 if env == "placement" else 1), "policies": start.policies}
     if env in QUEUE:
         shape |= {"reward": reward, "p95_weight": p95_weight, "fairness_weight": fairness_weight}
-    envs = [ENVS[env](path, kv, **shape) for path, kv in places]
+    vec = vector_of(env, places, shape, envs, seed)
     settings: dict[str, Any] = {"learning_rate": lr, "gamma": gamma, "ent_coef": entropy, "n_steps": rollout}
-    tracked = {**settings, **shape, "env": env, "steps": steps, "start": checkpoint.name}
+    tracked = {**settings, **shape, "env": env, "envs": envs, "steps": steps, "start": checkpoint.name}
     with Tracker(wandb, project, out.parent, tracked, "finetune") as tracker:
-        actor, figures = learn(start, envs, settings, steps, seed, tracker)
+        actor, figures = learn(start, vec, settings, steps, seed, tracker)
         meta = {"algorithm": f"MaskablePPO, {steps} decisions on saga_rl/{env.capitalize()}-v0, from {start.label}",
-                "config": {**settings, **shape}, "figures": figures, "figures_of": "rollouts on the training traces",
+                "config": {**settings, **shape, "envs": envs}, "figures": figures,
+                "figures_of": "rollouts on the training traces",
                 "source": provenance(seed=seed, trace=None),
                 "data": {"traces": ", ".join(f"{file_label(p)} (sha256 {sha256(p)[:12]})" for p in traces),
                          "KV capacities": ", ".join(str(kv) for _, kv in places), "began as": start.label}}
@@ -92,12 +106,23 @@ def main(
                     f"{figures['reward_last']:.4f} in the last", highlight=False)
 
 
-def learn(start: Start, envs: list[Any], settings: dict[str, Any], steps: int, seed: int,
+def vector_of(env: str, places: list[tuple[Path, int]], shape: dict[str, Any], native: int, seed: int) -> Any:
+    """An environment of Stable-Baselines3 for each (trace, capacity), or `native` compiled ones of each."""
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    from saga_rl.learn.native import NativeVec
+
+    if not native:
+        return DummyVecEnv([partial(_same, ENVS[env](path, kv, **shape)) for path, kv in places])
+    return NativeVec([NATIVE[env](native, path, kv, **shape, episodes=POOL, pool_seed=seed, autoreset_mode="SameStep")
+                      for path, kv in places])
+
+
+def learn(start: Start, vec: Any, settings: dict[str, Any], steps: int, seed: int,
           tracker: Tracker) -> tuple[Any, dict[str, float]]:
     """The fine-tuned actor, and the mean reward a decision in the first and last rollout."""
     from sb3_contrib import MaskablePPO
     from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.vec_env import DummyVecEnv
 
     from saga_rl.learn.sb3 import RowPolicy
 
@@ -118,9 +143,8 @@ def learn(start: Start, envs: list[Any], settings: dict[str, Any], steps: int, s
             tracker.log({"reward_per_decision": rewards[-1]}, self.num_timesteps)
             self.bar.update(self.job, note=f"reward a decision {rewards[-1]:.4f}")
 
-    vec = DummyVecEnv([partial(_same, env) for env in envs])
     actor = actor_of(start)
-    rollout = settings["n_steps"] * len(envs)
+    rollout = settings["n_steps"] * vec.num_envs
     model = MaskablePPO(RowPolicy, vec, seed=seed, device="cpu", batch_size=max(2, min(256, rollout)),
                         policy_kwargs={"row_net": actor}, **settings)
     with progress() as bar:
