@@ -5,6 +5,7 @@
 - `saga_rl/Placement-v0`: closed-loop cluster, which worker serves a request (`saga_rl.env.placement`);
 - `saga_rl/Ordering-v0`, `saga_rl/Admission-v0`, `saga_rl/Joint-v0`: closed-loop, who enters from a worker's queue
   (`saga_rl.env.queue`);
+- `saga_rl/Scheduler-v0`: closed-loop, all of these decisions in one run (`saga_rl.env.scheduler`);
 - `saga_rl/PlacementVec-v0`, `saga_rl/OrderingVec-v0`, `saga_rl/AdmissionVec-v0`, `saga_rl/JointVec-v0`: many of these
   in one compiled call (`saga_rl.env.closed_vector`; `gymnasium.make_vec`).
 
@@ -15,6 +16,7 @@ from gymnasium.envs.registration import register, registry
 
 EVICTION_ID, EVICTION_VEC_ID, PLACEMENT_ID = "saga_rl/Eviction-v0", "saga_rl/EvictionVec-v0", "saga_rl/Placement-v0"
 ORDERING_ID, ADMISSION_ID, JOINT_ID = "saga_rl/Ordering-v0", "saga_rl/Admission-v0", "saga_rl/Joint-v0"
+SCHEDULER_ID = "saga_rl/Scheduler-v0"
 PLACEMENT_VEC_ID, ORDERING_VEC_ID = "saga_rl/PlacementVec-v0", "saga_rl/OrderingVec-v0"
 ADMISSION_VEC_ID, JOINT_VEC_ID = "saga_rl/AdmissionVec-v0", "saga_rl/JointVec-v0"
 
@@ -25,6 +27,7 @@ if EVICTION_ID not in registry:
     register(ORDERING_ID, entry_point="saga_rl.env.queue:OrderingEnv")
     register(ADMISSION_ID, entry_point="saga_rl.env.queue:AdmissionEnv")
     register(JOINT_ID, entry_point="saga_rl.env.queue:JointEnv")
+    register(SCHEDULER_ID, entry_point="saga_rl.env.scheduler:SchedulerEnv")
     for _name, _cls in ((PLACEMENT_VEC_ID, "PlacementVectorEnv"), (ORDERING_VEC_ID, "OrderingVectorEnv"),
                         (ADMISSION_VEC_ID, "AdmissionVectorEnv"), (JOINT_VEC_ID, "JointVectorEnv")):
         register(_name, vector_entry_point=f"saga_rl.env.closed_vector:{_cls}")
