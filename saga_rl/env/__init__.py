@@ -6,8 +6,8 @@
 - `saga_rl/Ordering-v0`, `saga_rl/Admission-v0`, `saga_rl/Joint-v0`: closed-loop, who enters from a worker's queue
   (`saga_rl.env.queue`);
 - `saga_rl/Scheduler-v0`: closed-loop, all of these decisions in one run (`saga_rl.env.scheduler`);
-- `saga_rl/PlacementVec-v0`, `saga_rl/OrderingVec-v0`, `saga_rl/AdmissionVec-v0`, `saga_rl/JointVec-v0`: many of these
-  in one compiled call (`saga_rl.env.closed_vector`; `gymnasium.make_vec`).
+- `saga_rl/PlacementVec-v0`, `saga_rl/OrderingVec-v0`, `saga_rl/AdmissionVec-v0`, `saga_rl/JointVec-v0`,
+  `saga_rl/SchedulerVec-v0`: many of these in one compiled call (`saga_rl.env.closed_vector`; `gymnasium.make_vec`).
 
 `gymnasium.make("saga_rl.env:saga_rl/Eviction-v0", ...)` imports and makes in one call.
 """
@@ -19,6 +19,7 @@ ORDERING_ID, ADMISSION_ID, JOINT_ID = "saga_rl/Ordering-v0", "saga_rl/Admission-
 SCHEDULER_ID = "saga_rl/Scheduler-v0"
 PLACEMENT_VEC_ID, ORDERING_VEC_ID = "saga_rl/PlacementVec-v0", "saga_rl/OrderingVec-v0"
 ADMISSION_VEC_ID, JOINT_VEC_ID = "saga_rl/AdmissionVec-v0", "saga_rl/JointVec-v0"
+SCHEDULER_VEC_ID = "saga_rl/SchedulerVec-v0"
 
 if EVICTION_ID not in registry:
     register(EVICTION_ID, entry_point="saga_rl.env.eviction:EvictionEnv")
@@ -29,5 +30,6 @@ if EVICTION_ID not in registry:
     register(JOINT_ID, entry_point="saga_rl.env.queue:JointEnv")
     register(SCHEDULER_ID, entry_point="saga_rl.env.scheduler:SchedulerEnv")
     for _name, _cls in ((PLACEMENT_VEC_ID, "PlacementVectorEnv"), (ORDERING_VEC_ID, "OrderingVectorEnv"),
-                        (ADMISSION_VEC_ID, "AdmissionVectorEnv"), (JOINT_VEC_ID, "JointVectorEnv")):
+                        (ADMISSION_VEC_ID, "AdmissionVectorEnv"), (JOINT_VEC_ID, "JointVectorEnv"),
+                        (SCHEDULER_VEC_ID, "SchedulerVectorEnv")):
         register(_name, vector_entry_point=f"saga_rl.env.closed_vector:{_cls}")
