@@ -105,7 +105,9 @@ def actions_for(masks: np.ndarray, rng: np.random.Generator, invalid: float, row
 
 
 def side_by_side(kind: str, trace: Trace, mode: AutoresetMode, steps: int, **options: Any) -> dict[str, Any]:
-    """Step both with the same actions and compare all that they say; the sums of what was seen."""
+    """Step both with the same actions and compare all that they say; the sums of what was seen. Thrice the steps where
+    evictions are among them, so that episodes end."""
+    steps *= 1 + 2 * (kind == ids.SCHEDULER_VEC_ID and "max_decisions" not in options)
     ours = make_vec(kind, trace, autoreset_mode=mode, **options)
     options = {k: v for k, v in options_for(kind, **options).items() if k not in ("sessions", "episodes")}
     n = len(ours.episodes)

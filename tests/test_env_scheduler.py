@@ -269,7 +269,7 @@ def test_bad_parameters(trace: Trace) -> None:
         with pytest.raises(UserError, match="the agent evicts"):
             SchedulerStepper(trace, config, replace(preset("lru"), eviction=make("eviction", name)))
     with pytest.raises(UserError, match="nothing to choose"):
-        make_env(trace, population=1, workers=1, kv_tokens=240_000).reset(seed=0)
+        make_env(trace, population=1, workers=1, kv_tokens=2_000_000).reset(seed=0)
     stepper = SchedulerStepper(trace, config, preset("lru"), ROWS)
     stepper.reset()
     assert stepper.decision == PLACE
