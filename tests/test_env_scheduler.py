@@ -190,8 +190,8 @@ def by_policies(trace: Trace, config: SimConfig, eviction: str) -> tuple[Schedul
     (1, 2, 22_000, True), (1, 2, 30_000, False), (2, 3, 22_000, True)])
 def test_the_policies_own_choices_are_their_simulation(workers: int, population: int, kv_tokens: int,
                                                        preempted: bool) -> None:
-    """Under LRU times are the same to the last bit, on several workers and with preemption too, as long as one request
-    at most waits to be chosen (one a decision enters)."""
+    """Under LRU times are the same to the last bit, on several workers and with preemption too, where no more than one
+    request would enter an iteration."""
     trace = generate("swe-bench", 3, sessions=6, max_context=20_000)
     config = SimConfig(kv_tokens=kv_tokens, population=population, workers=workers)
     stepper, result = by_policies(trace, config, "lru")
