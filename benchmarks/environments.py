@@ -45,7 +45,8 @@ KV, SESSIONS = 240_000, 30
 WORKLOADS = {"swe-bench": 9, "webarena": 12, "burstgpt": 6}
 """Generator and sessions alive at once on a worker of `KV` tokens."""
 CLOSED = {ids.PLACEMENT_ID: ids.PLACEMENT_VEC_ID, ids.ORDERING_ID: ids.ORDERING_VEC_ID,
-          ids.ADMISSION_ID: ids.ADMISSION_VEC_ID, ids.JOINT_ID: ids.JOINT_VEC_ID}
+          ids.ADMISSION_ID: ids.ADMISSION_VEC_ID, ids.JOINT_ID: ids.JOINT_VEC_ID,
+          ids.SCHEDULER_ID: ids.SCHEDULER_VEC_ID}
 FEW = 8
 """Environments in a vector that steps them one after another."""
 TARGET = 300_000
@@ -124,7 +125,8 @@ def sb3(trace: Any, population: int, seconds: float, processes: int) -> dict[str
 
 def closed(name: str, counts: list[int], seconds: float) -> dict[str, Any]:
     """A closed-loop environment in SyncVectorEnv and in its native vectors, resets included."""
-    place: dict[str, Any] = {"workers": 4, "population": 48} if name == ids.PLACEMENT_ID else {"population": 16}
+    place = {ids.PLACEMENT_ID: {"workers": 4, "population": 48},
+             ids.SCHEDULER_ID: {"workers": 2, "population": 32}}.get(name, {"population": 16})
     options = {"trace": generate("webarena", 0, sessions=60, max_context=65_536), "kv_tokens": KV, "sessions": SESSIONS,
                **place}
     sync = SyncVectorEnv([partial(gym.make, name, **options)] * FEW)

@@ -26,7 +26,7 @@ from saga_rl.sim.config import SimConfig
 from saga_rl.sim.packing import ALIGN, FIXED, Template, arrays
 
 KV, ROWS, ENVS = 60_000, 5, 3
-KINDS = (ids.PLACEMENT_VEC_ID, ids.ORDERING_VEC_ID, ids.ADMISSION_VEC_ID, ids.JOINT_VEC_ID)
+KINDS = (ids.PLACEMENT_VEC_ID, ids.ORDERING_VEC_ID, ids.ADMISSION_VEC_ID, ids.JOINT_VEC_ID, ids.SCHEDULER_VEC_ID)
 QUEUES = KINDS[1:]
 MODES = (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP)
 
@@ -50,7 +50,9 @@ def tenants() -> Trace:
 
 
 def options_for(kind: str, **options: Any) -> dict[str, Any]:
-    shape = {ids.PLACEMENT_VEC_ID: {"workers": 2}, ids.ADMISSION_VEC_ID: {}}.get(kind, {"max_rows": ROWS})
+    shape = {ids.PLACEMENT_VEC_ID: {"workers": 2}, ids.ADMISSION_VEC_ID: {},
+             ids.SCHEDULER_VEC_ID: {"max_rows": ROWS, "kv_tokens": KV // 2, "evict_blocks": 300}}.get(
+                 kind, {"max_rows": ROWS})
     return {"kv_tokens": KV, "population": 5, **shape, **options}
 
 
@@ -103,7 +105,9 @@ def actions_for(masks: np.ndarray, rng: np.random.Generator, invalid: float, row
 
 
 def side_by_side(kind: str, trace: Trace, mode: AutoresetMode, steps: int, **options: Any) -> dict[str, Any]:
-    """Step both with the same actions and compare all that they say; the sums of what was seen."""
+    """Step both with the same actions and compare all that they say; the sums of what was seen. Thrice the steps where
+    evictions are among them, so that episodes end."""
+    steps *= 1 + 2 * (kind == ids.SCHEDULER_VEC_ID and "max_decisions" not in options)
     ours = make_vec(kind, trace, autoreset_mode=mode, **options)
     options = {k: v for k, v in options_for(kind, **options).items() if k not in ("sessions", "episodes")}
     n = len(ours.episodes)

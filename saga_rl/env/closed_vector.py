@@ -1,5 +1,5 @@
-"""`saga_rl/PlacementVec-v0`, `OrderingVec-v0`, `AdmissionVec-v0` and `JointVec-v0`: many of the closed-loop
-environments at once, stepped in one compiled call (`saga_rl.sim.closed_vector`).
+"""`saga_rl/PlacementVec-v0`, `OrderingVec-v0`, `AdmissionVec-v0`, `JointVec-v0` and `SchedulerVec-v0`: many of the
+closed-loop environments at once, stepped in one compiled call (`saga_rl.sim.closed_vector`).
 
 Spaces, rewards, masks, infos and what an observation may know are those of the single environments, decision for
 decision. What differs is where episodes come from: a pool of them is arranged at construction, and played as
@@ -22,6 +22,7 @@ from saga_rl.env.placement import PlacementEnv
 from saga_rl.env.pooled import MODES, PooledVectorEnv, need
 from saga_rl.env.queue import AdmissionEnv, JointEnv, OrderingEnv, QueueEnv
 from saga_rl.env.rewards import Rewards
+from saga_rl.env.scheduler import DECISIONS, SchedulerEnv
 from saga_rl.errors import UserError
 from saga_rl.sim import closed_slots as cs
 from saga_rl.sim import vector as vc
@@ -54,26 +55,33 @@ class ClosedVectorEnv(PooledVectorEnv):
         if self.kind != cs.PLACEMENT:
             policies = replace(policies, admission=replace(policies.admission, informed=True))
         rng, box = np.random.default_rng(pool_seed), one.observation_space
-        rules = (self.kind, MODES[mode], one.max_decisions, self.rewards.kind == "recomputed")
+        if self.kind == cs.SCHEDULER:
+            policies = replace(policies, eviction=replace(policies.eviction, informed=True))
+        rules = (self.kind, MODES[mode], one.max_decisions, self.rewards.kind == "recomputed",
+                 getattr(one, "evict_blocks", 0))
         real = (self.rewards.p95_weight, self.rewards.fairness_weight, float(box.low.min()), float(box.high.max()))
         self.episodes: list[Trace] = []
         """The pool."""
         pool: list[Template] = []
-        probe = cs.make_slots(1, box.shape, 1, one.trace.n_sessions, rules, real)
+        segments = 0
         for _ in range(ATTEMPTS * episodes if one.shuffle else 1):
             arranged = resample(one.trace, rng, one.sessions) if one.shuffle else one.trace
             check_runs(arranged, one.config, policies)
-            template = Template(make_fresh(arranged, one.config, policies, 0, 0, 0))
+            world = make_fresh(arranged, one.config, policies, 0, 0, 0)
+            template, mine = Template(world), len(world.tree.parent)
+            probe = cs.make_slots(1, box.shape, 1, arranged.n_sessions, mine, rules, real)
             ClosedFleet(probe, [template], policies).reset(np.ones(1, bool))
             if not probe.book[0, vc.OVER]:
                 self.episodes.append(arranged)
                 pool.append(template)
+                segments = max(segments, mine)
             if len(pool) == episodes:
                 break
         if not pool:
             raise UserError("population", f"of {one.config.population} leaves nothing to choose in a queue",
                             "raise it, or the load, or lower kv_tokens")
-        slots = cs.make_slots(num_envs, box.shape, len(pool), max(t.n_sessions for t in self.episodes), rules, real)
+        slots = cs.make_slots(num_envs, box.shape, len(pool), max(t.n_sessions for t in self.episodes), segments, rules,
+                              real)
         self._open(slots, ClosedFleet(slots, pool, policies))
 
     def reset(self, *, seed: int | list[int | None] | None = None,
@@ -143,3 +151,22 @@ class JointVectorEnv(QueueVectorEnv):
     """`saga_rl/JointVec-v0`"""
 
     single, kind = JointEnv, cs.JOINT
+
+
+class SchedulerVectorEnv(QueueVectorEnv):
+    """`saga_rl/SchedulerVec-v0`"""
+
+    single, kind = SchedulerEnv, cs.SCHEDULER
+    columns = QueueVectorEnv.columns | {"unasked_evictions": cs.UNASKED}
+    words = np.array(["", *DECISIONS.values()], object)
+
+    def _infos(self, which: NDArray[np.bool_]) -> dict[str, Any]:
+        return super()._infos(which) | self._named(self._slots.book, which)
+
+    def _last(self, over: NDArray[np.bool_]) -> dict[str, Any]:
+        return super()._last(over) | self._named(self._slots.final_book, over)
+
+    def _named(self, book: NDArray[np.int64], which: NDArray[np.bool_]) -> dict[str, Any]:
+        named = self.words[book[:, cs.DECISION]]
+        named[~which] = None
+        return {"decision": named, "_decision": which}

@@ -87,7 +87,7 @@ class QueueEnv(gym.Env[NDArray[np.float32], np.int64]):
         super().reset(seed=seed)
         for _ in range(ATTEMPTS if self.shuffle else 1):
             trace = resample(self.trace, self.np_random, self.sessions) if self.shuffle else self.trace
-            self.stepper = QueueStepper(trace, self.config, self.policies, self.max_rows - self.holds)
+            self.stepper = self._new_stepper(trace)
             self.rewards.reset()
             tcts: list[float] = []
             self._over = not self._play_on(self.stepper.reset(), tcts)
@@ -97,6 +97,9 @@ class QueueEnv(gym.Env[NDArray[np.float32], np.int64]):
                 return self._observation(), self._info()
         raise UserError("population", f"of {self.config.population} leaves nothing to choose in a queue",
                         "raise it, or the load, or lower kv_tokens")
+
+    def _new_stepper(self, trace: Trace) -> QueueStepper:
+        return QueueStepper(trace, self.config, self.policies, self.max_rows - self.holds)
 
     def step(self, action: np.int64) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         if self._over:

@@ -1,8 +1,8 @@
-"""Many closed-loop runs stepped in one compiled call: the loops of the native vectors of placement, ordering, admission
-and joint environments.
+"""Many closed-loop runs stepped in one compiled call: the loops of the native vectors of placement, ordering,
+admission, joint and scheduler environments.
 
-Every slot plays an episode from a common pool, with the code that `QueueStepper` and `PlacementStepper` run. A slot has
-one stretch of memory; an episode begins by copying its image there (`packing`). The event loop is called through a
+Every slot plays an episode from a common pool, with the code that the steppers of the single environments run. A slot
+has one stretch of memory; an episode begins by copying its image there (`packing`). The event loop is called through a
 pointer: there is one compiled copy of it for everything.
 """
 
@@ -17,46 +17,48 @@ from numba.typed import List
 from numpy.typing import NDArray
 
 from saga_rl.policies.base import PolicySet
-from saga_rl.policies.features import LEARNED_ADMISSION, LEARNED_ORDERING
 from saga_rl.sim import closed_slots as cs
 from saga_rl.sim import state as st
 from saga_rl.sim import vector as vc
+from saga_rl.sim.closed_show import queue_of, show, victims_of
 from saga_rl.sim.jit import compiled, function_type
-from saga_rl.sim.loop import ENDED, HOLD, PLACEMENTS, QUEUE, SCORE_ARGS, run_on
+from saga_rl.sim.loop import ALL, CHOOSE, ENDED, EVICT, HOLD, PLACE, PLACEMENTS, QUEUE, SCORE_ARGS, run_on
 from saga_rl.sim.packing import Template, memory
-from saga_rl.sim.queue_stepper import IDLE, OFFERED, Queue, list_waiting, weigh
+from saga_rl.sim.queue_stepper import IDLE, OFFERED, list_waiting, weigh
 from saga_rl.sim.refs import world_ref
 from saga_rl.sim.stepper import entry_point
+from saga_rl.sim.victims import take_on, unasked
 
 STEP, BEGIN, LEAVE = range(3)
 """What `_step` does with a slot."""
 MIN_TCT_S, TOKENS_UNIT, P95, P95_FROM = 1e-3, 1000.0, 0.95, 20
 """As in `env.rewards`."""
-WIDTH = len(LEARNED_ORDERING)
-ADMISSION_WIDTH = len(LEARNED_ADMISSION)
+PAUSES = {cs.PLACEMENT: PLACEMENTS, cs.ORDER: QUEUE, cs.ADMIT: QUEUE, cs.JOINT: QUEUE, cs.SCHEDULER: ALL}
 
 
 @njit(cache=True)
-def _queue(hall, b):
-    """What the slot's decision shows; rows are work space."""
-    return Queue(hall.shown[b], hall.place[b], hall.key, hall.order_rows, hall.admit_rows)
+def _run_on(hall, world, chosen):
+    return hall.run_on(world, hall.place_score, hall.place_params, hall.place_scratch, hall.order_score,
+                       hall.order_params, hall.order_scratch, hall.admit_score, hall.admit_params, hall.admit_scratch,
+                       hall.evict_score, hall.evict_params, hall.evict_scratch, hall.whole, hall.literal, hall.pause,
+                       chosen)
 
 
 @njit(cache=True)
 def _go(hall, world, b, chosen):
     """Run on to the next pause; True if somebody has to choose there. Notes whose sessions ended."""
-    state = hall.run_on(world, hall.place_score, hall.place_params, hall.place_scratch, hall.order_score,
-                        hall.order_params, hall.order_scratch, hall.admit_score, hall.admit_params, hall.admit_scratch,
-                        hall.evict_score, hall.evict_params, hall.evict_scratch, hall.whole, hall.literal, hall.pause,
-                        chosen)
+    state = _run_on(hall, world, chosen)
+    while state == EVICT and not take_on(world, victims_of(hall, b), np.int64(-1), hall.rules[cs.EVICT_BLOCKS]):
+        state = _run_on(hall, world, np.int64(0))
+    hall.book[b, cs.DECISION] = state
     _note_ended(hall, world, b)
     hall.shown[b] = 0
     if state == ENDED:
         if world.heap.n[0] == 0 and world.run.left.sum() > 0:
             raise RuntimeError("the simulation stopped with steps undone: a request that fits was never served")
         return False
-    if hall.rules[cs.KIND] != cs.PLACEMENT:
-        list_waiting(world, hall.order_score, hall.order_params, hall.order_scratch, _queue(hall, b))
+    if state == CHOOSE:
+        list_waiting(world, hall.order_score, hall.order_params, hall.order_scratch, queue_of(hall, b))
     return True
 
 
@@ -76,32 +78,45 @@ def _note_ended(hall, world, b):
 @njit(cache=True)
 def _chosen(hall, world, b, row):
     """What the event loop is told for the action on this row."""
-    kind = hall.rules[cs.KIND]
-    if kind == cs.PLACEMENT:
+    kind, decision = hall.rules[cs.KIND], hall.book[b, cs.DECISION]
+    if decision == PLACE:
         return row
+    if decision == EVICT:
+        return np.int64(0)
     if kind != cs.ORDER:
         if row == hall.obs.shape[1] - 1:
             return HOLD
     elif hall.shown[b, IDLE] == 0:
-        weigh(world, _queue(hall, b), row)
+        weigh(world, queue_of(hall, b), row)
         if not hall.admit_score(hall.admit_rows[row], hall.admit_params, hall.admit_scratch) > 0.0:
             return HOLD
     return hall.place[b, row]
 
 
 @njit(cache=True)
-def _forced(hall, b):
-    """Whether row 0 is all there is to choose."""
-    kind, one, idle = hall.rules[cs.KIND], hall.shown[b, OFFERED] == 1, hall.shown[b, IDLE] == 1
-    return (kind == cs.ORDER and one) or (kind == cs.ADMIT and idle) or (kind == cs.JOINT and one and idle)
+def _advance(hall, world, b, row):
+    """Act on this row of the decision; False at the end."""
+    if hall.book[b, cs.DECISION] == EVICT and take_on(world, victims_of(hall, b), row, hall.rules[cs.EVICT_BLOCKS]):
+        return True
+    return _go(hall, world, b, _chosen(hall, world, b, row))
 
 
 @njit(cache=True)
-def _play_on(hall, world, b, chosen):
-    """To the next moment with a choice; False at the end."""
-    more = _go(hall, world, b, chosen)
+def _forced(hall, b):
+    """Whether row 0 is all there is to choose."""
+    kind, one, idle = hall.rules[cs.KIND], hall.shown[b, OFFERED] == 1, hall.shown[b, IDLE] == 1
+    return (kind == cs.ORDER and one) or (kind == cs.ADMIT and idle) or (
+        (kind == cs.JOINT or kind == cs.SCHEDULER) and one and idle)
+
+
+@njit(cache=True)
+def _play_on(hall, world, b, row):
+    """Act on this row (-1: begin) and go on to the next moment with a choice; False at the end."""
+    more = _go(hall, world, b, row) if row < 0 else _advance(hall, world, b, row)
     while more and _forced(hall, b):
-        more = _go(hall, world, b, _chosen(hall, world, b, np.int64(0)))
+        more = _advance(hall, world, b, np.int64(0))
+    if hall.rules[cs.KIND] == cs.SCHEDULER:
+        hall.book[b, cs.UNASKED] = unasked(world)
     return more
 
 
@@ -153,48 +168,11 @@ def _begin(hall, b):
     image = hall.images[mine[vc.EPISODE]]
     hall.memory[b, :len(image)] = image
     mine[vc.DECISIONS], mine[vc.INVALID], mine[vc.TOKENS], mine[cs.DONE] = 0, 0, 0, 0
-    hall.gap[b], hall.logs[0] = 0.0, 0.0
+    hall.gap[b], hall.logs[0], hall.victims_when[b, 0] = 0.0, 0.0, np.nan
     hall.seen[b] = 0
     world = _world(hall, b)
     mine[vc.OVER] = not _play_on(hall, world, b, np.int64(-1))
     _settle(hall, world, b)  # what came before the first decision is nobody's doing
-
-
-@njit(cache=True)
-def _write(source, target, low, high):
-    """Clipped; what is no number stays so."""
-    for k in range(len(target)):
-        x = source[k]
-        target[k] = low if x < low else high if x > high else x
-
-
-@njit(cache=True)
-def _show(hall, world, b, over, obs, mask):
-    """Write the rows of the decision to which `_go` came last, none if the episode is over, and wipe those that are
-    left of the one before."""
-    kind, mine, low, high = hall.rules[cs.KIND], hall.book[b], hall.real[cs.LOW], hall.real[cs.HIGH]
-    n, rows = 0, obs.shape[0]
-    if not over:
-        n = rows if kind == cs.PLACEMENT else hall.shown[b, OFFERED]
-    for i in range(n):
-        if kind == cs.PLACEMENT:
-            _write(world.work.place[i], obs[i], low, high)
-            continue
-        if kind != cs.ORDER:
-            weigh(world, _queue(hall, b), i)
-        if kind == cs.ADMIT:
-            _write(hall.admit_rows[i], obs[i], low, high)
-        else:
-            _write(hall.order_rows[i], obs[i, :WIDTH], low, high)
-        if kind == cs.JOINT:
-            _write(hall.admit_rows[i], obs[i, WIDTH:], low, high)
-    for i in range(n, mine[vc.ROWS]):
-        obs[i] = 0.0
-    mine[vc.ROWS] = n
-    for i in range(rows):
-        mask[i] = i < n or kind == cs.PLACEMENT
-    if kind == cs.ADMIT or kind == cs.JOINT:
-        mask[rows - 1] = not over and hall.shown[b, IDLE] == 0
 
 
 def _step(hall, actions, what):
@@ -209,13 +187,13 @@ def _step(hall, actions, what):
         hall.terminated[b] = hall.truncated[b] = False
         if what[b] == BEGIN or mine[vc.OVER] == 1:
             _begin(hall, b)
-            _show(hall, _world(hall, b), b, mine[vc.OVER] == 1, hall.obs[b], hall.mask[b])
+            show(hall, _world(hall, b), b, mine[vc.OVER] == 1, hall.obs[b], hall.mask[b])
             continue
         action, world = actions[b], _world(hall, b)
         if not (0 <= action < hall.mask.shape[1] and hall.mask[b, action]):
             action = np.int64(0)
             mine[vc.INVALID] += 1
-        over = not _play_on(hall, world, b, _chosen(hall, world, b, action))
+        over = not _play_on(hall, world, b, action)
         mine[vc.DECISIONS] += 1
         hall.reward[b] = _settle(hall, world, b)
         hall.terminated[b] = over
@@ -224,7 +202,7 @@ def _step(hall, actions, what):
             if mode == vc.SAME_STEP:
                 before, mine[vc.ROWS] = mine[vc.ROWS], 0
                 hall.final_obs[b] = 0.0
-                _show(hall, world, b, over, hall.final_obs[b], hall.final_mask[b])
+                show(hall, world, b, over, hall.final_obs[b], hall.final_mask[b])
                 hall.final_book[b] = mine
                 hall.final_costs[b] = hall.costs[b]
                 mine[vc.ROWS] = before
@@ -232,7 +210,7 @@ def _step(hall, actions, what):
                 world, over = _world(hall, b), mine[vc.OVER] == 1
             else:
                 mine[vc.OVER] = 1
-        _show(hall, world, b, over, hall.obs[b], hall.mask[b])
+        show(hall, world, b, over, hall.obs[b], hall.mask[b])
 
 
 class ClosedFleet:
@@ -250,8 +228,7 @@ class ClosedFleet:
         crew: list[Any] = []
         for policy in (policies.placement, policies.ordering, policies.admission, evict):
             crew += [policy.score, policy.params, np.zeros(max(policy.scratch, 1))]
-        crew += [bool(evict.whole_chain), bool(evict.drop_expired),
-                 PLACEMENTS if kind == cs.PLACEMENT else QUEUE]
+        crew += [bool(evict.whole_chain), bool(evict.drop_expired), PAUSES[kind]]
         loop = compiled(run_on.py_func, (games[0], *crew, 0), SCORE_ARGS)
         args = (loop, *crew, games, images, slots_memory, slots)
         self._kept = (worlds, pool, args)  # compiled code owns none of their arrays

@@ -20,12 +20,12 @@ from saga_rl.sim import state as st
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.fairness import fairness
 from saga_rl.sim.jit import compiled
-from saga_rl.sim.loop import CHOOSE, ENDED, HOLD, NO_PAUSE, PLACE, PLACEMENTS, QUEUE, SCORE_ARGS, run_on
+from saga_rl.sim.loop import ALL, CHOOSE, ENDED, EVICT, HOLD, NO_PAUSE, PLACE, PLACEMENTS, QUEUE, SCORE_ARGS, run_on
 from saga_rl.sim.metrics import metrics
 from saga_rl.sim.refs import world_ref
 
-__all__ = ["CHOOSE", "ENDED", "HOLD", "HORIZONS", "NO_PAUSE", "PLACE", "PLACEMENTS", "QUEUE", "Cluster", "SimResult",
-           "alone_tct", "check_runs", "simulate", "stated_horizon"]
+__all__ = ["ALL", "CHOOSE", "ENDED", "EVICT", "HOLD", "HORIZONS", "NO_PAUSE", "PLACE", "PLACEMENTS", "QUEUE", "Cluster",
+           "SimResult", "alone_tct", "check_runs", "simulate", "stated_horizon"]
 
 HORIZONS = 4
 """A cluster that is still busy after so many times (last arrival + longest session alone) is overloaded."""
@@ -49,7 +49,8 @@ def check_runs(trace: Trace, config: SimConfig, policies: PolicySet) -> None:
 
 
 class Cluster:
-    """One closed-loop run that can be paused at placements or at choices from a queue. `advance(-1)` starts it."""
+    """One closed-loop run that can be paused at placements, at choices from a queue, or at these and evictions.
+    `advance(-1)` starts it."""
 
     def __init__(self, trace: Trace, config: SimConfig, policies: PolicySet, *, log: int = 0, samples: int = 0,
                  iterations: int = 0, pause: int = NO_PAUSE) -> None:
@@ -66,8 +67,8 @@ class Cluster:
         self._run: Callable[..., int] = compiled(run_on.py_func, (*self._args, 0), SCORE_ARGS)
 
     def advance(self, chosen: int = -1) -> int:
-        """`ENDED`, `PLACE` or `CHOOSE`, see `loop.run_on`. `RuntimeError` if nothing more can happen although steps
-        are left."""
+        """`ENDED`, `PLACE`, `CHOOSE` or `EVICT`, see `loop.run_on`. `RuntimeError` if nothing more can happen
+        although steps are left."""
         state = self._run(*self._args, chosen)
         left = int(self.world.run.left.sum())
         if state == ENDED and left and self.world.heap.n[0] == 0:

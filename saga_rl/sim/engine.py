@@ -111,14 +111,20 @@ def _yield(world, w, now, order_score, order_params, order_scratch, evict_score,
 
 # ---------------------------------------------------------------- one iteration
 @njit(cache=True)
+def begin_iteration(world, w, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch):
+    """What comes before the worker's next iteration is composed; a second time at the same instant it does nothing."""
+    account(world, w, now)
+    if epoch(world, w, now, order_score, order_params, order_scratch) and world.real[st.AFS_PREEMPT] < np.inf:
+        _yield(world, w, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch)
+
+
+@njit(cache=True)
 def schedule(world, w, now, order_score, order_params, order_scratch, admit_score, admit_params, admit_scratch,
              evict_score, evict_params, evict_scratch, whole, literal):
     """Compose the worker's next iteration. Returns its seconds, 0 when there is nothing to run."""
     tree, pool, plan, run = world.tree, world.pool, world.plan, world.run
     block, first_part = world.limits[st.BLOCK], world.run.count[st.N_PARTS]
-    account(world, w, now)
-    if epoch(world, w, now, order_score, order_params, order_scratch) and world.real[st.AFS_PREEMPT] < np.inf:
-        _yield(world, w, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch)
+    begin_iteration(world, w, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch)
     if literal:
         ev.drop_expired(tree, pool, world.chains, world.tables, world.g, w, now, world.work.next_use, world.work.evict)
     budget = world.limits[st.BATCHED]

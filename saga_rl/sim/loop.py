@@ -15,15 +15,16 @@ from saga_rl.sim import cache as kv
 from saga_rl.sim import state as st
 from saga_rl.sim.census import hush
 from saga_rl.sim.coast import coast, settle
-from saga_rl.sim.engine import arrive, finish_iteration, schedule
+from saga_rl.sim.engine import arrive, begin_iteration, finish_iteration, schedule
 from saga_rl.sim.heap import pop, push
 from saga_rl.sim.stealing import LOOK_S, steal
 from saga_rl.sim.tier import copied, landed, prefetch
+from saga_rl.sim.wanted import wants_room
 from saga_rl.sim.worker import first_load, tick, touch
 
-ENDED, PLACE, CHOOSE = 0, 1, 2
+ENDED, PLACE, CHOOSE, EVICT = 0, 1, 2, 3
 """Why `run_on` returned."""
-NO_PAUSE, PLACEMENTS, QUEUE = 0, 1, 2
+NO_PAUSE, PLACEMENTS, QUEUE, ALL = 0, 1, 2, 3
 """Where it pauses."""
 HOLD = -2
 """`chosen` in answer to CHOOSE: nobody enters now."""
@@ -159,13 +160,15 @@ def _answer(world, chosen):
 @njit(cache=True)
 def _compose(world, now, order_score, order_params, order_scratch, admit_score, admit_params, admit_scratch,
              evict_score, evict_params, evict_scratch, whole, literal, pause, answered):
-    """All that happens at this instant is known: idle workers among the touched compose their next iteration. True if
-    somebody has to choose from a worker's queue first; answered: that is done for the one asked about."""
+    """All that happens at this instant is known: idle workers among the touched compose their next iteration. `CHOOSE`
+    or `EVICT` if somebody has to choose from a worker's queue, or whose blocks go, first, else `ENDED`; answered: the
+    former is done for the one asked about."""
     run, n = world.run, world.run.count[st.N_TOUCHED]
     touched = run.touched[:n]
     if n > 1:
         touched.sort()
-    single = literal or whole or world.limits[st.SINGLE_STEPS] == 1
+    single = literal or whole or world.limits[st.SINGLE_STEPS] == 1 or pause == ALL  # runs evict on their own
+    chooses = pause in (QUEUE, ALL)
     for k in range(run.count[st.COMPOSING], n):
         w = touched[k]
         run.w[w, st.TOUCHED] = 0
@@ -173,10 +176,16 @@ def _compose(world, now, order_score, order_params, order_scratch, admit_score, 
             continue
         if answered:
             answered = False
-        elif pause == QUEUE and _ask(world, w):
+        elif chooses and _ask(world, w):
             run.count[st.ASKED], run.count[st.COMPOSING] = w, k
-            return True
-        held = pause == QUEUE and run.w[w, st.N_WAITING] > 0
+            return CHOOSE
+        if pause == ALL:
+            begin_iteration(world, w, now, order_score, order_params, order_scratch, evict_score, evict_params,
+                            evict_scratch)
+            if wants_room(world, w, now, order_score, order_params, order_scratch):
+                run.count[st.ASKED], run.count[st.COMPOSING] = w, k
+                return EVICT
+        held = chooses and run.w[w, st.N_WAITING] > 0
         asked_anew = held and run.w[w, st.LETS] == st.AS_POLICY
         if not single and not asked_anew and coast(world, w, now, admit_score, admit_params, admit_scratch):
             continue
@@ -189,7 +198,7 @@ def _compose(world, now, order_score, order_params, order_scratch, admit_score, 
             run.wf[w, st.DUE] = now + length
             push(world.heap, now + length, len(world.plan.session) + w)
     run.count[st.COMPOSING] = run.count[st.N_TOUCHED] = 0
-    return False
+    return ENDED
 
 
 @njit(cache=True)
@@ -198,22 +207,26 @@ def run_on(world, place_score, place_params, place_scratch, order_score, order_p
     """Run `world`, a ref (`sim.refs`), until the end (`ENDED`) or until a decision is wanted. pause = PLACEMENTS:
     `PLACE`, which worker serves the request count[AWAITING] (its rows are in `work.place`). QUEUE: `CHOOSE`, who of
     worker count[ASKED]'s queue enters in the iteration that it is about to compose; asked when the queue changed or a
-    request ended since it was last asked, or nothing runs there. chosen: the answer: a worker, a place in the queue, or
-    `HOLD`; -1 = none was asked."""
+    request ended since it was last asked, or nothing runs there. ALL: both, and `EVICT`, worker count[ASKED] wants
+    count[WANTED] blocks free before it composes one (`victims.take_on` takes them). chosen: the answer: a worker, a
+    place in the queue, or `HOLD`; to EVICT, when they are free, 0; -1 = none was asked."""
     plan, run, heap = world.plan, world.run, world.heap
     n_steps, n_workers, loads, ticks = len(plan.session), world.limits[st.WORKERS], first_load(world), tick(world)
-    answered = pause == QUEUE and chosen != -1
-    if answered:
+    asked = run.count[st.PAUSED]
+    answered = chosen != -1 and asked != PLACE
+    if answered and asked == CHOOSE:
         _answer(world, chosen)
-    elif chosen >= 0:
+    elif chosen >= 0 and asked == PLACE:
         _place(world, chosen, run.count[st.AWAITING], run.total[st.NOW], order_score, order_params, order_scratch,
                evict_score, evict_params, evict_scratch, literal)
     while True:
         now = run.total[st.NOW]
         if heap.n[0] == 0 or heap.time[0] > now:
-            if _compose(world, now, order_score, order_params, order_scratch, admit_score, admit_params, admit_scratch,
-                        evict_score, evict_params, evict_scratch, whole, literal, pause, answered):
-                return CHOOSE
+            asked = _compose(world, now, order_score, order_params, order_scratch, admit_score, admit_params,
+                             admit_scratch, evict_score, evict_params, evict_scratch, whole, literal, pause, answered)
+            if asked != ENDED:
+                run.count[st.PAUSED] = asked
+                return asked
             answered = False
             _sample(world, now, evict_score, evict_params, evict_scratch)
         if heap.n[0] == 0 or heap.time[0] > world.real[st.HORIZON]:
@@ -257,8 +270,8 @@ def run_on(world, place_score, place_params, place_scratch, order_score, order_p
                        evict_scratch, literal)
                 continue
             _rows(world, what, now)
-            if pause == PLACEMENTS:
-                run.count[st.AWAITING] = what
+            if pause in (PLACEMENTS, ALL):
+                run.count[st.AWAITING], run.count[st.PAUSED] = what, PLACE
                 return PLACE
             best, best_score = 0, -np.inf
             for w in range(n_workers):

@@ -8,7 +8,7 @@ again when a request comes or ends, not in every iteration. Who was chosen but f
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -102,6 +102,8 @@ class QueueStepper:
     (session, TCT in seconds) of the sessions that ended since the decision before.
     """
 
+    pause: ClassVar[int] = QUEUE
+
     def __init__(self, trace: Trace, config: SimConfig, policies: PolicySet, max_rows: int = 32) -> None:
         self.trace, self.config = trace, config
         self.policies = replace(policies, admission=replace(policies.admission, informed=True))
@@ -113,14 +115,17 @@ class QueueStepper:
 
     def reset(self) -> bool:
         """Start anew; True if somebody has to choose."""
-        self._cluster = Cluster(self.trace, self.config, self.policies, pause=QUEUE)
+        self._open()
+        return self._go(-1)
+
+    def _open(self) -> None:
+        self._cluster = Cluster(self.trace, self.config, self.policies, pause=self.pause)
         self._cluster._run = entry_point(self._cluster._run)
         order = self.policies.ordering
         self._args: tuple[Any, ...] = (self._cluster.ref, order.score, order.params, np.zeros(max(order.scratch, 1)),
                                        self.shown)
         self._look = entry_point(compiled(look_at, self._args, (1,)))
         self._seen = np.zeros(self.trace.n_sessions, bool)
-        return self._go(-1)
 
     def advance(self, row: int) -> bool:
         """The request of this row enters, if there is room for it; `HOLD`: nobody. True while a decision is wanted."""
@@ -132,15 +137,18 @@ class QueueStepper:
 
     def _go(self, chosen: int) -> bool:
         more = self._cluster.advance(chosen) == CHOOSE
+        self._look_around(more)
+        return more
+
+    def _look_around(self, at_queue: bool) -> None:
         run = self._cluster.world.run
         self.shown.n[:] = 0
-        if more:
+        if at_queue:
             self._look(*self._args)
         self.now = float(run.total[st.NOW])
         ended = np.flatnonzero(np.isfinite(run.done_s) & ~self._seen)
         self._seen[ended] = True
         self.done_tct = [(int(s), float(run.done_s[s] - run.begin_s[s])) for s in ended]
-        return more
 
     @property
     def n_rows(self) -> int:
