@@ -56,6 +56,7 @@ def test_runs_are_their_iterations(trace, blocks, seqs, workers, mix, expiry, wh
 @example(0, ("lru", "sticky", "fcfs", "none"), "swe-bench", 8, float("inf"))
 @example(0, ("s3-fifo", "consistent-hash", "afs", "none"), "webarena", 0, float("inf"))
 @example(0, ("youngest", "saga", "session-fcfs", "reserve-older"), "swe-bench", 8, float("inf"))
+@example(0, ("lru", "sticky", "fcfs", "pause-resume"), "swe-bench", 8, float("inf"))  # chains that compact come back
 def test_runs_are_their_iterations_on_workloads(seed, mix, kind, population, horizon):
     trace = generate(kind, seed, sessions=10, max_context=16_000, rate_per_min=120)
     profile = replace(PROFILE, base_s=0.02, per_prefill_token_s=1e-4, per_kv_token_s=1e-7, per_seq_s=1e-4,

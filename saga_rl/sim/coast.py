@@ -294,9 +294,10 @@ def settle_others(world, w, c, now, evict_score, evict_params, evict_scratch):
 
 
 @njit(cache=True)
-def undisturbed(world, w, goes_first):
-    """Whether an arrival leaves the worker's run as it is: the queue is not looked at, or its head stays. Not where
-    somebody chooses, who is to be asked again."""
+def undisturbed(world, w, moves):
+    """Whether an arrival leaves the worker's run as it is: the queue is not looked at, or its head stays where it is
+    unless the arrival `moves` it (goes before it, or sets room free). Not where somebody chooses, who is to be asked
+    again."""
     run = world.run
     limits = world.limits
     if limits[st.TENANTS] > 0 or limits[st.OLDEST_FIRST] == 0 or limits[st.ORDER_STEADY] == 0 or (
@@ -304,5 +305,5 @@ def undisturbed(world, w, goes_first):
         return False
     return run.w[w, st.COAST] > 0 and (
         run.w[w, st.CHUNK] > 0 or run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] >= world.limits[st.MAX_SEQS]
-        or (run.w[w, st.N_WAITING] > 0 and not goes_first))
+        or (run.w[w, st.N_WAITING] > 0 and not moves))
 

@@ -359,7 +359,10 @@ def arrive(world, w, step, since, now, order_score, order_params, order_scratch,
     run.f[step, st.READY] = since
     if world.limits[st.CLAIRVOYANT] == 1:
         _foretell(world, step, now)
-    if not undisturbed(world, w, _would_be_first(world, w, step, now, order_score, order_params, order_scratch)):
+    # a shorter prompt than its context sets room free that the chain was believed to need: a refusal may end with it
+    frees = world.plan.prompt[step] < world.chains[c, ch.CONTEXT]
+    if not undisturbed(world, w, frees or _would_be_first(world, w, step, now, order_score, order_params,
+                                                          order_scratch)):
         settle(world, w, now, evict_score, evict_params, evict_scratch)
     if literal:  # a timer would have fired before the request came back
         account(world, w, now)
