@@ -51,6 +51,20 @@ if [[ $PARTS == *placement* ]]; then
         --out "$OUT" --run-dir "$WORK" --note "$NOTE"
 fi
 [ "$EVALUATE" = 0 ] && exit 0
+own= # trained on a recorded collection's own training sessions: not shipped, but shown in the report
+specialist() { # NAME KV_TOKENS
+    "$BIN/python" training/workload.py "$1" --data "$DATA" -o "$WORK/$1.parquet"
+    "$BIN/python" training/collect.py "$WORK/$1.parquet" --kv-tokens "$2" --population $POPULATION --sessions 48 \
+        --episodes 3 --record lru,saga+ --behaviour lru-protect,wa-lru,belady --epsilon 0.1 --max-decisions 1500 \
+        --max-rows 32 --seed 1 --out "$WORK/$1-v0" --overwrite
+    "$BIN/python" training/train_offline.py "$WORK/$1-v0" --out "$WORK/own-$1" --run-dir "$WORK" --algo rank \
+        --epochs 8 --batch 256 --lr 3e-3 --seed 1
+    own=${own:+$own,}$WORK/own-$1
+}
+if [ -n "${DATA:-}" ]; then
+    specialist weka 900000,1222992,1600000
+    specialist katas 600000,858752,1100000
+fi
 "$BIN/python" training/protocol.py --out "$WORK/report" --eviction "$OUT/eviction" --placement "$OUT/placement" \
-    --joint "$OUT/joint" ${DATA:+--data "$DATA"}
+    --joint "$OUT/joint" ${DATA:+--data "$DATA"} ${own:+--transfer "$own"}
 cp "$WORK/report/protocol.md" "$OUT/REPORT.md"

@@ -19,7 +19,10 @@ from saga_rl.learn.network import RowNet
 from saga_rl.policies.checkpoint import LEARNED_FEATURES, load_checkpoint, load_policy
 
 pytest.importorskip("sb3_contrib")
-from saga_rl.learn.sb3 import HeldNet, JointNet, RowPolicy
+from saga_rl.env.scheduler import KINDS
+from saga_rl.learn.sb3 import HeldNet, JointNet, RowPolicy, SchedulerNet
+from saga_rl.policies.base import SEAMS
+from saga_rl.runtime.config import policies_of
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,6 +70,19 @@ def test_joint_logits_follow_their_rows_and_ignore_padding() -> None:
     assert not net(x)[:, -1].any()
     chances = torch.softmax(net(x)[:, :3] - net.admission(x[:, :3, 3:]), dim=1)
     torch.testing.assert_close(chances, torch.softmax(net.ordering(x[:, :3, :3]), dim=1))
+
+
+def test_a_schedulers_logits_are_those_of_the_decision_at_hand() -> None:
+    torch.manual_seed(0)
+    net = SchedulerNet(RowNet(4), RowNet(3), RowNet(2), RowNet(5))
+    rows = torch.randn(6, 7, 5)
+    rows[:, -1] = 0  # the row that means nobody
+    for kind, want in enumerate((net.placement(rows[..., :4]), JointNet(net.ordering, net.admission)(rows),
+                                 net.eviction(rows))):
+        one = torch.zeros(6, 7, KINDS)
+        one[..., kind] = 1
+        one[:, 4:-1] = 0  # masked rows say nothing
+        torch.testing.assert_close(net(torch.cat([one, rows], dim=-1)), want)
 
 
 class OldestIfItFits(gym.Env):
@@ -129,6 +145,21 @@ def test_joint_writes_two_that_name_each_other(work: Path) -> None:
     further = tune(work, "joint-3", "joint", out)
     assert load_checkpoint(further / "ordering").sha256 != order.sha256
     assert order.sha256[:12] in load_checkpoint(further / "admission").card
+
+
+@pytest.mark.parametrize("envs", [0, 2])
+def test_all_seams_are_trained_together_and_serve_as_one_policy(work: Path, envs: int) -> None:
+    out = tune(work, f"scheduler-{envs}", "scheduler", envs=envs, population=8)
+    served = policies_of(str(out))
+    for seam in SEAMS:
+        mine = load_checkpoint(out / seam)
+        assert mine.companions == {other: f"learned:../{other}" for other in SEAMS if other != seam}
+        assert getattr(served, seam).params.tolist() == mine.policy().params.tolist()
+    again = tune(work, f"scheduler-{envs}-again", "scheduler", envs=envs, population=8)
+    assert all(load_checkpoint(again / s).sha256 == load_checkpoint(out / s).sha256 for s in SEAMS)
+    further = tune(work, f"scheduler-{envs}-further", "scheduler", out, envs=envs, population=8)
+    moved = [seam for seam in SEAMS if load_checkpoint(further / seam).sha256 != load_checkpoint(out / seam).sha256]
+    assert {"ordering", "admission", "placement"} <= set(moved)
 
 
 def test_what_is_served_is_what_was_trained(work: Path) -> None:

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from saga_rl.aeg.generators import generate
-from saga_rl.aeg.io import write_trace
+from saga_rl.aeg.io import read_trace, write_trace
 from saga_rl.errors import UserError
 from saga_rl.learn.dataset import read_dataset
+from saga_rl.learn.workloads import workload
 from saga_rl.policies.checkpoint import load_checkpoint
 from saga_rl.policies.features import LEARNED_EVICTION, feature_hash
 from saga_rl.policies.presets import PRESETS
@@ -206,3 +207,15 @@ def test_a_stopped_collection_leaves_nothing(work: Path, tmp_path: Path, sent: i
     assert child.returncode == 130
     assert "interrupted" in errors
     assert not list(tmp_path.iterdir())
+
+
+def test_a_part_of_a_workload_becomes_a_file(tmp_path: Path) -> None:
+    script("workload").main("web", tmp_path / "held.parquet", part="validation")
+    held = read_trace(tmp_path / "held.parquet").sessions.session_id
+    parts = {part: workload("web").split(part).sessions.session_id for part in ("train", "validation", "test")}
+    assert list(held) == list(parts["validation"]) and not set(held) & {*parts["train"], *parts["test"]}
+    for name, part, cause in (("wed", "train", "no workload named"), ("web", "tset", "part of a workload"),
+                              ("katas", "train", "file is not there")):
+        with pytest.raises(UserError, match=cause):
+            script("workload").main(name, tmp_path / "none.parquet", part=part)
+    assert not (tmp_path / "none.parquet").exists()

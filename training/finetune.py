@@ -1,7 +1,7 @@
 """Fine-tune a policy by reinforcement learning: MaskablePPO on any of the environments.
 
 The actor is the checkpoint's own network, so the result has the same form. `--env joint` trains order and admission
-together and writes a folder with one checkpoint for each.
+together, `--env scheduler` all four seams; both write a folder with one checkpoint for each.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from saga_rl.env.closed_vector import (
     JointVectorEnv,
     OrderingVectorEnv,
     PlacementVectorEnv,
+    SchedulerVectorEnv,
 )
 from saga_rl.env.eviction import EvictionEnv
 from saga_rl.env.placement import PlacementEnv
 from saga_rl.env.queue import AdmissionEnv, JointEnv, OrderingEnv
+from saga_rl.env.scheduler import SchedulerEnv
 from saga_rl.env.vector import EvictionVectorEnv
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.learn.actors import FRESH, Start, actor_of, load_start, save_actor
@@ -31,28 +33,31 @@ from saga_rl.learn.train import deterministic
 from saga_rl.provenance import provenance, sha256
 
 ENVS: dict[str, Any] = {"eviction": EvictionEnv, "placement": PlacementEnv, "ordering": OrderingEnv,
-                        "admission": AdmissionEnv, "joint": JointEnv}
+                        "admission": AdmissionEnv, "joint": JointEnv, "scheduler": SchedulerEnv}
 NATIVE: dict[str, Any] = {"eviction": EvictionVectorEnv, "placement": PlacementVectorEnv,
-                          "ordering": OrderingVectorEnv, "admission": AdmissionVectorEnv, "joint": JointVectorEnv}
+                          "ordering": OrderingVectorEnv, "admission": AdmissionVectorEnv, "joint": JointVectorEnv,
+                          "scheduler": SchedulerVectorEnv}
 POOL = 64
 """Episodes that native environments of a trace and capacity play round and round."""
-QUEUE = ("ordering", "admission", "joint")
+QUEUE = ("ordering", "admission", "joint", "scheduler")
 
 
 def main(
     checkpoint: Annotated[Path, Argument(help="Checkpoint folder to start from (joint: a folder with one for ordering "
-                                              f"and one for admission), or `{FRESH}`: new weights.")],
+                                              "and one for admission; scheduler: with one for each seam), or "
+                                              f"`{FRESH}`: new weights.")],
     traces: Annotated[list[Path], Argument(help="Trace files (training split).")],
     out: Annotated[Path, Option(help="Checkpoint folder to write; an older checkpoint there is replaced.")],
-    env: Annotated[str, Option(help="eviction, placement, ordering, admission or joint.")] = "eviction",
+    env: Annotated[str, Option(help="eviction, placement, ordering, admission, joint or scheduler.")] = "eviction",
     kv_tokens: Annotated[str, Option(help="KV capacities of a worker, tokens, with commas between.")] = "",
     pressure: Annotated[str, Option(help="Instead: demand of the live sessions over capacity, e.g. 1.5,3.")] = "",
     population: Annotated[int, Option(help="Closed population: sessions alive at once; 0 = the trace's arrivals.")] = 0,
     sessions: Annotated[int, Option(help="Sessions of one episode; 0 = all of the trace.")] = 0,
-    workers: Annotated[int, Option(help="Workers; 0 = 4 for placement, 1 for the others.")] = 0,
+    workers: Annotated[int, Option(help="Workers; 0 = 4 for placement, 2 for scheduler, 1 for the "
+                                          "others.")] = 0,
     policies: Annotated[str, Option(help="Preset of the seams that are not trained; empty = the checkpoint's own, or "
                                          "saga+.")] = "",
-    reward: Annotated[str, Option(help="Ordering, admission, joint: tct or recomputed.")] = "tct",
+    reward: Annotated[str, Option(help="Ordering, admission, joint, scheduler: tct or recomputed.")] = "tct",
     p95_weight: Annotated[float, Option(help="The same, with tct: weight of the slowest sessions.")] = 0.0,
     fairness_weight: Annotated[float, Option(help="The same: cost of a token of service gap.")] = 0.0,
     steps: Annotated[int, Option(help="Decisions to learn from, all environments together.")] = 20_000,
@@ -84,7 +89,7 @@ def main(
     if env in ("eviction", *QUEUE):
         shape["max_rows"] = 2 if env == "admission" else max_rows
     if env != "eviction":
-        shape |= {"workers": workers or (4 if env == "placement" else 1), "policies": start.policies}
+        shape |= {"workers": workers or {"placement": 4, "scheduler": 2}.get(env, 1), "policies": start.policies}
     if env in QUEUE:
         shape |= {"reward": reward, "p95_weight": p95_weight, "fairness_weight": fairness_weight}
     vec = vector_of(env, places, shape, envs, seed)

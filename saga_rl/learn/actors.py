@@ -1,4 +1,4 @@
-"""Checkpoints as actors of `saga_rl.learn.sb3`, and actors as checkpoints: for each seam, and for order + admission."""
+"""Checkpoints as actors of `saga_rl.learn.sb3`, and actors as checkpoints: for each seam, and for several at once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 from saga_rl.errors import UserError
 from saga_rl.learn.cards import checkpoint_card
-from saga_rl.policies.base import SEAMS
+from saga_rl.policies.base import SEAMS, Seam
 from saga_rl.policies.checkpoint import LEARNED_FEATURES, Checkpoint, load_checkpoint, save_checkpoint
 from saga_rl.policies.presets import PRESETS, preset
 
 FRESH = "fresh"
 DEFAULT = "saga+"
-JOINT = ("ordering", "admission")
+GROUPS: dict[str, tuple[Seam, ...]] = {"joint": ("ordering", "admission"), "scheduler": SEAMS}
+"""Environments that train several seams at once; their checkpoints lie in one folder and name each other."""
 ABOUT = {"placement": "A learned placement policy: it scores each worker for a request, the highest gets it.",
          "ordering": "A learned order: it scores each waiting request, the lowest goes first.",
          "admission": "A learned admission policy: the request at the head of a queue enters if its score is over 0."}
@@ -37,12 +38,12 @@ class Start:
 
 
 def load_start(folder: Path, env: str, policies: str) -> Start:
-    """Read what `folder` names for the environment: a checkpoint of its seam, for `joint` a folder with a checkpoint in
-    each of `ordering` and `admission`, or `FRESH`. policies: a preset for the other seams, empty = the checkpoint's.
+    """Read what `folder` names for the environment: a checkpoint of its seam, for one of `GROUPS` a folder with a
+    checkpoint for each of its seams, or `FRESH`. policies: a preset for the other seams, empty = the checkpoint's.
 
     Raises `UserError`.
     """
-    seams = JOINT if env == "joint" else (env,)
+    seams: tuple[str, ...] = GROUPS.get(env, (env,))
     if policies and policies not in PRESETS:
         preset(policies)  # says what is wrong with the name; folders name their own companions
         raise UserError("--policies", f"is the folder {policies}", "name a preset: " + ", ".join(PRESETS))
@@ -50,7 +51,7 @@ def load_start(folder: Path, env: str, policies: str) -> Start:
     rest: dict[str, str] = {seam: given[seam] for seam in SEAMS if seam not in seams}
     if str(folder) == FRESH:
         return Start(env, dict.fromkeys(seams), rest, policies or DEFAULT, "fresh weights")
-    parts = {seam: load_checkpoint(folder / seam if env == "joint" else folder) for seam in seams}
+    parts = {seam: load_checkpoint(folder / seam if env in GROUPS else folder) for seam in seams}
     for seam, part in parts.items():
         if part.seam != seam:
             raise UserError(folder, f"is a checkpoint of {part.seam}", f"name one of {seam}")
@@ -76,7 +77,7 @@ def _seen_from(spec: str, folder: Path) -> str:
 def actor_of(start: Start) -> Any:
     """The torch module that MaskablePPO trains; scores are as learners have them, the highest first."""
     from saga_rl.learn.network import HIDDEN, RowNet
-    from saga_rl.learn.sb3 import HeldNet, JointNet
+    from saga_rl.learn.sb3 import HeldNet, JointNet, SchedulerNet
 
     nets = {}
     for seam, part in start.parts.items():
@@ -90,15 +91,17 @@ def actor_of(start: Start) -> Any:
         nets[seam] = RowNet.from_layers(layers, part.mean, part.std)
     if start.env == "joint":
         return JointNet(nets["ordering"], nets["admission"])
+    if start.env == "scheduler":
+        return SchedulerNet(**nets)
     return HeldNet(nets["admission"]) if start.env == "admission" else nets[start.env]
 
 
 def save_actor(out: Path, actor: Any, start: Start, meta: dict[str, Any]) -> list[Path]:
-    """Write the trained networks as checkpoints; the folders, which for `joint` lie in `out` and name each other."""
+    """Write the trained networks as checkpoints; the folders, which for `GROUPS` lie in `out` and name each other."""
     from saga_rl.learn.network import serving_layers
 
-    written = []
-    if start.env == "joint":
+    written, group = [], GROUPS.get(start.env, ())
+    if group:
         if out.exists() and not out.is_dir():
             raise UserError(out, "is a file", "name a folder")
         out.mkdir(exist_ok=True)
@@ -106,12 +109,9 @@ def save_actor(out: Path, actor: Any, start: Start, meta: dict[str, Any]) -> lis
         net = getattr(actor, seam, actor)
         # nobody enters at logit 0, so an admission score is what it is in service already
         layers = net.layers() if seam == "admission" else serving_layers(net, seam)
-        folder = out
-        if start.env == "joint":
-            folder = out / seam
+        folder = out / seam if group else out
         companions = {other: _seen_from(spec, folder) for other, spec in start.companions.items()}
-        if start.env == "joint":
-            companions |= {other: f"learned:../{other}" for other in JOINT if other != seam}
+        companions |= {other: f"learned:../{other}" for other in group if other != seam}
         card = checkpoint_card(folder.name, meta, LEARNED_FEATURES[seam], companions)
         if seam in ABOUT:
             card = card.replace(_EVICTION, ABOUT[seam]).replace(

@@ -17,6 +17,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
+from saga_rl.env.scheduler import KINDS
 from saga_rl.learn.network import HIDDEN, RowNet
 from saga_rl.policies.mlp import CLIP
 
@@ -58,6 +59,36 @@ class JointNet(nn.Module):
         return torch.cat([logits, torch.zeros_like(logits[..., :1])], dim=-1)
 
 
+class SchedulerNet(nn.Module):
+    """Logits of `saga_rl/Scheduler-v0` from the four networks that are served: of a placement or an eviction the scores
+    themselves, of a queue those of a `JointNet`. The first columns say which decision it is; its own columns follow."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, placement: RowNet, ordering: RowNet, admission: RowNet, eviction: RowNet) -> None:
+        super().__init__()
+        self.placement, self.eviction = placement, eviction
+        self.queue = JointNet(ordering, admission)
+        self.features = KINDS + max(placement.features, self.queue.features, eviction.features)
+        self.register_buffer("mean", torch.zeros(self.features))
+        self.register_buffer("std", torch.ones(self.features))
+
+    @property
+    def ordering(self) -> RowNet:
+        return self.queue.ordering
+
+    @property
+    def admission(self) -> RowNet:
+        return self.queue.admission
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kind, rows = x[..., :KINDS].amax(dim=-2), x[..., KINDS:]
+        each = (self.placement(rows[..., :self.placement.features]), self.queue(rows[..., :self.queue.features]),
+                self.eviction(rows[..., :self.eviction.features]))
+        return sum(kind[..., k:k + 1] * logits for k, logits in enumerate(each))
+
+
 class RowActorCritic(nn.Module):
     """Stands where Stable-Baselines3 expects an MLP extractor: flat rows -> (logits (B, R), critic latent (B, H)).
 
@@ -88,8 +119,8 @@ class RowActorCritic(nn.Module):
 
 
 class RowPolicy(MaskableActorCriticPolicy):
-    """`MaskablePPO(RowPolicy, env, policy_kwargs={"row_net": net})`; net: a `RowNet`, `HeldNet` or `JointNet`, None = a
-    fresh `RowNet`."""
+    """`MaskablePPO(RowPolicy, env, policy_kwargs={"row_net": net})`; net: a `RowNet`, `HeldNet`, `JointNet` or
+    `SchedulerNet`, None = a fresh `RowNet`."""
 
     mlp_extractor: Any
 
