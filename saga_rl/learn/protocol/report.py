@@ -85,6 +85,9 @@ def markdown(result: dict[str, Any]) -> str:
              f"{COLLAPSE:g} x that of infinite memory has collapsed: its arrangement is left out and counted. `met`: "
              "the whole interval reaches the target; `met on average`: the value does, the interval not wholly. "
              f"Fewer than {MIN_PAIRS} sound pairs: not quotable.", ""]
+    if "provenance" in result:
+        made = result["provenance"]
+        lines += [f"Commit {made['commit']}, version {made['version']}; `python {' '.join(made['argv'])}`.", ""]
     for row, found in result["rows"].items():
         lines += [f"## {MAKERS[row][0]}", ""]
         if not found:
