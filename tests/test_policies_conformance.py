@@ -134,6 +134,8 @@ def test_only_an_oracle_sees_the_future(policy, data, future):
     a, b = (policy.score(r, policy.params, np.zeros(policy.scratch)) for r in (x, y))
     if not policy.oracle:
         assert a == b
+    elif policy.oracle_gaps and np.isinf([future, x[column]]).any():
+        return  # told how long a tool takes and not who comes back: of one that never does it goes by the tables
     elif not np.isnan(future):  # who knows keeps no longer what comes back later, nor lets in where more returns
         later = (a <= b) if x[column] <= future else (a >= b)
         assert later if policy.seam == "eviction" else a == b or not later
