@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from vector_checks import check_by_hand, check_wrapped
 
 import saga_rl.env as ids
 from saga_rl.aeg.generators import generate
@@ -306,35 +307,12 @@ def test_a_packed_world_is_the_world(trace: Trace) -> None:
 
 @pytest.mark.parametrize("kind", (ids.PLACEMENT_VEC_ID, ids.JOINT_VEC_ID))
 def test_by_hand(kind: str, trace: Trace) -> None:
-    """DISABLED: what is over must be reset, and a reset touches what the mask names."""
-    env = make_vec(kind, trace, envs=2, autoreset_mode=AutoresetMode.DISABLED, max_decisions=3)
-    with pytest.raises(gym.error.ResetNeeded):
-        env.step(np.zeros(2, np.int64))
-    env.reset(seed=0)
-    env.step(np.zeros(2, np.int64))
-    _, infos = env.reset(options={"reset_mask": np.array([True, False])})
-    assert infos["decisions"].tolist() == [0, 1] and infos["_decisions"].tolist() == [True, False]
-    for _ in range(2):
-        obs, _, terminated, truncated, _ = env.step(np.zeros(2, np.int64))
-    assert truncated.tolist() == [False, True] and not terminated.any()
-    with pytest.raises(gym.error.ResetNeeded):
-        env.step(np.zeros(2, np.int64))
-    after, _ = env.reset(options={"reset_mask": np.array([False, True])})
-    np.testing.assert_array_equal(after[0], obs[0])
-    env.step(np.zeros(2, np.int64))
+    check_by_hand(make_vec(kind, trace, envs=2, autoreset_mode=AutoresetMode.DISABLED, max_decisions=3))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gymnasiums_vector_wrappers_take_it(kind: str, trace: Trace) -> None:
-    env = gym.wrappers.vector.RecordEpisodeStatistics(make_vec(kind, trace, envs=2, max_decisions=5))
-    env.reset(seed=0)
-    returns = np.zeros(2)
-    for _ in range(5):
-        _, rewards, _, truncated, infos = env.step(np.zeros(2, np.int64))
-        returns += rewards
-    assert truncated.all()
-    np.testing.assert_allclose(infos["episode"]["r"], returns)
-    assert infos["episode"]["l"].tolist() == [5, 5]
+    check_wrapped(make_vec(kind, trace, envs=2, max_decisions=5))
 
 
 def test_the_buffer_is_handed_out_only_if_asked_for(trace: Trace) -> None:

@@ -25,14 +25,13 @@ from numpy.typing import NDArray
 from saga_rl.aeg.trace import Trace
 from saga_rl.aeg.validate import check_fits
 from saga_rl.env.episodes import load_source, resample, sim_config
+from saga_rl.env.rewards import MIN_TCT_S
 from saga_rl.errors import UserError
 from saga_rl.policies.features import LEARNED_PLACEMENT
 from saga_rl.policies.presets import preset
 from saga_rl.sim.placement_stepper import PlacementStepper
 
 BOUND = 1e6
-MIN_TCT_S = 1e-3
-"""Shorter completion times count as this, so that the logarithm stays finite."""
 
 
 class PlacementEnv(gym.Env[NDArray[np.float32], np.int64]):
