@@ -31,7 +31,7 @@ def learned_pool(spec: str, blocks: int = 30, chains: int = 6, **more) -> Evicti
         tb.observe_return(pool.tables, 0, 0, SLOW, 60.0, 10.0)
         tb.observe_return(pool.tables, 0, 0, LAST, 0.1, 10.0)
     for _ in range(40):
-        tb.observe_end(pool.tables, 0, LAST, 0, 20)
+        tb.observe_end(pool.tables, 0, LAST, 0, 20, False)
     return pool
 
 

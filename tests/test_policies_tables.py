@@ -107,7 +107,7 @@ def test_a_bin_holds_its_middle(b):
 def test_end_prior_follows_the_tool():
     t = learn([1.0] * 100, tool=0)
     for _ in range(100):
-        tb.observe_end(t, 0, 1, 0, 10.0)
+        tb.observe_end(t, 0, 1, 0, 10.0, False)
     assert 0 < tb.end_prior(t, 0, 0, 0) < 0.1 < 0.9 < tb.end_prior(t, 0, 0, 1) < 1
     assert t.types[0, 0, tb.STEPS] == pytest.approx(10.0, rel=0.02)
 
@@ -119,7 +119,7 @@ def test_an_agent_type_counts_for_itself_once_it_is_warm():
             tb.observe_return(t, 0, 0, 0, 1.0, 0.0)
             tb.observe_return(t, 0, 1, 0, 1.0, 0.0)
         assert tb.end_prior(t, 0, 0, 0) == tb.end_prior(t, 0, 1, 0), k
-        tb.observe_end(t, 0, 0, 0, 9)  # type 0 ends after the tool, type 1 never does
+        tb.observe_end(t, 0, 0, 0, 9, False)  # type 0 ends after the tool, type 1 never does
     assert t.types[0, 0, tb.DONE] == tb.COLD_TASKS
     tool_rate = tb.end_prior(t, 0, 1, 0)  # type 1 is cold
     assert tb.end_prior(t, 0, 0, 0) == pytest.approx((30 + 10 * tool_rate) / (300 + 10))
@@ -205,3 +205,21 @@ def test_any_history_keeps_counts_whole(history):
     for w in range(2):
         for tool in range(-1, 3):
             assert 0 < tb.end_prior(tables, w, 0, tool) < 1
+
+
+def test_where_clients_announce_ends_silence_is_no_end():
+    chains, tables = chain()
+    mine = tables.types[0, 0]
+    for _ in range(7):
+        tb.observe_end(tables, 0, 1, 0, 9, True)
+    assert tb.announces(tables, 0, 0) and mine[tb.TOLD] == pytest.approx(1 - (1 - tb.TOLD_EMA) ** 7)
+    assert ch.patience(chains, tables, 0, 0, 300.0) == tb.PATIENCE * 300.0
+    assert tb.unsaid_prior(tables, 0, 0, 1) == pytest.approx(tb.end_prior(tables, 0, 0, 1) * (1 - mine[tb.TOLD]))
+    told = mine[tb.TOLD]
+    tb.observe_end(tables, 0, 1, 0, 9, False)  # one left without a word, as it seems
+    assert mine[tb.TOLD] < told
+    tb.retract_end(tables, 0, 0, 1)  # and is back
+    assert mine[tb.TOLD] == pytest.approx(told)
+    for _ in range(7):  # the clients stopped announcing
+        tb.observe_end(tables, 0, 1, 0, 9, False)
+    assert not tb.announces(tables, 0, 0) and ch.patience(chains, tables, 0, 0, 300.0) == 300.0

@@ -39,7 +39,7 @@ def predictions(s: Stream, *, hints: bool, expiry_s: float = 300.0,
     """(n, COLUMNS) what was predicted when each step had ended, and the tables at the end of the stream.
 
     hints: the client says which step is its chain's last; else an end is only presumed, after `expiry_s` of silence
-    (and taken back when the chain returns). `tables`: of one worker, updated in place; fresh ones unless given.
+    (and taken back when the chain returns), and not where most ends were announced so far. `tables`: of one worker, updated in place; fresh ones unless given.
     """
     if tables is None:
         tables = tb.make_tables(1, len(s.tools), len(s.types))
@@ -83,7 +83,7 @@ def _play(kinds, steps, chain, start, end, prompt, output, tool, after, gap, ses
                 mine[tool[i] + 1] += 1.0
             _predict(tables, agent_type[c], tool[i], gap[i], mine, out[i])
             ch.finish(chains, tables, 0, c, end[i], prompt[i], output[i], tool[i], hints and after[i] < 0)
-        else:
+        elif not tb.announces(tables, 0, agent_type[c]):
             ch.expire(chains, tables, 0, c)
 
 

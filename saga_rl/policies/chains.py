@@ -12,7 +12,15 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from saga_rl.policies.tables import observe_call, observe_end, observe_return, observe_step, retract_end
+from saga_rl.policies.tables import (
+    PATIENCE,
+    announces,
+    observe_call,
+    observe_end,
+    observe_return,
+    observe_step,
+    retract_end,
+)
 
 # columns
 (
@@ -129,7 +137,7 @@ def finish(chains, tables, w, c, now, prompt_tokens, output_tokens, tool, ended)
     observe_step(tables, w, int(row[TYPE]), output_tokens, service, max(growth, 0.0))
     if ended:
         row[ENDED] = 1
-        observe_end(tables, w, tool, int(row[TYPE]), row[STEPS])
+        observe_end(tables, w, tool, int(row[TYPE]), row[STEPS], True)
 
 
 @njit(cache=True)
@@ -142,9 +150,16 @@ def abort(chains, c, now):
 
 
 @njit(cache=True)
+def patience(chains, tables, w, c, expiry_s):
+    """Seconds of silence after which idle chain c is presumed to have ended: where its client would have said so, many
+    more than `expiry_s`."""
+    return expiry_s * PATIENCE if announces(tables, w, int(chains[c, TYPE])) else expiry_s
+
+
+@njit(cache=True)
 def expire(chains, tables, w, c):
     """Nobody heard of idle chain c for longer than the expiry: presume that it ended."""
     row = chains[c]
     if row[ENDED] == 0 and row[WAITING] == 0 and row[RUNNING] == 0 and row[STEPS] > 0:
         row[ENDED] = 2
-        observe_end(tables, w, int(row[TOOL]), int(row[TYPE]), row[STEPS])
+        observe_end(tables, w, int(row[TOOL]), int(row[TYPE]), row[STEPS], False)

@@ -1,9 +1,8 @@
 """The feature rows of the four seams: the one place where observations are made.
 
 Simulator, environments and vLLM adapter call these functions, so a policy sees in service what it was trained on. The
-hash of this file's code, `chains.py`'s and `tables.py`'s is written into every checkpoint (`feature_hash`). Rows are
-float64; seconds and tokens enter learned policies as log(1 + x), raw values stay beside them for the heuristics. The
-ORACLE column is NaN for every policy that does not declare `oracle=True`.
+hash of this file's code, `chains.py`'s and `tables.py`'s is in every checkpoint (`feature_hash`). Rows are float64;
+learned policies read log(1 + x) of seconds and tokens. ORACLE is NaN for every policy without `oracle=True`.
 """
 
 from __future__ import annotations
@@ -136,7 +135,8 @@ def _informed(tables, g, w, row, idle, age, waiting, ended, out):
     tool, agent_type = int(row[ch.TOOL]), int(row[ch.TYPE])
     prior = tb.end_prior(tables, w, agent_type, tool)
     stays = tb.survival(tables, w, tool, idle)
-    p_end = 1.0 if ended else prior / (prior + (1.0 - prior) * stays)
+    unsaid = tb.unsaid_prior(tables, w, agent_type, tool)
+    p_end = 1.0 if ended else unsaid / (unsaid + (1.0 - unsaid) * stays)
     pressure = min(max((g[w, G_USED] - 0.7) / 0.2, 0.0), 1.0)
     ttl = tb.ttl(tables, w, tool, pressure)
     residual = 0.0 if waiting else tb.residual_s(tables, w, tool, idle)
@@ -385,14 +385,14 @@ def expected_growth(chains, tables, w, c):
 
 @njit(cache=True)
 def alive(chains, tables, w, c, now, last_use_s):
-    """Chance that idle chain c has not ended: its tool's end prior, weighed by how many return after so long."""
+    """Chance that idle chain c has not ended: its tool's prior of unsaid ends, weighed by how many return so late."""
     row = chains[c]
     if row[ch.ENDED] > 0:
         return 0.0
     if ch.waits(chains, c, w):
         return 1.0
     tool = int(row[ch.TOOL])
-    prior = tb.end_prior(tables, w, int(row[ch.TYPE]), tool)
+    prior = tb.unsaid_prior(tables, w, int(row[ch.TYPE]), tool)
     stays = tb.survival(tables, w, tool, max(now - last_use_s, 0.0))
     return (1.0 - prior) * stays / (prior + (1.0 - prior) * stays)
 

@@ -31,10 +31,13 @@ COLD_END = 0.03
 COLD_TASKS = 30
 """An agent type's own statistics count from so many ended chains on (SAGA section 2, cold start)."""
 EMA = 0.05
+TOLD_EMA = 0.1
+PATIENCE = 12.0
+"""Where clients announce ends (`announces`), silence counts as an end only after so many times the usual expiry."""
 
 # columns of Tables.types
-STEPS, OUT, STEP_S, GROW, DONE = range(5)
-_COLD_TYPE = np.array([20.0, 256.0, 5.0, 2000.0, 0.0])
+STEPS, OUT, STEP_S, GROW, DONE, TOLD = range(6)
+_COLD_TYPE = np.array([20.0, 256.0, 5.0, 2000.0, 0.0, 0.0])
 
 
 class Tables(NamedTuple):
@@ -55,7 +58,8 @@ class Tables(NamedTuple):
     p95: NDArray[np.float64]
     """(W, rows) seconds."""
     types: NDArray[np.float64]
-    """(W, agent types, 5): EMA of steps a session, output tokens, service seconds and growth a step; ended chains."""
+    """(W, agent types, 6): EMA of steps a session, output tokens, service seconds and growth a step; ended chains; EMA
+    of the share of ends that a client announced."""
     calls: NDArray[np.float64]
     """(W, agent types, tools + 1, tools + 3) the inferred graph (SAGA section 2), a row for each tool that a step
     called: how often the next step called which (tools + 1 columns); chains that ended there, and ended or went on."""
@@ -125,8 +129,8 @@ def observe_call(t, w, agent_type, before, tool):
 
 
 @njit(cache=True)
-def observe_end(t, w, tool, agent_type, steps):
-    """A chain ended after a step that called `tool`, `steps` steps in all."""
+def observe_end(t, w, tool, agent_type, steps, announced):
+    """A chain ended after a step that called `tool`, `steps` steps in all. announced: its client said so."""
     t.ends[w, tool + 1] += 1
     t.ends[w, t.hist.shape[1] - 1] += 1
     t.calls[w, agent_type, tool + 1, -2] += 1.0
@@ -134,6 +138,7 @@ def observe_end(t, w, tool, agent_type, steps):
     a = t.types[w, agent_type]
     a[DONE] += 1.0
     a[STEPS] += (0.2 if a[DONE] < 5 else EMA) * (steps - a[STEPS])
+    a[TOLD] += TOLD_EMA * ((1.0 if announced else 0.0) - a[TOLD])
 
 
 @njit(cache=True)
@@ -147,6 +152,14 @@ def retract_end(t, w, agent_type, tool):
     if mine[-2] > 0:
         mine[-2] -= 1.0
         mine[-1] -= 1.0
+    a = t.types[w, agent_type]
+    a[TOLD] = min(a[TOLD] / (1.0 - TOLD_EMA), 1.0)  # as it was, but for what was observed since
+
+
+@njit(cache=True)
+def announces(t, w, agent_type):
+    """Whether the clients of this agent type announce most ends: then a silent chain will come back."""
+    return t.types[w, agent_type, TOLD] > 0.5
 
 
 @njit(cache=True)
@@ -210,6 +223,12 @@ def end_prior(t, w, agent_type, tool):
         return rate
     mine = t.calls[w, agent_type, row]
     return (mine[-2] + 10.0 * rate) / (mine[-1] + 10.0)
+
+
+@njit(cache=True)
+def unsaid_prior(t, w, agent_type, tool):
+    """Chance that a step which called `tool` was its chain's last and nobody said so."""
+    return end_prior(t, w, agent_type, tool) * (1.0 - t.types[w, agent_type, TOLD])
 
 
 @njit(cache=True)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saga_rl.policies import chains as ch
-from saga_rl.policies.tables import Tables, make_tables, observe_end, retract_end
+from saga_rl.policies.tables import PATIENCE, TOLD, Tables, make_tables, observe_end, retract_end
 from saga_rl.runtime.completion import Completion
 from saga_rl.runtime.hints import Hints, cut_name
 
@@ -167,7 +167,7 @@ class Tracker:
                 done = True
             if final and row[ch.ENDED] != 1:
                 if row[ch.ENDED] == 0:
-                    observe_end(self.tables, W, int(row[ch.TOOL]), int(row[ch.TYPE]), row[ch.STEPS])
+                    observe_end(self.tables, W, int(row[ch.TOOL]), int(row[ch.TYPE]), row[ch.STEPS], True)
                     self._completed(c, False)
                 row[ch.ENDED] = 1
                 done = True
@@ -180,10 +180,11 @@ class Tracker:
         self.version += 1
 
     def expire(self, now: float, holding: Iterable[int]) -> int:
-        """Presume ended those of the chains `holding` (rows that hold idle blocks) that were unheard of for `expiry_s`;
-        returns how many. Chains without blocks follow when they are forgotten."""
+        """Presume ended those of the chains `holding` (rows that hold idle blocks) that were unheard of for
+        `chains.patience`; returns how many. Chains without blocks follow when they are forgotten."""
         x, held = self.chains, _rows_of(holding)
         silent = held[(now - x[held, ch.LAST] > self.expiry_s) & (x[held, ch.ENDED] == 0)]
+        silent = silent[now - x[silent, ch.LAST] > self._patience(silent)]
         late = sum(map(self._expire, silent.tolist()))
         self.version += late
         return late
@@ -245,6 +246,11 @@ class Tracker:
         return known[(x[:, ch.ENDED] == 0) & ~silent]
 
     # ------------------------------------------------------------------ ends
+    def _patience(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """`chains.patience` of many rows, s."""
+        told = self.tables.types[W, self.chains[rows, ch.TYPE].astype(np.int64), TOLD]
+        return np.where(told > 0.5, PATIENCE, 1.0) * self.expiry_s
+
     def _expire(self, c: int) -> int:
         """Presume that chain c ended. 1 if it did not count as ended before."""
         before = self.chains[c, ch.ENDED]

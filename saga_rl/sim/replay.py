@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from saga_rl.policies import chains as ch
 from saga_rl.policies.base import Policy
 from saga_rl.policies.features import BEGIN, EVICTION, G_MEMORY, RELEASE, make_g
-from saga_rl.policies.tables import Tables, make_tables
+from saga_rl.policies.tables import PATIENCE, Tables, make_tables
 from saga_rl.sim import cache as kv
 from saga_rl.sim import evict as ev
 from saga_rl.sim import script as sc
@@ -30,7 +30,7 @@ from saga_rl.sim.script import Prepared, Script, join, learn, prepare
 # columns of Work.run
 HELD, HAVE, READY_AT, QUEUE, RUNNING = range(5)
 # Work.tally
-RECOMPUTED, PREFILLED, HIT, N_QUEUE, N_RUNNING, N_IDLE, FIRST_IDLE, FOUND = range(8)
+RECOMPUTED, PREFILLED, HIT, N_QUEUE, N_RUNNING, N_IDLE, FIRST_IDLE, FIRST_PATIENT, FOUND = range(9)
 
 
 class Work(NamedTuple):
@@ -40,7 +40,8 @@ class Work(NamedTuple):
     """(steps, 5). HELD: path index from `pin`; HAVE: tokens; READY_AT: event. Two lists: the first tally[N_QUEUE] of
     column QUEUE are the waiting steps in order of READY, the first tally[N_RUNNING] of RUNNING the running ones."""
     idle_chain: NDArray[np.int32]
-    """By finish: the chain; from tally[FIRST_IDLE] on they have not been looked at for expiry."""
+    """By finish: the chain; from tally[FIRST_IDLE] on they have not been looked at for expiry, from tally[FIRST_PATIENT]
+    on not for that of clients which announce ends (`chains.patience`)."""
     idle_since: NDArray[np.float64]
     begin: NDArray[np.float64]
     """(sessions,) first request, s; NaN = not yet."""
@@ -110,7 +111,7 @@ def make_play(prepared: Prepared, policy: Policy) -> Play:
     finishes = len(prepared.script.time)
     future = np.full(n_segments, np.inf)
     work = Work(np.zeros((len(prepared.script.info), 5), np.int64), np.zeros(finishes, np.int32), np.zeros(finishes),
-                np.full(len(prepared.script.who), np.nan), np.zeros(8, np.int64), future)
+                np.full(len(prepared.script.who), np.nan), np.zeros(9, np.int64), future)
     chains = ch.make_chains(prepared.n_chains)
     chains[:, ch.QUEUED] = np.nan
     script = _in_seconds(prepared.script) if policy.oracle_gaps else prepared.script
@@ -172,11 +173,8 @@ def open_event(game, k, literal, expiry_s, row):
                                             game.work.tally)
     kind, step, now = s.event[k, sc.KIND], s.event[k, sc.STEP], s.time[k]
     c = t.chain[step]
-    while tally[FIRST_IDLE] < tally[N_IDLE] and now - work.idle_since[tally[FIRST_IDLE]] > expiry_s:
-        quiet = work.idle_chain[tally[FIRST_IDLE]]
-        if chains[quiet, ch.LAST] == work.idle_since[tally[FIRST_IDLE]]:
-            ch.expire(chains, tables, 0, quiet)
-        tally[FIRST_IDLE] += 1
+    _expire(work, tally, FIRST_IDLE, chains, tables, now, expiry_s, expiry_s)
+    _expire(work, tally, FIRST_PATIENT, chains, tables, now, expiry_s, PATIENCE * expiry_s)
     if literal:
         ev.drop_expired(t, p, chains, tables, game.g, 0, now, game.next_use, row)
     if kind == READY:
@@ -205,6 +203,17 @@ def open_event(game, k, literal, expiry_s, row):
         ch.schedule(chains, c, now)
     mine[HELD], mine[HAVE], need = join(t, p, 0, step, mine[HELD], mine[HAVE], s.event[k, sc.HOLD], s.block)
     return need
+
+
+@njit(cache=True)
+def _expire(work, tally, first, chains, tables, now, expiry_s, silence_s):
+    """Presume that chains unheard of for `silence_s` ended, unless more patience is due to them."""
+    while tally[first] < tally[N_IDLE] and now - work.idle_since[tally[first]] > silence_s:
+        quiet = work.idle_chain[tally[first]]
+        if chains[quiet, ch.LAST] == work.idle_since[tally[first]] and (
+                silence_s >= ch.patience(chains, tables, 0, quiet, expiry_s)):
+            ch.expire(chains, tables, 0, quiet)
+        tally[first] += 1
 
 
 @njit(cache=True)

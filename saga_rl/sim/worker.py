@@ -75,18 +75,20 @@ def new_epoch(world, w, now):
     run.wf[w, st.EPOCH_S] = now
     if now > run.wf[w, st.NEXT_EXPIRY]:
         pool, chains = world.pool, world.chains
-        soonest = now  # whatever becomes idle later expires later than now + EXPIRY
+        expiry = world.real[st.EXPIRY]
+        due = now + expiry  # whatever becomes idle later expires later
         for k in range(pool.n[w, kv.IDLE]):
             r = kv.row(pool, w, pool.idle[w, k])
             c = pool.owner[r]
-            if now - chains[c, ch.LAST] > world.real[st.EXPIRY]:
+            patience = ch.patience(chains, world.tables, w, c, expiry)
+            if now - chains[c, ch.LAST] > patience:
                 ch.expire(chains, world.tables, w, c)
             if chains[c, ch.ENDED] == 0 and chains[c, ch.STEPS] > 0 and (
                     chains[c, ch.WAITING] == 0 and chains[c, ch.RUNNING] == 0):
-                soonest = min(soonest, chains[c, ch.LAST])
-            if now - pool.last[r] <= world.real[st.EXPIRY]:  # admission goes by when the blocks were released
-                soonest = min(soonest, pool.last[r])
-        run.wf[w, st.NEXT_EXPIRY] = soonest + world.real[st.EXPIRY]
+                due = min(due, chains[c, ch.LAST] + patience)
+            if now - pool.last[r] <= expiry:  # admission goes by when the blocks were released
+                due = min(due, pool.last[r] + expiry)
+        run.wf[w, st.NEXT_EXPIRY] = due
     return True
 
 
