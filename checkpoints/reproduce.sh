@@ -11,6 +11,7 @@ OUT=${OUT:-checkpoints}
 PARTS=${PARTS:-eviction joint placement}
 EVALUATE=${EVALUATE:-1}
 POPULATION=16
+TIGHT=300000,300000,260000,260000 # KV tokens a worker, for the four workloads with humans
 NOTE="the whole pipeline, data included: checkpoints/reproduce.sh"
 mkdir -p "$WORK" "$OUT"
 
@@ -35,11 +36,15 @@ if [[ $PARTS == *eviction* ]]; then
         --epochs 16 --batch 256 --lr 3e-3 --seed 1 --note "$NOTE"
 fi
 if [[ $PARTS == *joint* ]]; then # pools: P1 of each workload (`training/protocol.py` prints it), then tighter ones
-    hidden=(workload:swe-hitl workload:web-hitl workload:hetero-hitl workload:shift-hitl)
-    seen=(workload:swe workload:web workload:burst workload:hetero "${hidden[@]}" "${hidden[@]}")
-    "$BIN/python" training/search.py "${seen[@]:0:4}" "${hidden[@]/%/@hidden}" "${hidden[@]/%/@hidden}" \
-        --validation "$(printf "%s\n" "${seen[@]}" | paste -sd,)" --population 9,10,12,16,12,12,16,12,12,12,16,12 \
-        --kv-tokens 418096,495680,472400,419104,504416,399664,398880,387232,300000,300000,260000,260000 \
+    told=(workload:swe workload:web workload:burst workload:hetero)
+    open=(workload:swe@load=.95 workload:web@load=.95 workload:shift@load=.85)
+    human=(workload:swe-hitl workload:web-hitl workload:hetero-hitl workload:shift-hitl)
+    seen=("${told[@]}" "${open[@]}" "${human[@]}" workload:shift-hitl@load=.85 "${human[@]}")
+    "$BIN/python" training/search.py "${told[@]}" "${open[@]}" "${human[@]/%/@hidden}" \
+        workload:shift-hitl@load=.85@hidden "${human[@]/%/@hidden}" \
+        --validation "$(printf "%s\n" "${seen[@]}" | paste -sd,)" \
+        --population 9,10,12,16,9,10,12,12,12,16,12,12,12,12,16,12 \
+        --kv-tokens "418096,495680,472400,419104,418096,495680,375680,504416,399664,398880,387232,387232,$TIGHT" \
         --beside placement=sticky --episodes 1 --checks 3 --generations 150 --sigma 0.1 --seed 1 \
         --out "$OUT/joint" --run-dir "$WORK" --note "$NOTE"
 fi

@@ -39,7 +39,8 @@ def predictions(s: Stream, *, hints: bool, expiry_s: float = 300.0,
     """(n, COLUMNS) what was predicted when each step had ended, and the tables at the end of the stream.
 
     hints: the client says which step is its chain's last; else an end is only presumed, after `expiry_s` of silence
-    (and taken back when the chain returns), and not where most ends were announced so far. `tables`: of one worker, updated in place; fresh ones unless given.
+    (and taken back when the chain returns), and not where most ends were announced so far. `tables`: of one worker,
+    updated in place; fresh ones unless given.
     """
     if tables is None:
         tables = tb.make_tables(1, len(s.tools), len(s.types))

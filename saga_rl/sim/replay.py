@@ -40,8 +40,8 @@ class Work(NamedTuple):
     """(steps, 5). HELD: path index from `pin`; HAVE: tokens; READY_AT: event. Two lists: the first tally[N_QUEUE] of
     column QUEUE are the waiting steps in order of READY, the first tally[N_RUNNING] of RUNNING the running ones."""
     idle_chain: NDArray[np.int32]
-    """By finish: the chain; from tally[FIRST_IDLE] on they have not been looked at for expiry, from tally[FIRST_PATIENT]
-    on not for that of clients which announce ends (`chains.patience`)."""
+    """By finish: the chain; from tally[FIRST_IDLE] on they have not been looked at for expiry, and from
+    tally[FIRST_PATIENT] on not for that of clients which announce ends (`chains.patience`)."""
     idle_since: NDArray[np.float64]
     begin: NDArray[np.float64]
     """(sessions,) first request, s; NaN = not yet."""
