@@ -45,13 +45,13 @@ if [[ $PARTS == *joint* ]]; then # pools: P1 of each workload (`training/protoco
         --validation "$(printf "%s\n" "${seen[@]}" | paste -sd,)" \
         --population 9,10,12,16,9,10,12,12,12,16,12,12,12,12,16,12 \
         --kv-tokens "418096,495680,472400,419104,418096,495680,375680,504416,399664,398880,387232,387232,$TIGHT" \
-        --beside placement=sticky --episodes 1 --checks 3 --generations 150 --sigma 0.1 --seed 1 \
+        --beside placement=least-sessions --episodes 1 --checks 3 --generations 150 --sigma 0.1 --seed 1 \
         --out "$OUT/joint" --run-dir "$WORK" --note "$NOTE"
 fi
 if [[ $PARTS == *placement* ]]; then
     seen=(workload:swe workload:web workload:swe@load=.8 workload:web@load=.8)
     "$BIN/python" training/search.py "${seen[@]}" --validation "$(printf "%s\n" "${seen[@]}" | paste -sd,)" \
-        --population 9,10,9,10 --kv-tokens 418096,495680,418096,495680 --workers 4 --seams placement \
+        --population 9,10,9,10 --kv-tokens 418096,495680,418096,495680 --workers 8 --seams placement \
         --candidates 12 --episodes 1 --checks 3 --generations 60 --sigma 0.3 --seed 1 \
         --out "$OUT" --run-dir "$WORK" --note "$NOTE"
 fi

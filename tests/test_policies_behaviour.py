@@ -102,6 +102,12 @@ def test_sticky_stays_home_under_any_load():
     assert chosen("sticky", {"load": 0.3}, {"load": 0.2}, {"load": 0.2}) == 1
 
 
+def test_least_sessions_stays_home_and_counts_sessions_before_load():
+    assert chosen("least-sessions", {"sessions": 0}, {"sessions": 1, "load": 50, "home": 1}) == 1
+    assert chosen("least-sessions", {"sessions": 3 / 256}, {"sessions": 2 / 256, "load": 1000}) == 1
+    assert chosen("least-sessions", {"sessions": 2 / 256, "load": 0.3}, {"sessions": 2 / 256, "load": 0.2}) == 1
+
+
 @pytest.mark.parametrize(("load", "where"), [(0.79, 1), (0.8, 0)])
 def test_saga_leaves_home_at_theta(load, where):
     assert chosen("saga", {"load": 0.1}, {"load": load, "home": 1}) == where

@@ -240,7 +240,7 @@ def test_expected_policies_are_there():
     assert have["eviction"] >= {
         "lru", "lru-protect", "s3-fifo", "arc", "lfu", "greedy-dual", "tail-lru", "kvflow", "continuum", "bayes-tables",
         "wa-lru", "wa-lru-literal", "youngest", "belady", "clairvoyant", "ends-known", "returns-known", "learned"}
-    assert have["placement"] >= {"least-load", "sticky", "saga", "learned"}
+    assert have["placement"] >= {"least-load", "least-sessions", "sticky", "saga", "learned"}
     assert have["ordering"] >= {"fcfs", "session-fcfs", "afs"}
     assert have["admission"] >= {"none", "grow", "reserve-older"}
 

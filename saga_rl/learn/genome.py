@@ -8,7 +8,7 @@ For a seam with F features and U units the numbers are
     score(x) = w . z + b + sum over units of  out_u * relu(in_u . z + c_u),     z = x / scale
 
 The start is the best rule that needs no learning, exactly: youngest session out, oldest session first, reserve for what
-older sessions will likely come back to (`reserve-older:likely=1`), home unless it is loaded.
+older sessions will likely come back to (`reserve-older:likely=1`), home, or for a new chain where the fewest live.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ START: dict[str, dict[str, float]] = {
     "eviction": {"age_log": -1.0},
     "ordering": {"age_log": -1.0},
     "admission": {"bias": 1.0, "need_share": -1.0, "pinned_share": -1.0, "growth_share": -1.0, "likely_share": -1.0},
-    "placement": {"home": 30.0, "load": -1.0},
+    "placement": {"home": 30.0, "load": -1.0, "sessions": -100.0},
 }
 """In units of the raw features."""
-LOG_SCALE, SHARE_SCALE = 3.0, 0.5
+LOG_SCALE, SHARE_SCALE, SLOT = 3.0, 0.5, 1 / 256
 
 
 @dataclass(frozen=True)
@@ -111,5 +111,7 @@ class Genome:
 
 
 def scales(names: tuple[str, ...]) -> NDArray[np.float64]:
-    """(F,) what each feature is divided by: of a logarithm, of a share of the pool, 1 for the rest."""
-    return np.array([LOG_SCALE if n.endswith("_log") else SHARE_SCALE if n.endswith("_share") else 1.0 for n in names])
+    """(F,) what each feature is divided by: of a logarithm, of a share of the pool, of a share of the running slots,
+    1 for the rest."""
+    return np.array([LOG_SCALE if n.endswith("_log") else SHARE_SCALE if n.endswith("_share")
+                     else SLOT if n in ("slots", "sessions") else 1.0 for n in names])

@@ -19,7 +19,7 @@ PRESETS: dict[str, dict[str, str]] = {
     "saga+": {"eviction": "youngest", "placement": "saga:theta=100", "ordering": "session-fcfs",
               "admission": "reserve-older"},
     # ... and where nobody says it: what a session holds counts by the chance that it goes on (docs/serving-gain.md)
-    "likely": {"eviction": "bayes-tables", "placement": "sticky", "ordering": "session-fcfs",
+    "likely": {"eviction": "bayes-tables", "placement": "least-sessions", "ordering": "session-fcfs",
                "admission": "reserve-older:likely=1"},
 }
 

@@ -191,13 +191,13 @@ def placement(b: Bench) -> list[Figure]:
     saga = b.tune("SAGA's placement", places, [rest | {"placement": x} for x in SAGA_PLACEMENTS])
     runs = b.measure("placement", {p: with_infinite(
         ours=rest | {"placement": b.s.placement_spec()}, saga=saga[p], sticky=rest | {"placement": "sticky"},
-        aware=rest | {"placement": "prefix-aware"}) for p in places})
+        least=rest | {"placement": "least-sessions"}, aware=rest | {"placement": "prefix-aware"}) for p in places})
     out = [_against("placement", "mean TCT / retuned SAGA placement, geomean of P1 and P2", runs, places, "ours",
                     "saga", MEAN, TARGETS["placement"])]
     out += [_against("placement", f"{p.workload}, {p.point}: mean TCT / retuned SAGA", runs, [p], "ours", "saga", MEAN)
             for p in places]
     return out + _references("placement", runs, places, "saga", {
-        "sticky": "sticky", "aware": "prefix-aware", "infinite": "infinite memory"})
+        "sticky": "sticky", "least": "least-sessions", "aware": "prefix-aware", "infinite": "infinite memory"})
 
 
 def throughput(b: Bench) -> list[Figure]:

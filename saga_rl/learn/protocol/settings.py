@@ -21,9 +21,9 @@ TARGETS: dict[str, float] = {
 
 STOCK: Arm = dict(PRESETS["lru"])
 INFINITE: Arm = STOCK | {"infinite": True}
-RESERVE: Arm = {"eviction": "youngest", "placement": "sticky", "ordering": "session-fcfs",
+RESERVE: Arm = {"eviction": "youngest", "placement": "least-sessions", "ordering": "session-fcfs",
                 "admission": "reserve-older"}
-ORACLE: Arm = {"eviction": "clairvoyant", "placement": "sticky", "ordering": "session-fcfs",
+ORACLE: Arm = {"eviction": "clairvoyant", "placement": "least-sessions", "ordering": "session-fcfs",
                "admission": "reserve-clairvoyant"}
 EVICTIONS = ("lru", "lru-protect", "s3-fifo", "arc", "lfu", "greedy-dual", "tail-lru", "kvflow", "continuum",
              "bayes-tables", "wa-lru", "wa-lru-literal", "youngest")
@@ -41,7 +41,7 @@ def limit_grid() -> list[Arm]:
     """A fixed limit tuned: sessions under way, or their share of the pool; under both orders."""
     limits = [f"limit-live:share={x:g}" for x in (1.0, 0.75, 1.25, 0.5, 1.5, 2.0)]
     limits += [f"limit:sessions={n}" for n in (8, 12, 6, 16, 10, 20, 4, 24)]
-    return [STOCK | {"eviction": "lru-protect", "ordering": order, "admission": limit}
+    return [STOCK | {"eviction": "lru-protect", "placement": "least-sessions", "ordering": order, "admission": limit}
             for limit in limits for order in ("session-fcfs", "fcfs")]
 
 

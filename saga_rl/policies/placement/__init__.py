@@ -4,6 +4,7 @@ from saga_rl.policies.placement import (  # noqa: F401
     consistent_hash,
     learned,
     least_load,
+    least_sessions,
     power_of_two,
     prefix_aware,
     round_robin,
