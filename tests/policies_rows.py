@@ -64,7 +64,7 @@ def _column(seam: str, name: str) -> st.SearchStrategy[float]:
 
 
 def rows(seam: str) -> st.SearchStrategy[np.ndarray]:
-    """Random rows to be scored, within what `features.py` can write."""
+    """Random rows to be scored, within what `features` can write."""
     return st.tuples(*(_column(seam, n) for n in COLUMNS[seam])).map(np.array)
 
 

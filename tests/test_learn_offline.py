@@ -46,7 +46,7 @@ def write(folder: Path, data: Decisions, seam: str = "eviction", behaviours: tup
                              data.propensity[mine], behaviours[number % len(behaviours)], int(number), zeros, True,
                              {"trace": "toy", "kv_tokens": 100 + int(number) // 4},
                              {"log_tct": -rewards, "recomputed_tokens": 10.0 - rewards})])
-        out.finish({"features": list(LEARNED_FEATURES[seam]), "feature_hash": feature_hash(), "epsilon": 0.1,
+        out.finish({"features": list(LEARNED_FEATURES[seam]), "feature_hash": feature_hash(seam), "epsilon": 0.1,
                     "traces": {"toy.parquet": "ab" * 32}, "capacities": [100], "record": ["lru"], **more}, "# Toy\n")
     return folder
 

@@ -256,7 +256,8 @@ def test_hash_ignores_prose_and_layout():
     prose = ('"""Other."""\n# why\nimport math\ndef f( x ):\n    # note\n    return (math.log(x)\n            + 1.0)\n'
              'A = 1  # one\n')
     assert code_hash(SOURCE) == code_hash(prose)
-    assert len(F.feature_hash()) == 64
+    hashes = [F.feature_hash(), F.tables_hash(), *(F.feature_hash(seam) for seam in F.COLUMNS)]
+    assert all(len(h) == 64 for h in hashes) and len(set(hashes)) == 2 + len(F.COLUMNS)
 
 
 @pytest.mark.parametrize(("old", "new"), [("+ 1.0", "+ 2.0"), ("+ 1.0", "+ 1"), ("+ 1.0", "- 1.0"), ("A = 1", "B = 1"),

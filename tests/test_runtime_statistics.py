@@ -123,7 +123,7 @@ def replace(name, value):
 
 BAD = {
     "another format": lambda h, a: h.update(format="other"), "a later version": lambda h, a: h.update(version=2),
-    "other features": lambda h, a: h.update(feature_hash="0" * 64), "names no list": lambda h, a: h.update(tools=3),
+    "other tables": lambda h, a: h.update(tables_hash="0" * 64), "names no list": lambda h, a: h.update(tools=3),
     "a name twice": lambda h, a: h.update(tools=["a", "a"]),
     "a name too long": lambda h, a: h.update(types=["x" * 999]),
     "too many names": lambda h, a: h.update(types=[str(k) for k in range(MAX_TYPES + 1)]),

@@ -63,7 +63,7 @@ def test_collected_data_are_what_they_say(work: Path) -> None:
     data = read_dataset(work / "data-v0")
     assert data.observations.shape[1:] == (8, len(LEARNED_EVICTION))
     assert data.behaviours == ["belady", "lru", "wa-lru"]
-    assert data.meta["feature_hash"] == feature_hash()
+    assert data.meta["feature_hash"] == feature_hash("eviction")
     n = data.masks.sum(axis=1)
     assert data.masks[np.arange(len(data)), data.actions].all(), "every logged action was on a candidate"
     low = 0.2 / n

@@ -24,10 +24,9 @@ from saga_rl.errors import UserError, unknown_name
 from saga_rl.learn.cards import dataset_card
 from saga_rl.learn.collect import Task, label
 from saga_rl.learn.collect_many import Statistics, play_all
-from saga_rl.learn.dataset import new_dataset
+from saga_rl.learn.dataset import new_dataset, rows_hash
 from saga_rl.learn.games import FEATURES, GAMES, check_behaviour, rows_of
 from saga_rl.learn.script import capacities, check_range, file_label, new_folder, numbers, progress, run_script, words
-from saga_rl.policies.features import feature_hash
 from saga_rl.policies.presets import preset
 from saga_rl.provenance import provenance, sha256
 
@@ -105,7 +104,7 @@ def main(
         facts: dict[str, Any] = {
             "source": provenance(seed=seed, trace=None), "traces": {file_label(p): sha256(p) for p in traces},
             "seam": seam, "epsilon": epsilon, "max_rows": rows, "features": list(features),
-            "feature_hash": feature_hash(), "record": [p for p in presets if p], "population": population,
+            "feature_hash": rows_hash(seam), "record": [p for p in presets if p], "population": population,
             "loads": loads, "part": part, "session_groups": groups[part],
             "capacities": sorted({kv for _, kv in places}), "behaviours": [label(s) for s in specs],
             "description": f"{seam} decisions"}

@@ -17,14 +17,13 @@ from typer import Argument, Option
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.files import write_json
 from saga_rl.learn.collect import label
-from saga_rl.learn.dataset import Decisions, episode_facts, read_dataset
+from saga_rl.learn.dataset import Decisions, episode_facts, read_dataset, rows_hash
 from saga_rl.learn.ope.estimators import Estimate
 from saga_rl.learn.ope.fqe import FqeConfig
 from saga_rl.learn.ope.paths import MODES, cut
 from saga_rl.learn.ope.picture import study_picture
 from saga_rl.learn.ope.study import ESTIMATORS, Study, estimate, pick, play_targets, rank_correlations
 from saga_rl.learn.script import check_range, new_folder, progress, run_script, words
-from saga_rl.policies.features import feature_hash
 from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance, sha256
 
@@ -62,7 +61,7 @@ def main(
     if not out.parent.is_dir():
         raise UserError(out, f"its folder {out.parent} does not exist", "create it or name another place")
     data = read_dataset(dataset)
-    if data.meta.get("feature_hash") != feature_hash():
+    if data.meta.get("feature_hash") != rows_hash(data.seam):
         raise UserError(dataset, "was collected with other feature code", "collect it again")
     if data.seam not in ("eviction", "placement"):
         raise UserError(dataset, f"is of seam {data.seam}", "name a dataset of evictions or placements")

@@ -36,6 +36,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from saga_rl.errors import UserError
+from saga_rl.policies.features import feature_hash
 
 META_KEY = "saga_rl"
 COMPONENTS = ("recomputed_tokens", "log_tct", "fairness_gap_tokens")
@@ -253,6 +254,11 @@ def episode_facts(folder: Path) -> list[dict[str, Any]]:
 
 def _plain(value: Any) -> Any:
     return _text(value) if isinstance(value, (bytes, str)) else value.item() if isinstance(value, np.generic) else value
+
+
+def rows_hash(seam: str) -> str:
+    """`features.feature_hash` of a dataset's rows; those of seam `joint` are of two."""
+    return feature_hash(*(("ordering", "admission") if seam == "joint" else (seam,)))
 
 
 def joined(datasets: Sequence[Decisions]) -> Decisions:

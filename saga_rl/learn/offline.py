@@ -11,7 +11,7 @@ import numpy as np
 
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.files import atomic
-from saga_rl.learn.dataset import COMPONENTS, Decisions, episode_facts, joined, read_dataset
+from saga_rl.learn.dataset import COMPONENTS, Decisions, episode_facts, joined, read_dataset, rows_hash
 from saga_rl.learn.learners import learner
 from saga_rl.learn.learners.card import learner_card
 from saga_rl.learn.learners.gbdt import Gbdt
@@ -19,7 +19,6 @@ from saga_rl.learn.network import serving_layers
 from saga_rl.learn.train import TrainConfig, TrainResult
 from saga_rl.policies.base import SEAMS, Seam
 from saga_rl.policies.checkpoint import LEARNED_FEATURES, load_checkpoint, save_checkpoint
-from saga_rl.policies.features import feature_hash
 from saga_rl.policies.presets import PRESETS
 from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance, sha256
@@ -50,7 +49,7 @@ def load(folders: Sequence[Path], clone: str = "", reward: str = "") -> Loaded:
             raise UserError(folder, f"holds decisions of seam {data.seam!r}, which no single network serves",
                             "collect one of: " + ", ".join(LEARNED_FEATURES))
         if data.meta.get("features") != list(LEARNED_FEATURES[data.seam]) or (
-                data.meta.get("feature_hash") != feature_hash()):
+                data.meta.get("feature_hash") != rows_hash(data.seam)):
             raise UserError(folder, "was collected with other features or feature code", "collect it again")
         settings += [", ".join(str(facts.get(k, "")) for k in SETTING) for facts in episode_facts(folder)]
         parts.append(data)

@@ -53,7 +53,8 @@ def code() -> str:
     """Of what a workload's sessions and points follow from."""
     files = [p for folder in ("aeg", "sim") for p in sorted((_ROOT / folder).rglob("*.py"))]
     files += [_ROOT / "learn" / f for f in ("workloads.py", "points.py")]
-    files += [_ROOT / "policies" / f for f in ("features.py", "chains.py", "tables.py", "eviction/lru.py")]
+    files += sorted((_ROOT / "policies" / "features").glob("*.py"))
+    files += [_ROOT / "policies" / f for f in ("chains.py", "tables.py", "eviction/lru.py")]
     return code_hash(*(p.read_text(encoding="utf-8") for p in files))
 
 

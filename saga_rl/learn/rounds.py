@@ -22,14 +22,13 @@ from saga_rl.files import atomic
 from saga_rl.learn.cards import dataset_card
 from saga_rl.learn.collect import Task, collect, label
 from saga_rl.learn.collect_many import Statistics
-from saga_rl.learn.dataset import Decisions, new_dataset, read_dataset
+from saga_rl.learn.dataset import Decisions, new_dataset, read_dataset, rows_hash
 from saga_rl.learn.losses import pair_accuracy, top_agreement
 from saga_rl.learn.network import RowNet
 from saga_rl.learn.offline import companions_of, load, save
 from saga_rl.learn.script import file_label
 from saga_rl.learn.train import OnEpoch, TrainConfig, train, undecided
 from saga_rl.policies.checkpoint import LEARNED_FEATURES, load_checkpoint
-from saga_rl.policies.features import feature_hash
 from saga_rl.provenance import provenance, sha256
 
 SEAM = "eviction"
@@ -78,7 +77,7 @@ def gather(play: Play, number: int, policy: Path, folder: Path, on_episode: Call
             on_episode()
         facts = {"source": provenance(seed=play.seed, trace=None), "seam": SEAM, "epsilon": play.epsilon, "part": "",
                  "traces": {file_label(p): sha256(p) for p in paths}, "max_rows": play.max_rows, "loads": [1.0],
-                 "features": list(columns), "feature_hash": feature_hash(), "record": [play.record],
+                 "features": list(columns), "feature_hash": rows_hash(SEAM), "record": [play.record],
                  "population": play.population, "capacities": sorted({kv for _, kv in play.places}),
                  "behaviours": [label(f"learned:{policy}")], "description": f"round {number}, the policy's own states",
                  "session_groups": {file_label(p): sorted(set(read_trace(p).sessions.group)) for p in paths},

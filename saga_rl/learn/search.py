@@ -185,7 +185,8 @@ def _identity(config: SearchConfig, train: Sequence[Arena]) -> dict[str, Any]:
     from saga_rl.policies.features import feature_hash
 
     rest = {k: v if not isinstance(v, Mapping) else dict(v) for k, v in vars(config).items() if k != "generations"}
-    return json.loads(json.dumps(rest | {"arenas": [a.told() for a in train], "feature_hash": feature_hash()}))
+    return json.loads(json.dumps(rest | {"arenas": [a.told() for a in train],
+                                         "feature_hash": feature_hash(*config.seams)}))
 
 
 def _read(journal: Path | None, config: SearchConfig, train: Sequence[Arena]) -> list[dict[str, Any]]:

@@ -92,6 +92,12 @@ def waits(chains, c, w):
 
 
 @njit(cache=True)
+def is_new(row):
+    """Whether nothing of the chain was served yet; one that was preempted in its first step is under way."""
+    return row[STEPS] == 0 and row[ATTAINED] == 0
+
+
+@njit(cache=True)
 def useful_tokens(row):
     """Tokens that a chain can use at most of what it left in a cache: its context; where a request waits, no more than
     its prompt, which is shorter if the chain compacted its context; while one runs, nothing beyond what it pins."""

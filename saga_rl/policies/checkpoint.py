@@ -61,7 +61,8 @@ class Checkpoint:
     def policy(self) -> Policy:
         """The compiled scorer."""
         score = settled_score if self.seam == "eviction" else mlp_score
-        doc: dict[str, Any] = {"checkpoint": str(self.folder), "sha256": self.sha256, "feature_hash": feature_hash()}
+        doc: dict[str, Any] = {"checkpoint": str(self.folder), "sha256": self.sha256,
+                               "feature_hash": feature_hash(self.seam)}
         figures = self.meta.get("figures")
         accuracy = figures.get("pair_accuracy") if isinstance(figures, dict) else None
         if self.seam == "eviction" and isinstance(accuracy, int | float) and 0 < accuracy < 1:
@@ -100,7 +101,7 @@ def save_checkpoint(folder: str | Path, seam: str, layers: Sequence[tuple[NDArra
             make(cast(Seam, other), spec)
     weights = to_safetensors(tensors)
     manifest = {"format": FORMAT, "version": VERSION, "seam": seam, "features": list(features),
-                "feature_hash": feature_hash(), "sizes": sizes, "sha256": hashlib.sha256(weights).hexdigest(),
+                "feature_hash": feature_hash(seam), "sizes": sizes, "sha256": hashlib.sha256(weights).hexdigest(),
                 "companions": dict(companions), "meta": dict(meta)}
     try:
         text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
@@ -152,7 +153,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         differing = sorted(set(manifest["features"]) ^ set(features))
         raise UserError(where, f"was trained on other features ({', '.join(differing) or 'in another order'})",
                         "retrain it, or use the release that wrote it")
-    if manifest["feature_hash"] != feature_hash():
+    if manifest["feature_hash"] != feature_hash(seam):
         raise UserError(where, "was trained on other feature code (feature_hash differs)",
                         "retrain it, or use the release that wrote it")
     _check_companions(where, seam, manifest["companions"])

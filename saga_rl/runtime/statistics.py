@@ -22,7 +22,7 @@ from safetensors.numpy import save as to_safetensors
 from saga_rl.errors import UserError
 from saga_rl.files import atomic, must_exist
 from saga_rl.policies import tables as tb
-from saga_rl.policies.features import feature_hash
+from saga_rl.policies.features import tables_hash
 from saga_rl.runtime.hints import MAX_NAME
 from saga_rl.runtime.tracker import MAX_TOOLS, MAX_TYPES, Tracker
 
@@ -48,7 +48,7 @@ def pack(tracker: Tracker) -> bytes:
     t = tracker.tables
     counts = [np.maximum(x[0], 0) for x in (t.returns, t.ends)]
     arrays = (t.ring[0].astype(np.uint8), *counts, t.obs[0], t.types[0], np.maximum(t.calls[0], 0.0))
-    head = {"format": FORMAT, "version": VERSION, "feature_hash": feature_hash(),
+    head = {"format": FORMAT, "version": VERSION, "tables_hash": tables_hash(),
             "tools": list(tracker.tools.codes), "types": list(tracker.types.codes)}
     tensors = {k: np.ascontiguousarray(a) for k, a in zip(_DTYPES, arrays, strict=True)}
     return to_safetensors(tensors, {"saga": json.dumps(head)})
@@ -167,8 +167,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray]]:
         raise UserError(path, "is not a statistics file of saga-rl", _MEND)
     if head.get("version") != VERSION:
         raise UserError(path, f"is of version {head.get('version')!r}, this release reads {VERSION}", _MEND)
-    if head.get("feature_hash") != feature_hash():
-        raise UserError(path, "was learned under another definition of the features", _MEND)
+    if head.get("tables_hash") != tables_hash():
+        raise UserError(path, "was learned under another definition of the tables", _MEND)
     return head, arrays
 
 

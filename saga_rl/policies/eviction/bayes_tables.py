@@ -20,7 +20,7 @@ from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.eviction.parts import TIER, apart, dead, switch
-from saga_rl.policies.features import E_IDLE_S, E_P_END, E_RESIDUAL_S
+from saga_rl.policies.features import E_IDLE_S, E_P_END, E_RESIDUAL_S, UNTIL_HORIZON_S, until_s
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
@@ -34,12 +34,11 @@ def _score(x, params, scratch):
     outside = apart(x, params[PROTECT], 0.0)
     if outside != 0.0:
         return outside
-    until = x[E_RESIDUAL_S] + params[IDLE] * x[E_IDLE_S]
-    return until + x[E_P_END] * max(params[HORIZON] - until, 0.0)
+    return until_s(x[E_RESIDUAL_S], x[E_IDLE_S], x[E_P_END], params[IDLE], params[HORIZON])
 
 
 @register("eviction", "bayes-tables")
-def bayes_tables(horizon_s: float = 300.0, idle: float = 1.0, protect: float = 1.0) -> Policy:
+def bayes_tables(horizon_s: float = UNTIL_HORIZON_S, idle: float = 1.0, protect: float = 1.0) -> Policy:
     doc = {"horizon_s": horizon_s, "idle": idle, "protect": protect}
     params = np.array([switch("bayes-tables", "protect", protect),
                        bounded("bayes-tables", "horizon_s", horizon_s, 0.0, 1e8),
