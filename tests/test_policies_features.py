@@ -116,7 +116,7 @@ def test_every_history_gives_a_finite_row(latencies, idle, used, steps, waits):
     g[0, F.G_USED] = used
     if waits:
         ch.arrive(chains, tables, 0, 0, 10.0 + idle, 1e5)
-    x = evict(chains, tables, g, now=10.0 + idle)
+    x = evict(chains, tables, g, now=10.0 + idle, blocks=5.0)  # all of which it can use
     x.pop("oracle")
     assert all(np.isfinite(v) for v in x.values()), x
     for name in ("p_return_10s", "p_end", "p_reuse", "recency", "size"):
@@ -238,6 +238,20 @@ def test_a_policy_with_memory_finds_again_what_it_left():
     x = evict(chains, world()[1], g, now=11.0)
     assert [x[f"mine_{k}"] for k in range(4)] == [0, 1, 2, 3]
     assert [x[f"here_{k}"] for k in range(8)] == list(range(4, 12))
+
+
+def test_evictions_see_the_index_of_bayes_tables():
+    """Whatever is neither dead nor waiting stands in the same order."""
+    policy, rng = make("eviction", "bayes-tables"), np.random.default_rng(0)
+    chains, tables, g = world(steps=3)
+    for _ in range(40):
+        tb.observe_return(tables, 0, 0, int(rng.integers(-1, 2)), float(rng.exponential(20.0)), 10.0)
+        tb.observe_end(tables, 0, int(rng.integers(-1, 2)), 0, 5, False)
+    for idle in (0.0, 1.0, 30.0, 299.0, 5000.0):
+        x = evict(chains, tables, g, now=10.0 + idle, blocks=5.0)  # all of which it can use
+        row = np.array([x[name] for name in F.EVICTION])
+        assert x["ended"] == x["waiting"] == 0
+        assert x["until_log"] == pytest.approx(np.log1p(policy.score(row, policy.params, np.zeros(1))))
 
 
 def test_expected_output_and_growth():

@@ -104,6 +104,23 @@ def test_the_tool_that_a_client_names_afterwards_gets_the_latency():
     assert t.tables.returns[0, 0] == 0
 
 
+def test_where_clients_announce_ends_a_silent_session_is_waited_for():
+    t = Tracker(expiry_s=10.0)
+
+    def one(session: str, now: float, final: bool) -> int:
+        served = t.arrive(Hints(session=session, final=final), now, 10)
+        t.schedule(served, now)
+        t.finish(served, now, 5)
+        return served.chain
+
+    for k in range(7):
+        one(f"s{k}", 0.0, True)
+    silent = one("silent", 1.0, False)
+    assert t.expire(100.0, [silent]) == 0
+    assert t.expire(1.0 + 12 * 10.0, [silent]) == 0
+    assert t.expire(1.5 + 12 * 10.0, [silent]) == 1
+
+
 def test_a_presumed_end_is_taken_back_from_where_it_was_counted():
     t = Tracker(expiry_s=10.0)
     served = t.arrive(Hints(session="s"), 0.0, 10)
