@@ -7,7 +7,9 @@ the buffer and with a copy of them a step; and its compiled call alone. **SB3**:
 process a core) over the single environment, in the same run, on the same workloads. Theirs reset by recording a new
 episode, a closed-loop run, where native takes one from its pool; so DummyVecEnv is shown without its resets as well.
 **Closed loop**: the native vectors of the others (`saga_rl/PlacementVec-v0` and so on), infos included, beside
-Gymnasium's `SyncVectorEnv` over the single ones, on the same workload; resets are included in both.
+Gymnasium's `SyncVectorEnv` over the single ones, on the same workload; resets are included in both. **The run itself**:
+requests a second of the placement environments' runs when policies place and nobody is asked, reset or shown anything:
+what no environment over this simulator can exceed, with one placement a request.
 
 Seconds are processor seconds of one thread, so that neighbours on the machine do not count; for SubprocVecEnv, which
 has processes of its own, seconds of the clock: trust it on an idle machine only. Actions are 0 or 1 at random, which at
@@ -34,12 +36,14 @@ from rich.table import Table
 
 import saga_rl.env as ids
 from saga_rl.aeg.generators import generate
+from saga_rl.env.episodes import resample
 from saga_rl.env.eviction import EvictionEnv
 from saga_rl.env.vector import EvictionVectorEnv
 from saga_rl.errors import EXIT_BAD_INPUT, UserError
 from saga_rl.files import check_target, write_json
 from saga_rl.provenance import provenance
 from saga_rl.report.style import PALETTE, dress, new_figure, save
+from saga_rl.sim.cluster import Cluster
 
 KV, SESSIONS = 240_000, 30
 WORKLOADS = {"swe-bench": 9, "webarena": 12, "burstgpt": 6}
@@ -142,6 +146,21 @@ def closed(name: str, counts: list[int], seconds: float) -> dict[str, Any]:
     return out
 
 
+def itself(seconds: float) -> float:
+    """Requests a second of the run that a placement environment plays, without the environment."""
+    env: Any = gym.make(ids.PLACEMENT_ID, trace=generate("webarena", 0, sessions=60, max_context=65_536), kv_tokens=KV,
+                        sessions=SESSIONS, workers=4, population=48).unwrapped
+    rng, requests, took = np.random.default_rng(0), 0, 0.0
+    Cluster(env.trace, env.config, env.policies).advance()
+    while took < seconds:
+        trace = resample(env.trace, rng, SESSIONS)
+        cluster, started = Cluster(trace, env.config, env.policies), time.process_time()
+        cluster.advance()
+        took += time.process_time() - started
+        requests += trace.n_steps
+    return requests / took
+
+
 def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     rows = []
@@ -156,8 +175,8 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, A
     for name in CLOSED:
         say(name)
         loops[name] = closed(name, args.envs, args.seconds)
-    return {"eviction": rows, "closed_loop": loops, "cores": cores, "load_before": load,
-            "load_after": os.getloadavg()[0], "target_per_s": TARGET, "envpool": ENVPOOL}
+    return {"eviction": rows, "closed_loop": loops, "run_itself_per_s": itself(args.seconds), "cores": cores,
+            "load_before": load, "load_after": os.getloadavg()[0], "target_per_s": TARGET, "envpool": ENVPOOL}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -186,6 +205,8 @@ def show(result: dict[str, Any]) -> None:
     console.print(f"one thread ({result['cores']} cores for SubprocVecEnv), load {result['load_before']:.2f} before, "
                   f"{result['load_after']:.2f} after; the last column is over the faster of SB3's, DummyVecEnv without "
                   "its resets", highlight=False)
+    console.print(f"the run itself, nobody asked: {result['run_itself_per_s'] / 1000:.1f} thousand requests a second",
+                  highlight=False)
     for what, speed in result["envpool"]["decisions_per_s"].items():
         console.print(f"EnvPool, published, not measured here: {speed / 1e6:.0f} million {what}: {speed / 256:,.0f} "
                       "a core", highlight=False)
