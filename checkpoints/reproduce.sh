@@ -33,7 +33,7 @@ if [[ $PARTS == *eviction* ]]; then
         --behaviour lru-protect,wa-lru,belady --epsilon 0.1 --max-decisions 1500 --max-rows 32 --seed 1 \
         --out "$WORK/eviction-v0" --overwrite
     "$BIN/python" training/train_offline.py "$WORK/eviction-v0" --out "$OUT/eviction" --run-dir "$WORK" --algo rank \
-        --epochs 16 --batch 256 --lr 3e-3 --seed 1 --note "$NOTE"
+        --epochs 16 --batch 256 --lr 3e-3 --trust 0.4 --seed 1 --note "$NOTE"
 fi
 if [[ $PARTS == *joint* ]]; then # pools: P1 of each workload (`training/protocol.py` prints it), then tighter ones
     told=(workload:swe workload:web workload:burst workload:hetero)
@@ -63,7 +63,7 @@ specialist() { # NAME KV_TOKENS
         --episodes 3 --record lru,saga+ --behaviour lru-protect,wa-lru,belady --epsilon 0.1 --max-decisions 1500 \
         --max-rows 32 --seed 1 --out "$WORK/$1-v0" --overwrite
     "$BIN/python" training/train_offline.py "$WORK/$1-v0" --out "$WORK/own-$1" --run-dir "$WORK" --algo rank \
-        --epochs 8 --batch 256 --lr 3e-3 --seed 1
+        --epochs 8 --batch 256 --lr 3e-3 --trust 0.4 --seed 1
     own=${own:+$own,}$WORK/own-$1
 }
 if [ -n "${DATA:-}" ]; then

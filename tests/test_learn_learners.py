@@ -19,7 +19,7 @@ from saga_rl.learn.learners.options import describe, parse
 from saga_rl.learn.learners.returns import one_step_gain
 from saga_rl.learn.learners.tables import Tables, pooled
 from saga_rl.learn.network import RowNet, serving_layers
-from saga_rl.learn.train import TrainConfig, TrainResult, train
+from saga_rl.learn.train import RULE, TrainConfig, TrainResult, train
 from saga_rl.policies.features import LEARNED_EVICTION
 from saga_rl.policies.mlp import forward
 
@@ -113,6 +113,16 @@ def test_the_exported_actor_scores_rows_alone(algo: str) -> None:
 @pytest.mark.parametrize("kind", ["temperature=0.5", "kind=lambda"])
 def test_both_listwise_losses_learn(kind: str) -> None:
     assert regret(fit(labelled(), "listwise", kind).net, labelled(1)) < 0.1
+
+
+def test_a_network_trusted_little_orders_by_the_rule() -> None:
+    data, rule = labelled(1), list(LEARNED_EVICTION).index(RULE)
+    x = torch.from_numpy(data.observations)
+    small, free = (fit(labelled(), "rank", epochs=2, trust=trust).net(x) for trust in (1e-6, 0.0))
+    assert torch.equal(small.argmax(dim=1), x[..., rule].argmax(dim=1))
+    assert not torch.equal(free.argmax(dim=1), x[..., rule].argmax(dim=1))
+    with pytest.raises(UserError, match="no column until_log"):
+        fit(replace(labelled(), seam="placement"), "bc", trust=0.5)
 
 
 def test_a_learner_of_labels_refuses_data_without() -> None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saga_rl.learn.network import MIN_STD, RowNet, normalisation
+from saga_rl.learn.network import MIN_STD, RowNet, beside_rule, normalisation
 
 torch.set_num_threads(1)  # tiny tensors: threads only wait for each other
 
@@ -33,6 +33,14 @@ def test_layers_rebuild_the_network() -> None:
     x = torch.tensor(rows, dtype=torch.float32)
     assert torch.equal(net(x), again(x))
     assert [w.shape for w, _ in net.layers()] == [(6, 7), (5, 6), (1, 5)]
+
+
+@pytest.mark.parametrize("hidden", [(), (6,), (6, 5)])
+def test_a_network_beside_a_rule_adds_to_its_column(hidden) -> None:
+    rows = np.random.default_rng(2).normal(1.0, 2.0, (40, 7))
+    net = RowNet(7, hidden, *normalisation(rows))
+    x = torch.tensor(rows, dtype=torch.float32)
+    torch.testing.assert_close(beside_rule(net, 3, 0.4)(x), net.normal(x)[:, 3] + 0.4 * net(x))
 
 
 def test_normalisation_floors_a_constant_column() -> None:

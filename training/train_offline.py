@@ -38,6 +38,9 @@ def main(
     placement: Annotated[str, Option(help="Companion policy of the checkpoint; empty: that of saga+.")] = "",
     ordering: Annotated[str, Option(help="Companion policy of the checkpoint; empty: that of saga+.")] = "",
     admission: Annotated[str, Option(help="Companion policy of the checkpoint; empty: that of saga+.")] = "",
+    trust: Annotated[float, Option(help="Eviction: score by the Bayes index + so many times the network's (0: by the "
+                                        "network alone). Less than 1 keeps it near the rule on traffic it never "
+                                        "saw.")] = 0.0,
     seed: Annotated[int, Option(help="The weights follow from it, bit for bit.")] = 0,
     resume: Annotated[bool, Option("--resume", help="Go on where a stopped run with the same options was.")] = False,
     wandb: Annotated[str, Option(help="disabled, offline (written beside --out) or online.")] = "offline",
@@ -48,10 +51,11 @@ def main(
     """Train a policy offline and write it as a checkpoint."""
     options = parse(learner(algo).Options, algo, set_ or [])
     for option, value, low, high in (("--epochs", epochs, 1, 1e6), ("--batch", batch, 1, 1e9), ("--lr", lr, 1e-9, 10),
-                                     ("--validation", validation, 0, 0.9), ("--seed", seed, 0, 2**31)):
+                                     ("--validation", validation, 0, 0.9), ("--seed", seed, 0, 2**31),
+                                     ("--trust", trust, 0, 1000)):
         check_range(option, value, low, high)
     config = TrainConfig(algo, epochs, batch, lr, [int(w) for w in numbers("--hidden", hidden, 1, 512)], validation,
-                         seed, options)
+                         seed, options, trust)
     check_target(out)
     folder = run_dir or out.parent
     loaded = load([dataset, *(also or [])], reward=reward)

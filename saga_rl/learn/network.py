@@ -73,6 +73,25 @@ class RowNet(nn.Module):
         return net
 
 
+def beside_rule(net: RowNet, column: int, trust: float) -> RowNet:
+    """The network whose score is the normalised `column` + `trust` x that of `net`: where what it learned does not
+    apply, the order that the column gives is left. Two units a hidden layer carry the column (relu(z) - relu(-z) = z).
+    """
+    layers, features = net.layers(), net.features
+    carried = np.zeros((2, features), np.float32)
+    carried[:, column] = 1.0, -1.0
+    out, into = [], carried
+    for w, b in layers[:-1]:
+        w, before = np.concatenate([w, np.zeros((len(w), into.shape[1] - w.shape[1]), np.float32)], axis=1), into
+        out.append((np.concatenate([w, before]), np.concatenate([b, np.zeros(2, np.float32)])))
+        into = np.zeros((2, len(w) + 2), np.float32)
+        into[0, -2] = into[1, -1] = 1.0
+    weight, bias = layers[-1]
+    last = np.concatenate([trust * weight, np.zeros((1, into.shape[1] - weight.shape[1]), np.float32)], axis=1)
+    out.append((last + (into[0] - into[1] if len(layers) > 1 else into[0]), trust * bias))
+    return RowNet.from_layers(out, _array(net.mean), _array(net.std))
+
+
 def serving_layers(net: RowNet, seam: str) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """`net.layers()` in the seam's own convention. Learners prefer the row with the highest score; in service
 

@@ -19,7 +19,7 @@ from saga_rl.learn.learners import learner as learner_named
 from saga_rl.learn.learners.base import Learner, nothing_to_learn
 from saga_rl.learn.learners.tables import Batch, Tables
 from saga_rl.learn.losses import pair_accuracy, top_agreement
-from saga_rl.learn.network import HIDDEN, RowNet
+from saga_rl.learn.network import HIDDEN, RowNet, beside_rule
 from saga_rl.learn.resume import (
     check_same,
     fingerprint,
@@ -30,8 +30,10 @@ from saga_rl.learn.resume import (
     under,
     write_state,
 )
-from saga_rl.policies.features import E_ENDED, E_WAITING
+from saga_rl.policies.features import E_ENDED, E_WAITING, LEARNED_EVICTION
 
+RULE = "until_log"
+"""What evictions are ordered by where the network is trusted in part only: the index of `bayes-tables`."""
 LAST_LR = 0.05
 """Share of the learning rate that is left in the last epoch; a half cosine leads there."""
 
@@ -50,6 +52,8 @@ class TrainConfig:
     seed: int = 0
     options: Any = None
     """The learner's own, an instance of its `Options`; None = its defaults."""
+    trust: float = 0.0
+    """Over 0, eviction: the score is the column `RULE`, normalised, + so many times the network's."""
 
     def facts(self) -> dict[str, Any]:
         """Everything that the weights follow from, but the data; JSON values."""
@@ -114,6 +118,8 @@ def train(data: Decisions, config: TrainConfig, on_epoch: OnEpoch, state: Path |
     if kind.needs == "labels" and data.seam != "eviction":
         raise UserError("--algo", f"{config.algo} learns from Belady labels, and a dataset of {data.seam} has none",
                         "choose a learner of actions or rewards")
+    if config.trust and data.seam != "eviction":
+        raise UserError("--trust", f"a dataset of {data.seam} has no column {RULE}", "leave it out")
     generator = deterministic(config.seed)
     ours = {**config.facts(), "data": fingerprint(data)} if state else {}
     tensors, facts = read_state(state) if state and resume else ({}, {})
@@ -158,6 +164,9 @@ def train(data: Decisions, config: TrainConfig, on_epoch: OnEpoch, state: Path |
                          "settled": learner.settled()})
         on_epoch(epoch, curves)
     learner.load_state_dict(best_state)
+    if config.trust:
+        learner.actor = beside_rule(learner.actor, LEARNED_EVICTION.index(RULE), config.trust)
+        figures = {**figures, **evaluate(learner, check, theirs)}
     more = {k: v for k, v in learner.figures(check).items() if math.isfinite(v)}
     return TrainResult(learner.actor, {**figures, **more}, len(mine), len(theirs), learner, kept,
                        len(mine) * config.epochs)
