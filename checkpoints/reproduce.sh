@@ -8,7 +8,7 @@ set -euo pipefail
 BIN=${BIN:-.venv/bin}
 WORK=${WORK:-runs/checkpoint}
 OUT=${OUT:-checkpoints}
-PARTS=${PARTS:-eviction joint placement}
+PARTS=${PARTS:-eviction joint joint-hidden placement}
 EVALUATE=${EVALUATE:-1}
 POPULATION=16
 TIGHT=300000,300000,260000,260000 # KV tokens a worker, for the four workloads with humans
@@ -35,18 +35,24 @@ if [[ $PARTS == *eviction* ]]; then
     "$BIN/python" training/train_offline.py "$WORK/eviction-v0" --out "$OUT/eviction" --run-dir "$WORK" --algo rank \
         --epochs 16 --batch 256 --lr 3e-3 --trust 0.4 --seed 1 --note "$NOTE"
 fi
-if [[ $PARTS == *joint* ]]; then # pools: P1 of each workload (`training/protocol.py` prints it), then tighter ones
-    told=(workload:swe workload:web workload:burst workload:hetero)
-    open=(workload:swe@load=.95 workload:web@load=.95 workload:shift@load=.85)
-    human=(workload:swe-hitl workload:web-hitl workload:hetero-hitl workload:shift-hitl)
-    seen=("${told[@]}" "${open[@]}" "${human[@]}" workload:shift-hitl@load=.85 "${human[@]}")
-    "$BIN/python" training/search.py "${told[@]}" "${open[@]}" "${human[@]/%/@hidden}" \
-        workload:shift-hitl@load=.85@hidden "${human[@]/%/@hidden}" \
-        --validation "$(printf "%s\n" "${seen[@]}" | paste -sd,)" \
-        --population 9,10,12,16,9,10,12,12,12,16,12,12,12,12,16,12 \
-        --kv-tokens "418096,495680,472400,419104,418096,495680,375680,504416,399664,398880,387232,387232,$TIGHT" \
-        --beside placement=least-sessions --episodes 1 --checks 3 --generations 150 --sigma 0.1 --seed 1 \
-        --out "$OUT/joint" --run-dir "$WORK" --note "$NOTE"
+# pools: P1 of each workload (`training/protocol.py` prints it), for ends that nobody announces tighter ones too
+search() { # OUT POPULATIONS KV_TOKENS WORKLOAD... ; arenas are hidden where OUT says so
+    local out=$1 population=$2 kv=$3 seen=("${@:4}")
+    local arenas=("${seen[@]}")
+    [[ $out == *hidden ]] && arenas=("${seen[@]/%/@hidden}")
+    "$BIN/python" training/search.py "${arenas[@]}" --validation "$(printf "%s\n" "${seen[@]}" | paste -sd,)" \
+        --population "$population" --kv-tokens "$kv" --beside placement=least-sessions --episodes 1 --checks 3 \
+        --generations 150 --sigma 0.1 --seed 1 --out "$out" --run-dir "$WORK" --note "$NOTE"
+}
+human=(workload:swe-hitl workload:web-hitl workload:hetero-hitl workload:shift-hitl)
+if [[ " $PARTS " == *" joint "* ]]; then
+    search "$OUT/joint" 9,10,12,16,9,10,12,12 418096,495680,472400,419104,418096,495680,375680,375680 workload:swe \
+        workload:web workload:burst workload:hetero workload:swe@load=.95 workload:web@load=.95 workload:shift@load=.85 \
+        workload:shift
+fi
+if [[ " $PARTS " == *" joint-hidden "* ]]; then
+    search "$OUT/joint-hidden" 12,12,16,12,12,12,12,16,12 \
+        "504416,399664,398880,387232,387232,$TIGHT" "${human[@]}" workload:shift-hitl@load=.85 "${human[@]}"
 fi
 if [[ $PARTS == *placement* ]]; then
     seen=(workload:swe workload:web workload:swe@load=.8 workload:web@load=.8)
