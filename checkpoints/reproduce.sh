@@ -77,5 +77,5 @@ if [ -n "${DATA:-}" ]; then
     specialist katas 600000,858752,1100000
 fi
 "$BIN/python" training/protocol.py --out "$WORK/report" --eviction "$OUT/eviction" --placement "$OUT/placement" \
-    --joint "$OUT/joint" ${DATA:+--data "$DATA"} ${own:+--transfer "$own"}
+    --joint "$OUT/joint" --hidden "$OUT/joint-hidden" ${DATA:+--data "$DATA"} ${own:+--transfer "$own"}
 cp "$WORK/report/protocol.md" "$OUT/REPORT.md"

@@ -124,6 +124,17 @@ def test_tuning_sees_training_sessions_alone_and_the_rest_test_sessions() -> Non
     assert way.value == pytest.approx(np.log(3 / 2) / np.log(3 / 1.5))
 
 
+def test_what_is_meant_for_hidden_ends_is_used_there_alone() -> None:
+    for given, want in (("likely", "likely"), ("", "saga+")):
+        b = Bench(Fake(), Settings("perfect", "sticky", "saga+", given))
+        for row in (closed_rows.hidden, closed_rows.drift, closed_rows.stock, closed_rows.sustain):
+            row(b)
+        lab = b.lab
+        assert isinstance(lab, Fake)
+        sets = {(s["hidden"], s["arm"]["set"]) for s in lab.asked if "set" in s["arm"]}
+        assert sets == {(True, want), (False, "saga+")}
+
+
 def test_every_policy_meets_the_same_arrangements() -> None:
     b = bench()
     closed_rows.stock(b)

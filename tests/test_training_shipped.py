@@ -20,7 +20,8 @@ SHIPPED = sorted(p.parent.relative_to(ROOT).as_posix() for p in ROOT.rglob(MANIF
 
 
 def test_what_is_shipped():
-    assert SHIPPED == ["eviction", "joint/admission", "joint/eviction", "joint/ordering", "placement"]
+    joint = [f"{name}/{seam}" for name in ("joint", "joint-hidden") for seam in ("admission", "eviction", "ordering")]
+    assert sorted(["eviction", "placement", *joint]) == SHIPPED
 
 
 @pytest.fixture(params=SHIPPED)
@@ -48,8 +49,9 @@ def test_reports_name_no_machine():
         assert not re.search(r"(^|[\s'\"])/\w", page.read_text()), page
 
 
-def test_the_joint_set_serves_a_trace_to_its_end():
-    policies = preset(str(ROOT / "joint"))
+@pytest.mark.parametrize("name", ["joint", "joint-hidden"])
+def test_the_joint_sets_serve_a_trace_to_its_end(name):
+    policies = preset(str(ROOT / name))
     assert [policies.names()[s] for s in ("eviction", "ordering", "admission")] == ["learned"] * 3
     trace = generate("webarena", 5, sessions=12, max_context=32_768)
     result = simulate(trace, SimConfig(kv_tokens=80_000, population=6), policies, slo=False).metrics

@@ -7,6 +7,7 @@ any time: the same command goes on where it stopped.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,8 @@ def main(
     placement: Annotated[str, Option(help="Placement checkpoint, or a spec; default: checkpoints/placement.")] = "",
     joint: Annotated[str, Option(help="Admission checkpoint with its companions, a folder of several, or a preset; "
                                  "default: checkpoints/joint or checkpoints/admission.")] = "",
+    hidden: Annotated[str, Option(help="The same, where nobody announces ends; default: --joint, or of what is shipped "
+                                  "checkpoints/joint-hidden.")] = "",
     transfer: Annotated[str, Option(help="More checkpoints for the transfer matrix, with commas between.")] = "",
     data: Annotated[str, Option(help="Folder of recorded collections (weka, katas, mooncake).")] = "",
     only: Annotated[str, Option(help="Rows, with commas between: " + ", ".join(ROWS) + ".")] = "",
@@ -55,13 +58,14 @@ def main(
         ("eviction", eviction), ("placement", placement), ("admission", joint))}
     if data and not Path(data).is_dir():
         raise UserError(data, "is no folder", "name the folder of recorded collections after --data")
-    s = Settings(shipped["eviction"], shipped["placement"], shipped["admission"], tuple(words(transfer)),
+    untold = SHIPPED / "joint-hidden"
+    hidden = hidden or (str(untold) if not joint and untold.is_dir() else "")
+    s = Settings(shipped["eviction"], shipped["placement"], shipped["admission"], hidden, tuple(words(transfer)),
                  tuple(words(only)) or ROWS, seeds=seeds, budget=budget, workers=workers, many_workers=many_workers,
                  data=data, recorded=recorded(data), only=tuple(known_workload(n, data) for n in words(workloads)))
     if quick:
-        s = Settings(s.eviction, s.placement, s.joint, s.transfer, s.rows, seeds=3, budget=2, tune=1, rounds=1,
-                     workers=2, many_workers=2, data=data, recorded=s.recorded if only or workloads else (),
-                     only=s.only)
+        s = replace(s, seeds=3, budget=2, tune=1, rounds=1, workers=2, many_workers=2,
+                    recorded=s.recorded if only or workloads else ())
     check(s)
     try:
         with lab(out, jobs or os.cpu_count() or 1, data, console) as opened:

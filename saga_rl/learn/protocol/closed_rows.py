@@ -125,7 +125,7 @@ def hidden(b: Bench) -> list[Figure]:
         return []
     base = b.tune("reserve-older", p1 + p3 + real, reserve_grid())
     runs = b.measure("hidden ends", {p: with_infinite(
-        ours=b.s.joint_arm(), base=base[p], told=base[p] | {"ends_told": True}, oracle=ORACLE, plain=RESERVE,
+        ours=b.s.joint_arm(hidden=True), base=base[p], told=base[p] | {"ends_told": True}, oracle=ORACLE, plain=RESERVE,
         likely=dict(PRESETS["likely"])) for p in p1 + p3 + real})
     out = []
     for name, places in (("P1", p1), ("P3", p3)):
@@ -227,7 +227,7 @@ def drift(b: Bench) -> list[Figure]:
     if not b.s.joint or not places:
         return []
     runs = b.measure("drift", {p: with_infinite(
-        ours=b.s.joint_arm(), stock=STOCK, plus=dict(PRESETS["saga+"])) for p in places})
+        ours=b.s.joint_arm(p.hidden), stock=STOCK, plus=dict(PRESETS["saga+"])) for p in places})
     out = []
     for p in places:
         ends = "ends hidden" if p.hidden else "ends told"

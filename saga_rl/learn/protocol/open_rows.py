@@ -73,7 +73,7 @@ def transfer(b: Bench) -> list[Figure]:
     the others in closed loop over preset `saga+`, ends hidden."""
     if not b.s.transfer:
         return []
-    folders = [f for f in (*b.s.transfer, b.s.eviction, b.s.joint) if f and Path(f).is_dir()]
+    folders = [f for f in (*b.s.transfer, b.s.eviction, b.s.joint, b.s.hidden) if f and Path(f).is_dir()]
     seams = {f: set(load_parts(f)) for f in dict.fromkeys(folders)}
     out = []
     evicting = [f for f, found in seams.items() if "eviction" in found]

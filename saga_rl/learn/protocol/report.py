@@ -45,9 +45,10 @@ def evaluate(lab: Lab, s: Settings) -> dict[str, Any]:
     bench = Bench(lab, s)
     points = lab.points({n: _points_of(n, s) for n in workloads_of(s)})
     figures = {row: MAKERS[row][1](bench) for row in s.rows}
-    tested = {"arm": s.joint_arm(), "evictions": [s.eviction_spec(), s.placement_spec()]}
+    tested = {"arm": {"told": s.joint, "hidden": s.hidden}, "evictions": [s.eviction_spec(), s.placement_spec()]}
     return {
         "kind": "simulated", "under_test": {"eviction": s.eviction, "placement": s.placement, "joint": s.joint,
+                                            "hidden": s.hidden,
                                             "transfer": list(s.transfer),
                                             "sha256": {Path(k).name: v for k, v in weights(tested).items()}},
         "settings": {"seeds": list(s.test_seeds), "training_seeds": list(TRAIN_SEEDS), "rounds": s.rounds,
@@ -79,7 +80,8 @@ def markdown(result: dict[str, Any]) -> str:
     under, s = result["under_test"], result["settings"]
     lines = ["# Evaluation on test sessions (simulated)", "",
              f"Under test: eviction `{under['eviction'] or '-'}`, placement `{under['placement'] or '-'}`, "
-             f"order and admission `{under['joint'] or '-'}`.", "",
+             f"order and admission `{under['joint'] or '-'}`"
+             + (f", where nobody announces ends `{under['hidden']}`" if under.get("hidden") else "") + ".", "",
              f"{len(s['seeds'])} arrangements of test sessions, the same for every policy; ratios are geometric means "
              "of pairs with 95 % bootstrap intervals over arrangements. A run whose mean completion time is over "
              f"{COLLAPSE:g} x that of infinite memory has collapsed: its arrangement is left out and counted. `met`: "

@@ -57,6 +57,8 @@ class Settings:
     placement: str
     joint: str
     """Folder of the admission checkpoint (its companions name the rest), or a preset."""
+    hidden: str = ""
+    """The same, for places where nobody announces ends; empty: `joint`."""
     transfer: tuple[str, ...] = ()
     rows: tuple[str, ...] = ROWS
     seeds: int = 5
@@ -82,8 +84,9 @@ class Settings:
         """Those workloads of `names` that were asked for."""
         return [n for n in names if not self.only or n in self.only]
 
-    def joint_arm(self) -> Arm:
-        return {"set": self.joint}
+    def joint_arm(self, hidden: bool = False) -> Arm:
+        """hidden: where nobody announces ends."""
+        return {"set": self.hidden or self.joint if hidden else self.joint}
 
     def eviction_spec(self) -> str:
         return _spec(self.eviction)
@@ -111,6 +114,7 @@ def check(s: Settings) -> None:
             make(seam, spec)  # type: ignore[arg-type]
     if s.joint:
         policies_of(s.joint_arm())
+        policies_of(s.joint_arm(hidden=True))
     for folder in s.transfer:
         if not Path(folder).is_dir():
             raise UserError(folder, "is no folder of a checkpoint", "name folders of checkpoints after --transfer")
