@@ -42,7 +42,7 @@ search() { # OUT POPULATIONS KV_TOKENS WORKLOAD... ; arenas are hidden where OUT
     [[ $out == *hidden ]] && arenas=("${seen[@]/%/@hidden}")
     "$BIN/python" training/search.py "${arenas[@]}" --validation "$(printf "%s\n" "${seen[@]}" | paste -sd,)" \
         --population "$population" --kv-tokens "$kv" --beside placement=least-sessions --episodes 1 --checks 3 \
-        --generations 150 --sigma 0.1 --seed 1 --out "$out" --run-dir "$WORK" --note "$NOTE"
+        --generations 100 --sigma 0.1 --seed 1 --out "$out" --run-dir "$WORK" --note "$NOTE"
 }
 human=(workload:swe-hitl workload:web-hitl workload:hetero-hitl workload:shift-hitl)
 if [[ " $PARTS " == *" joint "* ]]; then
