@@ -36,22 +36,22 @@ if [[ $PARTS == *eviction* ]]; then
         --epochs 16 --batch 256 --lr 3e-3 --trust 0.4 --seed 1 --note "$NOTE"
 fi
 # pools: P1 of each workload (`training/protocol.py` prints it), for ends that nobody announces tighter ones too
-search() { # OUT POPULATIONS KV_TOKENS WORKLOAD... ; arenas are hidden where OUT says so
-    local out=$1 population=$2 kv=$3 seen=("${@:4}")
+search() { # OUT GENERATIONS POPULATIONS KV_TOKENS WORKLOAD... ; arenas are hidden where OUT says so
+    local out=$1 generations=$2 population=$3 kv=$4 seen=("${@:5}")
     local arenas=("${seen[@]}")
     [[ $out == *hidden ]] && arenas=("${seen[@]/%/@hidden}")
     "$BIN/python" training/search.py "${arenas[@]}" --validation "$(printf "%s\n" "${seen[@]}" | paste -sd,)" \
         --population "$population" --kv-tokens "$kv" --beside placement=least-sessions --episodes 1 --checks 3 \
-        --generations 100 --sigma 0.1 --seed 1 --out "$out" --run-dir "$WORK" --note "$NOTE"
+        --generations "$generations" --sigma 0.1 --seed 1 --out "$out" --run-dir "$WORK" --note "$NOTE"
 }
 human=(workload:swe-hitl workload:web-hitl workload:hetero-hitl workload:shift-hitl)
 if [[ " $PARTS " == *" joint "* ]]; then
-    search "$OUT/joint" 9,10,12,16,9,10,12,12 418096,495680,472400,419104,418096,495680,375680,375680 workload:swe \
+    search "$OUT/joint" 64 9,10,12,16,9,10,12,12 418096,495680,472400,419104,418096,495680,375680,375680 workload:swe \
         workload:web workload:burst workload:hetero workload:swe@load=.95 workload:web@load=.95 workload:shift@load=.85 \
         workload:shift
 fi
 if [[ " $PARTS " == *" joint-hidden "* ]]; then
-    search "$OUT/joint-hidden" 12,12,16,12,12,12,12,16,12 \
+    search "$OUT/joint-hidden" 100 12,12,16,12,12,12,12,16,12 \
         "504416,399664,398880,387232,387232,$TIGHT" "${human[@]}" workload:shift-hitl@load=.85 "${human[@]}"
 fi
 if [[ $PARTS == *placement* ]]; then
