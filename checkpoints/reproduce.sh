@@ -46,7 +46,7 @@ search() { # OUT GENERATIONS POPULATIONS KV_TOKENS WORKLOAD... ; arenas are hidd
 }
 human=(workload:swe-hitl workload:web-hitl workload:hetero-hitl workload:shift-hitl)
 if [[ " $PARTS " == *" joint "* ]]; then
-    search "$OUT/joint" 64 9,10,12,16,9,10,12,12 418096,495680,472400,419104,418096,495680,375680,375680 workload:swe \
+    search "$OUT/joint" 100 9,10,12,16,9,10,12,12 418096,495680,472400,419104,418096,495680,375680,375680 workload:swe \
         workload:web workload:burst workload:hetero workload:swe@load=.95 workload:web@load=.95 workload:shift@load=.85 \
         workload:shift
 fi
