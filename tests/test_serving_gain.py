@@ -98,7 +98,7 @@ def test_arms_differ_in_what_their_names_say_and_in_nothing_else():
     told = {arm: flags(setup, arm, 3200, 1) for arm in ARMS}
     policy = {arm: f[f.index("--policy") + 1] for arm, f in told.items() if "--policy" in f}
     assert policy == {"stock": "stock", "sticky": "lru", "priority": "stock", "saga": "saga", "saga+": "saga+",
-                      "likely": "likely", "checkpoint": "checkpoints/joint", "infinite": "lru"}
+                      "likely": "likely", "checkpoint": "checkpoints/joint-hidden", "infinite": "lru"}
     stock = set(told[STOCK])
     assert set(told["priority"]) - stock == {"--scheduling-policy", "priority"}
     ours = {"--expiry-s", "15", "--additional-config", '{"saga_http": {"tenant_in_body": true}}'}

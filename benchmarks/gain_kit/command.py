@@ -38,7 +38,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     p.add_argument("--sessions", type=int, help="a run")
     p.add_argument("--alive", type=int, help="sessions alive at once")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--checkpoint", help="folder for the arm checkpoint (checkpoints/joint)")
+    p.add_argument("--checkpoint", help="folder for the arm checkpoint (checkpoints/joint-hidden)")
     p.add_argument("--ends", action="store_true", help="clients tell an agent's last request")
     p.add_argument("--markdown", type=Path, metavar="FILE", help="put the tables between the marks of this page")
     p.add_argument("--plan", action="store_true", help="print sessions, demand and pools, and end")

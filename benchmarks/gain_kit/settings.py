@@ -28,7 +28,7 @@ ARMS: dict[str, Arm] = {
     "saga": Arm("saga", "the paper's policy"),
     "saga+": Arm("saga+", "the strongest heuristics: youngest, session-fcfs, reserve-older"),
     "likely": Arm("likely", "the best rules found by hand for ends that nobody tells"),
-    "checkpoint": Arm("checkpoints/joint", "the shipped joint checkpoint"),
+    "checkpoint": Arm("checkpoints/joint-hidden", "the shipped joint checkpoint for ends that nobody tells"),
     INFINITE: Arm("lru", "sticky, with a pool that holds everything", whole=True),
 }
 
