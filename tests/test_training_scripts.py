@@ -91,7 +91,7 @@ def test_training_twice_gives_the_same_bytes_and_another_seed_others(work: Path)
 
 @pytest.mark.parametrize("algo", ["rank", "bc"])
 def test_training_improves_on_chance_and_writes_a_checkpoint(work: Path, algo: str) -> None:
-    checkpoint = load_checkpoint(train(work, f"by-{algo}", algo=algo, epochs=10, batch=32))
+    checkpoint = load_checkpoint(train(work, f"by-{algo}", algo=algo, epochs=20, batch=32, validation=0.5))
     assert checkpoint.seam == "eviction"
     assert checkpoint.companions == {k: v for k, v in PRESETS["saga+"].items() if k != "eviction"}
     assert checkpoint.meta["figures"]["pair_accuracy"] > 0.6
