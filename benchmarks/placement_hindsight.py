@@ -28,8 +28,9 @@ from saga_rl.env.closed_vector import PlacementVectorEnv
 from saga_rl.errors import EXIT_BAD_INPUT, UserError
 from saga_rl.files import check_target, write_json
 from saga_rl.learn.workloads import workload
-from saga_rl.policies.features import P_HOME, P_LOAD, P_NEW, P_SESSIONS
+from saga_rl.policies.features import P_HOME, P_NEW
 from saga_rl.policies.presets import PRESETS, from_specs
+from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
@@ -40,23 +41,18 @@ BASE = "saga:theta=100,steal=1"
 FIRST_SEED = 1000
 
 
-def _least(rows: NDArray[Any]) -> int:
-    """Where `least-sessions` sends a new chain."""
-    return int(np.lexsort((rows[:, P_LOAD], rows[:, P_SESSIONS]))[0])
-
-
 def run(trace: Trace, config: SimConfig, where: NDArray[np.int64] | None) -> tuple[NDArray[np.int64], float]:
     """The assignment (by order of first requests) and the mean completion time, s; None: that of `least-sessions`."""
     stepper = PlacementStepper(trace, config, from_specs(REST))
+    start, scratch = make("placement", "least-sessions"), np.zeros(1)
     more = stepper.reset()
     used: list[int] = []
     while more:
-        rows = stepper.rows
-        if rows[0, P_NEW] == 0:
-            more = stepper.advance(int(np.argmax(rows[:, P_HOME])))
-            continue
-        used.append(_least(rows) if where is None else int(where[len(used)]))
-        more = stepper.advance(used[-1])
+        worker = int(np.argmax([start.score(row, start.params, scratch) for row in stepper.rows]))
+        if stepper.rows[0, P_NEW] > 0:
+            worker = worker if where is None else int(where[len(used)])
+            used.append(worker)
+        more = stepper.advance(worker)
     return np.array(used), float(stepper.metrics()["tct_mean_s"])
 
 

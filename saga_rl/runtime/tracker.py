@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saga_rl.policies import chains as ch
-from saga_rl.policies.tables import PATIENCE, TOLD, Tables, make_tables, observe_end, retract_end
+from saga_rl.policies.tables import PATIENCE, Tables, announces, make_tables, observe_end, retract_end
 from saga_rl.runtime.completion import Completion
 from saga_rl.runtime.hints import Hints, cut_name
 
@@ -248,8 +248,8 @@ class Tracker:
     # ------------------------------------------------------------------ ends
     def _patience(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """`chains.patience` of many rows, s."""
-        told = self.tables.types[W, self.chains[rows, ch.TYPE].astype(np.int64), TOLD]
-        return np.where(told > 0.5, PATIENCE, 1.0) * self.expiry_s
+        told = announces.py_func(self.tables, W, self.chains[rows, ch.TYPE].astype(np.int64))
+        return np.where(told, PATIENCE, 1.0) * self.expiry_s
 
     def _expire(self, c: int) -> int:
         """Presume that chain c ended. 1 if it did not count as ended before."""

@@ -50,7 +50,8 @@ def evaluate(lab: Lab, s: Settings) -> dict[str, Any]:
         "kind": "simulated", "under_test": {"eviction": s.eviction, "placement": s.placement, "joint": s.joint,
                                             "hidden": s.hidden,
                                             "transfer": list(s.transfer),
-                                            "sha256": {Path(k).name: v for k, v in weights(tested).items()}},
+                                            "sha256": {"/".join(Path(k).parts[-2:]): v
+                                                       for k, v in weights(tested).items()}},
         "settings": {"seeds": list(s.test_seeds), "training_seeds": list(TRAIN_SEEDS), "rounds": s.rounds,
                      "workers": s.workers, "many_workers": s.many_workers, "budget": s.budget, "tune": s.tune},
         "rules": {"collapse_factor": COLLAPSE, "least_pairs": MIN_PAIRS, "low_pressure_share": LOW_PRESSURE,

@@ -67,6 +67,7 @@ UNTIL_HORIZON_S = 300.0
 LEARNED_EVICTION = EVICTION[:E_IDLE_S]
 """What a learned eviction policy may read: the bounded columns, never the oracle."""
 
+
 @njit(cache=True)
 def eviction_row(chains, tables, g, w, c, now, last_use_s, blocks, shared, oracle, out):
     """Fill `out` (len(EVICTION),) for chain c on worker w.
