@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from policies_rows import write_checkpoint
 
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.io import write_trace
+from saga_rl.env.episodes import sim_config
 from saga_rl.errors import UserError
 from saga_rl.learn.arenas import Wanted, arena, wanted
 from saga_rl.learn.genome import Genome, scales
@@ -42,30 +44,39 @@ def test_a_bad_one_is_named(text, cause):
 
 
 def test_a_file_at_a_load_arrives_so_many_times_as_fast(file):
-    plain = arena(wanted(file), "", 0, 0, 80_000, 1)
-    fast = arena(wanted(f"{file}@load=2@hidden"), "", 5, 0, 80_000, 1)
+    plain = arena(wanted(file), "", 0, 0, sim_config(80_000, 1))
+    fast = arena(wanted(f"{file}@load=2@hidden"), "", 5, 0, sim_config(80_000, 1))
     assert plain.config.population == fast.config.population == 0 and plain.sessions == 14
     assert plain.config.end_hint and not fast.config.end_hint
     np.testing.assert_allclose(fast.trace.sessions.arrival_s, plain.trace.sessions.arrival_s / 2)
-    assert arena(wanted(file), "", 3, 0, 80_000, 2).config.population == 6
+    assert arena(wanted(file), "", 3, 0, sim_config(80_000, 2)).config.population == 6
     a, b, other = fast.episode(1), fast.episode(1), fast.episode(2)
     assert a.sessions.session_id == b.sessions.session_id != other.sessions.session_id
+
+
+def test_it_is_told_on_what_cluster_it_is_played(file):
+    usual = arena(wanted(file), "", 3, 0, sim_config(80_000)).told()
+    assert "costs of" not in usual and "expiry" not in usual
+    own = replace(sim_config(80_000, profile="h100-llama3.1-8b-tp1"), expiry_s=15.0, block_tokens=32)
+    made = arena(wanted(file), "", 3, 0, own)
+    assert made.config.profile == own.profile and made.config.expiry_s == 15.0
+    assert made.told() == usual + ", costs of h100-llama3.1-8b-tp1, block_tokens 32, expiry_s 15"
 
 
 def test_a_workload_at_a_load_plays_its_own_arrangements(monkeypatch):
     from saga_rl.learn import points
 
     monkeypatch.setattr(points, "peak", lambda name, data="": {"per_worker_per_min": 2.0})
-    made = arena(wanted("workload:web@load=1.5"), "train", 4, 40, 500_000, 2)
+    made = arena(wanted("workload:web@load=1.5"), "train", 4, 40, sim_config(500_000, 2))
     assert made.config.population == 0 and made.per_min == 6.0 and "6.00 arriving a minute" in made.told()
     arrivals = made.episode(3).sessions.arrival_s
     assert len(arrivals) == 40 and np.diff(arrivals).mean() == pytest.approx(10.0, rel=0.5)
     np.testing.assert_array_equal(arrivals, made.episode(3).sessions.arrival_s)
     train = set(made.trace.sessions.session_id)
     assert set(made.episode(4).sessions.session_id) <= train
-    held = arena(wanted("workload:web@load=1.5"), "validation", 4, 40, 500_000, 2)
+    held = arena(wanted("workload:web@load=1.5"), "validation", 4, 40, sim_config(500_000, 2))
     assert not train & set(held.episode(3).sessions.session_id), "no session is in two parts"
-    whole = arena(wanted("workload:shift@load=1"), "train", 4, 0, 500_000, 1)
+    whole = arena(wanted("workload:shift@load=1"), "train", 4, 0, sim_config(500_000, 1))
     rounds = whole.episode(1).sessions.arrival_s[-1] / 1800
     assert 3 < rounds < 5, "a whole round of phases"
 

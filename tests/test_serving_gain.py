@@ -17,15 +17,17 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-from gain_kit import judge, measure, show
+from gain_kit import judge, measure, own, show
 from gain_kit.command import chosen, parser
 from gain_kit.demand import live_tokens, pools
 from gain_kit.engines import flags, host
 from gain_kit.journal import Journal
-from gain_kit.material import draw, eligible
+from gain_kit.material import draw, eligible, stocks
 from gain_kit.run import line, play
 from gain_kit.settings import ARMS, INFINITE, STOCK, Setup, Source
 
+from saga_rl.aeg.io import read_trace, write_trace
+from saga_rl.demo.stages import Child
 from saga_rl.errors import UserError
 
 BLOCK = 4
@@ -98,11 +100,12 @@ def test_arms_differ_in_what_their_names_say_and_in_nothing_else():
     told = {arm: flags(setup, arm, 3200, 1) for arm in ARMS}
     policy = {arm: f[f.index("--policy") + 1] for arm, f in told.items() if "--policy" in f}
     assert policy == {"stock": "stock", "sticky": "lru", "priority": "stock", "saga": "saga", "saga+": "saga+",
-                      "likely": "likely", "checkpoint": "checkpoints/joint-hidden", "infinite": "lru"}
+                      "likely": "likely", "checkpoint": "checkpoints/joint-hidden",
+                      "own": "runs/serving_gain/own/checkpoint", "infinite": "lru"}
     stock = set(told[STOCK])
     assert set(told["priority"]) - stock == {"--scheduling-policy", "priority"}
     ours = {"--expiry-s", "15", "--additional-config", '{"saga_http": {"tenant_in_body": true}}'}
-    for arm in ("sticky", "saga", "saga+", "likely", "checkpoint", "infinite"):
+    for arm in ("sticky", "saga", "saga+", "likely", "checkpoint", "own", "infinite"):
         assert set(told[arm]) - stock == {policy[arm], *ours}
         assert stock - set(told[arm]) == {"stock"}
     config = flags(replace(setup, policies=(("saga", {"admission": "reserve-older:likely=1"}),)), "saga", 3200, 1)
@@ -116,7 +119,53 @@ def test_arms_differ_in_what_their_names_say_and_in_nothing_else():
 def test_arms_that_differ_in_our_policy_share_a_server():
     hosts = {arm: host(Setup(), arm) for arm in ARMS}
     assert hosts == {"stock": "stock", "sticky": "ours", "priority": "priority", "saga": "ours", "saga+": "ours",
-                     "likely": "ours", "checkpoint": "ours", "infinite": "infinite"}
+                     "likely": "ours", "checkpoint": "ours", "own": "ours", "infinite": "infinite"}
+
+
+def test_own_is_searched_on_sessions_that_no_run_draws(tmp_path):
+    """As a user would on his engines: same limits, pools and expiry, ends hidden, from the shipped checkpoint on."""
+    for name in ("one", "two"):
+        write_trace(make(*(spec(f"{name}{k}", 2 + k % 4) for k in range(40))), tmp_path / f"{name}.parquet")
+    drawn = {f"{s.source.name}/{sid}" for s in stocks(SETUP, tmp_path, tmp_path) for sid in s.trace.sessions.session_id}
+    parts = own.own_sessions(SETUP, tmp_path, tmp_path, tmp_path)
+    searched = {part: set(read_trace(path).sessions.session_id) for part, path in parts.items()}
+    assert set(searched) == {"train", "validation"} and all(len(x) > 5 for x in searched.values())
+    assert not searched["train"] & searched["validation"]
+    assert len(drawn) > 10 and not drawn & (searched["train"] | searched["validation"])
+    command = own.search_command(SETUP, parts, (40, 80), tmp_path / "profile.json", tmp_path / "own")
+    assert command[3:5] == [f"{parts['train']}@hidden"] * 2
+    given = dict(zip(command[5::2], command[6::2], strict=True))
+    assert given["--kv-tokens"] == "40,80" and given["--workers"] == "2" and given["--population"] == "3"
+    assert given["--expiry-s"] == "0.01" and given["--block-tokens"] == "4"
+    assert given["--start"].endswith("joint-hidden")
+    told = own.search_command(replace(SETUP, ends=True), parts, (40,), tmp_path / "p.json", tmp_path / "own")
+    assert told[3] == str(parts["train"])
+
+
+def test_a_checkpoint_of_ones_own_is_made_once(tmp_path, monkeypatch):
+    """The costs of the engines are timed, then the script is run; where both are there, nothing is done again."""
+    ran: list[list[str]] = []
+
+    def child(name: str, command: list[str], log: Path) -> Any:
+        ran.append(command)
+        (tmp_path / "own" / "checkpoint" / "admission").mkdir(parents=True)
+        return real([sys.executable, "-c", "print('found it')"], log)
+
+    def real(command: list[str], log: Path) -> Child:
+        return Child("search", command, log)
+
+    for name in ("one", "two"):
+        write_trace(make(*(spec(f"{name}{k}", 2 + k % 4) for k in range(40))), tmp_path / f"{name}.parquet")
+    setup = replace(SETUP, engines=1)
+    traces = [draw(stocks(setup, tmp_path, tmp_path), setup, 0)]
+    size = replace(pools(traces, replace(setup, max_context=4)), whole=4096)
+    monkeypatch.setattr(own, "Server", lambda *rest: Stand(FakeServer(block=BLOCK, max_model_len=2048)))
+    monkeypatch.setattr(own, "Child", child)
+    bench = measure.Bench(setup, traces, size, tmp_path / "tiny", tmp_path, Journal(tmp_path / "j.jsonl", {}),
+                          Console(quiet=True), {})
+    for _ in range(2):
+        own.make_own(bench, tmp_path, tmp_path / "own" / "checkpoint", Console(quiet=True))
+    assert len(ran) == 1 and (tmp_path / "profile.json").exists()
 
 
 def test_clients_tell_what_they_know_and_no_more(found):

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import gain
 import shapes
-from gain_kit import engines, measure
+from gain_kit import measure, own
 from gain_kit.settings import Setup
 
 from saga_rl.aeg.io import write_trace
@@ -66,14 +66,14 @@ def test_the_gpu_script_dry(monkeypatch, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     for name, first in (("weka", 80_000), ("katas", 30_000)):
-        write_trace(make(*(spec(f"{name}{k}", 4, first=first) for k in range(6))), out / f"{name}.parquet")
+        write_trace(make(*(spec(f"{name}{k}", 4, first=first) for k in range(16))), out / f"{name}.parquet")
 
     def stand(setup: Setup, arm: str, model: Path, pool: int, *rest: Any) -> Stand:
         assert (model / "config.json").exists()
         return Stand(FakeServer(block=32, capacity=pool // 32, max_model_len=setup.model_len))
 
     monkeypatch.setattr(measure, "Server", stand)
-    monkeypatch.setattr(engines, "Server", stand)
+    monkeypatch.setattr(own, "Server", stand)
     gain.main(["--dry", "--out", str(out)])
     told = capsys.readouterr().out
     assert "saga+" in told and "CPU, dry run" in told

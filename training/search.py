@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 from typer import Argument, Option
 
+from saga_rl.env.episodes import sim_config
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.files import check_target
 from saga_rl.learn.arenas import arena, wanted
@@ -46,6 +47,12 @@ def main(
     sessions: Annotated[int, Option(help="Sessions of one episode; 0 = three times the population.")] = 0,
     kv_tokens: Annotated[str, Option(help="KV pool of a worker, tokens; one, or one for each trace.")] = "240000",
     workers: Annotated[int, Option(help="Workers; placement needs at least 2.")] = 1,
+    profile: Annotated[str | None, Option(help="Cost profile of the workers: one that ships, or the file that `saga-rl "
+                                          "profile fit` wrote of your server.")] = None,
+    block_tokens: Annotated[int, Option(help="As the server's --block-size.")] = 16,
+    max_num_seqs: Annotated[int, Option(help="As the server's.")] = 256,
+    max_batched_tokens: Annotated[int, Option(help="As the server's --max-num-batched-tokens; 0 = the profile's.")] = 0,
+    expiry_s: Annotated[float, Option(help="As the server's --expiry-s.")] = 300.0,
     seams: Annotated[str, Option(help="What is searched, with commas between.")] = "eviction,ordering,admission",
     beside: Annotated[str, Option(help="seam=SPEC of a seam that is not searched, with ; between; else saga+'s.")] = "",
     units: Annotated[int, Option(help="ReLU units beside the linear part of each scorer.")] = 0,
@@ -84,9 +91,11 @@ def main(
     journal = folder / f"{out.name}.search.jsonl"
     check_target(journal)
     asked = [wanted(t) for t in traces]
-    train = [arena(a, "train", n, sessions, kv, workers) for a, n, kv in zip(asked, counts, pools, strict=True)]
-    judged = [arena(replace(a, source=wanted(h).source), "validation", n, sessions, kv, workers)
-              for h, a, n, kv in zip(held, asked, counts, pools, strict=True)]
+    clusters = [replace(sim_config(kv, workers, profile=profile), block_tokens=block_tokens, max_num_seqs=max_num_seqs,
+                        max_batched_tokens=max_batched_tokens, expiry_s=expiry_s) for kv in pools]
+    train = [arena(a, "train", n, sessions, c) for a, n, c in zip(asked, counts, clusters, strict=True)]
+    judged = [arena(replace(a, source=wanted(h).source), "validation", n, sessions, c)
+              for h, a, n, c in zip(held, asked, counts, clusters, strict=True)]
     config = SearchConfig(tuple(searched), units, generations, candidates, episodes, sigma, checks=checks, seed=seed,
                           others=others, reference={s: REFERENCE[s] if s in searched else others[s] for s in SEAMS})
     if start:

@@ -15,7 +15,8 @@ from gain_kit.journal import Journal
 from gain_kit.judge import judge
 from gain_kit.material import draw, stocks
 from gain_kit.measure import Bench, measure
-from gain_kit.settings import ARMS, Setup
+from gain_kit.own import make_own
+from gain_kit.settings import ARMS, OWN, Setup
 from gain_kit.show import HEAD, TENANT_HEAD, caption, picture, rows, table, tenant_rows, update_markdown
 from saga_rl.demo.stages import StageFailed
 from saga_rl.errors import EXIT_BAD_INPUT, UserError
@@ -53,7 +54,8 @@ def chosen(args: argparse.Namespace, **preset: Any) -> Setup:
     except ValueError:
         raise UserError("--pressures", f"{args.pressures!r} are no numbers", "write e.g. 1.4,2.5") from None
     given = {k: v for k in ("repeats", "sessions", "alive") if (v := getattr(args, k)) is not None}
-    policies = (("checkpoint", args.checkpoint),) if args.checkpoint else ()
+    policies: tuple[tuple[str, str], ...] = ((OWN, str(args.out / "own" / "checkpoint")),)
+    policies += (("checkpoint", args.checkpoint),) if args.checkpoint else ()
     return Setup(**({**named, "seed": args.seed, "ends": args.ends, "policies": policies} | preset | given))
 
 
@@ -112,6 +114,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.plan:
             return
         if not args.report:
+            if OWN in setup.arms:
+                make_own(bench, args.data, Path(str(setup.policy(OWN))), console)
             measure(bench)
         report(bench, args.markdown, out)
     except UserError as e:

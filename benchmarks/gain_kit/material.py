@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from gain_kit.settings import Setup, Source
+from gain_kit.settings import HELD_OUT, Setup, Source
 from saga_rl.aeg.build import SessionSpec, StepSpec, build_trace
 from saga_rl.aeg.importers import import_trace
 from saga_rl.aeg.io import read_trace, write_trace
@@ -15,20 +16,29 @@ from saga_rl.aeg.scale import scale_lengths
 from saga_rl.aeg.trace import Trace, TraceMeta
 from saga_rl.aeg.validate import check
 from saga_rl.errors import UserError
+from saga_rl.learn.workloads import parts_of
 
 
 @dataclass(frozen=True)
 class Stock:
-    """What one source offers: the sessions that may be drawn, scaled, and how many there were before."""
+    """What one source offers: the sessions that may be drawn, scaled, and of how many."""
 
     source: Source
     trace: Trace
     imported: int
 
 
-def stocks(setup: Setup, data: Path, cache: Path) -> list[Stock]:
-    """The sessions of every source that `setup` may draw. Imports are kept in `cache` as traces, named by source."""
-    return [eligible(source, _imported(source, data, cache), setup) for source in setup.sources]
+def stocks(setup: Setup, data: Path, cache: Path, parts: Sequence[str] = HELD_OUT) -> list[Stock]:
+    """The sessions of those parts of every source that `setup` may draw; no group of sessions lies in two parts.
+    Imports are kept in `cache` as traces, named by source."""
+    return [eligible(source, _of(_imported(source, data, cache), parts), setup) for source in setup.sources]
+
+
+def _of(trace: Trace, parts: Sequence[str]) -> Trace:
+    """Those parts of a trace, in its order."""
+    divided = parts_of(trace)
+    kept = {sid for part in parts for sid in divided[part].sessions.session_id}
+    return trace.select([i for i, sid in enumerate(trace.sessions.session_id) if sid in kept])
 
 
 def _imported(source: Source, data: Path, cache: Path) -> Trace:
@@ -60,13 +70,13 @@ def eligible(source: Source, trace: Trace, setup: Setup) -> Stock:
     return Stock(source, kept, trace.n_sessions)
 
 
-def draw(stocks: list[Stock], setup: Setup, repeat: int) -> Trace:
+def draw(stocks: list[Stock], setup: Setup, repeat: int, whole: bool = False) -> Trace:
     """The sessions of one repeat in the order in which they start: the same number of each source, which is the tenant,
-    drawn without replacement and mixed by the seed."""
+    drawn without replacement and mixed by the seed. whole: all that there are instead."""
     rng = np.random.default_rng([setup.seed, repeat])
     specs: list[SessionSpec] = []
     for stock in stocks:
-        chosen = rng.permutation(stock.trace.n_sessions)[:setup.sessions // len(stocks)]
+        chosen = rng.permutation(stock.trace.n_sessions)[:None if whole else setup.sessions // len(stocks)]
         specs += [session(stock.trace, int(s), stock.source.name) for s in chosen]
     mixed = [replace(specs[i], arrival_s=float(k)) for k, i in enumerate(rng.permutation(len(specs)))]
     trace = build_trace(TraceMeta("gain", "imported:" + "+".join(s.source.name for s in stocks), setup.seed), mixed)

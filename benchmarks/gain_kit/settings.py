@@ -7,7 +7,9 @@ from typing import Any
 
 from saga_rl.errors import UserError, unknown_name
 
-STOCK, INFINITE = "stock", "infinite"
+STOCK, INFINITE, OWN = "stock", "infinite", "own"
+TRAINED, HELD_OUT = ("train",), ("validation", "test")
+"""Parts of a source (`saga_rl.learn.workloads.PARTS`): what `own` is searched on, and what runs draw."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ ARMS: dict[str, Arm] = {
     "saga+": Arm("saga+", "the strongest heuristics: youngest, session-fcfs, reserve-older"),
     "likely": Arm("likely", "the best rules found by hand for ends that nobody tells"),
     "checkpoint": Arm("checkpoints/joint-hidden", "the shipped joint checkpoint for ends that nobody tells"),
+    OWN: Arm("runs/serving_gain/own/checkpoint", "searched here on sessions that no run draws"),
     INFINITE: Arm("lru", "sticky, with a pool that holds everything", whole=True),
 }
 
@@ -62,9 +65,9 @@ class Setup:
     repeats: int = 5
     seed: int = 0
     sources: tuple[Source, ...] = CPU_SOURCES
-    sessions: int = 64
-    """A run; the same number of each source, drawn anew for each repeat."""
-    alive: int = 40
+    sessions: int = 48
+    """A run; the same number of each source, drawn anew for each repeat from its held-out parts."""
+    alive: int = 30
     """Sessions alive at once: the next one starts when one ends."""
     steps: tuple[int, int] = (4, 20)
     """Sessions of so many steps are drawn."""

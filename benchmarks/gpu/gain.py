@@ -9,11 +9,9 @@ them, as `saga-rl profile fit` does. `--dry` does all of it on the CPU with the 
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,30 +39,12 @@ def card() -> tuple[str, float]:
     return name.strip(), float(mib) / 1024
 
 
-def calibrate(bench: Any, repeats: int) -> dict[str, Any]:
-    """Time one stock server that is otherwise idle and write the profile; returns its error and the times. Situations
-    that do not fit the pool are left out and told."""
-    from gain_kit.engines import Server
-
-    from saga_rl.runtime.calibrate import measure, profile_from
-
-    pool, most = bench.pools.whole, bench.setup.max_batched_tokens
-    with ExitStack() as stack:
-        server = stack.enter_context(Server(bench.setup, "stock", bench.model, pool, bench.folder / "calibrate.log",
-                                            bench.env, bench.extra))
-        server.ready()
-        samples = asyncio.run(measure(server.url, max_batched_tokens=most, repeats=repeats, kv_tokens=pool,
-                                      say=lambda text: bench.console.print(text, markup=False)))
-    profile = profile_from(samples, "measured", pool, most, model=bench.model.name)
-    profile.save(bench.folder / "profile.json")
-    return profile.provenance
-
-
 def main(argv: list[str] | None = None) -> None:
     from gain_kit.command import SMOKE, bench_of, chosen, parser, report
     from gain_kit.engines import CPU
     from gain_kit.measure import measure
-    from gain_kit.settings import CPU_SOURCES
+    from gain_kit.own import calibrated, make_own
+    from gain_kit.settings import CPU_SOURCES, OWN
     from rich.console import Console
     from shapes import SHAPES, check_memory, write_model
 
@@ -105,10 +85,12 @@ def main(argv: list[str] | None = None) -> None:
         if args.plan:
             return
         if not args.report:
-            if not args.no_calibration and not (args.out / "profile.json").exists():
-                found = calibrate(bench, 1 if args.dry else 2)
+            if not args.no_calibration:
+                found = calibrated(bench, 1 if args.dry else 2).provenance
                 console.print(f"profile.json: relative error {found['relative_error_rms']:.1%}, "
                               f"{time.monotonic() - begin:.0f} s so far", markup=False)
+            if OWN in setup.arms:
+                make_own(bench, args.data, Path(str(setup.policy(OWN))), console)
             measure(bench, device)
         report(bench, args.markdown, out)
         console.print(f"{time.monotonic() - begin:.0f} s in all")

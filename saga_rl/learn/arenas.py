@@ -24,6 +24,8 @@ from saga_rl.provenance import sha256
 from saga_rl.sim.config import SimConfig
 
 WORKLOAD = "workload:"
+LIMITS = ("block_tokens", "max_num_seqs", "max_batched_tokens", "expiry_s")
+"""Of `SimConfig`: told where they are not the usual ones."""
 OPEN_ROUNDS = 8
 """Sessions of an episode with open arrivals for each that is alive at once at P1: a queue takes time to build up."""
 
@@ -47,8 +49,12 @@ class Arena:
         """One line that says what the arena is."""
         c = self.config
         alive = f"{self.per_min:.2f} arriving a minute" if self.per_min else f"{c.population or 'open'} alive"
-        return (f"{self.name}: {self.sessions} sessions an episode, {alive}, {c.kv_tokens:,} KV "
-                f"tokens on each of {c.workers}" + ("" if c.end_hint else ", ends hidden"))
+        usual = sim_config(c.kv_tokens)
+        own = [f"{name} {getattr(c, name):g}" for name in LIMITS if getattr(c, name) != getattr(usual, name)]
+        return ", ".join([f"{self.name}: {self.sessions} sessions an episode", alive,
+                          f"{c.kv_tokens:,} KV tokens on each of {c.workers}",
+                          *([] if c.end_hint else ["ends hidden"]),
+                          *([] if c.profile == usual.profile else [f"costs of {c.profile.name}"]), *own])
 
     def episode(self, seed: int) -> Trace:
         if self.workload is not None:
@@ -94,19 +100,20 @@ def wanted(text: str) -> Wanted:
     return Wanted(source, hidden, load)
 
 
-def arena(asked: Wanted, part: str, population: int, sessions: int, kv_tokens: int, workers: int) -> Arena:
-    """The arena of `part` of a workload, or of all sessions of a file. population: alive at once on each worker (0, or
-    with a load: open arrivals); sessions: of an episode, 0 = `OPEN_ROUNDS` times the population of all workers with a
-    load (a workload of phases: one round of them), else three times; never more than there are. Raises `UserError`."""
+def arena(asked: Wanted, part: str, population: int, sessions: int, cluster: SimConfig) -> Arena:
+    """The arena of `part` of a workload, or of all sessions of a file, on `cluster`. population: alive at once on each
+    worker (0, or with a load: open arrivals); sessions: of an episode, 0 = `OPEN_ROUNDS` times the population of all
+    workers with a load (a workload of phases: one round of them), else three times; never more than there are. Raises
+    `UserError`."""
     name, workload_ = asked.workload, None
     if name:
         workload_ = workload(name, asked.hidden)
         trace = workload_.split(part)
     else:
         trace = read_trace(Path(asked.source))
-    check_fits(trace, kv_tokens=kv_tokens)
-    closed = 0 if asked.load else population * workers
-    config = replace(sim_config(kv_tokens, workers, closed), end_hint=not asked.hidden)
+    check_fits(trace, kv_tokens=cluster.kv_tokens)
+    workers = cluster.workers
+    config = replace(cluster, population=0 if asked.load else population * workers, end_hint=not asked.hidden)
     if not asked.load:
         n = min(sessions or 3 * population * workers or trace.n_sessions, trace.n_sessions)
         return Arena(name or file_label(Path(asked.source)), trace, config, n)
