@@ -62,7 +62,7 @@ if [[ $PARTS == *placement* ]]; then
         --out "$OUT" --run-dir "$WORK" --note "$NOTE"
 fi
 [ "$EVALUATE" = 0 ] && exit 0
-own= # trained on a recorded collection's own training sessions: not shipped, but shown in the report
+joint= own= # trained on a recorded collection's own training sessions: not shipped, but shown in the report
 specialist() { # NAME KV_TOKENS
     "$BIN/python" training/workload.py "$1" --data "$DATA" -o "$WORK/$1.parquet"
     "$BIN/python" training/collect.py "$WORK/$1.parquet" --kv-tokens "$2" --population $POPULATION --sessions 48 \
@@ -72,10 +72,20 @@ specialist() { # NAME KV_TOKENS
         --epochs 8 --batch 256 --lr 3e-3 --trust 0.4 --seed 1
     own=${own:+$own,}$WORK/own-$1
 }
+together() { # NAME KV_TOKENS GENERATIONS: order, admission and eviction, ends hidden, from the shipped ones on
+    "$BIN/python" training/workload.py "$1" --part validation --data "$DATA" -o "$WORK/$1-validation.parquet"
+    "$BIN/python" training/search.py "$WORK/$1.parquet@hidden" --validation "$WORK/$1-validation.parquet" \
+        --population $POPULATION --kv-tokens "$2" --beside placement=least-sessions --candidates 12 --episodes 2 \
+        --checks 6 --generations "$3" --start "$OUT/joint-hidden" --sigma 0.1 --seed 1 --out "$WORK/joint-$1" \
+        --run-dir "$WORK"
+    joint=${joint:+$joint,}$1=$WORK/joint-$1
+}
 if [ -n "${DATA:-}" ]; then
     specialist weka 900000,1222992,1600000
     specialist katas 600000,858752,1100000
+    together weka 1222992 40
+    together katas 858752 20
 fi
 "$BIN/python" training/protocol.py --out "$WORK/report" --eviction "$OUT/eviction" --placement "$OUT/placement" \
-    --joint "$OUT/joint" --hidden "$OUT/joint-hidden" ${DATA:+--data "$DATA"} ${own:+--transfer "$own"}
+    --joint "$OUT/joint" --hidden "$OUT/joint-hidden" ${DATA:+--data "$DATA"} ${own:+--transfer "$own"} ${joint:+--own "$joint"}
 cp "$WORK/report/protocol.md" "$OUT/REPORT.md"

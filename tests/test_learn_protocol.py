@@ -135,6 +135,18 @@ def test_what_is_meant_for_hidden_ends_is_used_there_alone() -> None:
         assert sets == {(True, want), (False, "saga+")}
 
 
+def test_what_was_searched_on_a_collection_is_judged_there_alone() -> None:
+    b = Bench(Fake(), Settings("perfect", "sticky", "saga+", recorded=("weka", "katas"), own=(("weka", "likely"),)))
+    found = {f.what: f for f in closed_rows.hidden(b)}
+    own = found["recorded weka, P1, searched on its own training sessions: mean TCT / tuned reserve-older"]
+    assert own.value == pytest.approx(2 / 3)
+    assert not any("own training" in what and "katas" in what for what in found)
+    lab = b.lab
+    assert isinstance(lab, Fake)
+    places = {(s["workload"], s["part"], s["hidden"]) for s in lab.asked if s["arm"].get("set") == "likely"}
+    assert places == {("weka", "test", True)}
+
+
 def test_every_policy_meets_the_same_arrangements() -> None:
     b = bench()
     closed_rows.stock(b)
@@ -263,7 +275,8 @@ def test_one_command_writes_the_report_and_goes_on_after_a_kill(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("more", "word"), [
-    (["--only", "evict"], "eviction"), (["--workloads", "wbe"], "web"), (["--transfer", "nowhere"], "nowhere")])
+    (["--only", "evict"], "eviction"), (["--workloads", "wbe"], "web"), (["--transfer", "nowhere"], "nowhere"),
+    (["--own", "weka"], "NAME=FOLDER"), (["--own", "wika=checkpoints/joint"], "wika")])
 def test_a_users_mistake_is_one_line(more: list[str], word: str, tmp_path: Path) -> None:
     done = protocol(*more, "--joint", "saga+", "--out", str(tmp_path / "r"))
     assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr

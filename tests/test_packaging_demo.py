@@ -16,8 +16,9 @@ from rich.console import Console
 from saga_rl.aeg.build import SessionSpec, StepSpec, build_trace
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.io import write_trace
+from saga_rl.aeg.split import split
 from saga_rl.aeg.trace import TraceMeta
-from saga_rl.demo.material import load, pool_tokens, served_sessions
+from saga_rl.demo.material import load, pool_tokens, served_sessions, trained_sessions
 from saga_rl.demo.server import Server
 from saga_rl.demo.settings import Settings
 from saga_rl.demo.stages import Child, StageFailed, Stages
@@ -48,6 +49,25 @@ def test_what_is_served_fits_the_model_and_the_budget(seed: int, max_context: in
     assert served.trace.steps.tool_s == pytest.approx(before.steps.tool_s * served.time_factor)
     kv = pool_tokens(served.trace, s)
     assert kv % s.block_tokens == 0 and kv >= max(context.max(), s.model_len)
+
+
+def test_what_is_searched_on_is_scaled_alike_and_split_by_group():
+    trace = generate("webarena", 3, sessions=60, max_context=32_768)
+    parts = split(trace, {"train": 0.6, "held-out": 0.4}, 1)
+    s = Settings(max_context=2048)
+    served = served_sessions(parts["held-out"], s)
+    found = trained_sessions(parts["train"], served, s)
+    ids = {name: set(part.sessions.session_id) for name, part in found.items()}
+    assert ids["train"] and ids["validation"] and not ids["train"] & ids["validation"]
+    assert ids["train"] | ids["validation"] <= set(parts["train"].sessions.session_id)
+    for part in found.values():
+        before = parts["train"].select([parts["train"].sessions.session_id.index(i) for i in part.sessions.session_id])
+        assert (part.steps.prompt_tokens + part.steps.output_tokens).max() <= s.max_context
+        assert part.steps.tool_s == pytest.approx(before.steps.tool_s * served.time_factor)
+    few = trained_sessions(parts["train"].select([0, 1, 2]), served, s)
+    assert few["train"].sessions.session_id == few["validation"].sessions.session_id
+    with pytest.raises(UserError, match="no training session"):
+        trained_sessions(parts["train"], replace(served, length_factor=100.0), s)
 
 
 def test_blocks_with_ids_stay_whole_and_too_long_sessions_are_left_out_and_counted():

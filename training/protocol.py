@@ -35,6 +35,8 @@ def main(
     hidden: Annotated[str, Option(help="The same, where nobody announces ends; default: --joint, or of what is shipped "
                                   "checkpoints/joint-hidden.")] = "",
     transfer: Annotated[str, Option(help="More checkpoints for the transfer matrix, with commas between.")] = "",
+    own: Annotated[str, Option(help="What training/search.py found on a recorded collection's own training sessions, "
+                               "ends hidden: NAME=FOLDER, with commas between.")] = "",
     data: Annotated[str, Option(help="Folder of recorded collections (weka, katas, mooncake).")] = "",
     only: Annotated[str, Option(help="Rows, with commas between: " + ", ".join(ROWS) + ".")] = "",
     workloads: Annotated[str, Option(help="Only these workloads, with commas between.")] = "",
@@ -61,8 +63,9 @@ def main(
     untold = SHIPPED / "joint-hidden"
     hidden = hidden or (str(untold) if not joint and untold.is_dir() else "")
     s = Settings(shipped["eviction"], shipped["placement"], shipped["admission"], hidden, tuple(words(transfer)),
-                 tuple(words(only)) or ROWS, seeds=seeds, budget=budget, workers=workers, many_workers=many_workers,
-                 data=data, recorded=recorded(data), only=tuple(known_workload(n, data) for n in words(workloads)))
+                 tuple(map(pair, words(own))), tuple(words(only)) or ROWS, seeds=seeds, budget=budget, workers=workers,
+                 many_workers=many_workers, data=data, recorded=recorded(data),
+                 only=tuple(known_workload(n, data) for n in words(workloads)))
     if quick:
         s = replace(s, seeds=3, budget=2, tune=1, rounds=1, workers=2, many_workers=2,
                     recorded=s.recorded if only or workloads else ())
@@ -80,6 +83,14 @@ def main(
     shown.print(f"{result['runs']:,} runs, {seconds:,.0f} s of one core; {out / 'protocol.md'}", markup=False)
     with Tracker(wandb, project, out, {"joint": s.joint, "eviction": s.eviction}, "protocol") as tracker:
         tracker.artifact("evaluation", "protocol", out, {"rows": ",".join(s.rows)})
+
+
+def pair(text: str) -> tuple[str, str]:
+    """NAME=FOLDER in two. Raises `UserError`."""
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise UserError(f"--own {text!r}", "is not of the form NAME=FOLDER", "write e.g. weka=runs/own-weka")
+    return name, folder
 
 
 def shipped_folder(name: str, console: Console) -> str:

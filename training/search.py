@@ -115,7 +115,8 @@ def main(
         search_picture(found.curve, folder / f"{out.name}.search.png")
         tracker.summary({"validation_cost": found.validation_cost, "start_cost": found.start_cost})
     Console().print(f"{out}: cost on validation sessions {found.validation_cost:+.4f} against the reference rule "
-                    f"(started at {found.start_cost:+.4f}), {found.runs:,} simulated episodes", highlight=False)
+                    f"(started at {found.start_cost:+.4f}), {found.runs:,} simulated episodes", highlight=False,
+                    soft_wrap=True)
 
 
 def save(out: Path, found: Found, config: SearchConfig, facts: list[str], note: str, seed: int) -> None:

@@ -11,6 +11,7 @@ from saga_rl.aeg.generators import generate
 from saga_rl.aeg.importers import import_trace
 from saga_rl.aeg.io import read_trace
 from saga_rl.aeg.scale import scale_lengths
+from saga_rl.aeg.split import split
 from saga_rl.aeg.trace import Trace
 from saga_rl.demo.settings import Settings
 from saga_rl.errors import UserError
@@ -65,6 +66,22 @@ def served_sessions(held_out: Trace, s: Settings) -> Served:
     time_factor = float(f"{time_factor:.2g}")
     return Served(scale_lengths(part, factor, s.max_context, time_factor), factor, time_factor,
                   held_out.n_sessions - len(chosen))
+
+
+def trained_sessions(train: Trace, served: Served, s: Settings) -> dict[str, Trace]:
+    """Training sessions brought down by the same factors, those that the model holds: to search on and to choose by,
+    no group in both. Of fewer than four groups both are all of them."""
+    context = train.steps.prompt_tokens + train.steps.output_tokens
+    longest = np.maximum.reduceat(context, train.session_offsets[:-1])
+    fits = np.flatnonzero(longest * served.length_factor <= s.max_context - 2)
+    if not len(fits):
+        raise UserError(train.meta.name, "has no training session that a small model could serve",
+                        "use a trace with shorter sessions")
+    part = scale_lengths(train.select(fits.tolist(), name="trained"), served.length_factor, s.max_context,
+                         served.time_factor)
+    if len(set(part.sessions.group)) < 4:
+        return {"train": part, "validation": part}
+    return split(part, {"train": 0.7, "validation": 0.3}, s.seed)
 
 
 def pool_tokens(served: Trace, s: Settings) -> int:

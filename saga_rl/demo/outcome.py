@@ -41,9 +41,10 @@ def write_page(s: Settings, outcome: Outcome, path: Path) -> None:
     served, cluster = f["served"], f["cluster"]
     page = Page("saga-rl: the ring, once round", provenance(seed=s.seed, trace=s.at("served.parquet"),
                                                             stage_seconds=f["stage_seconds"], cluster=cluster))
-    page.text(f"A policy was trained offline on {f['trace']['name']} ({f['trace']['source']}, {f['trace']['sessions']} "
-              "sessions, of which a part was held out) and judged on the held-out ones: first in the simulator, then "
-              "by serving them with real vLLM engines.")
+    page.text(f"From {f['trace']['name']} ({f['trace']['source']}, {f['trace']['sessions']} sessions, of which a part "
+              "was held out) an eviction policy was trained on recorded decisions and judged on held-out sessions in "
+              "the simulator; then order, admission and eviction were searched together with the costs of these "
+              "engines (checkpoint), and the held-out sessions served with real vLLM engines.")
     page.heading("Served by vLLM, and the same in the simulator")
     page.text(f"{served['sessions']} held-out sessions ({served['steps']} steps), {cluster['concurrency']} at a time, "
               f"on {cluster['engines']} engines of {cluster['kv_tokens']:,} KV tokens each, which the live sessions "

@@ -34,6 +34,7 @@ from saga_rl.sim.cost import CostProfile
 STOCK, BEST, LEARNED = "lru", "saga+", "checkpoint"
 OCCUPANCY_SAMPLES = 400
 SCRIPTS = Path(__file__).resolve().parents[2] / "training"
+SHIPPED = SCRIPTS.parent / "checkpoints" / "joint"
 
 
 @dataclass
@@ -49,11 +50,12 @@ class Outcome:
 
 def run(s: Settings, console: Console) -> Outcome:
     """Go round once. Raises `UserError` for bad input and `StageFailed` for a stage that broke; no process survives."""
-    for name in ("dataset-v0", "checkpoint", "evaluation", "tiny", journal_folder("recorded.parquet").name):
+    s.at("joint.search.jsonl").unlink(missing_ok=True)
+    for name in ("dataset-v0", "checkpoint", "joint", "evaluation", "tiny", journal_folder("recorded.parquet").name):
         shutil.rmtree(s.at(name), ignore_errors=True)
     for unfinished in s.folder.glob(".dataset-v0.*"):
         shutil.rmtree(unfinished, ignore_errors=True)
-    stages = Stages(s.at("logs"), console, 12)
+    stages = Stages(s.at("logs"), console, 13)
     with ExitStack() as stack:
         return _ring(s, stages, stack, console)
 
@@ -87,8 +89,11 @@ def _ring(s: Settings, stages: Stages, stack: ExitStack, console: Console) -> Ou
         profile = profile_from(samples, "this-machine", kv, s.max_batched_tokens)
         profile.save(s.at("profile.json"))
         say(f"cost profile fitted, relative error {profile.provenance['relative_error_rms']:.0%}")
-    recorded = s.at("recorded.parquet")
-    for name, policy in ((STOCK, STOCK), (BEST, BEST), (LEARNED, str(s.at("checkpoint")))):
+    with stages.stage("search", "order, admission and eviction together, on training sessions with those costs") as say:
+        _search(s, stages, material.trained_sessions(parts["train"], served, s), kv)
+        say(s.at("logs").joinpath("search.log").read_text().splitlines()[-1])
+    recorded, policies = s.at("recorded.parquet"), {STOCK: STOCK, BEST: BEST, LEARNED: str(s.at("joint"))}
+    for name, policy in policies.items():
         if name != STOCK:
             with stages.stage(f"start {name}", f"saga-rl serve --policy {policy}"):
                 server = stack.enter_context(Server(s, f"serve {name}", policy, model, kv, stages.log(f"serve-{name}"),
@@ -99,7 +104,7 @@ def _ring(s: Settings, stages: Stages, stack: ExitStack, console: Console) -> Ou
 
     with stages.stage("simulate", "the same sessions in the simulator, with the fitted costs") as say:
         occupancy = {}
-        for name, policy in ((STOCK, STOCK), (BEST, BEST), (LEARNED, str(s.at("checkpoint")))):
+        for name, policy in policies.items():
             result = simulated(served.trace, s, kv, profile, policy)
             ids = served.trace.sessions.session_id
             arms[name]["simulated"] = result.metrics | {
@@ -134,6 +139,20 @@ def _learn(s: Settings, stages: Stages) -> None:
         stages.call("evaluate", [*script, str(SCRIPTS / "evaluate.py"), out, held_out, "--out", str(s.at("evaluation")),
                                  "--pressure", s.evaluate_pressures, "--population", str(s.population),
                                  "--seeds", str(s.evaluate_seeds), "--open-seeds", "1"])
+
+
+def _search(s: Settings, stages: Stages, parts: dict[str, Trace], kv: int) -> None:
+    """By the script that a person would run; from the shipped checkpoint on, where it is there."""
+    for name, part in parts.items():
+        write_trace(part, s.at(f"search-{name}.parquet"))
+    start = ["--start", str(SHIPPED)] if SHIPPED.is_dir() else []
+    stages.call("search", [
+        sys.executable, "-u", str(SCRIPTS / "search.py"), str(s.at("search-train.parquet")), "--validation",
+        str(s.at("search-validation.parquet")), "--out", str(s.at("joint")), "--kv-tokens", str(kv),
+        "--profile", str(s.at("profile.json")), "--workers", str(s.engines), "--block-tokens", str(s.block_tokens),
+        "--max-num-seqs", str(s.max_num_seqs), "--max-batched-tokens", str(s.max_batched_tokens),
+        "--population", str(s.concurrency // s.engines), "--sessions", str(s.episode_sessions),
+        "--beside", "placement=least-sessions", "--generations", str(s.generations), "--seed", str(s.seed), *start])
 
 
 def _replay(s: Settings, stages: Stages, trace: Trace, name: str, console: Console) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class Settings:
     evaluate_pressures: str = "1.1,1.4,2"
     epochs: int = 8
     evaluate_seeds: int = 3
+    generations: int = 40
 
     # Two real engines.
     engines: int = 2

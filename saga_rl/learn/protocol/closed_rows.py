@@ -123,10 +123,11 @@ def hidden(b: Bench) -> list[Figure]:
     real = [Place(n, "P1", b.s.workers, hidden=True) for n in b.s.named(*b.s.recorded) if n in AGENTS]
     if not b.s.joint or not p1 + p3 + real:
         return []
-    base = b.tune("reserve-older", p1 + p3 + real, reserve_grid())
+    base, own = b.tune("reserve-older", p1 + p3 + real, reserve_grid()), dict(b.s.own)
     runs = b.measure("hidden ends", {p: with_infinite(
         ours=b.s.joint_arm(hidden=True), base=base[p], told=base[p] | {"ends_told": True}, oracle=ORACLE, plain=RESERVE,
-        likely=dict(PRESETS["likely"])) for p in p1 + p3 + real})
+        likely=dict(PRESETS["likely"]), **({"own": {"set": own[p.workload]}} if p.workload in own else {}))
+        for p in p1 + p3 + real})
     out = []
     for name, places in (("P1", p1), ("P3", p3)):
         if not places:
@@ -147,13 +148,21 @@ def hidden(b: Bench) -> list[Figure]:
             "told": f"{name}, the tuned one told of every end",
             "oracle": f"{name}, an oracle of ends and gaps", "infinite": f"{name}, infinite memory"})
     for p in real:
-        for name, text in (("ours", "mean TCT / tuned reserve-older"), ("plain", "reserve-older untuned, mean TCT"),
-                           ("likely", "preset likely, mean TCT"),
-                           ("oracle", "an oracle of ends and gaps, mean TCT"),
-                           ("infinite", "infinite memory, mean TCT")):
-            first = "" if name == "ours" else "for comparison: "
-            out.append(_against("hidden", f"{first}recorded {p.workload}, P1: {text}", runs, [p], name, "base", MEAN))
+        out += _recorded(runs, p)
     return out
+
+
+def _recorded(runs: Runs, p: Place) -> list[Figure]:
+    """A recorded collection with its ends hidden."""
+    where, told = f"recorded {p.workload}, P1", [("ours", "", "")]
+    if (p, "own") in runs:
+        told.append(("own", "", ", searched on its own training sessions"))
+    told += [(name, "for comparison: ", f", {text}") for name, text in (
+        ("plain", "reserve-older untuned"), ("likely", "preset likely"), ("oracle", "an oracle of ends and gaps"),
+        ("infinite", "infinite memory"))]
+    return [_against("hidden", f"{first}{where}{text}: {label} TCT / tuned reserve-older", runs, [p], name, "base", key)
+            for name, first, text in told
+            for key, label in ((MEAN, "mean"), (P95, "P95")) if key == MEAN or not first]
 
 
 def sustain(b: Bench) -> list[Figure]:

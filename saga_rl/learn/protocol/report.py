@@ -45,11 +45,12 @@ def evaluate(lab: Lab, s: Settings) -> dict[str, Any]:
     bench = Bench(lab, s)
     points = lab.points({n: _points_of(n, s) for n in workloads_of(s)})
     figures = {row: MAKERS[row][1](bench) for row in s.rows}
-    tested = {"arm": {"told": s.joint, "hidden": s.hidden}, "evictions": [s.eviction_spec(), s.placement_spec()]}
+    tested = {"arm": {"told": s.joint, "hidden": s.hidden, **dict(s.own)},
+              "evictions": [s.eviction_spec(), s.placement_spec()]}
     return {
         "kind": "simulated", "under_test": {"eviction": s.eviction, "placement": s.placement, "joint": s.joint,
                                             "hidden": s.hidden,
-                                            "transfer": list(s.transfer),
+                                            "transfer": list(s.transfer), "own": dict(s.own),
                                             "sha256": {"/".join(Path(k).parts[-2:]): v
                                                        for k, v in weights(tested).items()}},
         "settings": {"seeds": list(s.test_seeds), "training_seeds": list(TRAIN_SEEDS), "rounds": s.rounds,

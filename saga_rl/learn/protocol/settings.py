@@ -60,6 +60,8 @@ class Settings:
     hidden: str = ""
     """The same, for places where nobody announces ends; empty: `joint`."""
     transfer: tuple[str, ...] = ()
+    own: tuple[tuple[str, str], ...] = ()
+    """(recorded collection, folder searched on its own training sessions with ends hidden)."""
     rows: tuple[str, ...] = ROWS
     seeds: int = 5
     budget: int = 18
@@ -115,6 +117,10 @@ def check(s: Settings) -> None:
     if s.joint:
         policies_of(s.joint_arm())
         policies_of(s.joint_arm(hidden=True))
+    for name, folder in s.own:
+        if name not in s.recorded:
+            raise unknown_name("recorded collection (--own)", name, s.recorded)
+        policies_of({"set": folder})
     for folder in s.transfer:
         if not Path(folder).is_dir():
             raise UserError(folder, "is no folder of a checkpoint", "name folders of checkpoints after --transfer")
