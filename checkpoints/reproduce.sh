@@ -45,14 +45,16 @@ search() { # OUT GENERATIONS POPULATIONS KV_TOKENS WORKLOAD... ; arenas are hidd
         --generations "$generations" --sigma 0.1 --seed 1 --out "$out" --run-dir "$WORK" --note "$NOTE"
 }
 human=(workload:swe-hitl workload:web-hitl workload:hetero-hitl workload:shift-hitl)
+coding=(workload:coding workload:coding) # two thirds of P1's sessions a worker, in as much of its pool, and in less
 if [[ " $PARTS " == *" joint "* ]]; then
     search "$OUT/joint" 100 9,10,12,16,9,10,12,12 418096,495680,472400,419104,418096,495680,375680,375680 workload:swe \
         workload:web workload:burst workload:hetero workload:swe@load=.95 workload:web@load=.95 workload:shift@load=.85 \
         workload:shift
 fi
 if [[ " $PARTS " == *" joint-hidden "* ]]; then
-    search "$OUT/joint-hidden" 100 12,12,16,12,12,12,12,16,12 \
-        "504416,399664,398880,387232,387232,$TIGHT" "${human[@]}" workload:shift-hitl@load=.85 "${human[@]}"
+    search "$OUT/joint-hidden" 80 12,12,16,12,12,12,12,16,12,8,8 \
+        "504416,399664,398880,387232,387232,$TIGHT,362528,254000" "${human[@]}" workload:shift-hitl@load=.85 \
+        "${human[@]}" "${coding[@]}"
 fi
 if [[ $PARTS == *placement* ]]; then
     seen=(workload:swe workload:web workload:swe@load=.8 workload:web@load=.8)

@@ -62,6 +62,7 @@ def _made() -> dict[str, Definition]:
         "burst": Definition("burstgpt", 12, 1600),
         "swe-hitl": Definition("swe-bench", 12, 2400, hitl), "web-hitl": Definition("webarena", 12, 3200, hitl),
         "hetero": Definition("hetero", 16, 3200), "hetero-hitl": Definition("hetero", 16, 3200, hitl),
+        "coding": Definition("coding", 12, 1200),
         "shift": Definition("shift", 12, 4000, kind="phases"),
         "shift-hitl": Definition("shift", 12, 4000, hitl, kind="phases"),
         "drift": Definition("drift", 12, 1600, kind="drift")}

@@ -6,13 +6,13 @@ from dataclasses import fields, replace
 from types import ModuleType
 from typing import Any
 
-from saga_rl.aeg.generators import burstgpt, hetero, shift, swe_bench, webarena
+from saga_rl.aeg.generators import burstgpt, coding, hetero, shift, swe_bench, webarena
 from saga_rl.aeg.trace import Trace
 from saga_rl.aeg.validate import check
 from saga_rl.errors import unknown_name
 
 _GENERATORS: dict[str, ModuleType] = {"swe-bench": swe_bench, "webarena": webarena, "burstgpt": burstgpt,
-                                      "hetero": hetero, "shift": shift}
+                                      "hetero": hetero, "shift": shift, "coding": coding}
 
 
 def generator_names() -> list[str]:
