@@ -49,10 +49,12 @@ def generate_command(
         None, help="Give each session a deadline: its gaps and this many seconds a step after its arrival."),
     period_s: float | None = typer.Option(None, help="shift: seconds that a mix and its rate last (1800)."),
     phases: int | None = typer.Option(None, help="shift: mixes before the first comes again (4)."),
+    unattended_share: float | None = typer.Option(None, help="coding: share of sessions that no human attends (.5)."),
 ) -> None:
     """Write a synthetic workload: with the figures of the SAGA paper, of kinds of agents that end in different ways
-    (hetero), or of mixes that change (shift)."""
-    own = {k: v for k, v in {"period_s": period_s, "phases": phases}.items() if v is not None}
+    (hetero), of coding agents with sub-agents (coding), or of mixes that change (shift)."""
+    own = {k: v for k, v in {"period_s": period_s, "phases": phases,
+                            "unattended_share": unattended_share}.items() if v is not None}
     _written(generate(name, seed, sessions=sessions, rate_per_min=rate_per_min, max_context=max_context,
                       hitl_share=hitl_share, deadline_per_step_s=deadline_per_step_s, **own), out)
 
