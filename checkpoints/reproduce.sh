@@ -28,7 +28,8 @@ if [[ $PARTS == *eviction* ]]; then
     workload web-hitl webarena --sessions 200 --max-context 65536 --hitl-share 0.1
     workload burst-hitl burstgpt --sessions 120 --max-context 65536 --hitl-share 0.1
     workload hetero hetero --sessions 160 --max-context 65536 --hitl-share 0.05
-    "$BIN/python" training/collect.py "$WORK"/{swe,web,burst,swe-hitl,web-hitl,burst-hitl,hetero}/train.parquet \
+    workload coding coding --sessions 80 --max-context 65536
+    "$BIN/python" training/collect.py "$WORK"/{swe,web,burst,swe-hitl,web-hitl,burst-hitl,hetero,coding}/train.parquet \
         --pressure 1.25,1.75,2.5 --population $POPULATION --sessions 40 --record lru,saga+ \
         --behaviour lru-protect,wa-lru,belady --epsilon 0.1 --max-decisions 1500 --max-rows 32 --seed 1 \
         --out "$WORK/eviction-v0" --overwrite
@@ -85,8 +86,8 @@ together() { # NAME KV_TOKENS GENERATIONS: order, admission and eviction, ends h
 if [ -n "${DATA:-}" ]; then
     specialist weka 900000,1222992,1600000
     specialist katas 600000,858752,1100000
-    together weka 1222992 40
-    together katas 858752 20
+    together weka 1222992 25
+    together katas 858752 10
 fi
 "$BIN/python" training/protocol.py --out "$WORK/report" --eviction "$OUT/eviction" --placement "$OUT/placement" \
     --joint "$OUT/joint" --hidden "$OUT/joint-hidden" ${DATA:+--data "$DATA"} ${own:+--transfer "$own"} ${joint:+--own "$joint"}

@@ -82,7 +82,7 @@ def latencies(trace: Trace, ready_s: F64, first_token_s: F64, done_s: F64) -> tu
 def under_load(setup: Setup, profile: CostProfile, trace: Trace, pool: int, seen: tuple[float, float]
                ) -> tuple[CostProfile, float]:
     """The profile with the factor at which the simulator's time between tokens is the one seen, and the seconds by
-    which its first tokens come sooner than those seen. seen: `latencies` of `trace` on engines with `pool` tokens each."""
+    which its first tokens come sooner than those seen. seen: `latencies` of `trace`, `pool` tokens an engine."""
     def simulated(factor: float) -> tuple[float, float]:
         config = SimConfig(workers=setup.engines, kv_tokens=pool, block_tokens=setup.block_tokens,
                            max_num_seqs=setup.max_num_seqs, max_batched_tokens=setup.max_batched_tokens,
