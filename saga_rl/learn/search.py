@@ -7,8 +7,10 @@ same runs (common random numbers). With r = candidate / reference over the episo
     cost = mean over arenas of  mean log r(mean TCT)  +  P95_WEIGHT * max(0, mean log r(P95 TCT))
 
 Every generation draws new arrangements, so that none is learned by heart; every few generations the search's mean is
-judged on validation sessions, and the best one there is kept. The numbers of generation g follow from the seed and from
-the costs before it: a journal of costs is all that is needed to resume.
+judged on validation sessions. The best of many such judgements is best by luck, too: so the start and the `FINAL` best
+are judged once more, on four times as many other arrangements, and what is best there is kept, be it the start. The
+numbers of generation g follow from the seed and from the costs before it: a journal of costs is all that is needed to
+resume.
 
 Hansen, "The CMA Evolution Strategy: A Tutorial", 2016 (the package `cma`).
 """
@@ -19,6 +21,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,7 @@ from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
 
 P95_WEIGHT = 0.5
+FINAL, FINAL_CHECKS = 3, 4
 SLOW = 6.0
 """A run is stopped at so many times the reference's length; what is unfinished then counts up to there."""
 
@@ -72,8 +76,9 @@ class SearchConfig:
 class Found:
     theta: NDArray[np.float64]
     validation_cost: float
+    """Of the final judgement."""
     start_cost: float
-    """Validation cost of the rules that the search started from."""
+    """The same, of the rules that the search started from."""
     runs: int
     """Simulated episodes spent, references included."""
     curve: list[dict[str, float]]
@@ -148,8 +153,8 @@ def search(train: Sequence[Arena], validation: Sequence[Arena], config: SearchCo
     es = cma.CMAEvolutionStrategy(config.begin(), config.sigma, {
         "seed": config.seed + 1, "popsize": config.population, "verbose": -9, "CMA_diagonal": genome.size > 60})
     lines = _read(journal, config, train)
-    runs, curve, start_cost = 0, [], float("inf")
-    best: tuple[float, NDArray[np.float64]] = (float("inf"), config.begin())
+    runs, curve = 0, []
+    checked: list[tuple[float, int, NDArray[np.float64]]] = []
     checks = [10_000_000 + k for k in range(config.checks)]
     with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (train, validation, config)) as pool:
         for g in range(config.generations + 1):
@@ -161,10 +166,10 @@ def search(train: Sequence[Arena], validation: Sequence[Arena], config: SearchCo
             unknown = check and line.get("validation") is None
             waiting = [] if line.get("costs") or not thetas else [
                 pool.submit(_cost, "train", theta, seeds) for theta in thetas]
-            checked = pool.submit(_cost, "validation", mean, checks) if unknown else None
-            if waiting or checked:  # of a search with fewer generations the last line holds no costs
+            judged = pool.submit(_cost, "validation", mean, checks) if unknown else None
+            if waiting or judged:  # of a search with fewer generations the last line holds no costs
                 line = {"costs": [w.result() for w in waiting] or line.get("costs", []),
-                        "validation": checked.result() if checked else line.get("validation")}
+                        "validation": judged.result() if judged else line.get("validation")}
                 _note(journal, lines, g, line)
             if not thetas:
                 line["costs"] = []
@@ -172,13 +177,17 @@ def search(train: Sequence[Arena], validation: Sequence[Arena], config: SearchCo
                 es.tell(thetas, line["costs"])
             runs += (len(thetas) + 1) * len(seeds) * len(train) + (config.checks * len(validation) if check else 0)
             if check:
-                start_cost = line["validation"] if g == 0 else start_cost
-                best = min(best, (line["validation"], mean), key=lambda pair: pair[0])
+                checked.append((line["validation"], g, mean))
                 curve.append({"generation": g, "validation": line["validation"]}
                              | ({"train": float(np.median(line["costs"]))} if line["costs"] else {}))
-            on_generation(g, {"validation": best[0], "train": float(np.median(line["costs"] or [np.nan])),
+            on_generation(g, {"validation": min(checked)[0], "train": float(np.median(line["costs"] or [np.nan])),
                               "sigma": float(es.sigma), "runs": float(runs)})
-    return Found(best[1], best[0], start_cost, runs, curve)
+        finalists = [checked[0], *sorted(checked[1:])[:FINAL]]
+        seeds = [20_000_000 + k for k in range(FINAL_CHECKS * config.checks)]
+        costs = list(pool.map(_cost, repeat("validation"), [theta for *_, theta in finalists], repeat(seeds)))
+    runs += len(finalists) * len(seeds) * len(validation)
+    cost, at = min(zip(costs, range(len(costs)), strict=True))
+    return Found(finalists[at][2], cost, costs[0], runs, curve)
 
 
 def _identity(config: SearchConfig, train: Sequence[Arena]) -> dict[str, Any]:

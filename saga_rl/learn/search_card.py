@@ -25,7 +25,7 @@ def search_card(seam: str, meta: Mapping[str, Any], features: tuple[str, ...], c
              f"- {meta['runs']:,} simulated episodes, references included; no other look at any session",
              *([f"- {meta['note']}"] if meta["note"] else []), "", "## Data"]
     lines += [f"- {told}" for told in meta["arenas"]]
-    lines += ["", "## Figures on validation sessions (simulated; they chose the weights, so they flatter)",
+    lines += ["", "## Figures on validation sessions (simulated; they chose among four, so they flatter a little)",
               f"- cost against the reference rule: {meta['validation_cost']:+.4f}, the rules it started from "
               f"{meta['start_cost']:+.4f} (log of mean completion time, plus half of the log of P95 where worse)",
               f"- reference: {', '.join(f'{k} `{v}`' for k, v in meta['reference'].items())}",
@@ -34,7 +34,7 @@ def search_card(seam: str, meta: Mapping[str, Any], features: tuple[str, ...], c
     lines += [f"- {name}: {w:+.4g}" for name, w in sorted(weights.items(), key=lambda kv: -abs(kv[1]))]
     lines += ["", f"{len(features)} features, simulator and vLLM alike.", "", "## What runs beside it",
               *(f"- {other}: `{spec}`" for other, spec in companions.items()), "", "## Limits",
-              "- It saw simulated runs only, on generated sessions.",
+              "- It saw simulated runs only.",
               "- It overrides no constraint: fairness, floors and capacity are enforced outside of it.",
               "- It is refused where the feature code differs from the one it was found with.",
               "- Licence: that of the project.", ""]
