@@ -219,3 +219,31 @@ def test_a_part_of_a_workload_becomes_a_file(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=cause):
             script("workload").main(name, tmp_path / "none.parquet", part=part)
     assert not (tmp_path / "none.parquet").exists()
+
+
+# ---------------------------------------------------------------- search.py
+def searched(work: Path, name: str, *more: str) -> subprocess.CompletedProcess:
+    trace = str(work / "t.parquet")
+    command = [str(ROOT / "training" / "search.py"), f"{trace}@hidden", "--validation", trace, "--out", str(work / name),
+               "--kv-tokens", KV, "--population", "4", "--generations", "1", "--candidates", "4", "--episodes", "1",
+               "--checks", "1", "--jobs", "1", "--wandb", "disabled"]
+    return subprocess.run([sys.executable, *command, *more], capture_output=True, text=True, timeout=600)
+
+
+def test_a_search_is_made_on_the_engines_it_is_told(work: Path) -> None:
+    """Their costs and limits are on the cards, and the folder serves as one policy."""
+    done = searched(work, "joint", "--profile", "h100-llama3.1-8b-tp1", "--block-tokens", "32", "--expiry-s", "20")
+    assert done.returncode == 0 and "against the reference rule" in done.stdout.splitlines()[-1], done.stderr
+    for seam in ("eviction", "ordering", "admission"):
+        card = (work / "joint" / seam / "CARD.md").read_text()
+        assert "ends hidden, costs of h100-llama3.1-8b-tp1, block_tokens 32, expiry_s 20" in card
+        assert load_checkpoint(work / "joint" / seam).companions["placement"] == PRESETS["saga+"]["placement"]
+
+
+@pytest.mark.parametrize(("more", "word"), [
+    (("--profile", "h200"), "h200"), (("--block-tokens", "0"), "--block-tokens"), (("--expiry-s", "0"), "--expiry-s"),
+    (("--start", "nowhere"), "nowhere"), (("--seams", "placement"), "--workers 2")])
+def test_a_search_that_cannot_be_made_is_told_in_one_line(work: Path, more: tuple[str, ...], word: str) -> None:
+    done = searched(work, "none", *more)
+    assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr
+    assert not (work / "none").exists()
