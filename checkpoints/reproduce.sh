@@ -53,7 +53,7 @@ if [[ " $PARTS " == *" joint "* ]]; then
         workload:shift
 fi
 if [[ " $PARTS " == *" joint-hidden "* ]]; then
-    search "$OUT/joint-hidden" 80 12,12,16,12,12,12,12,16,12,8,8 \
+    search "$OUT/joint-hidden" 120 12,12,16,12,12,12,12,16,12,8,8 \
         "504416,399664,398880,387232,387232,$TIGHT,362528,254000" "${human[@]}" workload:shift-hitl@load=.85 \
         "${human[@]}" "${coding[@]}"
 fi

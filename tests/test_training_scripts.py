@@ -224,9 +224,9 @@ def test_a_part_of_a_workload_becomes_a_file(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- search.py
 def searched(work: Path, name: str, *more: str) -> subprocess.CompletedProcess:
     trace = str(work / "t.parquet")
-    command = [str(ROOT / "training" / "search.py"), f"{trace}@hidden", "--validation", trace, "--out", str(work / name),
-               "--kv-tokens", KV, "--population", "4", "--generations", "1", "--candidates", "4", "--episodes", "1",
-               "--checks", "1", "--jobs", "1", "--wandb", "disabled"]
+    command = [str(ROOT / "training" / "search.py"), f"{trace}@hidden", "--validation", trace, "--kv-tokens", KV,
+               "--population", "4", "--generations", "1", "--candidates", "4", "--episodes", "1", "--checks", "1",
+               "--jobs", "1", "--wandb", "disabled", "--out", str(work / name)]
     return subprocess.run([sys.executable, *command, *more], capture_output=True, text=True, timeout=600)
 
 
