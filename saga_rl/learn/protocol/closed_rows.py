@@ -120,7 +120,8 @@ def hidden(b: Bench) -> list[Figure]:
     """Nobody says that a session ended, humans hold some up: against reserve-older, tuned on training sessions."""
     p1 = [Place(n, "P1", b.s.workers, hidden=True) for n in b.s.named("swe-hitl", "web-hitl", "hetero-hitl")]
     p3 = [Place(n, "P3", b.s.workers, hidden=True) for n in b.s.named("shift-hitl")]
-    real = [Place(n, "P1", b.s.workers, hidden=True) for n in b.s.named(*b.s.recorded) if n in AGENTS]
+    real = [Place(n, "P1", b.s.workers, hidden=True) for n in b.s.named("coding", *b.s.recorded) if n in (
+        "coding", *AGENTS)]
     if not b.s.joint or not p1 + p3 + real:
         return []
     base, own = b.tune("reserve-older", p1 + p3 + real, reserve_grid()), dict(b.s.own)
@@ -148,13 +149,13 @@ def hidden(b: Bench) -> list[Figure]:
             "told": f"{name}, the tuned one told of every end",
             "oracle": f"{name}, an oracle of ends and gaps", "infinite": f"{name}, infinite memory"})
     for p in real:
-        out += _recorded(runs, p)
+        out += _coding(runs, p)
     return out
 
 
-def _recorded(runs: Runs, p: Place) -> list[Figure]:
-    """A recorded collection with its ends hidden."""
-    where, told = f"recorded {p.workload}, P1", [("ours", "", "")]
+def _coding(runs: Runs, p: Place) -> list[Figure]:
+    """Coding agents, generated or recorded, with their ends hidden."""
+    where, told = f"{'recorded ' if p.workload in AGENTS else ''}{p.workload}, P1", [("ours", "", "")]
     if (p, "own") in runs:
         told.append(("own", "", ", searched on its own training sessions"))
     told += [(name, "for comparison: ", f", {text}") for name, text in (

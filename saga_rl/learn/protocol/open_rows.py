@@ -17,7 +17,7 @@ from saga_rl.policies.checkpoint import load_parts
 from saga_rl.policies.presets import PRESETS
 from saga_rl.sim.bound import LOW_PRESSURE
 
-MADE = ("swe", "burst", "web", "swe-hitl", "web-hitl", "hetero")
+MADE = ("swe", "burst", "web", "swe-hitl", "web-hitl", "hetero", "coding")
 HITL = ("swe-hitl", "web-hitl")
 ENDS, RETURNS = "ends-known", "returns-known"
 """Told who comes back, not when, and when, not who: what is left to Belady is what the other knowledge is worth."""

@@ -24,7 +24,7 @@ MAKERS: dict[str, tuple[str, Callable[[Bench], list[Figure]], tuple[str, ...]]] 
     "stock": ("Closed loop at P1 against stock (lru + fcfs + sticky)", closed_rows.stock, ("swe", "web")),
     "shift": ("Shifting mixes, P3, against a tuned fixed limit", closed_rows.shifting, ("shift",)),
     "hidden": ("Hidden ends and human gaps against tuned reserve-older", closed_rows.hidden,
-               ("swe-hitl", "web-hitl", "hetero-hitl", "shift-hitl")),
+               ("swe-hitl", "web-hitl", "hetero-hitl", "shift-hitl", "coding")),
     "sustain": ("Sustained load against lazy SAGA (more is better)", closed_rows.sustain, ("swe", "web")),
     "placement": ("Placement against retuned SAGA", closed_rows.placement, ("swe", "web")),
     "throughput": ("Peak throughput against stock (more is better)", closed_rows.throughput, ("swe", "web")),
