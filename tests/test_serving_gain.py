@@ -32,7 +32,7 @@ from saga_rl.errors import UserError
 from saga_rl.policies.presets import preset
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.cost import CostProfile, load_profile
+from saga_rl.sim.cost import CostProfile
 
 BLOCK = 4
 SOURCES = (Source("one", "weka", "-", 0.5, 0.1), Source("two", "katas", "-", 1.0, 1.0))
@@ -170,24 +170,23 @@ def test_a_checkpoint_of_ones_own_is_made_once(tmp_path, monkeypatch):
     for _ in range(2):
         own.make_own(bench, tmp_path, tmp_path / "own" / "checkpoint", Console(quiet=True))
     assert len(ran) == 1 and (tmp_path / "profile.json").exists()
-    loaded = load_profile(str(tmp_path / "own" / "profile.json")).provenance
-    assert own.FACTORS[0] <= loaded["load_factor"] <= own.FACTORS[1] and loaded["load_request_s"] >= 0
+    request_s = json.loads((tmp_path / "own" / "loaded.json").read_text())["request_s"]
     before, after = own.own_sessions(setup, tmp_path, tmp_path)["train"], read_trace(tmp_path / "own" / "train.parquet")
-    assert after.steps.tool_s == pytest.approx(before.steps.tool_s + loaded["load_request_s"])
+    assert after.steps.tool_s == pytest.approx(before.steps.tool_s + request_s)
 
 
-def test_costs_under_load_are_found_again(found):
-    """Engines that take 2.5 times as long, behind an API server that takes 30 ms more a request."""
-    idle = CostProfile("t", 2e-3, 1e-4, 1e-7, 1e-4)
+def test_what_a_request_takes_besides_is_found_again(found):
+    """Behind an API server that takes 30 ms more a request."""
+    profile = CostProfile("t", 2e-3, 1e-4, 1e-7, 1e-4)
     trace, pool = draw(found, SETUP, 0), 4096
     config = SimConfig(workers=2, kv_tokens=pool, block_tokens=BLOCK, max_num_seqs=32, max_batched_tokens=2048,
-                       profile=own.times(idle, 2.5), population=SETUP.alive, end_hint=False, expiry_s=SETUP.expiry_s)
-    steps = simulate(trace, config, preset("lru"), slo=False).steps
-    first, between = own.latencies(trace, steps["ready_s"], steps["first_token_s"], steps["done_s"])
-    loaded, request_s = own.under_load(SETUP, idle, trace, pool, (first + 0.03, between))
-    assert loaded.base_s == pytest.approx(5e-3, rel=0.02) and loaded.per_seq_s == pytest.approx(2.5e-4, rel=0.02)
-    assert request_s == pytest.approx(0.03, rel=0.1)
-    assert loaded.provenance["load_factor"] == pytest.approx(2.5, rel=0.02)
+                       profile=profile, population=SETUP.alive, end_hint=False, expiry_s=SETUP.expiry_s)
+
+    def tct(request_s: float) -> float:
+        return float(simulate(own.slower(trace, request_s), config, preset("lru"), slo=False).tct_s.mean()) + request_s
+
+    assert own.request_seconds(SETUP, profile, trace, pool, tct(0.03)) == pytest.approx(0.03, rel=0.02)
+    assert own.request_seconds(SETUP, profile, trace, pool, 0.9 * tct(0.0)) == pytest.approx(0.0, abs=1e-4)
 
 
 def test_clients_tell_what_they_know_and_no_more(found):

@@ -1,20 +1,19 @@
-"""The arm `own`: what a user does who trains on his own traffic. Costs of these engines, idle and under the traffic,
-sessions that no run draws, a search from the shipped checkpoint on.
+"""The arm `own`: what a user does who trains on his own traffic. Costs of these engines, sessions that no run draws, a
+search from the shipped checkpoint on.
 
-Two engines, an API server and the client share the cores here, so what an idle server is timed at is not what it takes
-under load. Training sessions are played with infinite memory, and two numbers make the simulator agree with what was
-seen: a factor on every cost (seconds between tokens), and seconds that a request takes besides (until its first token).
+Two engines, an API server and the client share the cores here, so a request takes longer than the engines do for it.
+Training sessions are played with infinite memory; what they take longer than simulated ones, every request takes alike.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
 from gain_kit.engines import KEY, Server
@@ -26,17 +25,16 @@ from saga_rl.aeg.io import write_trace
 from saga_rl.aeg.split import split
 from saga_rl.aeg.trace import Trace
 from saga_rl.demo.stages import Child
+from saga_rl.files import write_json
 from saga_rl.policies.presets import preset
+from saga_rl.provenance import provenance
 from saga_rl.runtime.calibrate import measure, profile_from
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.cost import CostProfile, load_profile
 
-F64 = NDArray[np.float64]
 SEARCH = Path(__file__).resolve().parents[2] / "training" / "search.py"
 FRACTIONS = {"train": 0.6, "validation": 0.4}
-COSTS = ("base_s", "per_prefill_token_s", "per_kv_token_s", "per_seq_s", "per_attn_s", "per_context_s")
-FACTORS = (0.5, 8.0)
 STEPS, LONGEST_GAPS_S = (3, 40), 1200.0
 """Limits on what is searched on: wider than those of runs, which are to be short, or too few sessions would be left."""
 GENERATIONS, CANDIDATES, EPISODES, CHECKS = 100, 24, 3, 8
@@ -66,39 +64,27 @@ def own_sessions(setup: Setup, data: Path, cache: Path) -> dict[str, Trace]:
     return split(draw(stocks(wider, data, cache, TRAINED), wider, 0, whole=True), FRACTIONS, setup.seed)
 
 
-def times(profile: CostProfile, factor: float) -> CostProfile:
-    """Every cost so many times."""
-    return replace(profile, batch_s=tuple(factor * x for x in profile.batch_s),
-                   **{k: factor * getattr(profile, k) for k in COSTS})
+def slower(trace: Trace, request_s: float) -> Trace:
+    """Every request comes so much later: to the simulator tools take longer."""
+    return replace(trace, steps=replace(trace.steps, tool_s=trace.steps.tool_s + request_s))
 
 
-def latencies(trace: Trace, ready_s: F64, first_token_s: F64, done_s: F64) -> tuple[float, float]:
-    """Mean seconds until the first token, and from a token to the next."""
-    more = trace.steps.output_tokens > 1
-    between = (done_s - first_token_s)[more].sum() / (trace.steps.output_tokens[more] - 1).sum()
-    return float((first_token_s - ready_s).mean()), float(between)
+def request_seconds(setup: Setup, profile: CostProfile, trace: Trace, pool: int, tct_s: float) -> float:
+    """What a request takes besides what engines do for it, s: with it the simulator has the mean completion time
+    `tct_s` that was seen with `pool` tokens an engine. 0 where it has more without."""
+    config = SimConfig(workers=setup.engines, kv_tokens=pool, block_tokens=setup.block_tokens,
+                       max_num_seqs=setup.max_num_seqs, max_batched_tokens=setup.max_batched_tokens, profile=profile,
+                       population=setup.alive, end_hint=setup.ends, expiry_s=setup.expiry_s)
 
+    def simulated(request_s: float) -> float:
+        found = simulate(slower(trace, request_s), config, preset("lru"), slo=False).tct_s
+        return float(found.mean()) + request_s  # the last answer is late, too
 
-def under_load(setup: Setup, profile: CostProfile, trace: Trace, pool: int, seen: tuple[float, float]
-               ) -> tuple[CostProfile, float]:
-    """The profile with the factor at which the simulator's time between tokens is the one seen, and the seconds by
-    which its first tokens come sooner than those seen. seen: `latencies` of `trace`, `pool` tokens an engine."""
-    def simulated(factor: float) -> tuple[float, float]:
-        config = SimConfig(workers=setup.engines, kv_tokens=pool, block_tokens=setup.block_tokens,
-                           max_num_seqs=setup.max_num_seqs, max_batched_tokens=setup.max_batched_tokens,
-                           profile=times(profile, factor), population=setup.alive, end_hint=setup.ends,
-                           expiry_s=setup.expiry_s)
-        steps = simulate(trace, config, preset("lru"), slo=False).steps
-        return latencies(trace, steps["ready_s"], steps["first_token_s"], steps["done_s"])
-
-    low, high = FACTORS
+    low, high = 0.0, tct_s
     for _ in range(20):
-        mid = float(np.sqrt(low * high))
-        low, high = (mid, high) if simulated(mid)[1] < seen[1] else (low, mid)
-    request_s = max(seen[0] - simulated(high)[0], 0.0)
-    loaded = times(profile, high)
-    notes = profile.provenance | {"load_factor": high, "load_request_s": request_s}
-    return replace(loaded, name=f"{profile.name}, loaded", provenance=notes), request_s
+        mid = (low + high) / 2
+        low, high = (mid, high) if simulated(mid) < tct_s else (low, mid)
+    return low
 
 
 def search_command(setup: Setup, parts: dict[str, Path], pools: tuple[int, ...], profile: Path, out: Path) -> list[str]:
@@ -123,24 +109,23 @@ def make_own(bench: Bench, data: Path, out: Path, console: Console) -> None:
     folder, setup = out.parent, bench.setup
     folder.mkdir(parents=True, exist_ok=True)
     profile, parts = calibrated(bench), own_sessions(setup, data, bench.folder)
-    if not (folder / "profile.json").exists():
-        with Server(setup, INFINITE, bench.model, bench.pools.whole, folder / "load.log", bench.env, bench.extra
+    loaded = folder / "loaded.json"
+    if not loaded.exists():
+        with Server(setup, INFINITE, bench.model, bench.pools.whole, folder / "loaded.log", bench.env, bench.extra
                     ) as server:
             server.ready()
             _, m = play(setup, INFINITE, parts["train"], server.url, "load/")
-        seen = latencies(parts["train"], m.ready_s, m.first_token_s, m.done_s)
-        under_load(setup, profile, parts["train"], bench.pools.whole, seen)[0].save(folder / "profile.json")
-    told = load_profile(str(folder / "profile.json")).provenance
-    request_s = float(told["load_request_s"])
-    console.print(f"under load costs are {told['load_factor']:.2f} times those of idle engines (relative error "
-                  f"{told['relative_error_rms']:.0%}), and a request takes {request_s:.3f} s besides", markup=False,
-                  soft_wrap=True)
+        tct_s = float(np.mean(m.end_s - m.start_s))
+        write_json(loaded, {"tct_mean_s": tct_s, "request_s": request_seconds(
+            setup, profile, parts["train"], bench.pools.whole, tct_s)} | provenance(seed=None, trace=None))
+    request_s = float(json.loads(loaded.read_text())["request_s"])
+    console.print(f"profile.json: relative error {profile.provenance['relative_error_rms']:.0%}; under load a request "
+                  f"takes {request_s:.3f} s besides what the engines do for it", markup=False, soft_wrap=True)
     files = {}
     for part, trace in parts.items():
         files[part] = folder / f"{part}.parquet"
-        t = trace.steps
-        write_trace(replace(trace, steps=replace(t, tool_s=t.tool_s + request_s)), files[part])
-    command = search_command(setup, files, bench.pools.tokens, folder / "profile.json", out)
+        write_trace(slower(trace, request_s), files[part])
+    command = search_command(setup, files, bench.pools.tokens, bench.folder / "profile.json", out)
     log = folder / "search.log"
     with console.status(f"searching on sessions that no run draws; its log is {log}"), Child(
             "search", command, log) as child:
