@@ -21,7 +21,7 @@ from gain_kit import judge, measure, own, show
 from gain_kit.command import chosen, parser
 from gain_kit.demand import live_tokens, pools
 from gain_kit.engines import flags, host
-from gain_kit.journal import Journal
+from gain_kit.journal import Journal, alone
 from gain_kit.material import draw, eligible, stocks
 from gain_kit.run import line, play
 from gain_kit.settings import ARMS, INFINITE, STOCK, Setup, Source
@@ -249,6 +249,13 @@ def test_a_journal_goes_on_and_drops_what_was_cut_off(tmp_path):
     path.write_text("no json\n")
     with pytest.raises(UserError, match="no journal"):
         Journal(path, {})
+
+
+def test_a_folder_is_measured_in_by_one_at_a_time(tmp_path):
+    with alone(tmp_path), pytest.raises(UserError, match="in use"), alone(tmp_path):
+        pass
+    with alone(tmp_path):
+        pass
 
 
 def test_a_measurement_that_broke_off_goes_on_where_it_was_and_reports_all(found, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from gain_kit.demand import pools
 from gain_kit.engines import CPU
-from gain_kit.journal import Journal
+from gain_kit.journal import Journal, alone
 from gain_kit.judge import judge
 from gain_kit.material import draw, stocks
 from gain_kit.measure import Bench, measure
@@ -114,9 +114,10 @@ def main(argv: list[str] | None = None) -> None:
         if args.plan:
             return
         if not args.report:
-            if OWN in setup.arms:
-                make_own(bench, args.data, Path(str(setup.policy(OWN))), console)
-            measure(bench)
+            with alone(args.out):
+                if OWN in setup.arms:
+                    make_own(bench, args.data, Path(str(setup.policy(OWN))), console)
+                measure(bench)
         report(bench, args.markdown, out)
     except UserError as e:
         print(e, file=sys.stderr)

@@ -42,6 +42,7 @@ def card() -> tuple[str, float]:
 def main(argv: list[str] | None = None) -> None:
     from gain_kit.command import SMOKE, bench_of, chosen, parser, report
     from gain_kit.engines import CPU
+    from gain_kit.journal import alone
     from gain_kit.measure import measure
     from gain_kit.own import calibrated, make_own
     from gain_kit.settings import CPU_SOURCES, OWN
@@ -85,13 +86,14 @@ def main(argv: list[str] | None = None) -> None:
         if args.plan:
             return
         if not args.report:
-            if not args.no_calibration:
-                found = calibrated(bench, 1 if args.dry else 2).provenance
-                console.print(f"profile.json: relative error {found['relative_error_rms']:.1%}, "
-                              f"{time.monotonic() - begin:.0f} s so far", markup=False)
-            if OWN in setup.arms:
-                make_own(bench, args.data, Path(str(setup.policy(OWN))), console)
-            measure(bench, device)
+            with alone(args.out):
+                if not args.no_calibration:
+                    found = calibrated(bench, 1 if args.dry else 2).provenance
+                    console.print(f"profile.json: relative error {found['relative_error_rms']:.1%}, "
+                                  f"{time.monotonic() - begin:.0f} s so far", markup=False)
+                if OWN in setup.arms:
+                    make_own(bench, args.data, Path(str(setup.policy(OWN))), console)
+                measure(bench, device)
         report(bench, args.markdown, out)
         console.print(f"{time.monotonic() - begin:.0f} s in all")
     except UserError as e:
