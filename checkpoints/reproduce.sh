@@ -28,7 +28,8 @@ if [[ $PARTS == *eviction* ]]; then
     workload web-hitl webarena --sessions 200 --max-context 65536 --hitl-share 0.1
     workload burst-hitl burstgpt --sessions 120 --max-context 65536 --hitl-share 0.1
     workload hetero hetero --sessions 160 --max-context 65536 --hitl-share 0.05
-    "$BIN/python" training/collect.py "$WORK"/{swe,web,burst,swe-hitl,web-hitl,burst-hitl,hetero}/train.parquet \
+    workload coding coding --sessions 120
+    "$BIN/python" training/collect.py "$WORK"/{swe,web,burst,swe-hitl,web-hitl,burst-hitl,hetero,coding}/train.parquet \
         --pressure 1.25,1.75,2.5 --population $POPULATION --sessions 40 --record lru,saga+ \
         --behaviour lru-protect,wa-lru,belady --epsilon 0.1 --max-decisions 1500 --max-rows 32 --seed 1 \
         --out "$WORK/eviction-v0" --overwrite

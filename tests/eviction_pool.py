@@ -42,7 +42,7 @@ class EvictionPool:
         self.now, self.count, self.misses, self.lacked = 0.0, 0, 0, 0
         self._rows, self._scratch = np.zeros((chains, len(F.EVICTION))), np.zeros(self.policy.scratch)
         for c in range(chains):
-            ch.describe(self.chains, c, c, 0.0, 0, 0, np.nan)
+            ch.describe(self.chains, c, c, c, 0.0, 0, 0, np.nan)
 
     def scores(self, held: np.ndarray) -> np.ndarray:
         out = np.zeros(len(held))

@@ -17,7 +17,7 @@ def shares(specs, now=10.0, active=None):
     chains, tables = ch.make_chains(len(specs)), tb.make_tables(1, 1, 1)
     tables.types[0, 0, tb.STEPS], tables.types[0, 0, tb.STEP_S] = 20.0, 5.0
     for c, (tenant, steps, deadline, start, ended) in enumerate(specs):
-        ch.describe(chains, c, c, start, tenant, 0, deadline)
+        ch.describe(chains, c, c, c, start, tenant, 0, deadline)
         chains[c, ch.STEPS], chains[c, ch.ENDED] = steps, ended
     rows = np.arange(len(specs)) if active is None else np.array(active, np.int64)
     out = np.full(3, np.nan)

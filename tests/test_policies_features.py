@@ -33,7 +33,7 @@ def test_learned_eviction_reads_neither_raw_columns_nor_the_future():
 
 def world(steps=1, tool=1, last=10.0):
     chains, tables, g = ch.make_chains(1), tb.make_tables(1, 3, 1), np.zeros((1, F.G_COLUMNS))
-    ch.describe(chains, 0, 0, 2.0, 0, 0, np.nan)
+    ch.describe(chains, 0, 0, 0, 2.0, 0, 0, np.nan)
     for s in range(steps):
         ch.arrive(chains, tables, 0, 0, last - 1, 50.0)
         ch.schedule(chains, 0, last - 1)
@@ -56,7 +56,8 @@ def test_eviction_columns():
             "steps_log": np.log1p(1), "ended": 0, "shared": 1.0, "oracle": 33.0,
             "tokens": 160, "context": 120, "useful": 120, "obs_tokens": 500, "residual_s": tb.COLD_TTL_S + 4,
             "step_s": 5 - tb.EMA * 4,
-            "steps_left": 19, "tasks": 0, "event": F.NO_EVENT, "pool_blocks": 64,
+            "young_log": 0, "young_busy": 0, "young_steps_log": 0, "young_idle_log": np.log1p(4.0), "pause_log": 0,
+            "longest_log": 0, "steps_left": 19, "tasks": 0, "event": F.NO_EVENT, "pool_blocks": 64,
             "ttl_left": (tb.COLD_TTL_S - 4) / tb.COLD_TTL_S, "p_reuse": (1 - tb.COLD_END) * 120 / (120 + 500)}
     for name, value in want.items():
         assert x[name] == pytest.approx(value), name

@@ -135,7 +135,7 @@ def test_next_tool_is_the_commonest_successor():
 
 def chain(deadline=np.nan):
     chains, tables = ch.make_chains(2), tb.make_tables(2, 3, 1)
-    ch.describe(chains, 0, 7, 1.0, 0, 0, deadline)
+    ch.describe(chains, 0, 0, 7, 1.0, 0, 0, deadline)
     return chains, tables
 
 
@@ -186,7 +186,7 @@ def test_an_abort_leaves_no_trace_of_a_step():
 def test_any_history_keeps_counts_whole(history):
     chains, tables = ch.make_chains(2), tb.make_tables(2, 3, 1)
     for c in range(2):
-        ch.describe(chains, c, c, 0.0, 0, 0, np.nan)
+        ch.describe(chains, c, c, c, 0.0, 0, 0, np.nan)
     now, returns, steps = 0.0, 0, [0, 0]
     for c, w, gap, tool, ended, expires in history:
         now += gap

@@ -15,7 +15,10 @@ from saga_rl.runtime.hints import Hints, read_hints
 from saga_rl.runtime.tracker import KEEP_S, MAX_NAMES, MAX_TOOLS, MAX_TYPES, NOBODY, Tracker
 
 TOOLS = ("bash", "edit", None)
-STEP = st.tuples(st.integers(0, 3), st.floats(0.01, 20.0), st.integers(1, 900), st.integers(1, 200),
+SESSIONS, AGENTS = 2, 3
+OF_THE_TABLE = [k for k in range(ch.COLUMNS) if k not in (ch.FIRST, ch.NEXT)]
+"""Columns that do not say where other rows are."""
+STEP = st.tuples(st.integers(0, SESSIONS * AGENTS - 1), st.floats(0.01, 20.0), st.integers(1, 900), st.integers(1, 200),
                  st.sampled_from(TOOLS), st.booleans(), st.sampled_from(("finish", "preempt", "abort")))
 
 
@@ -24,17 +27,21 @@ STEP = st.tuples(st.integers(0, 3), st.floats(0.01, 20.0), st.integers(1, 900), 
 def test_rows_equal_those_of_the_simulators_calls(history):
     """One history told to the tracker, and told to `policies.chains` in the order in which the simulator calls it."""
     tracker = Tracker()
-    chains, tables = ch.make_chains(4), make_tables(1, 16, 8)
+    chains, tables = ch.make_chains(SESSIONS * AGENTS), make_tables(1, 16, 8)
     codes: dict[str, int] = {}
-    born: dict[int, float] = {}
+    born: dict[int, tuple[int, float, int]] = {}
+    """By session: its number, its first request, the chain that it came from."""
+    known: set[int] = set()
     now = 50.0
     for c, gap, prompt, output, tool, final, fate in history:
         now += gap
-        hints = Hints(session=f"s{c}", next_tool=tool, final=final)
+        session, agent = c % SESSIONS, c // SESSIONS
+        hints = Hints(session=f"s{session}", agent=agent, next_tool=tool, final=final)
         served = tracker.arrive(hints, now, prompt)
-        if c not in born:
-            born[c] = now
-            ch.describe(chains, c, len(born), now, 0, 0, math.nan)
+        number, begin, first = born.setdefault(session, (len(born) + 1, now, c))
+        if c not in known:
+            known.add(c)
+            ch.describe(chains, c, first, number, begin, 0, 0, math.nan)
         ch.arrive(chains, tables, 0, c, now, float(prompt))
         now += 0.5
         tracker.schedule(served, now)
@@ -55,9 +62,10 @@ def test_rows_equal_those_of_the_simulators_calls(history):
             if tool is not None:
                 codes.setdefault(tool, len(codes))
             ch.finish(chains, tables, 0, c, now, float(prompt), float(output), codes.get(tool, -1), final)
-        for k in born:
-            row = tracker.chain_of(f"s{k}")
-            assert np.array_equal(tracker.chains[row], chains[k], equal_nan=True)
+        for k in known:
+            row = tracker.chain_of(f"s{k % SESSIONS}", k // SESSIONS)
+            assert np.array_equal(tracker.chains[row, OF_THE_TABLE], chains[k, OF_THE_TABLE], equal_nan=True)
+            assert ch.younger(tracker.chains, 0, row, now) == ch.younger(chains, 0, k, now)
         for mine, theirs in zip(tracker.tables, tables, strict=True):
             assert np.array_equal(mine, theirs)
 
@@ -83,6 +91,23 @@ def test_an_unnamed_prompt_is_over_when_answered_unless_it_goes_on(how):
     assert tracker.chains[c, ch.ENDED] == (2 if ended else 0)
     assert (tracker.tables.ends.sum() > 0) == ended
     assert tracker.expire(1000.0, [c]) == (0 if ended else 1)
+
+
+def test_a_sessions_first_chain_is_remembered_as_long_as_any_of_its_others():
+    t = Tracker(expiry_s=10.0)
+
+    def one(agent: int, now: float) -> int:
+        served = t.arrive(Hints(session="s", agent=agent), now, 100)
+        t.schedule(served, now)
+        t.finish(served, now, 10)
+        return served.chain
+
+    first, other = one(0, 0.0), one(1, 1.0)
+    late = 2 * KEEP_S
+    assert t.forget(late, [other]) == []
+    assert one(1, late) == other and t.chain_of("s") == first
+    assert t.forget(2 * late, []) == [other]
+    assert t.forget(2 * late, []) == [first] and len(t) == 0
 
 
 def test_a_request_that_names_no_session_is_a_chain_that_nobody_can_go_on_with():

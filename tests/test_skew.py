@@ -8,7 +8,7 @@ import pytest
 
 from saga_rl.aeg.generators import generate
 from saga_rl.policies import chains as ch
-from saga_rl.policies.features import EVICTION, ORDERING, eviction_row, ordering_row
+from saga_rl.policies.features import E_YOUNG_LOG, EVICTION, G_INFORMED, ORDERING, eviction_row, ordering_row
 from saga_rl.policies.presets import preset
 from saga_rl.runtime.hints import Hints
 from saga_rl.runtime.tracker import Served, Tracker
@@ -43,11 +43,17 @@ def _play(cluster: Cluster, tracker: Tracker) -> None:
             tracker.preempt(served[step], now)
 
 
+TRACES: dict[str, dict] = {
+    "webarena": {"seed": 11, "sessions": 14, "max_context": 30_000, "rate_per_min": 20},
+    "coding": {"seed": 5, "sessions": 12, "max_context": 56_000, "rate_per_min": 12, "unattended_share": 1.0}}
+"""The second: agents that start others."""
+
+
 @pytest.mark.parametrize("horizon", [40.0, 150.0, 400.0, 2000.0])
-@pytest.mark.parametrize("name", ["lru", "saga+"])
-def test_simulator_and_runtime_make_equal_rows(name, horizon):
-    trace = generate("webarena", seed=11, sessions=14, max_context=30_000, rate_per_min=20)
-    config = SimConfig(kv_tokens=60_000, horizon_s=horizon)
+@pytest.mark.parametrize(("name", "generator"), [("lru", "webarena"), ("saga+", "webarena"), ("saga+", "coding")])
+def test_simulator_and_runtime_make_equal_rows(name, generator, horizon):
+    trace = generate(generator, **TRACES[generator])
+    config = SimConfig(kv_tokens=60_000 if generator == "webarena" else 200_000, horizon_s=horizon)
     cluster = Cluster(trace, config, preset(name), log=8 * trace.n_steps)
     cluster.advance()
     world = cluster.world
@@ -57,22 +63,28 @@ def test_simulator_and_runtime_make_equal_rows(name, horizon):
     _play(cluster, tracker)
     a, b = np.zeros(len(EVICTION)), np.zeros(len(EVICTION))
     o, p = np.zeros(len(ORDERING)), np.zeros(len(ORDERING))
-    compared = 0
+    agent = np.zeros(len(world.chains), np.int64)
+    agent[world.tree.chain] = trace.steps.agent
+    g = world.g.copy()
+    g[:, G_INFORMED] = 1.0  # whole rows, whatever this policy reads of them
+    compared, waits_for = 0, 0
     for c in range(len(world.chains)):
         if np.isnan(world.chains[c, ch.QUEUED]):
             continue  # not begun yet
-        row = tracker.chain_of(trace.sessions.session_id[int(world.chains[c, ch.SESSION])], 0)
+        row = tracker.chain_of(trace.sessions.session_id[int(world.chains[c, ch.SESSION])], int(agent[c]))
         mine = world.chains[c]
         for blocks, last in ((3.0, mine[ch.LAST]), (700.0, now - 1.0)):
-            eviction_row(world.chains, world.tables, world.g.copy(), 0, c, now, last, blocks, 0.0, np.nan, a)
+            eviction_row(world.chains, world.tables, g.copy(), 0, c, now, last, blocks, 0.0, np.nan, a)
             tracker.chains[row, ch.QPOS] = mine[ch.QPOS]  # the queue's order belongs to the worker, not the tracker
-            eviction_row(tracker.chains, tracker.tables, world.g.copy(), 0, row, now, last, blocks, 0.0, np.nan, b)
+            eviction_row(tracker.chains, tracker.tables, g.copy(), 0, row, now, last, blocks, 0.0, np.nan, b)
             np.testing.assert_array_equal(a, b)
+        waits_for += a[E_YOUNG_LOG] > 0
         for chains, tables, i, out in ((world.chains, world.tables, c, o), (tracker.chains, tracker.tables, row, p)):
             ordering_row(chains, tables, 0, i, now, chains[i, ch.QUEUED], 10.0, 0.0, 0.0, 0.0, 0.0, 0.0, out)
         np.testing.assert_array_equal(o, p)
         compared += 1
     assert compared >= 5
+    assert waits_for > 0 or generator == "webarena" or horizon < 100
 
 
 def test_the_simulators_own_rows_are_those_of_the_feature_module():

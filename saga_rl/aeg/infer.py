@@ -75,7 +75,7 @@ def _play(kinds, steps, chain, start, end, prompt, output, tool, after, gap, ses
         c = chain[i]
         if kinds[e] == _ARRIVE:
             if chains[c, ch.STEPS] == 0:
-                ch.describe(chains, c, session[c], start[i], tenant[c], agent_type[c], np.nan)
+                ch.describe(chains, c, c, session[c], start[i], tenant[c], agent_type[c], np.nan)
             ch.arrive(chains, tables, 0, c, start[i], prompt[i])
             ch.schedule(chains, c, start[i])
         elif kinds[e] == _FINISH:

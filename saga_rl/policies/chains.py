@@ -43,9 +43,17 @@ from saga_rl.policies.tables import (
     WORKER,        # where its last request was sent
     BEFORE,        # tool that the step before its last finished one called
     PROMPT,        # tokens of its last request; inf once that was preempted: what it had computed will be used again
+    BEGAN,         # its first request, s
+    FIRST,         # row of its session's first chain, where the ring of its session's living chains is entered
+    NEXT,          # the next row in that ring; -1 = not in it
+    PAUSE,         # moving average of log1p seconds between its steps
+    LONGEST,       # longest of them so far, log1p seconds
     MINE,          # and the three after it: what an eviction policy remembers of it (`Policy.memory`)
-) = range(20)
+) = range(25)
 REMEMBERED = 4
+PAUSE_EMA = 0.2
+MOST_KIN = 64
+"""Chains of its session that `younger` looks at: whatever a client calls a session, a row is made in bounded time."""
 COLUMNS = MINE + REMEMBERED
 
 
@@ -53,13 +61,16 @@ def make_chains(n: int) -> NDArray[np.float64]:
     """(n, COLUMNS) rows of chains that have not been seen yet."""
     rows = np.zeros((n, COLUMNS))
     rows[:, DEADLINE] = np.nan
-    rows[:, TOOL] = rows[:, BEFORE] = -1
+    rows[:, TOOL] = rows[:, BEFORE] = rows[:, NEXT] = -1
+    rows[:, FIRST] = np.arange(n)
     return rows
 
 
 @njit(cache=True)
-def describe(chains, c, session, session_s, tenant, agent_type, deadline_s):
-    """Set what does not change while the chain lives; call before its first `arrive`."""
+def describe(chains, c, first, session, session_s, tenant, agent_type, deadline_s):
+    """Set what does not change while the chain lives; call before its first `arrive`. first: row of a chain of the same
+    session, the same for all of them, that stays as long as any of them does; c itself will do."""
+    chains[c, FIRST] = first
     chains[c, SESSION] = session
     chains[c, SESSION_S] = session_s
     chains[c, TENANT] = tenant
@@ -76,13 +87,66 @@ def arrive(chains, tables, w, c, now, prompt_tokens):
             retract_end(tables, w, int(row[TYPE]), int(row[TOOL]))
         observe_return(tables, w, int(row[TYPE]), int(row[TOOL]), now - row[LAST],
                        max(prompt_tokens - row[CONTEXT], 0.0))
+        pause = np.log1p(max(now - row[LAST], 0.0))
+        row[PAUSE] += (PAUSE_EMA if row[STEPS] > 1 else 1.0) * (pause - row[PAUSE])
+        row[LONGEST] = max(row[LONGEST], pause)
         if row[STEPS] > 1:  # which tool its last step called may be known only now
             observe_call(tables, w, int(row[TYPE]), int(row[BEFORE]), int(row[TOOL]))
+    if row[NEXT] < 0:
+        if is_new(row):
+            row[BEGAN] = now
+        _join(chains, c)
     row[ENDED] = 0
     row[WAITING] = 1
     row[PROMPT] = prompt_tokens
     row[WORKER] = w
     row[QUEUED] = now
+
+
+@njit(cache=True)
+def _join(chains, c):
+    """Put chain c into its session's ring. The session's first chain is the way in and stays in it for good."""
+    first = int(chains[c, FIRST])
+    if chains[first, NEXT] < 0:
+        chains[first, NEXT] = first
+    if c != first:
+        chains[c, NEXT] = chains[first, NEXT]
+        chains[first, NEXT] = c
+
+
+@njit(cache=True)
+def leave(chains, c):
+    """Take chain c, which ended or will be forgotten, out of its session's ring."""
+    first = int(chains[c, FIRST])
+    if c == first or chains[c, NEXT] < 0:
+        return
+    at = first
+    while chains[at, NEXT] != c:
+        at = int(chains[at, NEXT])
+    chains[at, NEXT] = chains[c, NEXT]
+    chains[c, NEXT] = -1
+
+
+@njit(cache=True)
+def younger(chains, w, c, now):
+    """(chains, busy ones, fewest finished steps, seconds since one was heard of) of those living chains of its session
+    at worker w that began after chain c's last step: whom it may have started and wait for. Zeros if there are none; at
+    most `MOST_KIN` are looked at."""
+    row = chains[c]
+    n, busy, steps, heard_s = 0, 0, np.inf, np.inf
+    at = int(row[NEXT])
+    for _ in range(MOST_KIN):
+        if at < 0 or at == c:
+            break
+        other = chains[at]
+        active = other[WAITING] > 0 or other[RUNNING] > 0
+        if other[ENDED] == 0 and other[WORKER] == w and other[BEGAN] >= row[LAST] and (active or other[STEPS] > 0):
+            n += 1
+            busy += 1 if active else 0
+            steps = min(steps, other[STEPS])
+            heard_s = min(heard_s, 0.0 if active else now - other[LAST])
+        at = int(other[NEXT])
+    return (n, busy, steps, heard_s) if n > 0 else (0, 0, 0.0, 0.0)
 
 
 @njit(cache=True)
@@ -143,7 +207,29 @@ def finish(chains, tables, w, c, now, prompt_tokens, output_tokens, tool, ended)
     observe_step(tables, w, int(row[TYPE]), output_tokens, service, max(growth, 0.0))
     if ended:
         row[ENDED] = 1
+        leave(chains, c)
         observe_end(tables, w, tool, int(row[TYPE]), row[STEPS], True)
+
+
+@njit(cache=True)
+def told_end(chains, tables, w, c):
+    """Its client says, after the answer, that idle chain c has ended."""
+    row = chains[c]
+    if row[ENDED] == 0:
+        leave(chains, c)
+        observe_end(tables, w, int(row[TOOL]), int(row[TYPE]), row[STEPS], True)
+    row[ENDED] = 1
+
+
+@njit(cache=True)
+def told_call(chains, tables, w, c):
+    """Its client says, after the answer, that chain c runs a tool: whoever does comes back, so a presumed end is taken
+    back."""
+    row = chains[c]
+    if row[ENDED] == 2:
+        retract_end(tables, w, int(row[TYPE]), int(row[TOOL]))
+        row[ENDED] = 0
+        _join(chains, c)
 
 
 @njit(cache=True)
@@ -168,4 +254,5 @@ def expire(chains, tables, w, c):
     row = chains[c]
     if row[ENDED] == 0 and row[WAITING] == 0 and row[RUNNING] == 0 and row[STEPS] > 0:
         row[ENDED] = 2
+        leave(chains, c)
         observe_end(tables, w, int(row[TOOL]), int(row[TYPE]), row[STEPS], False)

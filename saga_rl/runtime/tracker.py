@@ -7,6 +7,7 @@ blocks are gone, and names beyond a limit share one code.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saga_rl.policies import chains as ch
-from saga_rl.policies.tables import PATIENCE, Tables, announces, make_tables, observe_end, retract_end
+from saga_rl.policies.tables import PATIENCE, Tables, announces, make_tables
 from saga_rl.runtime.completion import Completion
 from saga_rl.runtime.hints import Hints, cut_name
 
@@ -161,15 +162,12 @@ class Tracker:
                 continue
             if tool and agent >= 0:
                 self._called(c, self._tool(cut_name(tool)))
-                if row[ch.ENDED] == 2:  # whoever runs a tool comes back
-                    retract_end(self.tables, W, int(row[ch.TYPE]), int(row[ch.TOOL]))
-                    row[ch.ENDED] = 0
+                ch.told_call(self.chains, self.tables, W, c)
                 done = True
             if final and row[ch.ENDED] != 1:
                 if row[ch.ENDED] == 0:
-                    observe_end(self.tables, W, int(row[ch.TOOL]), int(row[ch.TYPE]), row[ch.STEPS], True)
                     self._completed(c, False)
-                row[ch.ENDED] = 1
+                ch.told_end(self.chains, self.tables, W, c)
                 done = True
         self.version += done
         return done
@@ -198,7 +196,7 @@ class Tracker:
         idle = (x[:, ch.WAITING] == 0) & (x[:, ch.RUNNING] == 0) & (x[:, ch.SESSION] > 0)
         idle &= now - np.maximum(x[:, ch.LAST], x[:, ch.QUEUED]) > patience
         idle[_rows_of(holding)] = False
-        gone = np.flatnonzero(idle)[:most].tolist()
+        gone = list(itertools.islice(filter(self._last_or_later, np.flatnonzero(idle).tolist()), most))
         for c in gone:
             self._expire(c)
             self._drop(c)
@@ -299,9 +297,15 @@ class Tracker:
         tenant, agent_type = self.tenants.code(hints.tenant), self.types.code(hints.agent_type)
         if agent_type >= self.tables.types.shape[1]:
             self.tables = _grown(self.tables, types=2 * agent_type)
-        ch.describe(self.chains, c, s.number, s.first_s, tenant, agent_type, s.deadline_s)
+        ch.describe(self.chains, c, s.chains[0], s.number, s.first_s, tenant, agent_type, s.deadline_s)
         self._key[c], self._row[key] = key, c
         return c
+
+    def _last_or_later(self, c: int) -> bool:
+        """Whether chain c may be forgotten: a session's first stays as long as any other, since rows refer to it."""
+        key = self._key[c]
+        chains = self._sessions[key[0]].chains if key is not None else [c]
+        return chains[0] != c or len(chains) == 1
 
     def _called(self, c: int, tool: int) -> None:
         """What the chain's last answer called is known only now."""
@@ -319,6 +323,7 @@ class Tracker:
         self._key[c] = None
         del self._row[key]
         s = self._sessions[key[0]]
+        ch.leave(self.chains, c)
         s.chains.remove(c)
         if not s.chains:
             del self._sessions[key[0]]

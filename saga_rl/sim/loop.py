@@ -47,7 +47,8 @@ def _describe(world, step, now):
     """First sight of a chain."""
     plan, run = world.plan, world.run
     c, s = world.tree.chain[step], plan.session[step]
-    ch.describe(world.chains, c, s, run.begin_s[s], plan.tenant[s], plan.agent_type[s], run.begin_s[s] + plan.slack[s])
+    ch.describe(world.chains, c, plan.first[s], s, run.begin_s[s], plan.tenant[s], plan.agent_type[s],
+                run.begin_s[s] + plan.slack[s])
 
 
 @njit(cache=True)

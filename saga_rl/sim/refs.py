@@ -141,7 +141,7 @@ def world_ref(owned):
     world = unowned(owned)
     p, r, h, k = world.plan, world.run, world.heap, world.work
     plan = PlanRef(p.session, p.prompt, p.output, p.tool, p.shared, p.gap, p.final, p.child_off, p.child, p.root_off,
-                   p.root, p.tenant, p.agent_type, p.arrival, p.slack)
+                   p.root, p.tenant, p.agent_type, p.arrival, p.slack, p.first)
     run = RunRef(r.i, r.f, r.w, r.wf, r.running, r.queue, r.home, r.left, r.done_s, r.begin_s, r.count, r.total, r.afs,
                  r.live, r.live_at, r.counted, r.quiet, r.service, r.floors, r.held, r.moved, r.source, r.last_step,
                  r.landing, r.landing_at, r.touched, r.log_i,

@@ -182,7 +182,7 @@ def open_event(game, k, literal, expiry_s, row):
             i = s.info[step, sc.SESSION]
             if np.isnan(work.begin[i]):
                 work.begin[i] = now
-            ch.describe(chains, c, i, work.begin[i], s.who[i, sc.TENANT], s.who[i, sc.TYPE],
+            ch.describe(chains, c, s.who[i, sc.FIRST], i, work.begin[i], s.who[i, sc.TENANT], s.who[i, sc.TYPE],
                         work.begin[i] + s.slack[i])
         ch.arrive(chains, tables, 0, c, now, s.info[step, sc.PROMPT])
         work.run[step, READY_AT] = k

@@ -36,7 +36,7 @@ KIND, STEP, FINAL, HOLD, COMPUTED, LIMIT, AFTER = range(7)
 # columns of Script.info
 PROMPT, OUTPUT, TOOL, LAST, SESSION = range(5)
 # columns of Script.who
-TENANT, TYPE = range(2)
+TENANT, TYPE, FIRST = range(3)
 
 
 class Script(NamedTuple):
@@ -53,7 +53,7 @@ class Script(NamedTuple):
     info: I64
     """(steps, 5). LAST: 1 = the last step of its chain."""
     who: I64
-    """(sessions, 2)"""
+    """(sessions, 3). FIRST: its first chain."""
     slack: NDArray[np.float64]
     """(sessions,) deadline minus arrival, s; NaN = none."""
     block: int
@@ -108,10 +108,11 @@ def prepare(reference: Reference, kv_tokens: int) -> Prepared:
     at = np.full(len(forest.chain_session), -1, np.int64)
     np.maximum.at(at, forest.chain, np.arange(t.n_steps))
     last[at[at >= 0]] = 1
+    first = np.searchsorted(forest.chain_session, np.arange(t.n_sessions))
     event = np.stack([reference.kind, reference.step, reference.final, hold, computed, limit, after_off[:-1]], 1)
     info = np.stack([st.prompt_tokens, st.output_tokens, st.tool, last, st.session], 1)
     script = Script(event.astype(np.int64), reference.time_s.astype(np.float64), after, info.astype(np.int64),
-                    np.stack([s.tenant, s.agent_type], 1).astype(np.int64), s.deadline_s - s.arrival_s, block)
+                    np.stack([s.tenant, s.agent_type, first], 1).astype(np.int64), s.deadline_s - s.arrival_s, block)
     return Prepared(script, tree, pool_blocks, len(forest.chain_session), len(t.tools), len(t.agent_types),
                     clipped, capped, peak)
 

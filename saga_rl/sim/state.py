@@ -38,11 +38,13 @@ class Plan(NamedTuple):
     """(sessions + 1,) into `root`: the steps without parents."""
     root: NDArray[np.int32]
     tenant: NDArray[np.int32]
-    """By session, as the next three."""
+    """By session, as all that follow."""
     agent_type: NDArray[np.int32]
     arrival: NDArray[np.float64]
     slack: NDArray[np.float64]
     """Deadline minus arrival; NaN = none."""
+    first: NDArray[np.int64]
+    """By session: its first chain."""
 
 
 # columns of Run.i, by step
@@ -207,7 +209,8 @@ def make_plan(trace: Trace, forest: Forest) -> Plan:
     # copies: columns read from a file are read-only, which to numba is another type and another compilation
     return Plan(st.session.astype(np.int32), st.prompt_tokens.copy(), st.output_tokens.copy(), st.tool.copy(),
                 _shared(forest), st.tool_s + st.think_s, final, child_off, children[order].astype(np.int32),
-                root_off.astype(np.int64), root, s.tenant, s.agent_type, s.arrival_s, s.deadline_s - s.arrival_s)
+                root_off.astype(np.int64), root, s.tenant, s.agent_type, s.arrival_s, s.deadline_s - s.arrival_s,
+                np.searchsorted(forest.chain_session, np.arange(trace.n_sessions)))
 
 
 def _shared(forest: Forest) -> NDArray[np.int8]:

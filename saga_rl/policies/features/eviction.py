@@ -39,6 +39,12 @@ EVICTION = (
     "ended",          # the client said that it ended
     "shared",         # 1: a prefix that several chains share
     "until_log",      # log1p seconds until its next use by Bayes' rule, see `until_s`
+    "young_log",      # log1p chains that it may wait for, see `chains.younger`
+    "young_busy",     # of those: share with a request that waits or runs,
+    "young_steps_log",  # log1p fewest finished steps,
+    "young_idle_log",   # log1p seconds since one was heard of; its own idle time if there are none
+    "pause_log",      # moving average of log1p seconds between its own steps
+    "longest_log",    # log1p of the longest of them so far
     "idle_s",         # raw, for LRU
     "age_s",          # raw, for age order
     "oracle",         # when it is next used, s or events (inf = never); NaN unless the policy is an oracle
@@ -59,9 +65,10 @@ EVICTION = (
     *(f"here_{k}" for k in range(8)),   # and of the worker
 )
 (E_IDLE_LOG, E_WAITING, E_QUEUE_LOG, E_RESIDUAL_LOG, E_P_RETURN, E_P_END, E_TTL_LEFT, E_P_REUSE, E_RECENCY, E_SIZE,
- E_USED, E_LIVE, E_CONTEXT_LOG, E_STEPS_LOG, E_AGE_LOG, E_ENDED, E_SHARED, E_UNTIL_LOG, E_IDLE_S, E_AGE_S, E_ORACLE,
+ E_USED, E_LIVE, E_CONTEXT_LOG, E_STEPS_LOG, E_AGE_LOG, E_ENDED, E_SHARED, E_UNTIL_LOG, E_YOUNG_LOG,
+ E_YOUNG_BUSY, E_YOUNG_STEPS, E_YOUNG_IDLE, E_PAUSE, E_LONGEST, E_IDLE_S, E_AGE_S, E_ORACLE,
  E_TOKENS, E_CONTEXT, E_OBS, E_RESIDUAL_S, E_STEP_S, E_STEPS_LEFT, E_TASKS, E_EVENT, E_EVENT_BLOCKS, E_EVENT_TOTAL,
- E_EVENT_SCORE, E_POOL_BLOCKS, E_USEFUL, E_MINE) = range(35)
+ E_EVENT_SCORE, E_POOL_BLOCKS, E_USEFUL, E_MINE) = range(41)
 E_HERE = E_MINE + ch.REMEMBERED
 UNTIL_HORIZON_S = 300.0
 LEARNED_EVICTION = EVICTION[:E_IDLE_S]
@@ -104,7 +111,7 @@ def eviction_row(chains, tables, g, w, c, now, last_use_s, blocks, shared, oracl
     for k in range(HERE):
         out[E_HERE + k] = g[w, G_HERE + k]
     if g[w, G_INFORMED] > 0:
-        _informed(tables, g, w, row, idle, age, waiting, ended, out)
+        _informed(chains, tables, g, w, c, now, idle, age, waiting, ended, out)
 
 
 @njit(cache=True)
@@ -115,12 +122,13 @@ def until_s(residual_s, idle_s, p_end, idle_weight, horizon_s):
 
 
 @njit(cache=True)
-def _informed(tables, g, w, row, idle, age, waiting, ended, out):
-    """The columns of an eviction row that cost a look into the tables, or a logarithm."""
+def _informed(chains, tables, g, w, c, now, idle, age, waiting, ended, out):
+    """The columns of an eviction row that cost a look into the tables or at other chains, or a logarithm."""
+    row = chains[c]
     tool, agent_type = int(row[ch.TOOL]), int(row[ch.TYPE])
     prior = tb.end_prior(tables, w, agent_type, tool)
     stays = tb.survival(tables, w, tool, idle)
-    unsaid = tb.unsaid_prior(tables, w, agent_type, tool)
+    unsaid = prior * (1.0 - tables.types[w, agent_type, tb.TOLD])
     p_end = 1.0 if ended else unsaid / (unsaid + (1.0 - unsaid) * stays)
     pressure = min(max((g[w, G_USED] - 0.7) / 0.2, 0.0), 1.0)
     ttl = tb.ttl(tables, w, tool, pressure)
@@ -138,6 +146,13 @@ def _informed(tables, g, w, row, idle, age, waiting, ended, out):
     out[E_STEPS_LOG] = np.log1p(row[ch.STEPS])
     out[E_AGE_LOG] = np.log1p(age)
     out[E_UNTIL_LOG] = np.log1p(until_s(residual, idle, out[E_P_END], 1.0, UNTIL_HORIZON_S))
+    young, busy, steps, heard_s = ch.younger(chains, w, c, now)
+    out[E_YOUNG_LOG] = np.log1p(young)
+    out[E_YOUNG_BUSY] = busy / max(young, 1)
+    out[E_YOUNG_STEPS] = np.log1p(steps)
+    out[E_YOUNG_IDLE] = np.log1p(heard_s) if young > 0 else out[E_IDLE_LOG]
+    out[E_PAUSE] = row[ch.PAUSE]
+    out[E_LONGEST] = row[ch.LONGEST]
     out[E_OBS] = obs
     out[E_RESIDUAL_S] = residual
     out[E_STEP_S] = tables.types[w, agent_type, tb.STEP_S]
