@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import tempfile
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from saga_rl.errors import UserError
+
+LOCK = ".lock"
 
 
 def check_target(path: str | Path | None) -> None:
@@ -24,6 +27,17 @@ def check_target(path: str | Path | None) -> None:
         raise UserError(path, f"its folder {path.parent} does not exist", "create it or name another place")
     if not os.access(path.parent, os.W_OK):
         raise UserError(path, f"its folder {path.parent} cannot be written to", "check its permissions")
+
+
+@contextmanager
+def locked(folder: Path, by: str) -> Iterator[None]:
+    """`folder` for this process alone, by the file `.lock` in it. `UserError` if another `by` has it."""
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(folder, f"is in use by another {by}", "wait for it, or name another folder") from None
+        yield
 
 
 @contextmanager

@@ -21,14 +21,16 @@ from gain_kit import judge, measure, own, show
 from gain_kit.command import chosen, parser
 from gain_kit.demand import live_tokens, pools
 from gain_kit.engines import flags, host
-from gain_kit.journal import Journal, alone
+from gain_kit.journal import Journal
 from gain_kit.material import draw, eligible, stocks
 from gain_kit.run import line, play
 from gain_kit.settings import ARMS, INFINITE, STOCK, Setup, Source
 
 from saga_rl.aeg.io import read_trace, write_trace
+from saga_rl.aeg.scale import delayed
 from saga_rl.demo.stages import Child
 from saga_rl.errors import UserError
+from saga_rl.files import locked
 from saga_rl.policies.presets import preset
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
@@ -183,7 +185,7 @@ def test_what_a_request_takes_besides_is_found_again(found):
                        profile=profile, population=SETUP.alive, end_hint=False, expiry_s=SETUP.expiry_s)
 
     def tct(request_s: float) -> float:
-        return float(simulate(own.slower(trace, request_s), config, preset("lru"), slo=False).tct_s.mean()) + request_s
+        return float(simulate(delayed(trace, request_s), config, preset("lru"), slo=False).tct_s.mean()) + request_s
 
     assert own.request_seconds(SETUP, profile, trace, pool, tct(0.03)) == pytest.approx(0.03, rel=0.02)
     assert own.request_seconds(SETUP, profile, trace, pool, 0.9 * tct(0.0)) == pytest.approx(0.0, abs=1e-4)
@@ -252,9 +254,9 @@ def test_a_journal_goes_on_and_drops_what_was_cut_off(tmp_path):
 
 
 def test_a_folder_is_measured_in_by_one_at_a_time(tmp_path):
-    with alone(tmp_path), pytest.raises(UserError, match="in use"), alone(tmp_path):
+    with locked(tmp_path, "measurement"), pytest.raises(UserError, match="in use"), locked(tmp_path, "measurement"):
         pass
-    with alone(tmp_path):
+    with locked(tmp_path, "measurement"):
         pass
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from gain_kit.demand import pools
 from gain_kit.engines import CPU
-from gain_kit.journal import Journal, alone
+from gain_kit.journal import Journal
 from gain_kit.judge import judge
 from gain_kit.material import draw, stocks
 from gain_kit.measure import Bench, measure
@@ -20,7 +20,7 @@ from gain_kit.settings import ARMS, OWN, Setup
 from gain_kit.show import HEAD, TENANT_HEAD, caption, picture, rows, table, tenant_rows, update_markdown
 from saga_rl.demo.stages import StageFailed
 from saga_rl.errors import EXIT_BAD_INPUT, UserError
-from saga_rl.files import must_exist, write_json
+from saga_rl.files import locked, must_exist, write_json
 from saga_rl.runtime.tiny_model import build_tiny_model
 
 SMOKE: dict[str, Any] = {"arms": ("stock", "saga+"), "pressures": (1.4,), "repeats": 1, "sessions": 8, "alive": 6,
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.plan:
             return
         if not args.report:
-            with alone(args.out):
+            with locked(args.out, "measurement"):
                 if OWN in setup.arms:
                     make_own(bench, args.data, Path(str(setup.policy(OWN))), console)
                 measure(bench)

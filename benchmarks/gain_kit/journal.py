@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +11,6 @@ from saga_rl.errors import UserError
 
 Key = tuple[str, float, int]
 """Arm, pressure, repeat."""
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """`folder` for this process alone: two would slow each other down and write one journal. `UserError` if
-    another one is at it."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(folder, "is in use by another measurement", "wait for it, or stop it") from None
-        yield
 
 
 class Journal:

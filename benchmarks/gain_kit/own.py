@@ -22,6 +22,7 @@ from gain_kit.measure import Bench
 from gain_kit.run import play
 from gain_kit.settings import ARMS, INFINITE, TRAINED, Setup
 from saga_rl.aeg.io import write_trace
+from saga_rl.aeg.scale import delayed
 from saga_rl.aeg.split import split
 from saga_rl.aeg.trace import Trace
 from saga_rl.demo.stages import Child
@@ -64,11 +65,6 @@ def own_sessions(setup: Setup, data: Path, cache: Path) -> dict[str, Trace]:
     return split(draw(stocks(wider, data, cache, TRAINED), wider, 0, whole=True), FRACTIONS, setup.seed)
 
 
-def slower(trace: Trace, request_s: float) -> Trace:
-    """Every request comes so much later: to the simulator tools take longer."""
-    return replace(trace, steps=replace(trace.steps, tool_s=trace.steps.tool_s + request_s))
-
-
 def request_seconds(setup: Setup, profile: CostProfile, trace: Trace, pool: int, tct_s: float) -> float:
     """What a request takes besides what engines do for it, s: with it the simulator has the mean completion time
     `tct_s` that was seen with `pool` tokens an engine. 0 where it has more without."""
@@ -77,7 +73,7 @@ def request_seconds(setup: Setup, profile: CostProfile, trace: Trace, pool: int,
                        population=setup.alive, end_hint=setup.ends, expiry_s=setup.expiry_s)
 
     def simulated(request_s: float) -> float:
-        found = simulate(slower(trace, request_s), config, preset("lru"), slo=False).tct_s
+        found = simulate(delayed(trace, request_s), config, preset("lru"), slo=False).tct_s
         return float(found.mean()) + request_s  # the last answer is late, too
 
     low, high = 0.0, tct_s
@@ -124,7 +120,7 @@ def make_own(bench: Bench, data: Path, out: Path, console: Console) -> None:
     files = {}
     for part, trace in parts.items():
         files[part] = folder / f"{part}.parquet"
-        write_trace(slower(trace, request_s), files[part])
+        write_trace(delayed(trace, request_s), files[part])
     command = search_command(setup, files, bench.pools.tokens, bench.folder / "profile.json", out)
     log = folder / "search.log"
     with console.status(f"searching on sessions that no run draws; its log is {log}"), Child(

@@ -42,7 +42,6 @@ def card() -> tuple[str, float]:
 def main(argv: list[str] | None = None) -> None:
     from gain_kit.command import SMOKE, bench_of, chosen, parser, report
     from gain_kit.engines import CPU
-    from gain_kit.journal import alone
     from gain_kit.measure import measure
     from gain_kit.own import calibrated, make_own
     from gain_kit.settings import CPU_SOURCES, OWN
@@ -51,6 +50,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from saga_rl.demo.stages import StageFailed
     from saga_rl.errors import EXIT_BAD_INPUT, UserError, unknown_name
+    from saga_rl.files import locked
     from saga_rl.runtime.tiny_model import build_tiny_model
 
     p = parser("gpu_gain")
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.plan:
             return
         if not args.report:
-            with alone(args.out):
+            with locked(args.out, "measurement"):
                 if not args.no_calibration:
                     found = calibrated(bench, 1 if args.dry else 2).provenance
                     console.print(f"profile.json: relative error {found['relative_error_rms']:.1%}, "

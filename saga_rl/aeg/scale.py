@@ -13,6 +13,12 @@ from saga_rl.aeg.validate import check
 from saga_rl.errors import UserError
 
 
+def delayed(trace: Trace, request_s: float) -> Trace:
+    """Every request comes `request_s` seconds later: to a simulator, tools take so much longer. For what a request
+    costs outside of engines (HTTP, clients), for which cost profiles have no term."""
+    return replace(trace, steps=replace(trace.steps, tool_s=trace.steps.tool_s + request_s))
+
+
 def scale_lengths(trace: Trace, factor: float, max_context: int | None = None, time_factor: float = 1.0) -> Trace:
     """The trace with every length times `factor` and every time times `time_factor`; both are noted in its meta.
 

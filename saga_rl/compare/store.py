@@ -6,7 +6,6 @@ the folder is opened again; that cell is computed anew.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -16,11 +15,11 @@ from typing import Any
 
 from saga_rl.compare.cells import Cell, Result
 from saga_rl.errors import UserError
-from saga_rl.files import write_json
+from saga_rl.files import LOCK, locked, write_json
 from saga_rl.provenance import sha256
 
 KIND, FORMAT = "saga-rl compare", 1
-HEAD, JOURNAL, LOCK = "experiment.json", "cells.jsonl", ".lock"
+HEAD, JOURNAL = "experiment.json", "cells.jsonl"
 
 
 def state_of(out: Path) -> str:
@@ -72,7 +71,7 @@ def check_same(out: Path, code: str, identities: Mapping[str, dict[str, Any]]) -
 
 def move_aside(out: Path) -> Path:
     """Rename the folder to the first free NAME.old-N and return that. `UserError` if another compare has it open."""
-    with _locked(out):
+    with locked(out, "compare"):
         n = 1
         while (target := out.with_name(f"{out.name}.old-{n}")).exists():
             n += 1
@@ -134,20 +133,10 @@ def _heal(journal: Path) -> bool:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    with (out / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(out, "is in use by another compare", "wait for it, or name another folder") from None
-        yield
-
-
-@contextmanager
 def opened(out: Path, head: dict[str, Any]) -> Iterator[Store]:
     """The folder `out`, which exists, with `head` written to it, for this process alone. `UserError` if another
     compare has it open."""
-    with _locked(out):
+    with locked(out, "compare"):
         write_json(out / HEAD, head)
         store = Store(out, head)
         try:

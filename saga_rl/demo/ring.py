@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from saga_rl.aeg.io import read_trace, write_trace
+from saga_rl.aeg.scale import delayed
 from saga_rl.aeg.split import split
 from saga_rl.aeg.trace import Trace
 from saga_rl.demo import material
@@ -90,7 +91,7 @@ def _ring(s: Settings, stages: Stages, stack: ExitStack, console: Console) -> Ou
         profile.save(s.at("profile.json"))
         say(f"cost profile fitted, relative error {profile.provenance['relative_error_rms']:.0%}")
     with stages.stage("search", "order, admission and eviction together, on training sessions with those costs") as say:
-        _search(s, stages, material.trained_sessions(parts["train"], served, s), kv)
+        _search(s, stages, material.trained_sessions(parts["train"], served, s), kv, profile)
         say(s.at("logs").joinpath("search.log").read_text().splitlines()[-1])
     recorded, policies = s.at("recorded.parquet"), {STOCK: STOCK, BEST: BEST, LEARNED: str(s.at("joint"))}
     for name, policy in policies.items():
@@ -141,10 +142,10 @@ def _learn(s: Settings, stages: Stages) -> None:
                                  "--seeds", str(s.evaluate_seeds), "--open-seeds", "1"])
 
 
-def _search(s: Settings, stages: Stages, parts: dict[str, Trace], kv: int) -> None:
+def _search(s: Settings, stages: Stages, parts: dict[str, Trace], kv: int, profile: CostProfile) -> None:
     """By the script that a person would run; from the shipped checkpoint on, where it is there."""
     for name, part in parts.items():
-        write_trace(part, s.at(f"search-{name}.parquet"))
+        write_trace(delayed(part, profile.provenance["request_s"]), s.at(f"search-{name}.parquet"))
     start = ["--start", str(SHIPPED)] if SHIPPED.is_dir() else []
     stages.call("search", [
         sys.executable, "-u", str(SCRIPTS / "search.py"), str(s.at("search-train.parquet")), "--validation",
@@ -175,8 +176,8 @@ def simulated(trace: Trace, s: Settings, kv_tokens: int, profile: CostProfile, p
     """The same cluster in the simulator. What HTTP costs a request, for which it has no term, goes to the tools."""
     config = SimConfig(workers=s.engines, kv_tokens=kv_tokens, block_tokens=s.block_tokens, max_num_seqs=s.max_num_seqs,
                        max_batched_tokens=s.max_batched_tokens, profile=profile, population=s.concurrency)
-    slower = replace(trace, steps=replace(trace.steps, tool_s=trace.steps.tool_s + profile.provenance["request_s"]))
-    return simulate(slower, config, preset(policy), seed=s.seed, occupancy=OCCUPANCY_SAMPLES)
+    return simulate(delayed(trace, profile.provenance["request_s"]), config, preset(policy), seed=s.seed,
+                    occupancy=OCCUPANCY_SAMPLES)
 
 
 def _facts(s: Settings, stages: Stages, trace: Trace, served: material.Served, kv: int, profile: CostProfile,

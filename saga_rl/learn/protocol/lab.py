@@ -13,8 +13,9 @@ from rich.console import Console
 
 from saga_rl.compare import pool
 from saga_rl.compare.cells import Cell
-from saga_rl.compare.store import HEAD, LOCK, Store, opened
+from saga_rl.compare.store import HEAD, Store, opened
 from saga_rl.errors import UserError
+from saga_rl.files import LOCK
 from saga_rl.learn.points import peak, pressure, sustained
 from saga_rl.learn.protocol.cells import Result, Spec, code, key_of, run_cell
 from saga_rl.learn.script import progress
