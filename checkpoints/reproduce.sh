@@ -40,10 +40,11 @@ fi
 search() { # OUT GENERATIONS POPULATIONS KV_TOKENS WORKLOAD... ; arenas are hidden where OUT says so
     local out=$1 generations=$2 population=$3 kv=$4 seen=("${@:5}")
     local arenas=("${seen[@]}")
-    [[ $out == *hidden ]] && arenas=("${seen[@]/%/@hidden}")
+    local trained=() # where it serves better than the eviction that was searched, the set takes the one that was trained
+    [[ $out == *hidden ]] && arenas=("${seen[@]/%/@hidden}") && trained=(--trained "eviction=$OUT/eviction")
     "$BIN/python" training/search.py "${arenas[@]}" --validation "$(printf "%s\n" "${seen[@]}" | paste -sd,)" \
         --population "$population" --kv-tokens "$kv" --beside placement=least-sessions --episodes 1 --checks 3 \
-        --generations "$generations" --sigma 0.1 --seed 1 --out "$out" --run-dir "$WORK" --note "$NOTE"
+        --generations "$generations" --sigma 0.1 --seed 1 "${trained[@]}" --out "$out" --run-dir "$WORK" --note "$NOTE"
 }
 human=(workload:swe-hitl workload:web-hitl workload:hetero-hitl workload:shift-hitl)
 coding=(workload:coding workload:coding) # two thirds of P1's sessions a worker, in as much of its pool, and in less

@@ -116,11 +116,15 @@ def test_the_reference_against_itself_costs_nothing(web):
 
 
 # ---------------------------------------------------------------- the search
+TRAINED = {"more": 0.0}
+"""What a bowl costs more with `SearchConfig.trained`."""
+
+
 class Bowl(se.Judge):
     """Cost is the squared distance to a point: CMA-ES must come close."""
 
-    def cost(self, theta, seeds):
-        return float(((theta - self.genome.start() - 0.3) ** 2).sum())
+    def cost(self, theta, seeds, trained=False):
+        return float(((theta - self.genome.start() - 0.3) ** 2).sum()) + (TRAINED["more"] if trained else 0.0)
 
 
 class Here:
@@ -158,7 +162,7 @@ def test_finds_the_bottom_of_a_bowl(bowl):
 
 
 def test_what_was_best_by_luck_gives_way_to_the_start(bowl, monkeypatch):
-    def cost(self, theta, seeds):
+    def cost(self, theta, seeds, trained=False):
         if min(seeds) >= 20_000_000:  # the final judgement: nothing is better than the start
             assert len(seeds) == se.FINAL_CHECKS * bowl.checks
             return float(np.abs(theta - self.genome.start()).sum())
@@ -168,6 +172,17 @@ def test_what_was_best_by_luck_gives_way_to_the_start(bowl, monkeypatch):
     found = se.search([], [], replace(bowl, generations=8))
     assert min(c["validation"] for c in found.curve) < 0, "it looked better"
     assert np.array_equal(found.theta, bowl.genome().start()) and found.validation_cost == found.start_cost == 0.0
+
+
+@pytest.mark.parametrize("more", [-0.5, 0.5])
+def test_what_was_trained_otherwise_is_taken_where_it_is_better(bowl, monkeypatch, more):
+    """It changes nothing of the search, only what is written; nor is a journal with it another one."""
+    monkeypatch.setitem(TRAINED, "more", more)
+    alone = se.search([], [], replace(bowl, generations=8))
+    found = se.search([], [], replace(bowl, generations=8, trained={"ordering": "somewhere"}))
+    assert np.array_equal(found.theta, alone.theta) and found.searched_cost == alone.validation_cost
+    assert found.adopted == (more < 0) and not alone.adopted
+    assert found.validation_cost == min(found.searched_cost, found.searched_cost + more)
 
 
 def test_the_same_seed_finds_the_same_and_a_kill_changes_nothing(bowl, tmp_path):

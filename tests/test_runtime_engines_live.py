@@ -131,10 +131,12 @@ def test_2_an_engine_is_killed_under_load(server):
             asks = [asyncio.ensure_future(server.ask(client, f"k{k}", MANY, first=began[k], rank=(k % 2, None)[k >= 8]))
                     for k in range(4 * SLOTS)]
             first = [k for k in range(8) if k % 2 == 0]  # these are engine 0's
-            while not any(began[k].is_set() for k in first):
-                await asyncio.sleep(0.01)
-            os.kill(engine, signal.SIGSTOP)  # so that what it has said is known before it dies
-            await asyncio.sleep(2.0)
+            while not any(began[k].is_set() for k in first):  # on a busy machine it would be done before it is heard of
+                os.kill(engine, signal.SIGCONT)
+                await asyncio.sleep(0.1)
+                os.kill(engine, signal.SIGSTOP)
+                await asyncio.sleep(0.2)
+            await asyncio.sleep(2.0)  # what it has said is known before it dies
             assert any(began[k].is_set() and not asks[k].done() for k in first), "it was done before it was killed"
             before = [e.is_set() for e in began]
             os.kill(engine, signal.SIGKILL)

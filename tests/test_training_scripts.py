@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from saga_rl.learn.dataset import read_dataset
 from saga_rl.learn.workloads import workload
 from saga_rl.policies.checkpoint import load_checkpoint
 from saga_rl.policies.features import LEARNED_EVICTION, feature_hash
-from saga_rl.policies.presets import PRESETS
+from saga_rl.policies.presets import PRESETS, preset
 
 ROOT = Path(__file__).resolve().parents[1]
 KV = "45000"
@@ -240,9 +241,31 @@ def test_a_search_is_made_on_the_engines_it_is_told(work: Path) -> None:
         assert load_checkpoint(work / "joint" / seam).companions["placement"] == PRESETS["saga+"]["placement"]
 
 
+def test_a_search_goes_on_around_what_was_trained(work: Path) -> None:
+    """A set whose eviction is a network: another search of it leaves that as it is, and what it writes is whole."""
+    trained = load_checkpoint(work / "policy")
+    first = searched(work, "around", "--trained", f"eviction={work / 'policy'}")
+    assert first.returncode == 0, first.stderr
+    for seam in ("ordering", "admission"):
+        assert "trained otherwise" in (work / "around" / seam / "CARD.md").read_text()
+    shutil.copytree(work / "around", work / "start", dirs_exist_ok=True)
+    shutil.rmtree(work / "start" / "eviction")
+    shutil.copytree(work / "policy", work / "start" / "eviction")
+    done = searched(work, "further", "--start", str(work / "start"))
+    assert done.returncode == 0 and "eviction stays as it is" in done.stdout, done.stderr
+    copy = load_checkpoint(work / "further" / "eviction")
+    assert copy.sha256 == trained.sha256 and "In this folder" in copy.card
+    assert copy.companions == {"ordering": "learned:../ordering", "admission": "learned:../admission",
+                               "placement": PRESETS["saga+"]["placement"]}
+    assert preset(str(work / "further")).names()["eviction"] == "learned"
+    assert load_checkpoint(work / "further" / "admission").companions["eviction"] == "learned:../eviction"
+
+
 @pytest.mark.parametrize(("more", "word"), [
     (("--profile", "h200"), "h200"), (("--block-tokens", "0"), "--block-tokens"), (("--expiry-s", "0"), "--expiry-s"),
-    (("--start", "nowhere"), "nowhere"), (("--seams", "placement"), "--workers 2")])
+    (("--start", "nowhere"), "nowhere"),
+    (("--trained", "placement=x"), "not searched"), (("--trained", "eviction=nowhere"), "nowhere"),
+    (("--seams", "placement"), "--workers 2")])
 def test_a_search_that_cannot_be_made_is_told_in_one_line(work: Path, more: tuple[str, ...], word: str) -> None:
     done = searched(work, "none", *more)
     assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr

@@ -18,14 +18,14 @@ from saga_rl.env.episodes import sim_config
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.files import check_target
 from saga_rl.learn.arenas import arena, wanted
-from saga_rl.learn.genome import scales
+from saga_rl.learn.genome import Genome, scales
 from saga_rl.learn.script import check_range, numbers, progress, run_script, words
 from saga_rl.learn.search import Found, SearchConfig, search
-from saga_rl.learn.search_card import search_card
+from saga_rl.learn.search_card import copied_card, search_card
 from saga_rl.learn.search_plot import search_picture
 from saga_rl.learn.tracking import Tracker
 from saga_rl.policies.base import SEAMS
-from saga_rl.policies.checkpoint import save_checkpoint
+from saga_rl.policies.checkpoint import load_checkpoint, save_checkpoint
 from saga_rl.policies.presets import PRESETS
 from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance
@@ -61,7 +61,10 @@ def main(
     episodes: Annotated[int, Option(help="Episodes of each trace and candidate.")] = 2,
     checks: Annotated[int, Option(help="Validation episodes of each trace at every fourth generation.")] = 4,
     start: Annotated[str, Option(help="Folder of checkpoints, one a seam, of an earlier search to go on from; empty: "
-                                      "the best rules found by hand.")] = "",
+                                      "the best rules found by hand. A seam that was trained there, not searched, "
+                                      "stays as it is.")] = "",
+    trained: Annotated[str, Option(help="seam=FOLDER of a checkpoint that was trained otherwise, with ; between: tried "
+                                        "at the end in the place of what was searched.")] = "",
     sigma: Annotated[float, Option(help="First step size, in scaled units.")] = 0.1,
     jobs: Annotated[int, Option(help="Processes.")] = 2,
     seed: Annotated[int, Option(help="The weights follow from it.")] = 0,
@@ -80,6 +83,10 @@ def main(
         check_range(option, value, low, high)
     searched = _seams(seams, workers)
     others = _others(beside, searched)
+    tried = _trained(trained, searched)
+    reference: dict[str, str] = {s: REFERENCE[s] if s in searched else others[s] for s in SEAMS}
+    if start:
+        searched, others = _kept(start, searched, units, others)
     counts = _each("--population", population, 0, traces)
     pools = _each("--kv-tokens", kv_tokens, 16, traces)
     held = words(validation)
@@ -97,7 +104,7 @@ def main(
     judged = [arena(replace(a, source=wanted(h).source), "validation", n, sessions, c)
               for h, a, n, c in zip(held, asked, counts, clusters, strict=True)]
     config = SearchConfig(tuple(searched), units, generations, candidates, episodes, sigma, checks=checks, seed=seed,
-                          others=others, reference={s: REFERENCE[s] if s in searched else others[s] for s in SEAMS})
+                          others=others, trained={s: x for s, x in tried.items() if s in searched}, reference=reference)
     if start:
         config = replace(config, start=tuple(config.genome().of_checkpoints(start).tolist()))
     with Tracker(wandb, project, folder, dict(vars(config)), "search") as tracker:
@@ -120,21 +127,30 @@ def main(
 
 
 def save(out: Path, found: Found, config: SearchConfig, facts: list[str], note: str, seed: int) -> None:
-    """A checkpoint for each searched seam, each the others' companion."""
+    """A checkpoint for each searched seam, each the others' companion, and a copy of every learned one beside them."""
     genome = config.genome()
     out.mkdir(exist_ok=True)
     meta: dict[str, Any] = {
         "algorithm": "CMA-ES on whole simulated runs", "config": {**vars(config), "seams": list(config.seams)},
-        "arenas": facts, "validation_cost": found.validation_cost, "start_cost": found.start_cost, "runs": found.runs,
+        "arenas": facts, "validation_cost": found.validation_cost, "searched_cost": found.searched_cost,
+        "start_cost": found.start_cost, "runs": found.runs,
         "reference": dict(config.reference), "curve": found.curve, "note": note,
         "weights": {s: _weights(genome.features(s), genome.layers(s, found.theta)) for s in config.seams},
         "source": provenance(seed=seed, trace=None)}
-    for seam in genome.seams:
-        companions: dict[str, str] = {o: f"learned:../{o}" if o in genome.seams else config.others[o]
-                                      for o in SEAMS if o != seam}
-        features = genome.features(seam)
-        save_checkpoint(out / seam, seam, genome.layers(seam, found.theta), np.zeros(len(features)), scales(features),
-                        search_card(seam, meta, features, companions), meta, companions)
+    copied = {s: spec.removeprefix("learned:") for s, spec in config.others.items() if spec.startswith("learned:")}
+    copied |= dict(config.trained) if found.adopted else {}
+    here = {*genome.seams, *copied}
+    for seam in SEAMS:
+        companions: dict[str, str] = {o: f"learned:../{o}" if o in here else config.others[o] for o in SEAMS
+                                      if o != seam}
+        if seam in copied:
+            c = load_checkpoint(copied[seam])
+            save_checkpoint(out / seam, seam, c.layers, c.mean, c.std, c.card + copied_card(seam, meta, companions),
+                            c.meta, companions)
+        elif seam in genome.seams:
+            features = genome.features(seam)
+            save_checkpoint(out / seam, seam, genome.layers(seam, found.theta), np.zeros(len(features)),
+                            scales(features), search_card(seam, meta, features, companions), meta, companions)
 
 
 def _weights(names: tuple[str, ...], layers: list[tuple[Any, Any]]) -> dict[str, float]:
@@ -163,6 +179,33 @@ def _others(text: str, searched: list[str]) -> dict[str, str]:
         make(seam, spec)  # type: ignore[arg-type]
         others[seam] = spec
     return others
+
+
+def _kept(start: str, searched: list[str], units: int, others: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """(what is left to search, the others): a seam whose checkpoint below `start` was trained, not searched, is not
+    searched now, either, and serves as it is there."""
+    left, kept = [], dict(others)
+    for seam in searched:
+        if Genome((seam,), units).fits(Path(start) / seam):  # type: ignore[arg-type]
+            left.append(seam)
+        else:
+            kept[seam] = f"learned:{Path(start) / seam}"
+            Console().print(f"{seam} stays as it is in {start}: it was trained, not searched, or with other --units",
+                            highlight=False, soft_wrap=True)
+    if not left:
+        raise UserError("--start", f"{start} leaves nothing to search", "name what training/search.py wrote")
+    return left, kept
+
+
+def _trained(text: str, searched: list[str]) -> dict[str, str]:
+    found = {}
+    for part in filter(None, text.split(";")):
+        seam, _, folder = part.partition("=")
+        if seam not in searched:
+            raise UserError("--trained", f"{seam!r} is not searched", f"choose from {', '.join(searched)}")
+        make(seam, f"learned:{folder}")  # type: ignore[arg-type]
+        found[seam] = folder
+    return found
 
 
 def _each(option: str, text: str, low: float, traces: list[str]) -> list[int]:

@@ -67,18 +67,25 @@ class Genome:
             parts.append(part)
         return np.concatenate(parts)
 
+    def fits(self, folder: str | Path) -> bool:
+        """Whether the checkpoint `folder` is one that a search with the same units wrote. Raises `UserError`."""
+        found = load_checkpoint(folder)
+        names = self.features(found.seam)
+        shapes = [(w.shape, b.shape) for w, b in found.layers]
+        mine = Genome((found.seam,), self.units)
+        return shapes == [(w.shape, b.shape) for w, b in mine.layers(found.seam, mine.start())] and not (
+            np.any(found.mean)) and np.allclose(found.std, scales(names))
+
     def of_checkpoints(self, folder: str | Path) -> NDArray[np.float64]:
         """(size,) the numbers of the checkpoints below `folder`, one a seam, that a search with the same units wrote.
         Raises `UserError`."""
         parts = []
         for seam in self.seams:
-            loaded = load_checkpoint(Path(folder) / seam)
-            names = self.features(seam)
-            shapes = [(w.shape, b.shape) for w, b in loaded.layers]
-            mine = [(w.shape, b.shape) for w, b in self.layers(seam, self.start())]
-            if shapes != mine or np.any(loaded.mean) or not np.allclose(loaded.std, scales(names)):
-                raise UserError(Path(folder) / seam, "is no scorer of this search",
+            where = Path(folder) / seam
+            if not self.fits(where):
+                raise UserError(where, "is no scorer of this search",
                                 f"name what training/search.py wrote with --units {self.units}")
+            loaded = load_checkpoint(where)
             (w, b), (last, bias) = loaded.layers[0], loaded.layers[-1]
             parts += [w[0], bias]
             if self.units:

@@ -8,9 +8,11 @@ same runs (common random numbers). With r = candidate / reference over the episo
 
 Every generation draws new arrangements, so that none is learned by heart; every few generations the search's mean is
 judged on validation sessions. The best of many such judgements is best by luck, too: so the start and the `FINAL` best
-are judged once more, on four times as many other arrangements, and what is best there is kept, be it the start. The
-numbers of generation g follow from the seed and from the costs before it: a journal of costs is all that is needed to
-resume.
+are judged once more, on four times as many other arrangements, and what is best there is kept, be it the start. What
+learned one seam otherwise (`SearchConfig.trained`) is tried there in the place of what was found for it.
+
+The numbers of generation g follow from the seed and from the costs before it: a journal of costs is all that is needed
+to resume.
 
 Hansen, "The CMA Evolution Strategy: A Tutorial", 2016 (the package `cma`).
 """
@@ -35,7 +37,9 @@ from saga_rl.files import atomic
 from saga_rl.learn.arenas import Arena
 from saga_rl.learn.genome import Genome
 from saga_rl.policies.base import PolicySet
+from saga_rl.policies.checkpoint import load_checkpoint
 from saga_rl.policies.presets import from_specs
+from saga_rl.policies.registry import make
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
 
@@ -64,6 +68,9 @@ class SearchConfig:
     """Specs of the rule to beat."""
     start: tuple[float, ...] = ()
     """Numbers to begin with; empty: the rules of `genome.START`."""
+    trained: Mapping[str, str] = field(default_factory=dict)
+    """By searched seam the folder of a checkpoint that was trained otherwise: all of them together are tried in the
+    place of what was found, in the final judgement."""
 
     def genome(self) -> Genome:
         return Genome(tuple(self.seams), self.units)  # type: ignore[arg-type]
@@ -79,6 +86,10 @@ class Found:
     """Of the final judgement."""
     start_cost: float
     """The same, of the rules that the search started from."""
+    searched_cost: float
+    """The same, of `theta` alone."""
+    adopted: bool
+    """Whether `SearchConfig.trained` serves better in its place: then `validation_cost` is of both together."""
     runs: int
     """Simulated episodes spent, references included."""
     curve: list[dict[str, float]]
@@ -112,9 +123,13 @@ class Judge:
                 dict(self.config.reference)))
         return self._kept[arena, seed]
 
-    def ratios(self, theta: NDArray[np.float64], seeds: Sequence[int]) -> NDArray[np.float64]:
-        """(arenas, seeds, 2) log of (mean, P95) TCT over the reference's."""
+    def ratios(self, theta: NDArray[np.float64], seeds: Sequence[int], trained: bool = False) -> NDArray[np.float64]:
+        """(arenas, seeds, 2) log of (mean, P95) TCT over the reference's. trained: `SearchConfig.trained` in place of
+        the seams of `theta` that it names."""
         policies = self.genome.policies(theta, self.config.others)
+        if trained:
+            policies = replace(policies, **{s: make(s, f"learned:{self.config.trained[s]}") for s in self.genome.seams
+                                            if s in self.config.trained})
         out = np.zeros((len(self.arenas), len(seeds), 2))
         for a, arena in enumerate(self.arenas):
             for k, seed in enumerate(seeds):
@@ -123,8 +138,8 @@ class Judge:
                 out[a, k] = np.log(got[0] / mean), np.log(got[1] / p95)
         return out
 
-    def cost(self, theta: NDArray[np.float64], seeds: Sequence[int]) -> float:
-        return total_cost(self.ratios(theta, seeds))
+    def cost(self, theta: NDArray[np.float64], seeds: Sequence[int], trained: bool = False) -> float:
+        return total_cost(self.ratios(theta, seeds, trained))
 
 
 def total_cost(ratios: NDArray[np.float64]) -> float:
@@ -139,8 +154,8 @@ def _begin(train: Sequence[Arena], validation: Sequence[Arena], config: SearchCo
     _JUDGES["train"], _JUDGES["validation"] = Judge(train, config), Judge(validation, config)
 
 
-def _cost(where: str, theta: NDArray[np.float64], seeds: Sequence[int]) -> float:
-    return _JUDGES[where].cost(theta, seeds)
+def _cost(where: str, theta: NDArray[np.float64], seeds: Sequence[int], trained: bool = False) -> float:
+    return _JUDGES[where].cost(theta, seeds, trained)
 
 
 def search(train: Sequence[Arena], validation: Sequence[Arena], config: SearchConfig, journal: Path | None = None,
@@ -185,17 +200,22 @@ def search(train: Sequence[Arena], validation: Sequence[Arena], config: SearchCo
         finalists = [checked[0], *sorted(checked[1:])[:FINAL]]
         seeds = [20_000_000 + k for k in range(FINAL_CHECKS * config.checks)]
         costs = list(pool.map(_cost, repeat("validation"), [theta for *_, theta in finalists], repeat(seeds)))
-    runs += len(finalists) * len(seeds) * len(validation)
-    cost, at = min(zip(costs, range(len(costs)), strict=True))
-    return Found(finalists[at][2], cost, costs[0], runs, curve)
+        searched, at = min(zip(costs, range(len(costs)), strict=True))
+        beside = pool.submit(_cost, "validation", finalists[at][2], seeds, True).result() if config.trained else np.inf
+    runs += (len(finalists) + bool(config.trained)) * len(seeds) * len(validation)
+    return Found(finalists[at][2], min(beside, searched), costs[0], searched, beside < searched, runs, curve)
 
 
 def _identity(config: SearchConfig, train: Sequence[Arena]) -> dict[str, Any]:
     from saga_rl.policies.features import feature_hash
 
-    rest = {k: v if not isinstance(v, Mapping) else dict(v) for k, v in vars(config).items() if k != "generations"}
+    rest = {k: v if not isinstance(v, Mapping) else dict(v) for k, v in vars(config).items()
+            if k not in ("generations", "trained")}
+    weights = {s: load_checkpoint(spec.removeprefix("learned:")).sha256 for s, spec in config.others.items()
+               if spec.startswith("learned:")}
     return json.loads(json.dumps(rest | {"arenas": [a.told() for a in train],
-                                         "feature_hash": feature_hash(*config.seams)}))
+                                         "feature_hash": feature_hash(*config.seams)}
+                                 | ({"weights": weights} if weights else {})))
 
 
 def _read(journal: Path | None, config: SearchConfig, train: Sequence[Arena]) -> list[dict[str, Any]]:

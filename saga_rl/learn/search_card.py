@@ -25,9 +25,11 @@ def search_card(seam: str, meta: Mapping[str, Any], features: tuple[str, ...], c
              f"- {meta['runs']:,} simulated episodes, references included; no other look at any session",
              *([f"- {meta['note']}"] if meta["note"] else []), "", "## Data"]
     lines += [f"- {told}" for told in meta["arenas"]]
-    lines += ["", "## Figures on validation sessions (simulated; they chose among four, so they flatter a little)",
-              f"- cost against the reference rule: {meta['validation_cost']:+.4f}, the rules it started from "
+    few = "five" if meta["config"]["trained"] else "four"
+    lines += ["", f"## Figures on validation sessions (simulated; they chose among {few}, so they flatter a little)",
+              f"- cost against the reference rule: {meta['searched_cost']:+.4f}, the rules it started from "
               f"{meta['start_cost']:+.4f} (log of mean completion time, plus half of the log of P95 where worse)",
+              *_tried(meta),
               f"- reference: {', '.join(f'{k} `{v}`' for k, v in meta['reference'].items())}",
               "", "What it gains and loses on test sessions: `checkpoints/REPORT.md`, by `training/protocol.py`.", "",
               "## What it reads", "Weights of the linear part, in units of the raw feature:", ""]
@@ -39,3 +41,21 @@ def search_card(seam: str, meta: Mapping[str, Any], features: tuple[str, ...], c
               "- It is refused where the feature code differs from the one it was found with.",
               "- Licence: that of the project.", ""]
     return "\n".join(lines)
+
+
+def _tried(meta: Mapping[str, Any]) -> list[str]:
+    trained, cost = meta["config"]["trained"], meta["validation_cost"]
+    if not trained:
+        return []
+    if cost == meta["searched_cost"]:
+        return [f"- trained otherwise and tried in its place: {', '.join(trained)}; no better, so left out"]
+    return [f"- with what was trained otherwise in place of the searched {', '.join(trained)}: {cost:+.4f}; it is here"]
+
+
+def copied_card(seam: str, meta: Mapping[str, Any], companions: Mapping[str, str]) -> str:
+    """What a copy of a trained checkpoint adds to its card: what it serves beside. meta: as `search_card`'s."""
+    how = _tried(meta) if seam in meta["config"]["trained"] else ["- it was given; the others were searched around it"]
+    beside = ", ".join(f"{other} `{spec}`" for other, spec in companions.items())
+    return "\n".join(["", "## In this folder", "A copy, for a set of policies that a search found (the other cards "
+                      "here say how). Figures above are the original's, with the original's companions.", *how,
+                      f"- what runs beside it here: {beside}", ""])
