@@ -110,7 +110,7 @@ class Fake:
 
     def __init__(self, rows: int, decisions: int = 5) -> None:
         self.at, self.decisions, self.recomputed_tokens = 0, decisions, 100
-        self.rows = np.full((rows, 20), 7.0)
+        self.rows = np.full((rows, len(LEARNED_EVICTION) + 2), 7.0)
 
     n_rows = property(lambda self: 0 if self.at >= self.decisions else self.at % 3 + 1)
 
