@@ -133,9 +133,9 @@ def test_2_an_engine_is_killed_under_load(server):
             first = [k for k in range(8) if k % 2 == 0]  # these are engine 0's
             while not any(began[k].is_set() for k in first):  # on a busy machine it would be done before it is heard of
                 os.kill(engine, signal.SIGCONT)
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.05)
                 os.kill(engine, signal.SIGSTOP)
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.5)
             await asyncio.sleep(2.0)  # what it has said is known before it dies
             assert any(began[k].is_set() and not asks[k].done() for k in first), "it was done before it was killed"
             before = [e.is_set() for e in began]

@@ -7,7 +7,6 @@ blocks are gone, and names beyond a limit share one code.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -196,10 +195,13 @@ class Tracker:
         idle = (x[:, ch.WAITING] == 0) & (x[:, ch.RUNNING] == 0) & (x[:, ch.SESSION] > 0)
         idle &= now - np.maximum(x[:, ch.LAST], x[:, ch.QUEUED]) > patience
         idle[_rows_of(holding)] = False
-        gone = list(itertools.islice(filter(self._last_or_later, np.flatnonzero(idle).tolist()), most))
-        for c in gone:
-            self._expire(c)
-            self._drop(c)
+        rows = np.flatnonzero(idle)
+        gone: list[int] = []
+        for c in (*rows[x[rows, ch.FIRST] != rows].tolist(), *rows[x[rows, ch.FIRST] == rows].tolist()):
+            if len(gone) < most and self._last_or_later(c):
+                self._expire(c)
+                self._drop(c)
+                gone.append(c)
         return gone
 
     def warm_up(self) -> None:
