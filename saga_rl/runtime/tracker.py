@@ -198,7 +198,9 @@ class Tracker:
         rows = np.flatnonzero(idle)
         gone: list[int] = []
         for c in (*rows[x[rows, ch.FIRST] != rows].tolist(), *rows[x[rows, ch.FIRST] == rows].tolist()):
-            if len(gone) < most and self._last_or_later(c):
+            if len(gone) >= most:
+                break
+            if self._last_or_later(c):
                 self._expire(c)
                 self._drop(c)
                 gone.append(c)
@@ -214,6 +216,7 @@ class Tracker:
         other.finish(served, 0.0, 1)
         served = other.arrive(Hints(session="s"), 0.0, 1)
         other.finish(served, 0.0, 1)
+        other.told({"session": "s", "next_tool": "t"})
         other.told({"session": "s", "final": True})
         served = other.arrive(Hints(), 0.0, 1)
         other.abort(served, 0.0)
