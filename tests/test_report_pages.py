@@ -41,7 +41,7 @@ def test_rows_match_the_header_measured_first_and_unknown_is_a_dash():
     assert [r[1] for r in rows] == ["measured"] * 2 + ["simulated"] * 2
     assert rows[1][header.index("again, k tokens")] == "-"
     assert rows[0][header.index("again, k tokens")] == "12"
-    assert rows[0][header.index("cached, %")] == "50.0"
+    assert rows[0][header.index("cached %")] == "50.0"
 
 
 def test_an_arm_without_a_kind_has_no_row_of_it():
@@ -56,6 +56,15 @@ def test_the_table_prints_every_cell():
     for row in comparison_rows(ARMS):
         for cell in row:
             assert cell in out.getvalue()
+
+
+def test_eighty_columns_cut_no_word_short():
+    arms = {"lru (stock)": {kind: metrics(139.0, recomputed_tokens=1_234_567) for kind in ("measured", "simulated")}}
+    out = io.StringIO()
+    Console(file=out, width=80).print(comparison(arms, "title"))
+    assert "…" not in out.getvalue() and "┓" in out.getvalue()
+    for word in " ".join([*comparison_header("lru"), *comparison_rows(arms)[0]]).split():
+        assert word in out.getvalue()
 
 
 def test_curves_are_distribution_functions():

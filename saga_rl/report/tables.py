@@ -27,7 +27,7 @@ COLUMNS = (
     Column("mean TCT, s", "tct_mean_s", "{:.1f}"),
     Column("P95 TCT, s", "tct_p95_s", "{:.1f}"),
     Column("again, k tokens", "recomputed_tokens", "{:,.0f}", 1e-3),
-    Column("cached, %", "hit_share", "{:.1f}", 100.0, less=False),
+    Column("cached %", "hit_share", "{:.1f}", 100.0, less=False),
     Column("a minute", "throughput_sessions_per_min", "{:.1f}", less=False),
     Column("done", "sessions_done", "{}", less=None),
 )
@@ -64,7 +64,8 @@ def comparison(arms: Mapping[str, Mapping[str, Metrics]], title: str) -> Table:
     table = Table(title=title, title_justify="left", caption="TCT: task completion time. again: tokens computed again. "
                   "cached: of the prompts. a minute: sessions.", caption_justify="left", padding=(0, 0, 0, 1))
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i < 2 else "right", no_wrap=i < 2)
+        words = max(len(word) for word in name.split())  # rich would cut one short before it breaks another line
+        table.add_column(name, justify="left" if i < 2 else "right", no_wrap=i < 2, min_width=words)
     rows = comparison_rows(arms)
     for row, after in zip(rows, [*rows[1:], None], strict=True):
         table.add_row(*row, end_section=after is None or after[1] != row[1])
