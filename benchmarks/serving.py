@@ -1,6 +1,6 @@
 """What serving with a policy costs: stock vLLM's scheduler against ours in one run, without a model.
 
-    python benchmarks/serving.py [--policies lru,saga,saga+,checkpoints/joint] [--out runs/serving] [--quick]
+    python benchmarks/serving.py [--policies lru,saga,saga+,FOLDER,...] [--out runs/serving] [--quick]
                                  [--markdown docs/serving-cost.md]
 
 Prints and writes (`serving.json`, `serving.svg`): CPU time of one step by scene, with 1,000 idle sessions and 256
@@ -28,7 +28,7 @@ SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--policies", default=f"lru,saga,saga+,{SHIPPED / 'joint'}")
+    parser.add_argument("--policies", default=f"lru,saga,saga+,{SHIPPED / 'joint'},{SHIPPED / 'joint-hidden'}")
     parser.add_argument("--idle", type=int, default=1000)
     parser.add_argument("--running", type=int, default=256)
     parser.add_argument("--steps", type=int, default=150, help="measured steps in a round")
