@@ -89,27 +89,80 @@ def test_values_out_of_range_are_refused() -> None:
 def test_pairs_are_judged_by_who_returns_first() -> None:
     guard = DriftGuard(Detector(0.5, 1e6))
     guard.evicted(1, 2)
-    guard.evicted(3, 2)
+    guard.evicted(3, 5)
     guard.evicted(4, 4)
     guard.returned(9)
     assert guard.pairs == 0
     guard.returned(1)  # the victim of the first pair: an error
     assert (guard.pairs, guard.errors) == (1, 1)
-    guard.returned(2)  # the one kept in the second pair: right
+    guard.returned(5)  # the one kept in the second pair: right
     assert (guard.pairs, guard.errors) == (2, 1)
-    guard.returned(3)
-    guard.returned(1)
+    for chain in (2, 3, 1, 4):
+        guard.returned(chain)
     assert (guard.pairs, guard.errors) == (2, 1), "a pair is judged once"
+
+
+def test_a_wait_belongs_to_one_pair() -> None:
+    guard = DriftGuard(Detector(0.5, 1e6))
+    for kept in (2, 3, 4):
+        guard.evicted(1, kept)
+    guard.evicted(5, 2)
+    assert not guard.fresh(1) and not guard.fresh(2) and guard.fresh(3) and guard.fresh(5)
+    guard.returned(1)
+    assert (guard.pairs, guard.errors) == (1, 1)
+    assert guard.fresh(1), "its next wait"
+    assert not guard.fresh(2), "still the same wait"
+    guard.evicted(5, 2)
+    guard.returned(5)
+    assert guard.pairs == 1
+    guard.returned(2)
+    assert guard.pairs == 1 and guard.fresh(2)
+    guard.spend(3)
+    guard.evicted(3, 4)
+    guard.returned(3)
+    assert guard.pairs == 1 and guard.fresh(3)
+
+
+def test_a_chain_of_another_kind_under_the_same_number_decides_nothing() -> None:
+    guard = DriftGuard(Detector(0.5, 1e6))
+    guard.evicted(1, 2)
+    guard.forget(1)
+    assert guard.fresh(1)
+    guard.returned(1)
+    guard.returned(2)
+    assert guard.pairs == 0
 
 
 def test_old_pairs_are_forgotten() -> None:
     guard = DriftGuard(Detector(0.5, 1e6), pending=2)
     for victim in (1, 2, 3):
-        guard.evicted(victim, 9)
+        guard.evicted(victim, 10 + victim)
     guard.returned(1)
     assert guard.pairs == 0
-    guard.returned(9)
+    for kept in (11, 12, 13):
+        guard.returned(kept)
     assert (guard.pairs, guard.errors) == (2, 0)
+
+
+def test_chance_is_no_drift_whoever_shares_a_cause() -> None:
+    """Victims and survivors are drawn by lot, so no policy is to blame: each loses blocks ten times, and many never
+    come back. With one error a cause, false alarms are as rare as the detector promises."""
+    patience, n, alarms, pairs, runs = 100.0, 40, 0, 0, 200
+    for seed in range(runs):
+        rng = np.random.default_rng(seed)
+        guard = DriftGuard(Detector(0.5, patience))
+        due = np.where(rng.random(n) < 0.4, np.inf, rng.exponential(30.0, n))  # when each is back
+        for t in range(200):
+            for chain in np.flatnonzero(due <= t):
+                guard.returned(int(chain))
+                due[chain] = np.inf if rng.random() < 0.4 else t + rng.exponential(30.0)
+            victim, kept = rng.choice(n, 2, replace=False)
+            for _ in range(10):
+                guard.evicted(int(victim), int(kept))
+        alarms += guard.fallen_back
+        pairs += guard.pairs
+    assert pairs / runs > 10
+    assert alarms / runs <= pairs / runs / patience + 0.07  # 95 % of 200 runs and more
 
 
 def test_the_guard_falls_back_once_and_is_restored() -> None:

@@ -1,4 +1,4 @@
-"""Has a learned policy begun to err more than it did? A detector for streams of errors, and a guard that falls back.
+"""Has a learned policy begun to err more than it should? A detector for streams of errors, and a guard that falls back.
 
 `Detector` watches errors x_t in [0, 1] (say, 1 = a pair of chains came back in another order than was predicted) and
 asks whether their mean is still at most `expected`. It is the CUSUM of betting martingales (Shin, Ramdas, Rinaldo,
@@ -74,11 +74,16 @@ class Detector:
 
 
 class DriftGuard:
-    """Falls back to the heuristic when evictions turn out wrong more often than they did on held-out data.
+    """Falls back when evictions turn out worse than a heuristic's would have been.
 
-    `evicted(victim, kept)` at a decision: the policy took from chain `victim` and left `kept` alone. `returned(chain)`
-    when a chain comes back: of the pairs that it decides, those in which the victim came first are errors. Pairs of
-    which neither returns decide nothing. After an alarm `fallen_back` is True until `restore`; errors are watched on.
+    `evicted(victim, kept)`: the policy took from chain `victim` and left `kept` alone, and the heuristic would have had
+    it the other way round. `returned(chain)` when a chain comes back: of the two, whoever does so first decides. The
+    victim: an error. Pairs of which neither returns decide nothing. After an alarm `fallen_back` is True until
+    `restore`; errors are watched on.
+
+    A wait of a chain, from one request to the next, belongs to one pair at most (`fresh`). A chain that loses blocks in
+    twenty allocations, or one that stays away while twenty others lose theirs, would else make twenty errors of one
+    cause; `Detector` asks that each is expected to be right *given those before it*.
     """
 
     def __init__(self, detector: Detector, pending: int = 4096) -> None:
@@ -90,21 +95,33 @@ class DriftGuard:
         self._pending = pending
         self._next = 0
         self._open: OrderedDict[int, tuple[int, int]] = OrderedDict()
-        self._of: dict[int, set[int]] = {}
+        self._of: dict[int, int] = {}
+        self._spent: set[int] = set()
+
+    def fresh(self, chain: int) -> bool:
+        """Whether its wait may still be part of a pair."""
+        return chain not in self._spent
+
+    def spend(self, chain: int) -> None:
+        """Its wait shall be part of no pair any more."""
+        self._spent.add(chain)
 
     def evicted(self, victim: int, kept: int) -> None:
-        """Chains by number. Beyond `pending` undecided pairs the oldest is forgotten."""
-        if victim == kept:
+        """Chains by number, both `fresh`. Beyond `pending` undecided pairs the oldest is forgotten."""
+        if victim == kept or victim in self._spent or kept in self._spent:
             return
         if len(self._open) >= self._pending:
             self._close(next(iter(self._open)))
         self._open[self._next] = (victim, kept)
         for chain in (victim, kept):
-            self._of.setdefault(chain, set()).add(self._next)
+            self._of[chain] = self._next
+            self._spent.add(chain)
         self._next += 1
 
     def returned(self, chain: int) -> None:
-        for pair in sorted(self._of.get(chain, ())):
+        """Its wait is over."""
+        pair = self._of.get(chain)
+        if pair is not None:
             wrong = self._open[pair][0] == chain
             self._close(pair)
             self.pairs += 1
@@ -112,6 +129,13 @@ class DriftGuard:
             if self.detector.add(float(wrong)) and not self.fallen_back:
                 self.fallen_back = True
                 self.fallbacks += 1
+        self._spent.discard(chain)
+
+    def forget(self, chain: int) -> None:
+        """The number is another chain's from now on: what the old one was part of is void."""
+        if chain in self._of:
+            self._close(self._of[chain])
+        self._spent.discard(chain)
 
     def restore(self) -> None:
         """Trust the policy again, say after it was trained anew."""
@@ -120,6 +144,4 @@ class DriftGuard:
 
     def _close(self, pair: int) -> None:
         for chain in self._open.pop(pair):
-            self._of[chain].discard(pair)
-            if not self._of[chain]:
-                del self._of[chain]
+            del self._of[chain]

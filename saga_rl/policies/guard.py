@@ -26,33 +26,35 @@ class Guard:
     """Scores rows with `policy`; a decision in which that fails is scored by `fallback` alone.
 
     Causes, counted in `fallbacks`: "over budget" (not done after `budget_s` seconds; checked every `CHUNK` rows, so a
-    late policy stops early), "non-finite score", and "drift" while `drifted` is set. Each is logged at once and then at
-    most once a minute.
+    late policy stops early), "non-finite score", and "drift" while `drifted` is set; then `heuristic` decides, where
+    there is one. Each is logged at once and then at most once a minute.
     A decision never mixes the two policies' scores: their scales differ.
     """
 
     def __init__(self, policy: Policy, fallback: Policy, budget_s: float,
-                 clock: Callable[[], float] = time.perf_counter) -> None:
-        for p in (policy, fallback):
+                 clock: Callable[[], float] = time.perf_counter, heuristic: Policy | None = None) -> None:
+        heuristic = heuristic or fallback
+        for p in (policy, fallback, heuristic):
             if p.oracle:
                 raise UserError(f"policy {p.name!r}", "needs to know the future", "serve an online policy")
-        if policy.seam != fallback.seam:
-            raise UserError(f"policy {policy.name!r}", f"is of {policy.seam}, its fallback of {fallback.seam}",
-                            "name two policies of one seam")
+            if policy.seam != p.seam:
+                raise UserError(f"policy {policy.name!r}", f"is of {policy.seam}, its fallback of {p.seam}",
+                                "name two policies of one seam")
         if not budget_s > 0:
             raise UserError("budget_s", f"is {budget_s}", "give a decision more than 0 seconds")
-        self.policy, self.fallback, self.budget_s = policy, fallback, budget_s
+        self.policy, self.fallback, self.heuristic, self.budget_s = policy, fallback, heuristic, budget_s
         self.drifted = False
-        """The policy errs more than it did where it was trained (`policies.drift`): the fallback decides."""
+        """The policy errs more than the heuristic would (`policies.drift`), which decides."""
         self.fallbacks: Counter[str] = Counter()
         self.decisions = 0
         self._clock = clock
         self._logged: dict[str, float] = {}
         self._out = np.empty(256)
-        self._scratch = np.empty(max(policy.scratch, fallback.scratch, 1))
-        self._score, self._fallback_score = row_scorer(policy.score), row_scorer(fallback.score)
-        for p in (policy, fallback):  # a policy's first call links its code, which no decision should pay for
-            score = self._score if p is policy else self._fallback_score
+        self._scratch = np.empty(max(policy.scratch, fallback.scratch, heuristic.scratch, 1))
+        self._score, self._fallback_score, self._heuristic_score = (
+            row_scorer(p.score) for p in (policy, fallback, heuristic))
+        for p, score in ((policy, self._score), (fallback, self._fallback_score), (heuristic, self._heuristic_score)):
+            # a policy's first call links its code, which no decision should pay for
             score(np.zeros((1, COLUMNS[p.seam])), 0, 1, p.params, self._scratch, self._out)
 
     def scores(self, rows: NDArray[np.float64], n: int) -> NDArray[np.float64]:
@@ -63,8 +65,10 @@ class Guard:
         self.decisions += 1
         cause = "drift" if self.drifted else self._try(rows, n, out)
         if cause is not None:
-            self._report(cause)
-            self._fallback_score(rows, 0, n, self.fallback.params, self._scratch, out)
+            p, score = ((self.heuristic, self._heuristic_score) if cause == "drift"
+                        else (self.fallback, self._fallback_score))
+            self._report(cause, p)
+            score(rows, 0, n, p.params, self._scratch, out)
         return out
 
     def _try(self, rows: NDArray[np.float64], n: int, out: NDArray[np.float64]) -> str | None:
@@ -75,10 +79,10 @@ class Guard:
                 return "over budget"
         return None if np.isfinite(out).all() else "non-finite score"
 
-    def _report(self, cause: str) -> None:
+    def _report(self, cause: str, instead: Policy) -> None:
         self.fallbacks[cause] += 1
         now = self._clock()
         if now - self._logged.get(cause, -np.inf) >= LOG_EVERY_S:
             self._logged[cause] = now
             log.error("%s policy %r: %s; %r decides instead (%d of %d decisions so far)", self.policy.seam,
-                      self.policy.name, cause, self.fallback.name, self.fallbacks[cause], self.decisions)
+                      self.policy.name, cause, instead.name, self.fallbacks[cause], self.decisions)

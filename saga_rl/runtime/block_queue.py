@@ -230,11 +230,9 @@ class PolicyBlockQueue:
             run, broken = self._best(spare, kept)
             base = self.runs.below(run)
             most, v = n - len(out), self.victims
-            watched = v.drift is not None and v.undecided(run.chain, self.runs.owned_by(run.chain))
+            if v.drift is not None and not self._fell_back:
+                self._watch(run)
             taken = self._take(run, most if broken else min(most, spare.get(run.tenant, most)), out)
-            if watched and (other := self._ranked.middle(self.runs, self._next)) is not None and v.undecided(
-                    other.chain, self.runs.owned_by(other.chain)):
-                v.evicted(run.chain, other.chain)
             row = self.victims.tracker.chains[run.chain]
             cause = "ended" if row[ch.ENDED] > 0 else "waiting" if row[ch.WAITING] == 1 else "idle"
             self.evicted["shared" if run.shared else cause] += taken
@@ -250,6 +248,14 @@ class PolicyBlockQueue:
                 kept.clear()
         for entry in kept:
             heapq.heappush(self._heap, entry)
+
+    def _watch(self, victim: Run) -> None:
+        """Compare whom the network chose with one that it ranks far behind."""
+        v, owned = self.victims, self.runs.owned_by
+        if v.watches(victim.chain, owned(victim.chain)):
+            others = (r for r in self._ranked.from_middle(self.runs, self._next)
+                      if r.chain != victim.chain and v.watches(r.chain, owned(r.chain)))
+            v.chose(victim, next(others, None), self.runs, self.now)
 
     def _best(self, spare: dict[int, int], kept: list[Entry]) -> tuple[Run, bool]:
         """The run that goes first, and whether a floor breaks by that. spare: how many blocks a tenant may lose; kept:

@@ -3,10 +3,15 @@ thousand runs an allocation takes one or two."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from saga_rl.runtime.runs import SEQ, Run, Runs
+
+LOOKS = 64
+"""Places that `Ranking.from_middle` looks at."""
 
 
 class Ranking:
@@ -29,8 +34,10 @@ class Ranking:
         """Whether its place has not come yet."""
         return run.slot < len(self._held) and bool(self._held[run.slot])
 
-    def middle(self, runs: Runs, start: int) -> Run | None:
-        """The one in the middle of those from place `start` on."""
-        if start >= len(self.slots):
-            return None
-        return runs.at[int(self.slots[(start + len(self.slots)) // 2])]
+    def from_middle(self, runs: Runs, start: int) -> Iterator[Run]:
+        """Those from the middle of the places from `start` on, at most `LOOKS` places."""
+        middle = (start + len(self.slots)) // 2
+        for i in range(middle, min(middle + LOOKS, len(self.slots))):
+            run = runs.at[int(self.slots[i])]
+            if run is not None and run.seq == self.seqs[i]:
+                yield run

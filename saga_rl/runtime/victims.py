@@ -29,14 +29,16 @@ from saga_rl.policies.features import (
     remember,
 )
 from saga_rl.policies.registry import make
-from saga_rl.runtime.runs import BLOCKS, CHAIN, LAST_S, SHARED, Runs
+from saga_rl.runtime.runs import BLOCKS, CHAIN, LAST_S, SHARED, Run, Runs
 from saga_rl.runtime.safe import SafeGuard
 from saga_rl.runtime.tracker import NOBODY, Tracker, W
 from saga_rl.sim.jit import compiled
 
 log = logging.getLogger(__name__)
+HEURISTIC = "bayes-tables"
+"""What a learned eviction policy has to be no worse than, and what decides once it is."""
 DRIFT_MARGIN = 0.05
-"""Share of wrong pairs beyond that on held-out decisions that is still fine."""
+"""Share of wrong pairs beyond a half, of those that the two rank differently, that is still fine."""
 _SCORE = 12
 """Place of the policy's `score` among `_tell`'s arguments."""
 
@@ -81,10 +83,10 @@ def _tell(chains, tables, g, w, c, now, last_s, owned, event, blocks, total, vic
 
 
 def watch(policy: Policy) -> DriftGuard | None:
-    """What notices that a learned policy errs more often than it did on held-out decisions, and `DRIFT_MARGIN`; None
-    where no such figure came with the policy."""
-    error = policy.doc.get("pair_error")
-    return None if error is None else DriftGuard(Detector(min(float(error) + DRIFT_MARGIN, 0.9)))
+    """What notices that a learned policy errs more often than the heuristic where the two disagree, by more than
+    `DRIFT_MARGIN`; None where the policy was not trained to say who returns last (its checkpoint then says how often it
+    was wrong in that)."""
+    return None if policy.doc.get("pair_error") is None else DriftGuard(Detector(0.5 + DRIFT_MARGIN))
 
 
 class Victims:
@@ -95,8 +97,9 @@ class Victims:
                  before: Callable[[], None] = lambda: None, admission: Policy | None = None) -> None:
         self.tracker, self.policy, self.pool_blocks, self.before = tracker, policy, pool_blocks, before
         self.g = make_g(1, block_tokens, pool_blocks, policy, admission)
-        self.guard = SafeGuard(policy, make("eviction", "lru"), budget_s)
         self.drift = watch(policy)
+        self.guard = SafeGuard(policy, make("eviction", "lru"), budget_s,
+                               heuristic=None if self.drift is None else make("eviction", HEURISTIC))
         self._rows = np.zeros((64, len(EVICTION)))
         self._scratch = np.zeros(policy.scratch)
         self._tell = None
@@ -130,20 +133,34 @@ class Victims:
         return bool(row[ch.ENDED] == 0 and row[ch.WAITING] == 0
                     and ch.useful_tokens(row) >= owned * self.g[W, G_BLOCK])
 
-    def evicted(self, victim: int, kept: int) -> None:
-        """Chain `victim`, whom the network chose, lost blocks while chain `kept` was left alone."""
-        if self.drift is not None:
-            self.drift.evicted(victim, kept)
+    def watches(self, chain: int, owned: float) -> bool:
+        """Whether something can be learned from how the network ranks the chain, see `drift`."""
+        return self.drift is not None and self.drift.fresh(chain) and self.undecided(chain, owned)
+
+    def chose(self, victim: Run, kept: Run | None, runs: Runs, now: float) -> None:
+        """The network takes from the chain of `victim` and leaves that of `kept` alone, both of which it `watches`
+        (None: there is no such chain)."""
+        if self.drift is None:
+            return
+        if kept is not None:
+            h, rows = self.guard.heuristic, self.rows(runs, np.array([victim.slot, kept.slot]), now)
+            if h.score(rows[0], h.params, self._scratch) < h.score(rows[1], h.params, self._scratch):
+                return self.drift.evicted(victim.chain, kept.chain)
+        self.drift.spend(victim.chain)  # who agrees shows nothing; and it is looked at once, not at every block
 
     def returned(self, chain: int) -> None:
         """A request of the chain came."""
-        if self.drift is not None and self.tracker.chains[chain, ch.STEPS] > 0:
-            self.drift.returned(chain)
-            if self.drift.fallen_back and not self.guard.drifted:
-                self.guard.drifted = True
-                log.error("eviction policy %r: of %d pairs of chains it took the wrong one in %d, oftener than it did "
-                          "where it was trained; %r decides from now on", self.policy.name, self.drift.pairs,
-                          self.drift.errors, self.guard.fallback.name)
+        d = self.drift
+        if d is None:
+            return
+        if self.tracker.chains[chain, ch.STEPS] == 0:
+            return d.forget(chain)
+        d.returned(chain)
+        if d.fallen_back and not self.guard.drifted:
+            self.guard.drifted = True
+            other = self.guard.heuristic.name
+            log.error("eviction policy %r: of %d pairs of chains that %r ranks the other way round it was wrong in %d; "
+                      "%r decides from now on", self.policy.name, d.pairs, other, d.errors, other)
 
     def past_ttl(self, runs: Runs, slots: NDArray[np.int64], now: float) -> NDArray[np.bool_]:
         """Which runs' TTL has run out; a chain whose request waits is spared."""
