@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numba import njit
 from runtime_kit import Clock, drain, make_request, make_scheduler
+from test_skew_pool import PROFILE, SagaEngine
 
+from saga_rl.aeg.generators import generate
+from saga_rl.aeg.scale import scale_lengths
 from saga_rl.policies.base import SCORE, Policy, PolicySet
 from saga_rl.policies.features import E_IDLE_S, EVICTION
 from saga_rl.policies.presets import preset
+from saga_rl.policies.registry import make
 from saga_rl.runtime.scheduler import SagaSyncScheduler
 from saga_rl.runtime.victims import HEURISTIC
+from saga_rl.sim.config import SimConfig
 
 pytestmark = pytest.mark.vllm
 BLOCK = 16
+TRAINED = Path(__file__).resolve().parents[1] / "checkpoints" / "eviction"
 
 
 @njit(SCORE)
@@ -124,3 +131,30 @@ def test_what_a_compacting_session_leaves_is_no_choice_of_the_network(folder):
     drain(s, clock)
     assert owned(long) > 3 and not victims.undecided(long, owned(long)), "it holds more than its new context"
     assert victims.undecided(short, owned(short))
+
+
+class Unannounced(SagaEngine):
+    """No client says which request is its last."""
+
+    def _make(self, config):
+        scheduler = super()._make(config)
+        add = scheduler.add_request
+
+        def add_request(request):
+            request.sampling_params.extra_args["saga_final"] = 0
+            add(request)
+
+        scheduler.add_request = add_request
+        return scheduler
+
+
+def test_the_shipped_checkpoint_is_not_given_up_on_traffic_of_its_kind():
+    """Coding agents with sub-agents, small and fast, on vLLM's scheduler: there network and heuristic disagree."""
+    trace = scale_lengths(generate("coding", seed=1, sessions=24, rate_per_min=30), 1 / 32, time_factor=1 / 20)
+    config = SimConfig(kv_tokens=24_000, block_tokens=BLOCK, max_num_seqs=64, profile=PROFILE, expiry_s=15.0,
+                       end_hint=False)
+    engine = Unannounced(trace, config, replace(preset("lru"), eviction=make("eviction", f"learned:{TRAINED}")))
+    engine.run()
+    victims = engine.scheduler.block_queue.victims
+    assert victims.drift.pairs > 5 and engine.scheduler.block_queue.evicted["idle"] > 1000
+    assert victims.drift.fallbacks == 0 and victims.guard.fallbacks["drift"] == 0
