@@ -18,8 +18,9 @@ pytest.importorskip("vllm", reason="vLLM is not installed (extra serve or serve-
 psutil = pytest.importorskip("psutil", reason="psutil, which comes with vLLM, is not installed")
 
 SLOTS = 3
-LONG = 240
-"""Tokens of an answer for which others wait longer than their prompts take to compute, on a busy machine, too."""
+LONG = 700
+"""Tokens of an answer for which others wait longer than their prompts take to compute, on a busy machine, too: after a
+slow start the router believes that prompts take seconds."""
 MANY = 700
 """Tokens of an answer that is far from its end when its first are heard of, however busy the machine."""
 CONFIG = {"saga": {"policy": {"eviction": "youngest", "placement": "saga:theta=100,steal=1", "ordering": "session-fcfs",
