@@ -70,7 +70,7 @@ class Load:
         if policy != STOCK:
             s.swap(policies, policy)  # every policy begins in the same state
             if (drift := s.kv_cache_manager.block_pool.free_block_queue.victims.drift) is not None:
-                drift.detector.patience = math.inf  # sessions come back here as they never do: it would turn to lru
+                drift.detector.patience = math.inf  # sessions come back here as they never do: it would give way
         for i in range(scene.waiting):
             s.add_request(make_request(f"wait{i}", [200_000 + i] * (PROMPT_BLOCKS * BLOCK), LONG, f"w{i}"))
 
