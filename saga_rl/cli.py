@@ -14,6 +14,7 @@ from saga_rl.compare.cli import register as register_compare
 from saga_rl.errors import EXIT_BAD_INPUT, UserError
 from saga_rl.runtime.calibrate import register as register_fit
 from saga_rl.runtime.cli import register as register_runtime
+from saga_rl.runtime.emulate.cli import register as register_emulate
 from saga_rl.sim.cli import register as register_sim
 from saga_rl.sim.profile_cli import app as profile_app
 
@@ -25,6 +26,7 @@ register_sim(app)
 register_compare(app)
 register_fit(profile_app)
 register_runtime(app)
+register_emulate(app)
 
 
 def _version(show: bool) -> None:

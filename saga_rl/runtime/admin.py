@@ -22,6 +22,7 @@ from saga_rl.errors import UserError
 from saga_rl.policies.base import PolicySet
 from saga_rl.runtime import control, events, versions
 from saga_rl.runtime.config import STOCK, SagaConfig
+from saga_rl.runtime.emulate.settings import active
 from saga_rl.runtime.policy_change import Spec, hashes, load, read_spec, shown
 from saga_rl.runtime.poller import Poller
 
@@ -57,6 +58,7 @@ class Operator:
         return {"policy": shown(self.spec), "policies": self.policies.names(), "checkpoints": hashes(self.policies),
                 "consistent": all(e.get("spec") == self.spec for e in engines), "vllm": versions.installed()[1],
                 "saga_rl": _own_version(), "engines": engines,
+                "device": {"device": "real"} if (settings := active()) is None else settings.described(),
                 "router": None if self.placement is None else self.placement.metrics.snapshot()}
 
     async def change(self, given: Any) -> dict[str, Any]:

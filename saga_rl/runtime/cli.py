@@ -37,9 +37,16 @@ def serve(
         None, help="Constraint: a request that has waited for so many seconds makes one of a tenant with a lower Agent "
         "Fair Share yield; SAGA has 0.5."),
     allow_untested: bool = typer.Option(False, help="Try a vLLM version outside the tested range."),
+    emulate: str | None = typer.Option(
+        None, metavar="PROFILE", help="Serve without a GPU: a cost profile says how long each step takes "
+        "(`saga-rl profile list`). Answers mean nothing."),
+    time_scale: float | None = typer.Option(
+        None, help="With --emulate: seconds of the device in one real second [default: 1]."),
+    kv_tokens: int | None = typer.Option(None, help="With --emulate: the KV pool, tokens [default: the profile's]."),
 ) -> None:
     """Serve MODEL with vLLM's OpenAI server under a scheduling policy."""
     from saga_rl.runtime.config import SagaConfig, read_config, read_floors
+    from saga_rl.runtime.emulate.settings import Settings
     from saga_rl.runtime.serve import serve as run
 
     if model.startswith("-"):
@@ -50,7 +57,11 @@ def serve(
                         kv_floors=read_floors(kv_floor), afs_preempt_s=afs_preempt, events=events,
                         statistics=str(statistics.resolve()) if statistics else None, allow_untested=allow_untested)
     read_config({"saga": config.as_dict()})
-    run(model, list(ctx.args), config)
+    for flag, value in (("--time-scale", time_scale), ("--kv-tokens", kv_tokens)):
+        if value is not None and emulate is None:
+            raise UserError(flag, "is given without --emulate", "add --emulate PROFILE, or leave it out")
+    run(model, list(ctx.args), config, None if emulate is None else Settings(emulate, 1.0 if time_scale is None
+                                                                             else time_scale, kv_tokens))
 
 
 def merge_recording(

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from multiprocessing import connection
 from typing import Any
 
+from saga_rl.runtime import clock
 from saga_rl.runtime.engine_hooks import MINE, error_outputs, unfit
 
 log = logging.getLogger("vllm.saga_rl")
@@ -172,7 +173,7 @@ class Engines:
 
     async def settle(self, w: int) -> None:
         """Send again what had not begun to answer at engine w, and fail the rest with vLLM's own error."""
-        client, now = self.client(), time.monotonic()
+        client, now = self.client(), clock.seconds()
         self.settled.add(w)
         router = self.placement.router_for(client)
         again: list[str] = []
@@ -213,7 +214,7 @@ class Engines:
             log.exception("saga-rl: request %s cannot be sent again", name)
             self.pending.pop(name, None)
             self.forget(client, name)
-            self.placement.router_for(client).gone(name, time.monotonic())
+            self.placement.router_for(client).gone(name, clock.seconds())
             self.fail(client, self.live()[0] if self.live() else 0, [name])
 
     def stay_off(self, client: Any, request: Any, engine: bytes) -> bytes:
@@ -227,7 +228,7 @@ class Engines:
         flight = self.placement.router_for(client).flights.get(request.request_id)
         if flight is not None:
             self.placement.router_for(client).book(request.request_id, flight.served.hints, flight.served.prompt_tokens,
-                                                   self.rank(better), time.monotonic())
+                                                   self.rank(better), clock.seconds())
         return better
 
 

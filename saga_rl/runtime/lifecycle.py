@@ -18,6 +18,7 @@ from vllm.v1.request import Request, RequestStatus
 from saga_rl.policies import chains as ch
 from saga_rl.policies.base import PolicySet
 from saga_rl.policies.features import BEGIN, RELEASE
+from saga_rl.runtime import clock
 from saga_rl.runtime.admission import Admission
 from saga_rl.runtime.block_queue import PolicyBlockQueue
 from saga_rl.runtime.config import SagaConfig
@@ -36,7 +37,7 @@ _LOST = (RequestStatus.FINISHED_ABORTED, RequestStatus.FINISHED_IGNORED, Request
 class RequestLife(Scheduler):
     """`clock` gives seconds; tests replace it."""
 
-    clock = staticmethod(time.monotonic)
+    clock = staticmethod(clock.seconds)
     saga_config: SagaConfig
     policies: PolicySet
     metrics: Metrics

@@ -12,7 +12,7 @@ from typing import Any
 
 from saga_rl.policies.base import Policy
 from saga_rl.policies.registry import make
-from saga_rl.runtime import engine_hooks, versions
+from saga_rl.runtime import clock, engine_hooks, versions
 from saga_rl.runtime.client_hooks import hook_client
 from saga_rl.runtime.config import SagaConfig
 from saga_rl.runtime.hints import Hints, read_hints
@@ -69,7 +69,7 @@ class Placement:
         """What `get_core_engine_for_request` returns."""
         if request.request_id in client.reqs_in_flight:
             return stock(client, request)  # a later part of a streamed input follows the first
-        now, prompt, hints, chosen = time.monotonic(), 0, Hints(), None
+        now, prompt, hints, chosen = clock.seconds(), 0, Hints(), None
         try:
             params = request.sampling_params
             hints = read_hints(getattr(request, "session_id", None), params.extra_args if params is not None else None)
@@ -92,7 +92,7 @@ class Placement:
         if self.router is None:
             return
         try:
-            now = time.monotonic()
+            now = clock.seconds()
             for o in outputs.outputs:
                 self.router.output(o.request_id, len(o.new_token_ids), o.finish_reason is not None, now)
             for request_id in outputs.finished_requests or ():

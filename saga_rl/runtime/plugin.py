@@ -132,6 +132,13 @@ def _attach(app: Any) -> None:
         log.exception("saga-rl: metrics and admin routes are missing from this server; vLLM serves on")
 
 
+def require_platform() -> None:
+    """`UserError` where `VLLM_PLUGINS` keeps vLLM from loading the emulated device."""
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and "saga_rl_emulate" not in allowed.split(","):
+        raise UserError("VLLM_PLUGINS", f"is {allowed!r} and leaves saga_rl_emulate out", "add it, or unset it")
+
+
 def require_loaded() -> None:
     """`UserError` where `VLLM_PLUGINS` keeps vLLM from loading us."""
     allowed = os.environ.get("VLLM_PLUGINS")

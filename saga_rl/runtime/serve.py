@@ -22,13 +22,20 @@ from saga_rl.errors import UserError
 from saga_rl.policies.presets import preset_names
 from saga_rl.runtime import plugin, startup, versions
 from saga_rl.runtime.config import KEY, STOCK, SagaConfig, policies_of, read_config
+from saga_rl.runtime.emulate.refusals import refuse_flags
+from saga_rl.runtime.emulate.settings import Settings, activate, active
 from saga_rl.runtime.plugin import SCHEDULER, SYNC_SCHEDULER
 from saga_rl.runtime.recorder import journal_folder
 
 
-def serve(model: str, flags: list[str], config: SagaConfig) -> None:
-    """Serve `model` until interrupted; `flags` are vLLM's. Raises `UserError` for anything wrong with them."""
+def serve(model: str, flags: list[str], config: SagaConfig, emulate: Settings | None = None) -> None:
+    """Serve `model` until interrupted; `flags` are vLLM's; `emulate` serves without a GPU. Raises `UserError` for
+    anything wrong with them."""
     stock = config.policy == STOCK
+    if emulate is not None:
+        activate(emulate)
+    if active() is not None:
+        _check_emulated(model, flags)
     versions.require_tested(config.allow_untested or stock)
     startup.require_recordable(config)
     if not stock:
@@ -40,6 +47,7 @@ def serve(model: str, flags: list[str], config: SagaConfig) -> None:
     _check_port(args)
     if stock:
         print(f"saga-rl: vLLM {versions.installed()[1]} as it is, no hooks", file=sys.stderr, flush=True)
+        startup.announce_device()
     else:
         config = _configure(args, config)
         _one_server(args)
@@ -49,6 +57,15 @@ def serve(model: str, flags: list[str], config: SagaConfig) -> None:
     finally:
         if config.record is not None:
             _merge(config.record)
+
+
+def _check_emulated(model: str, flags: list[str]) -> None:
+    """What `--emulate` needs of the command line, told before vLLM is imported."""
+    refuse_flags(flags)
+    plugin.require_platform()
+    if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
+        raise UserError(model, "has no config.json", "name a model's folder; `saga-rl emulate model SHAPE -o FOLDER` "
+                        "writes one")
 
 
 def _one_server(args: Any) -> None:

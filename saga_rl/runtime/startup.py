@@ -13,6 +13,7 @@ from saga_rl.errors import UserError
 from saga_rl.policies.base import PolicySet
 from saga_rl.runtime import versions
 from saga_rl.runtime.config import KEY, STOCK, SagaConfig, policies_of, read_config
+from saga_rl.runtime.emulate.settings import active
 from saga_rl.runtime.http.settings import read_settings
 from saga_rl.runtime.plugin import SCHEDULER, is_ours
 
@@ -26,6 +27,7 @@ def checked(vllm_config: Any) -> SagaConfig | None:
         if is_ours(vllm_config):
             vllm_config.scheduler_config.scheduler_cls = None
         _say(f"vLLM {versions.require_tested(True)} as it is, no hooks")
+        announce_device()
         return None
     if not is_ours(vllm_config):
         raise UserError(f"additional_config[{KEY!r}]", "is set, and the engines run another scheduler",
@@ -58,10 +60,24 @@ def announce(vllm_config: Any, config: SagaConfig) -> None:
     _say(f"policy {shown(config.policy) if isinstance(config.policy, str) else 'custom'} ({_names(policies)}), "
          f"checkpoint {' '.join(h[:12] for h in hashes(policies).values()) or 'none'}, "
          f"constraints {_constraints(config)}, vLLM {version}")
+    announce_device()
     events.enable(config.events)
-    events.emit("start", policy=shown(config.policy), policies=policies.names(), checkpoints=hashes(policies),
+    settings = active()
+    events.emit("start", device="real" if settings is None else settings.described(),
+                policy=shown(config.policy), policies=policies.names(), checkpoints=hashes(policies),
                 constraints=_constraints(config), vllm=version,
                 engines=vllm_config.parallel_config.data_parallel_size)
+
+
+def announce_device() -> None:
+    """Say it where the devices are emulated: nobody should take such figures for a GPU's."""
+    settings = active()
+    if settings is None:
+        return
+    d = settings.described()
+    _say(f"EMULATED device: {d['profile']} ({d['profile_kind']}; {d['gpus']} x {d['gpu']}), KV pool {d['kv_tokens']:,} "
+         f"tokens unless a flag says otherwise, {d['time_scale']:g} of its seconds in one real second; no model is "
+         "computed, and answers mean nothing")
 
 
 def _names(policies: PolicySet) -> str:

@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
 from saga_rl.policies import chains as ch
 from saga_rl.policies.features import draw, load
+from saga_rl.runtime import clock
 from saga_rl.runtime.router import Flight, Router
 
 log = logging.getLogger("vllm.saga_rl")
@@ -110,14 +110,14 @@ def begin(client: Any, engines: Any) -> None:
 async def _look(engines: Any) -> None:
     rate = link_tokens_per_s(engines.client().vllm_config)
     while True:
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(LOOK_S / clock.scale())
         client = engines.client()
         if client is None or client.resources.engine_dead:
             return
         try:
             router = engines.placement.router_for(client)
             if router.guard.policy.steals:
-                found = plan(router, time.monotonic(), rate, lambda name: free(engines, name))
+                found = plan(router, clock.seconds(), rate, lambda name: free(engines, name))
                 if found is not None:
                     await steal(client, engines, *found)
         except Exception as e:
@@ -150,7 +150,7 @@ async def steal(client: Any, engines: Any, thief: int, victim: int, names: list[
             return None  # the engine died after that, and it was sent again
         if name not in engines.pending or thief in engines.lost:
             engines.forget(client, name)
-            engines.placement.router_for(client).gone(name, time.monotonic())
+            engines.placement.router_for(client).gone(name, clock.seconds())
             await engines.send_again(client, name)  # unless its client has gone
             return None
         await _take(client, engines, name, thief, victim)
@@ -167,5 +167,5 @@ async def _take(client: Any, engines: Any, name: str, thief: int, victim: int) -
     client.reqs_in_flight[name] = engines.names[thief]
     engines.counts["steals"] += 1
     sent = client._send_input(EngineCoreRequestType.ADD, engines.pending[name], engines.names[thief])
-    engines.placement.router_for(client).moved(name, thief, time.monotonic())
+    engines.placement.router_for(client).moved(name, thief, clock.seconds())
     await sent

@@ -42,7 +42,7 @@ def build_tiny_model(folder: str | Path, *, layers: int = 4, hidden: int = 128, 
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_file(_weights(config, np.random.default_rng(seed)), folder / "model.safetensors", metadata={"format": "pt"})
-    _write_tokenizer(folder, vocab, max_len)
+    write_tokenizer(folder, vocab, max_len)
     return folder
 
 
@@ -68,7 +68,7 @@ def _weights(config: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
     return out
 
 
-def _write_tokenizer(folder: Path, vocab: int, max_len: int) -> None:
+def write_tokenizer(folder: Path, vocab: int, max_len: int) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tok = Tokenizer(models.BPE())
