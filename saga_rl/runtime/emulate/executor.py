@@ -22,6 +22,7 @@ from saga_rl.runtime.emulate import kv_spec
 from saga_rl.runtime.emulate.answers import Answer, allowed
 from saga_rl.runtime.emulate.device import Device
 from saga_rl.runtime.emulate.offload import Copies
+from saga_rl.runtime.emulate.platform import runner_as_on_cuda
 from saga_rl.runtime.emulate.running import Running, Step
 from saga_rl.runtime.emulate.settings import active
 
@@ -55,6 +56,7 @@ class EmulatedExecutor(Executor):
         settings = active()
         if settings is None:
             raise RuntimeError("the emulated executor was started without SAGA_RL_EMULATE")
+        runner_as_on_cuda()
         self.settings = settings
         self.device = Device(settings.cost, settings.time_scale)
         self._vocab = self.model_config.get_vocab_size()

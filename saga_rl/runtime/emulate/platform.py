@@ -6,9 +6,11 @@ limits are those of the GPU that is emulated. Tensor-parallel GPUs are one devic
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Any
 
+import torch
 from vllm.platforms.cpu import CpuPlatform
 from vllm.platforms.interface import PlatformEnum
 
@@ -20,6 +22,10 @@ BLOCK_TOKENS = 16
 GPU_BYTES = 80 << 30
 """Of an A100 or H100; vLLM chooses defaults of batch sizes by it."""
 
+if not torch.accelerator.is_available():  # vLLM empties its caches at its end, on all platforms but its own CPU one
+    torch.accelerator.empty_cache = lambda: None
+    torch.accelerator.empty_host_cache = lambda: None
+
 
 class EmulatedPlatform(CpuPlatform):
     """See above. `device_type` stays `cpu`: tensors that vLLM makes for itself need one that exists."""
@@ -30,6 +36,10 @@ class EmulatedPlatform(CpuPlatform):
     @classmethod
     def import_kernels(cls) -> None:
         """There are none, and the CUDA wheel has none that load."""
+
+    @classmethod
+    def pre_register_and_update(cls, parser: Any = None) -> None:
+        runner_as_on_cuda()
 
     @classmethod
     def get_device_name(cls, device_id: int = 0) -> str:
@@ -68,6 +78,14 @@ class EmulatedPlatform(CpuPlatform):
     @classmethod
     def update_block_size_for_backend(cls, vllm_config: Any) -> None:
         """Blocks are as the user wants them: there is no attention kernel to please."""
+
+
+def runner_as_on_cuda() -> None:
+    """Let vLLM choose the model runner, whose kind its scheduler goes by, as where Triton has a GPU. Called in every
+    process before that choice; nothing here runs a kernel."""
+    config: Any = importlib.import_module("vllm.config.vllm")
+    if hasattr(config, "HAS_TRITON"):
+        config.HAS_TRITON = True
 
 
 def _no_compilation(compilation: Any) -> None:

@@ -29,6 +29,11 @@ def refuse(vllm_config: Any, settings: Settings) -> None:
         raise UserError("--runner", f"is {model.runner_type}", "serve a model that generates text")
     if model is not None and getattr(model, "quantization", None):
         raise UserError("quantization", f"is {model.quantization}, and profiles are of 16-bit weights", WITHOUT)
+    pool = (cache.num_gpu_blocks_override or 0) * cache.block_size or settings.kv_tokens or settings.cost.kv_tokens
+    if model is not None and not cache.kv_cache_memory_bytes and model.max_model_len > pool:
+        raise UserError("--max-model-len", f"is {model.max_model_len:,} (the model's own where the flag is not given), "
+                        f"and the pool holds {pool:,} tokens", f"add --max-model-len {pool // 1024 * 1024} or less, or "
+                        "give the device a larger pool (--kv-tokens)")
     if vllm_config.kv_transfer_config is not None:
         from saga_rl.runtime.emulate.offload import check
 
