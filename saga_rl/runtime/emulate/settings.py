@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from saga_rl.errors import UserError, unknown_name
+from saga_rl.runtime.emulate.plugin import VARIABLE
 from saga_rl.sim.cost import CostProfile, load_profile
 
-VARIABLE = "SAGA_RL_EMULATE"
 PCIE_BYTES_PER_S = 25e9
 """Host memory to one GPU and back, each way at once: what PCIe 4 x16 gives in practice."""
 MOST_SCALE = 1000.0
