@@ -10,6 +10,7 @@ from rich.console import Console
 from saga_rl import __version__
 from saga_rl.aeg.cli import app as trace_app
 from saga_rl.aeg.infer_cli import register as register_aeg
+from saga_rl.bench.cli import register as register_bench
 from saga_rl.compare.cli import register as register_compare
 from saga_rl.errors import EXIT_BAD_INPUT, UserError
 from saga_rl.runtime.calibrate import register as register_fit
@@ -24,6 +25,7 @@ app.add_typer(trace_app, name="trace")
 register_aeg(app)
 register_sim(app)
 register_compare(app)
+register_bench(app)
 register_fit(profile_app)
 register_runtime(app)
 register_emulate(app)

@@ -20,7 +20,7 @@ from saga_rl.errors import UserError
 from saga_rl.files import check_target, write_json
 from saga_rl.provenance import provenance
 from saga_rl.runtime.replay_client import OpenAIClient
-from saga_rl.runtime.replay_drive import DriveOptions, Measured, drive
+from saga_rl.runtime.replay_drive import DriveOptions, Measured, Watcher, drive
 
 COUNTERS = {"vllm:num_preemptions_total": "preemptions"}
 
@@ -85,23 +85,24 @@ def recorded_trace(trace: Trace, m: Measured, url: str, speed: float = 1.0) -> T
 async def run_replay(trace: Trace, url: str, *, model: str | None = None, speed: float = 1.0,
                      concurrency: int | None = None, api_key: str | None = None, hints: bool = True,
                      ends: bool = True, next_tool: bool = True, priority: bool = False, salt: str = "",
-                     block_tokens: int = 16, progress: Progress | None = None) -> tuple[dict[str, Any], Measured]:
-    """Play `trace` against the server at `url`; returns (`metrics`, per-step arrays). Raises `UserError`."""
+                     block_tokens: int = 16, agent_headers: bool = False, progress: Progress | None = None,
+                     watch: Watcher | None = None) -> tuple[dict[str, Any], Measured]:
+    """Play `trace` against the server at `url`; returns (`metrics`, per-step arrays). watch: told what happens, in the
+    place of a `progress` bar. Raises `UserError`."""
     async with OpenAIClient(url, api_key) as client:
         name, model_len = await client.model(model)
         check_fits(trace, model_len=model_len)
-        options = DriveOptions(name, speed, concurrency, hints, ends, next_tool, priority, salt, block_tokens)
+        options = DriveOptions(name, speed, concurrency, hints, ends, next_tool, priority, salt, block_tokens,
+                               agent_headers)
         before = await client.counters(COUNTERS)
-        if progress is None:
-            measured = await drive(trace, client, options)
-        else:
-            measured = await drive(trace, client, options, _bar(trace, progress))
+        told = watch if watch is not None else _bar(trace, progress) if progress is not None else lambda event: None
+        measured = await drive(trace, client, options, told)
         after = await client.counters(COUNTERS)
     counted = {k: int(after[k] - before.get(k, 0.0)) for k in after}
     return metrics(trace, measured) | counted | {"model": name}, measured
 
 
-def _bar(trace: Trace, progress: Progress):
+def _bar(trace: Trace, progress: Progress) -> Watcher:
     steps = progress.add_task("steps", total=trace.n_steps, failed="")
     sessions = progress.add_task("sessions", total=trace.n_sessions, failed="")
     failed = 0

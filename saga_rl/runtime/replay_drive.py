@@ -36,6 +36,8 @@ class DriveOptions:
     """Send the number of the session's start as vLLM's `priority`: older sessions first."""
     salt: str = ""
     block_tokens: int = 16
+    agent_headers: bool = False
+    """Name the session, and a sub-agent of it, in the headers that Claude Code sends, for routers that read them."""
 
 
 @dataclass
@@ -159,6 +161,10 @@ class _Drive:
             name = self.o.salt + self.trace.sessions.session_id[s]
             body |= {"session_id": name, "vllm_xargs": self.hints(s, row, last)}
             headers = {"X-Session-ID": name}
+            if self.o.agent_headers:
+                headers["X-Claude-Code-Session-ID"] = name
+                if agent := int(self.trace.steps.agent[row]):
+                    headers["X-Claude-Code-Agent-ID"] = f"{name}-{agent}"
         try:
             reply = await self.client.complete(body, headers)
         except RequestFailed as e:
