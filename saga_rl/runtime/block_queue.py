@@ -5,7 +5,7 @@ policy ranks in each step that finds too few empty blocks, as the simulator does
 prefix that others share goes after all that was built on it. With the policy `lru` this is the stock order, block for
 block.
 
-Tried with vLLM 0.28 - 0.32 (`BlockPool` calls: `popleft`, `popleft_n`, `remove`, `append`, `append_n`, `prepend_n`).
+Tried with vLLM 0.28 - 0.33 (`BlockPool` calls: `popleft`, `popleft_n`, `remove`, `append`, `append_n`, `prepend_n`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where placement takes hold of vLLM's data-parallel client. Imports nothing heavy: it is set before engines start.
 
-Tried with vLLM 0.28 - 0.32: `DPLBAsyncMPClient.get_core_engine_for_request` picks, `process_engine_outputs` sees what
+Tried with vLLM 0.28 - 0.33: `DPLBAsyncMPClient.get_core_engine_for_request` picks, `process_engine_outputs` sees what
 comes back. A client whose engines do not run our scheduler goes through both untouched.
 """
 

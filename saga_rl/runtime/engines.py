@@ -5,7 +5,7 @@ engines run apart), placement passes the dead engine over, requests of it that h
 those in the middle of an answer fail with vLLM's own error, and the last engine's death ends the server as ever.
 docs/engines.md says what a client sees. Whatever is not as expected: vLLM's own behaviour, loudly.
 
-Tried with vLLM 0.28 - 0.32 (`check_hooks`). All state of one client is its `Engines`, found in the client itself.
+Tried with vLLM 0.28 - 0.33 (`check_hooks`). All state of one client is its `Engines`, found in the client itself.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ so does each choice if the policy is `fresh`. Which request comes next is the fi
 allows (`policies.constraints`). A request that has waited for longer than `starve_s` goes ahead of the policy's choice,
 the longest wait first: whatever the scores and however many older sessions keep coming, everyone is served in the end.
 If it does not fit yet, the others wait behind it (vLLM stops its scan there), so running requests drain until it does.
-Tried with vLLM 0.28 - 0.32 (`RequestQueue`).
+Tried with vLLM 0.28 - 0.33 (`RequestQueue`).
 """
 
 from __future__ import annotations

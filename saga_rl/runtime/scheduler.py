@@ -5,7 +5,7 @@ abort), says whose blocks are being released, tells policies with memory, and pu
 places: the block queue (eviction), the waiting queue (ordering) and a question before a waiting request gets blocks
 (admission). Everything else is vLLM's scheduler. What is told when is what the simulator does (`sim.engine`).
 
-Tried with vLLM 0.28 - 0.32; `versions.check_scheduler_hooks` refuses others before anything is replaced.
+Tried with vLLM 0.28 - 0.33; `versions.check_scheduler_hooks` refuses others before anything is replaced.
 """
 
 from __future__ import annotations
