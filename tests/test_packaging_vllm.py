@@ -20,7 +20,7 @@ def wants(folder: Path, package: str, requires: list[str], pins: list[str]) -> t
     folder.joinpath("constraints.txt").write_text("\n".join(pins))
     out = subprocess.run([sys.executable, str(ROOT / ".ci/vllm_wants.py"), "venv", package], cwd=folder,
                          capture_output=True, text=True, check=True)
-    needs, pins = (folder.joinpath("venv", f"{n}.txt").read_text().splitlines() for n in ("requirements", "constraints"))
+    needs, pins = ((folder / "venv" / name).read_text().splitlines() for name in ("requirements.txt", "constraints.txt"))
     return needs, pins, out.stdout
 
 
