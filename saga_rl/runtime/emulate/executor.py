@@ -61,6 +61,7 @@ class EmulatedExecutor(Executor):
         self.device = Device(settings.cost, settings.time_scale)
         self._vocab = self.model_config.get_vocab_size()
         self._eos = _eos(self.model_config)
+        self._engine = int(getattr(self.parallel_config, "data_parallel_index", 0) or 0)
         self._tokenizer: Any = None
         self._running = Running(self._new_answer)
         self._steps: deque[tuple[Step, float, Any]] = deque()
@@ -92,7 +93,8 @@ class EmulatedExecutor(Executor):
             return _ready(out) if non_block else out
         step = self._running.take(scheduler_output)
         for fault in self._running.faults(step):
-            self.device.faults.happen(fault)
+            if fault.engine in (None, self._engine):
+                self.device.faults.happen(fault)
         self._steps.append((step, self.device.submit(step.batch), moved))
         return _ready(None) if non_block else None
 

@@ -3,7 +3,8 @@
 A request asks for one by `vllm_xargs: {"saga_fault": "KIND[:SECONDS or FACTOR][@TOKEN]"}`: `die` ends the engine's
 process at once, `hang` never finishes a batch again, `stall:5` takes five more seconds of the device for the next
 one, `slow:3` takes three times as long from then on (`slow:1` mends it). `@TOKEN` waits for that token of the answer,
-counted from 1. Nothing else than an emulated device reads the field.
+counted from 1. `#ENGINE` lets it happen on that engine alone: a request that is sent again to another one does not
+break that, too. Nothing else than an emulated device reads the field.
 """
 
 from __future__ import annotations
@@ -19,27 +20,30 @@ FIELD = "saga_fault"
 KINDS = ("die", "hang", "stall", "slow")
 DIED = 70
 """Exit status of the process of a device that died."""
-_FORM = re.compile(r"(?P<kind>[a-z]+)(:(?P<amount>[0-9.]+))?(@(?P<token>[0-9]+))?")
+_FORM = re.compile(r"(?P<kind>[a-z]+)(:(?P<amount>[0-9]+([.][0-9]+)?))?(@(?P<token>[0-9]+))?(#(?P<engine>[0-9]+))?")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: what happens, how much of it, and at which token of the answer (1 = the first)."""
+    """One fault: what happens, how much of it, at which token of the answer (1 = the first), on which engine (None: on
+    any)."""
 
     kind: str
     amount: float = math.nan
     token: int = 1
+    engine: int | None = None
 
 
 def parse(text: str) -> Fault:
     """The fault that `text` asks for. Raises `ValueError` with the cause."""
     found = _FORM.fullmatch(text)
     if found is None or found["kind"] not in KINDS:
-        raise ValueError(f"{text!r} is no fault; write one of {', '.join(KINDS)}, then :AMOUNT and @TOKEN")
+        raise ValueError(f"{text!r} is no fault; write one of {', '.join(KINDS)}, then :AMOUNT, @TOKEN and #ENGINE")
     amount = float(found["amount"]) if found["amount"] else math.nan
     if found["kind"] in ("stall", "slow") and not (math.isfinite(amount) and amount > 0):
         raise ValueError(f"{text!r} lacks an amount above 0, such as {found['kind']}:3")
-    return Fault(found["kind"], amount, int(found["token"] or 1))
+    engine = None if found["engine"] is None else int(found["engine"])
+    return Fault(found["kind"], amount, int(found["token"] or 1), engine)
 
 
 class Faults:

@@ -73,7 +73,7 @@ def checked(settings: Settings) -> Settings:
     if settings.time_scale > MOST_SCALE:
         raise UserError("--time-scale", f"is {settings.time_scale:g}", f"give at most {MOST_SCALE:g}: vLLM's own work "
                         "does not shrink with the device's seconds")
-    if settings.kv_tokens is not None and (not isinstance(settings.kv_tokens, int) or settings.kv_tokens < 1):
+    if settings.kv_tokens is not None and (type(settings.kv_tokens) is not int or settings.kv_tokens < 1):
         raise UserError("--kv-tokens", f"is {settings.kv_tokens!r}", "give a whole number above 0")
     load_profile(settings.profile)
     if settings.profile.endswith(".json"):
