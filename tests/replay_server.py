@@ -67,7 +67,8 @@ class FakeServer:
         if self.strict and set(body) - known:
             return web.json_response({"error": {"message": f"unknown fields {sorted(set(body) - known)}"}}, status=400)
         status = self.fail(len(self.requests), body) if self.fail else None
-        log = {"body": body, "header": request.headers.get("X-Session-ID"), "at": now()}
+        log = {"body": body, "header": request.headers.get("X-Session-ID"), "at": now(),
+               "headers": dict(request.headers)}
         self.requests.append(log)
         if status:
             return web.json_response({"error": {"message": "made to fail"}}, status=status)

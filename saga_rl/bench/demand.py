@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -98,16 +97,10 @@ def concurrency_for(load: float, traces: Sequence[Trace], engines: int, pool: in
 
 
 def whole_pool(traces: Sequence[Trace], block: int) -> int:
-    """KV tokens of one engine that hold all that a run computes, whole blocks."""
-    most = max(int(_rounded(t.steps.prompt_tokens + t.steps.output_tokens, block).sum()) for t in traces)
-    largest = max(sum(int(x) for x in _longest(t, block)) for t in traces)
-    return math.ceil(min(most, 2 * largest) / block) * block + block
-
-
-def _longest(trace: Trace, block: int) -> NDArray[np.int64]:
-    """The longest context of every chain, whole blocks."""
-    t = trace.steps
-    held, chain = _rounded(t.prompt_tokens + t.output_tokens, block), chains(trace)
-    out = np.zeros(int(chain.max()) + 1, np.int64)
-    np.maximum.at(out, chain, held)
-    return out
+    """KV tokens of one engine that hold all that a run computes for the first time, whole blocks."""
+    most = 0
+    for trace in traces:
+        t = trace.steps
+        new = t.prompt_tokens + t.output_tokens - np.where(t.prefix_step >= 0, t.prefix_tokens, 0)
+        most = max(most, int((_rounded(new, block) + block).sum()))
+    return most + block

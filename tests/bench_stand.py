@@ -1,10 +1,12 @@
-"""Made-up sessions, and a known server in the place of `gain_kit.engines.Server`."""
+"""Made-up sessions, and a known server in the place of `saga_rl.bench.servers.Server`."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from contextlib import AbstractContextManager
+from types import SimpleNamespace
+from typing import Any
 
 from replay_server import FakeServer
 
@@ -29,11 +31,15 @@ def make(*specs: SessionSpec) -> Trace:
 
 
 class Stand(AbstractContextManager):
-    """The fake server in a thread, in the place of `gain_kit.engines.Server`."""
+    """The fake server in a thread, in the place of a server of ours."""
 
-    def __init__(self, server: FakeServer) -> None:
-        self.server, self.url = server, ""
-        self.policies: list[str] = []
+    def __init__(self, server: FakeServer, policy: str = "stock") -> None:
+        self.server, self.url, self.policy = server, "", policy
+        self.policies = [policy]
+        self.idle_since = 0.0
+        self.emptied: list[float] = []
+        self.process = SimpleNamespace(poll=lambda: None)
+        self.stopped = False
         self.loop, self.up, self.down = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
         self.thread = threading.Thread(target=lambda: self.loop.run_until_complete(self.serve()), daemon=True)
 
@@ -48,17 +54,19 @@ class Stand(AbstractContextManager):
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.stopped = True
         self.loop.call_soon_threadsafe(self.down.set)
         self.thread.join(30)
         self.loop.close()
 
-    def ready(self) -> None:
+    def ready(self, tick: Any = None) -> None:
         assert self.url
 
     def become(self, policy: str) -> None:
         self.policies.append(policy)
 
     def empty(self, expiry_s: float) -> None:
+        self.emptied.append(expiry_s)
         self.server.cache.clear()
 
     def used(self) -> None:
