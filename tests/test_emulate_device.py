@@ -1,4 +1,4 @@
-"""An emulated device without vLLM: its timeline, what a batch costs, what is answered, faults, settings and refusals."""
+"""An emulated device without vLLM: its timeline, what a batch costs, what is answered, faults, settings, refusals."""
 
 from __future__ import annotations
 
@@ -139,13 +139,13 @@ def test_waiting_is_until_then_and_never_for_what_is_over():
 def test_faults_are_read(text, fault):
     found = parse(text)
     assert (found.kind, found.token, found.engine) == (fault.kind, fault.token, fault.engine)
-    assert found.amount == fault.amount or math.isnan(found.amount) and math.isnan(fault.amount)
+    assert found.amount == fault.amount or (math.isnan(found.amount) and math.isnan(fault.amount))
 
 
-@pytest.mark.parametrize("text", ["", "explode", "die@", "stall", "slow:0", "slow:-1", "stall:1.2.3", "stall:nan", "die x",
-                                  "die@1.5", "die#x", "hang@2@3"])
+@pytest.mark.parametrize("text", ["", "explode", "die@", "stall", "slow:0", "slow:-1", "stall:1.2.3", "stall:nan",
+                                  "die x", "die@1.5", "die#x", "hang@2@3"])
 def test_what_is_no_fault_is_refused_with_the_cause(text):
-    with pytest.raises(ValueError, match="is no fault|lacks an amount"):
+    with pytest.raises(ValueError, match=r"is no fault|lacks an amount"):
         parse(text)
 
 
