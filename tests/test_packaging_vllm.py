@@ -20,8 +20,8 @@ def wants(folder: Path, package: str, requires: list[str], pins: list[str]) -> t
     folder.joinpath("constraints.txt").write_text("\n".join(pins))
     out = subprocess.run([sys.executable, str(ROOT / ".ci/vllm_wants.py"), "venv", package], cwd=folder,
                          capture_output=True, text=True, check=True)
-    needs, pins = ((folder / "venv" / name).read_text().splitlines() for name in ("requirements.txt", "constraints.txt"))
-    return needs, pins, out.stdout
+    lines = [(folder / "venv" / f"{name}.txt").read_text().splitlines() for name in ("requirements", "constraints")]
+    return lines[0], lines[1], out.stdout
 
 
 def test_gpu_packages_go_and_torch_is_ours(tmp_path):
