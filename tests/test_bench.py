@@ -32,9 +32,9 @@ from saga_rl.bench.run import run
 from saga_rl.bench.servers import Need, broken, flags, need
 from saga_rl.bench.settings import Settings
 from saga_rl.cli import app
-from saga_rl.demo.stages import Child
 from saga_rl.errors import UserError
 from saga_rl.files import locked
+from saga_rl.processes import Child
 from saga_rl.runtime.replay_drive import Measured
 from saga_rl.sim.cost import load_profile
 
@@ -398,7 +398,7 @@ def test_a_bench_measures_goes_on_and_says_emulated(files, model, monkeypatch, t
         assert (a["of_stock"]["mean"] == 1.0) == (name == "stock") and set(a["of_stock"]) == {"mean", "low", "high"}
         assert set(a["tenants"]) == {"one", "two"}
     source = result["provenance"]
-    assert source["device"]["device"] == "emulated" and source["device"]["profile"] == PROFILE
+    assert source["device"] == "emulated" and source["profile"] == PROFILE
     assert {"commit", "seed", "trace_sha256", "vllm", "machine"} <= set(source) and len(source["trace_sha256"]) == 2
     page, shown = (out / "index.html").read_text(), capsys.readouterr().out
     assert page.count("<img") == 4 and "EMULATED devices" in page and "By tenant" in page

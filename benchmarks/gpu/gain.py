@@ -53,9 +53,9 @@ def words(argv: list[str]) -> list[str]:
     share = (check_memory(shape, args.window, gib) + 1.0) / gib
     args.out.mkdir(parents=True, exist_ok=True)
     model = write_model(shape, args.out / args.shape, args.window)
-    return ["bench", *argv[:first], "--out", str(args.out), "--arms", args.arms, "--model", str(model), "--engines", "1",
-            "--kv-tokens", str(args.kv_tokens), "--window", str(args.window), *more, "--load-format", "dummy",
-            "--gpu-memory-utilization", f"{share:.3f}"]
+    return ["bench", *argv[:first], "--out", str(args.out), "--arms", args.arms, "--model", str(model),
+            "--engines", "1", "--kv-tokens", str(args.kv_tokens), "--window", str(args.window), *more,
+            "--load-format", "dummy", "--gpu-memory-utilization", f"{share:.3f}"]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from saga_rl.bench.arms import OURS, ROUTED, Arm
 from saga_rl.bench.router import Router
 from saga_rl.bench.servers import EMULATED, Need, Server, flags
 from saga_rl.bench.settings import Settings
-from saga_rl.demo.settings import free_port
+from saga_rl.processes import free_port
 
 GIB_A_PROCESS = 1.0
 """Memory of an API server or an engine on an emulated device, rounded up."""

@@ -46,7 +46,7 @@ def left(s: Settings, journal: Journal, grouped: bool) -> list[tuple[int, Arm, i
 
 def start(s: Settings) -> dict[str, Any]:
     """Where figures come from, as every start of the measurement notes it."""
-    return {"kind": "start"} | machine(s.seed) | {"vllm_router": _version("vllm-router"), "device": device(s)}
+    return {"kind": "start"} | machine(s.seed) | {"vllm_router": _version("vllm-router")} | device(s)
 
 
 def machine(seed: int | None = None) -> dict[str, Any]:

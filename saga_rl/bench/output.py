@@ -59,7 +59,7 @@ def write_page(plan: Plan, journal: Journal, result: dict[str, Any], path: Path)
     kind = "measured, emulated devices" if emulated else "measured"
     page = Page(tables.title(result), result["provenance"] | {"settings": result["settings"]})
     if emulated:
-        device = result["provenance"]["device"]
+        device = result["provenance"]
         page.text(f"Every figure here is of EMULATED devices: vLLM's servers, schedulers and KV managers are real, and "
                   f"each step takes as long as the cost profile {device['profile']} ({device['profile_kind']}; "
                   f"{device['gpu']}) says. No model was computed. Seconds are the device's.")

@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 
 from saga_rl.bench.servers import KEY, wait_for
-from saga_rl.demo.settings import free_port
-from saga_rl.demo.stages import Child
 from saga_rl.errors import UserError
+from saga_rl.processes import Child, free_port
 from saga_rl.sim.cost import CostProfile
 
 PROGRAM = "vllm-router"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -15,11 +14,9 @@ from typing import Any
 
 from saga_rl.bench.arms import INFINITE, OURS, ROUTED, Arm
 from saga_rl.bench.settings import Settings
-from saga_rl.demo.stages import Child
 from saga_rl.errors import UserError
+from saga_rl.processes import SERVE, Child
 
-# With -c there is no main module that every engine process would import again.
-COMMAND = (sys.executable, "-c", "from saga_rl.cli import main; main()", "serve")
 NICE = ("nice", "-n", "5")
 """A client that is late on a busy machine shortens nobody's tools, so engines yield to it."""
 MODEL = "bench"
@@ -99,7 +96,7 @@ class Server(Child):
         self.url, self.policy = f"http://127.0.0.1:{port}", policy
         self.idle_since = time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
-        super().__init__(f"server {name}", [*NICE, *COMMAND, model, *words], log,
+        super().__init__(f"server {name}", [*NICE, *SERVE, model, *words], log,
                          {**ENVIRONMENT, **(env or {}), "VLLM_API_KEY": KEY})
 
     def broken(self, cause: str) -> UserError:

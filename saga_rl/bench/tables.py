@@ -60,8 +60,8 @@ def _r(arm: str, r: Mapping[str, float | None]) -> str:
 
 def title(result: Mapping[str, Any]) -> str:
     """What the figures are of, `emulated` first."""
-    device = result["provenance"]["device"]
-    kind = f"EMULATED devices ({device['profile']})" if device["device"] == "emulated" else "real devices"
+    source = result["provenance"]
+    kind = f"EMULATED devices ({source['profile']})" if source["device"] == "emulated" else "real devices"
     return f"saga-rl bench: measured on {kind}"
 
 
