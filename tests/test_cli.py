@@ -28,7 +28,7 @@ def trace(tmp_path_factory) -> Path:
 def test_help_names_every_command():
     done = run("--help")
     assert done.returncode == 0
-    for command in ("trace", "aeg", "simulate", "bound", "compare", "profile", "serve", "replay"):
+    for command in ("trace", "aeg", "simulate", "bound", "compare", "bench", "profile", "serve", "replay"):
         assert command in done.stdout
 
 
