@@ -2,7 +2,7 @@
 
     python benchmarks/soak.py [--minutes 30] [--sessions-per-min 90] [--policy saga+] [--out runs/soak]
 
-One `saga-rl serve` with a tiny random model and one CPU engine, invariants walked as it serves. Sessions arrive as a
+One `saga-rl serve` with one emulated engine, invariants walked as it serves. Sessions arrive as a
 Poisson stream: growing contexts, tools of three kinds, four tenants; one in ten is broken off in mid-stream, one in
 three never says that it ended. Every five seconds the resident memory of each process and the engine's counters are
 read. Growth is the slope of a line through the second half of the samples.
@@ -25,14 +25,14 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from saga_rl.demo.server import Server
-from saga_rl.demo.settings import Settings
+from saga_rl.bench.servers import EMULATED, KEY, MODEL, Server
 from saga_rl.learn.script import progress
+from saga_rl.processes import free_port
 from saga_rl.provenance import provenance
-from saga_rl.runtime.tiny_model import build_tiny_model
+from saga_rl.runtime.emulate.shapes import PROFILE_OF, write_model
 
 SAMPLE_S = 5.0
-CONTEXT, POOL = 2048, 24_576
+CONTEXT, POOL, SHAPE = 2048, 24_576, "llama3.1-8b"
 TOOLS = {"bash": 0.2, "search": 0.8, "human": 6.0}
 """Mean seconds of each."""
 
@@ -48,7 +48,8 @@ class Load:
     async def run(self, until: float) -> None:
         """New sessions until `until` (monotonic s); returns when the last one has ended."""
         timeout = aiohttp.ClientTimeout(total=300)
-        async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as http:
+        async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0),
+                                         headers={"Authorization": f"Bearer {KEY}"}) as http:
             tasks: set[asyncio.Task[None]] = set()
             while time.monotonic() < until:
                 await asyncio.sleep(self.rng.expovariate(self.rate))
@@ -70,7 +71,7 @@ class Load:
                 hints: dict[str, Any] = {"saga_tenant": f"team-{number % 4}", "saga_final": int(last and tell)}
                 if tool is not None:
                     hints["saga_tool"] = tool
-                body = {"model": "tiny", "prompt": tokens, "max_tokens": 16, "ignore_eos": True, "stream": True,
+                body = {"model": MODEL, "prompt": tokens, "max_tokens": 16, "ignore_eos": True, "stream": True,
                         "session_id": f"soak-{number}", "vllm_xargs": hints}
                 if not await self.request(http, body, break_off=stop_at and last):
                     return
@@ -174,13 +175,16 @@ def main() -> None:
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     console = Console()
-    settings = Settings(folder=a.out, engines=1, max_context=CONTEXT)
-    model = build_tiny_model(a.out / "model", max_len=settings.model_len)
-    flags = ["--metrics", str((a.out / "counters").resolve()), "--expiry-s", "60"]
-    with Server(settings, "server", a.policy, model, POOL, a.out / "server.log", extra=flags,
-                env={"SAGA_RL_CHECK": "log"}) as server:
+    port, model = free_port(), a.out / "model"
+    if not model.exists():
+        write_model(SHAPE, model, CONTEXT)
+    words = ["--policy", a.policy, "--emulate", PROFILE_OF[SHAPE], "--kv-tokens", str(POOL), "--expiry-s", "60",
+             "--metrics", str((a.out / "counters").resolve()), "--host", "127.0.0.1", "--port", str(port),
+             "--served-model-name", MODEL, "--disable-uvicorn-access-log"]
+    with Server("soak", str(model), words, port, a.out / "server.log", a.policy,
+                EMULATED | {"SAGA_RL_CHECK": "log"}) as server:
         server.ready()
-        load = Load(settings.url, a.sessions_per_min / 60, a.seed)
+        load = Load(server.url, a.sessions_per_min / 60, a.seed)
         samples = asyncio.run(soak(server, load, 60 * a.minutes, a.out / "counters" / "engine-0.json"))
         time.sleep(2)  # counters are written every second
         samples.append({"s": samples[-1]["s"] + 2, "memory": memory(psutil.Process(server.process.pid)), "alive": 0,

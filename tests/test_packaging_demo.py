@@ -1,28 +1,26 @@
-"""The demo's parts that need no engine: what is served, how stages fail, and that no process is left behind."""
+"""The demo's parts that need no engine: what is served, the page, how stages fail, no process left behind."""
 
 from __future__ import annotations
 
 import io
+import json
 import sys
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rich.console import Console
 
-from saga_rl.aeg.build import SessionSpec, StepSpec, build_trace
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.io import write_trace
-from saga_rl.aeg.split import split
-from saga_rl.aeg.trace import TraceMeta
-from saga_rl.demo.material import load, pool_tokens, served_sessions, trained_sessions
-from saga_rl.demo.server import Server
+from saga_rl.demo import own
+from saga_rl.demo.material import SHARES, load, material
+from saga_rl.demo.outcome import rows, show, write_page
+from saga_rl.demo.ring import BEST, LEARNED, RIVAL, Outcome
 from saga_rl.demo.settings import Settings
-from saga_rl.demo.stages import Child, StageFailed, Stages
+from saga_rl.demo.stages import Stages
 from saga_rl.errors import UserError
+from saga_rl.processes import Child, ProcessFailed
 
 
 def alive(pid: int) -> bool:
@@ -33,57 +31,66 @@ def alive(pid: int) -> bool:
         return False
 
 
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 1000), max_context=st.integers(1024, 8192), limit=st.integers(1, 20))
-def test_what_is_served_fits_the_model_and_the_budget(seed: int, max_context: int, limit: int):
-    trace = generate("swe-bench", seed % 3, sessions=20)
-    s = Settings(seed=seed, max_context=max_context, served_sessions=limit)
-    served = served_sessions(trace, s)
-    context = served.trace.steps.prompt_tokens + served.trace.steps.output_tokens
-    assert context.max() <= max_context
-    assert 1 <= served.trace.n_sessions <= limit and served.trace.n_steps <= s.served_steps
-    assert served.left_out == trace.n_sessions - served.trace.n_sessions
-    rows = [trace.sessions.session_id.index(i) for i in served.trace.sessions.session_id]
-    before = trace.select(rows)
-    assert np.abs(served.trace.steps.prompt_tokens - before.steps.prompt_tokens * served.length_factor).max() <= 1
-    assert served.trace.steps.tool_s == pytest.approx(before.steps.tool_s * served.time_factor)
-    kv = pool_tokens(served.trace, s)
-    assert kv % s.block_tokens == 0 and kv >= max(context.max(), s.model_len)
+def test_what_is_taken_is_within_the_limits_and_in_one_part_only():
+    s = Settings()
+    trace = generate("webarena", 3, sessions=150)
+    found = material(trace, s)
+    assert set(found.parts) == set(SHARES)
+    ids = [i for part in found.parts.values() for i in part.sessions.session_id]
+    groups = [set(part.sessions.group) for part in found.parts.values()]
+    assert len(ids) == len(set(ids)) and not groups[0] & groups[1] and not groups[2] & (groups[0] | groups[1])
+    assert len(ids) + sum(found.left_out.values()) == trace.n_sessions == found.imported
+    for part in found.parts.values():
+        steps = np.diff(part.session_offsets)
+        waits = np.add.reduceat(part.steps.tool_s + part.steps.think_s, part.session_offsets[:-1])
+        assert steps.min() >= s.steps[0] and steps.max() <= s.steps[1] and waits.max() <= s.longest_wait_s
+        assert (part.steps.prompt_tokens + part.steps.output_tokens).max() <= s.window
 
 
-def test_what_is_searched_on_is_scaled_alike_and_split_by_group():
-    trace = generate("webarena", 3, sessions=60, max_context=32_768)
-    parts = split(trace, {"train": 0.6, "held-out": 0.4}, 1)
-    s = Settings(max_context=2048)
-    served = served_sessions(parts["held-out"], s)
-    found = trained_sessions(parts["train"], served, s)
-    ids = {name: set(part.sessions.session_id) for name, part in found.items()}
-    assert ids["train"] and ids["validation"] and not ids["train"] & ids["validation"]
-    assert ids["train"] | ids["validation"] <= set(parts["train"].sessions.session_id)
-    for part in found.values():
-        before = parts["train"].select([parts["train"].sessions.session_id.index(i) for i in part.sessions.session_id])
-        assert (part.steps.prompt_tokens + part.steps.output_tokens).max() <= s.max_context
-        assert part.steps.tool_s == pytest.approx(before.steps.tool_s * served.time_factor)
-    few = trained_sessions(parts["train"].select([0, 1, 2]), served, s)
-    assert few["train"].sessions.session_id == few["validation"].sessions.session_id
-    with pytest.raises(UserError, match="no training session"):
-        trained_sessions(parts["train"], replace(served, length_factor=100.0), s)
+def test_too_few_sessions_are_refused_with_what_was_left_out_and_why():
+    with pytest.raises(UserError, match=r"has \d+ sessions that the demo can serve.*left out: not of 4 to 20"):
+        material(generate("webarena", 3, sessions=20), Settings())
 
 
-def test_blocks_with_ids_stay_whole_and_too_long_sessions_are_left_out_and_counted():
-    def session(name: str, blocks: int) -> SessionSpec:
-        return SessionSpec(name, 0.0, [StepSpec(64 * blocks, 64, hashes=list(range(blocks)), tool="x", tool_s=8.0),
-                                       StepSpec(64 * blocks + 128, 64, parents=(0,), prefix_step=0,
-                                                prefix_tokens=64 * blocks)])
+def test_transcripts_are_found_where_claude_code_keeps_them_and_never_used_unasked(tmp_path, monkeypatch):
+    monkeypatch.delenv("CLAUDE_CONFIG_DIR", raising=False)
+    assert own.folder(tmp_path) is None
+    place = tmp_path / ".claude" / "projects" / "x"
+    place.mkdir(parents=True)
+    assert own.folder(tmp_path) is None
+    (place / "s.jsonl").write_text("{}\n")
+    assert own.folder(tmp_path) == tmp_path / ".claude" / "projects"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    assert not own.asked(place)  # no terminal: nobody is asked
 
-    trace = build_trace(TraceMeta("t", "generated:t", hash_block_tokens=64), [session("a", 100), session("b", 100_000)])
-    served = served_sessions(trace, replace(Settings(), max_context=1024))
-    assert served.trace.sessions.session_id == ["a"] and served.left_out == 1
-    assert served.length_factor * 64 == int(served.length_factor * 64) >= 1
-    assert served.trace.meta.hash_block_tokens == served.length_factor * 64
-    assert served.time_factor == pytest.approx(0.05)
-    with pytest.raises(UserError, match="no held-out session"):
-        served_sessions(trace.select([1]), replace(Settings(), max_context=1024))
+
+def an_outcome(learned_s: float) -> Outcome:
+    def arm(seconds: float, simulated: float | None) -> dict:
+        return {"tct_mean_s": seconds, "tct_p95_s": 2 * seconds, "ttft_mean_s": 1.5, "recomputed_tokens": 1_500_000,
+                "hit_share": 0.5, "simulated_tct_mean_s": simulated, "tct_s": {"a": seconds, "b": 2 * seconds}}
+
+    facts = {"sessions": {"source": "generated:x", "in_all": 9, "left_out": {"not of 4 to 20 steps": 2}, "train": 3,
+                          "validation": 2, "test": 2},
+             "served": {"sessions": 2, "steps": 8}, "cluster": {"engines": 2, "kv_tokens": 1000, "alive": 2,
+                                                                "window": 500},
+             "says": dict.fromkeys(("stock", BEST, LEARNED, RIVAL), "so"), "stage_seconds": {"x": 1.0},
+             "provenance": {"commit": "c", "device": {"device": "emulated"}}}
+    held = {"stock": {"time_s": [0.0, 1.0], "tokens": [[1, 2], [3, 4]]}}
+    return Outcome(facts, {"stock": arm(100.0, 99.0), BEST: arm(80.0, 81.0), LEARNED: arm(learned_s, 70.0),
+                           RIVAL: arm(90.0, None)}, held)
+
+
+@pytest.mark.parametrize("seconds,words", [(75.0, "25% less than"), (120.0, "20% MORE than")])
+def test_the_page_says_gain_and_loss_alike_and_that_devices_are_emulated(tmp_path, seconds, words):
+    outcome, console = an_outcome(seconds), Console(file=io.StringIO(), width=120)
+    show(outcome, console)
+    write_page(Settings(), outcome, tmp_path / "report.html")
+    screen, page = console.file.getvalue(), (tmp_path / "report.html").read_text()
+    for text in (screen, page):
+        assert words in text and "mulated" in text and "learned here" in text
+    assert ("shortest of all was likely" in page) == (seconds > 80)
+    assert [r[0] for r in rows(outcome)] == ["stock vLLM", "likely (rules)", "learned here", "vLLM Router"]
+    assert "not of 4 to 20 steps" in page and json.dumps("emulated") in page.replace("&quot;", '"')
 
 
 def test_a_trace_of_ones_own_is_read_or_imported_and_a_wrong_one_names_the_way(tmp_path):
@@ -119,17 +126,7 @@ def test_an_error_inside_the_block_stops_the_child_too(tmp_path):
 
 def test_a_failing_stage_says_which_it_is_and_where_its_log_is(tmp_path):
     stages = Stages(tmp_path, Console(file=io.StringIO()), 1)
-    with pytest.raises(StageFailed) as e:
+    with pytest.raises(ProcessFailed) as e:
         stages.call("train", [sys.executable, "-c", "print('the reason'); raise SystemExit(3)"])
     text = str(e.value)
     assert "train" in text and "status 3" in text and str(tmp_path / "train.log") in text and "the reason" in text
-
-
-def test_a_server_that_dies_is_noticed_at_once(tmp_path):
-    s = Settings(folder=tmp_path)
-    server = Server(s, "serve x", "no-such-policy", tmp_path / "none", 6400, tmp_path / "x.log")
-    begin = time.monotonic()
-    with server, pytest.raises(StageFailed, match="before it was ready"):
-        server.ready()
-    assert time.monotonic() - begin < 60
-    assert "no-such-policy" in (tmp_path / "x.log").read_text()

@@ -11,9 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from saga_rl.demo.server import COMMAND
-from saga_rl.demo.settings import free_port
-from saga_rl.demo.stages import Child
+from saga_rl.processes import SERVE, Child, free_port
 from saga_rl.sim.cost import load_profile
 
 AGENTS, CONTEXT, GROWTH, ANSWER, TOOL_S = 4, 20_000, 1_500, 150, 2.0
@@ -26,7 +24,7 @@ def measure(model: Path, engines: int, seconds: float, scale: float, profile: st
     flags = ["--policy", "likely", "--emulate", profile, "--time-scale", str(scale), "--port", str(port), "--host",
              "127.0.0.1", "--data-parallel-size", str(engines), "--disable-uvicorn-access-log"]
     begin = time.monotonic()
-    with Child(f"{engines} engines", [*COMMAND, str(model), *flags], out / f"server-{engines}.log",
+    with Child(f"{engines} engines", [*SERVE, str(model), *flags], out / f"server-{engines}.log",
                {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}) as server:
         asyncio.run(_ready(f"http://127.0.0.1:{port}", server))
         started = time.monotonic() - begin

@@ -19,8 +19,7 @@ from rich.console import Console
 
 from saga_rl.bench.measure import machine
 from saga_rl.bench.servers import KEY, MODEL, Server
-from saga_rl.demo.server import ENVIRONMENT
-from saga_rl.demo.settings import free_port
+from saga_rl.processes import free_port
 
 __all__ = ["machine", "measure"]
 STOCK, OURS = "stock", "saga+"
@@ -31,6 +30,12 @@ FLAGS = ("--host", "127.0.0.1", "--served-model-name", MODEL, "--dtype", "float3
          "--max-model-len", "2080", "--max-num-seqs", "32", "--max-num-batched-tokens", "2048",
          "--disable-uvicorn-access-log")
 AT_ONCE = 12
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
+    # vLLM would bind the threads of both engines to the same core: it knows of one engine a NUMA node.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
+}
+"""Of CPU engines."""
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 
 

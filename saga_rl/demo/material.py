@@ -1,8 +1,7 @@
-"""What the demo works on: a trace, its split, and the held-out sessions brought down to the tiny model's size."""
+"""What the demo works on: sessions of the user's or generated ones, those that five minutes hold, in three parts."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,17 +9,28 @@ import numpy as np
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.importers import import_trace
 from saga_rl.aeg.io import read_trace
-from saga_rl.aeg.scale import scale_lengths
 from saga_rl.aeg.split import split
 from saga_rl.aeg.trace import Trace
 from saga_rl.demo.settings import Settings
 from saga_rl.errors import UserError
 
+SHARES = {"train": 0.45, "validation": 0.25, "test": 0.3}
+
+
+@dataclass(frozen=True)
+class Material:
+    """parts: sessions to search on, to choose by, and to serve; left_out: why and how many sessions are in none."""
+
+    source: str
+    imported: int
+    parts: dict[str, Trace]
+    left_out: dict[str, int]
+
 
 def load(s: Settings) -> Trace:
     """The trace the demo starts from: generated, read, or imported. Raises `UserError`."""
     if s.trace is None:
-        return generate(s.workload, s.seed, sessions=s.sessions)
+        return generate(s.workload, s.seed, sessions=s.generated)
     if s.importer is not None:
         return import_trace(s.importer, s.trace)
     try:
@@ -30,63 +40,24 @@ def load(s: Settings) -> Trace:
         raise UserError(e.where, e.cause, mend) from None
 
 
-@dataclass(frozen=True)
-class Served:
-    """The sessions that the engines serve, and by what they were scaled."""
-
-    trace: Trace
-    length_factor: float
-    time_factor: float
-    left_out: int
-    """Held-out sessions that were not taken: too long for the tiny model, or beyond what ten minutes hold."""
-
-
-def served_sessions(held_out: Trace, s: Settings) -> Served:
-    """Held-out sessions, chosen by the seed, with lengths and times scaled by factors that are stated."""
-    context = held_out.steps.prompt_tokens + held_out.steps.output_tokens
-    longest = np.maximum.reduceat(context, held_out.session_offsets[:-1])
-    steps = np.diff(held_out.session_offsets)
-    block = held_out.meta.hash_block_tokens
-    # Blocks with ids must stay whole; without them any factor will do.
-    finest = 1.0 / block if block else 0.0
-    fits = np.flatnonzero((longest * finest <= s.max_context - 2) & (steps <= s.served_steps // 4))
-    chosen: list[int] = []
-    for i in np.random.default_rng(s.seed).permutation(fits):
-        if len(chosen) < s.served_sessions and int(steps[chosen].sum() + steps[i]) <= s.served_steps:
-            chosen.append(int(i))
-    if not chosen:
-        raise UserError(held_out.meta.name, "has no held-out session that a small model could serve",
-                        "use a trace with shorter sessions")
-    part = held_out.select(chosen, name="served")
-    factor = min(1.0, (s.max_context - 2) / int(longest[chosen].max()))
-    factor = int(factor * block) / block if block else int(1e4 * factor) / 1e4
-    gaps = part.steps.tool_s + part.steps.think_s
-    mean_gap = float(gaps[gaps > 0].mean()) if (gaps > 0).any() else 0.0
-    time_factor = min(1.0, s.mean_gap_s / mean_gap) if mean_gap else 1.0
-    time_factor = float(f"{time_factor:.2g}")
-    return Served(scale_lengths(part, factor, s.max_context, time_factor), factor, time_factor,
-                  held_out.n_sessions - len(chosen))
-
-
-def trained_sessions(train: Trace, served: Served, s: Settings) -> dict[str, Trace]:
-    """Training sessions brought down by the same factors, those that the model holds: to search on and to choose by,
-    no group in both. Of fewer than four groups both are all of them."""
-    context = train.steps.prompt_tokens + train.steps.output_tokens
-    longest = np.maximum.reduceat(context, train.session_offsets[:-1])
-    fits = np.flatnonzero(longest * served.length_factor <= s.max_context - 2)
-    if not len(fits):
-        raise UserError(train.meta.name, "has no training session that a small model could serve",
-                        "use a trace with shorter sessions")
-    part = scale_lengths(train.select(fits.tolist(), name="trained"), served.length_factor, s.max_context,
-                         served.time_factor)
-    if len(set(part.sessions.group)) < 4:
-        return {"train": part, "validation": part}
-    return split(part, {"train": 0.7, "validation": 0.3}, s.seed)
-
-
-def pool_tokens(served: Trace, s: Settings) -> int:
-    """KV tokens of one engine: what its share of the live sessions holds on average (mean context of a step), over
-    `s.pressure`; at least the model's length, which vLLM asks for. Whole blocks."""
-    context = float((served.steps.prompt_tokens + served.steps.output_tokens).mean())
-    want = max(context * s.concurrency / s.engines / s.pressure, s.model_len)
-    return math.ceil(want / s.block_tokens) * s.block_tokens
+def material(trace: Trace, s: Settings) -> Material:
+    """The sessions within the demo's limits, split by group. Raises `UserError` if too few are left."""
+    st, starts = trace.steps, trace.session_offsets[:-1]
+    steps = np.diff(trace.session_offsets)
+    waits = np.add.reduceat(st.tool_s + st.think_s, starts)
+    longest = np.maximum.reduceat(st.prompt_tokens + st.output_tokens, starts)
+    good, left_out = np.ones(trace.n_sessions, bool), {}
+    for why, out in ((f"not of {s.steps[0]} to {s.steps[1]} steps", (steps < s.steps[0]) | (steps > s.steps[1])),
+                     (f"tools and user take more than {s.longest_wait_s:g} s", waits > s.longest_wait_s),
+                     (f"more context than {s.window:,} tokens", longest > s.window)):
+        if n := int((good & out).sum()):
+            left_out[why] = n
+        good &= ~out
+    kept = trace.select(np.flatnonzero(good))
+    if kept.n_sessions < 3 * s.fewest or len(set(kept.sessions.group)) < 3:
+        raise UserError(trace.meta.name, f"has {kept.n_sessions} sessions that the demo can serve in minutes ("
+                        + "; ".join(f"{n} left out: {why}" for why, n in left_out.items()) + ")",
+                        f"give a trace with {3 * s.fewest} such sessions, or run the demo without TRACE; "
+                        "`saga-rl bench` takes any sessions")
+    parts = split(kept, SHARES, s.seed)
+    return Material(trace.meta.source, trace.n_sessions, parts, left_out)

@@ -1,72 +1,120 @@
-"""Show what the ring gave: one table in the terminal, one page with pictures."""
+"""Show what the demo found: one table in the terminal, one page for somebody who has read nothing else."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
-from saga_rl.demo.ring import STOCK, Outcome
+from saga_rl.bench import pictures
+from saga_rl.bench.arms import STOCK
+from saga_rl.demo.ring import BEST, LEARNED, RIVAL, Outcome
 from saga_rl.demo.settings import Settings
-from saga_rl.provenance import provenance
-from saga_rl.report import pictures
 from saga_rl.report.html import Page
 from saga_rl.report.style import png
-from saga_rl.report.tables import comparison, comparison_header, comparison_rows
 
-NAMES = {STOCK: "lru (stock)"}
-
-
-def named(outcome: Outcome) -> dict:
-    return {NAMES.get(k, k): v for k, v in outcome.arms.items()}
+HEAD = ("served by", "mean completion", "of stock", "slowest 5 %", "first token", "computed again", "cached",
+        "simulated")
+NAMES = {STOCK: "stock vLLM", BEST: "likely (rules)", LEARNED: "learned here", RIVAL: "vLLM Router"}
+KIND = "measured, emulated devices"
 
 
-def show(s: Settings, outcome: Outcome, console: Console) -> None:
-    """The table, and in a sentence what it is about."""
-    served, cluster = outcome.facts["served"], outcome.facts["cluster"]
-    title = (f"{served['sessions']} held-out sessions, {served['steps']} steps, lengths x {served['length_factor']:g}, "
-             f"times x {served['time_factor']:g}; {cluster['engines']} vLLM engines x {cluster['kv_tokens']:,} KV "
-             "tokens")
+def rows(outcome: Outcome) -> list[list[str]]:
+    """Cells as `HEAD` names them."""
+    base = outcome.arms[STOCK]["tct_mean_s"]
+    return [[NAMES[name], _s(a["tct_mean_s"]), "1" if name == STOCK else _ratio(a["tct_mean_s"], base),
+             _s(a["tct_p95_s"]), "-" if a["ttft_mean_s"] is None else f"{a['ttft_mean_s']:.1f} s",
+             "-" if a["recomputed_tokens"] is None else f"{a['recomputed_tokens'] / 1e6:.1f}M",
+             "-" if a["hit_share"] is None else f"{a['hit_share']:.0%}", _s(a["simulated_tct_mean_s"])]
+            for name, a in outcome.arms.items()]
+
+
+def _s(x: float | None) -> str:
+    return "-" if x is None else f"{x:.0f} s"
+
+
+def _ratio(x: float | None, base: float | None) -> str:
+    return "-" if x is None or not base else f"{x / base:.2f}"
+
+
+def show(outcome: Outcome, console: Console) -> None:
+    """The table, and in two sentences what it means."""
+    f = outcome.facts
+    table = Table(title=f"{f['served']['sessions']} agent sessions on {f['cluster']['engines']} EMULATED H100s",
+                  title_justify="left", padding=(0, 1, 0, 0))
+    for i, name in enumerate(HEAD):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows(outcome):
+        table.add_row(*row)
     console.print()
-    console.print(comparison(named(outcome), title))
-    error = cluster["profile"]["relative_error_rms"]
-    console.print("One run of each, on this machine: differences of a few percent are noise. Simulated rows use costs "
-                  f"fitted to these engines (relative error {error:.0%}; more means that something else kept the "
-                  "machine busy).", style="dim", soft_wrap=True)
+    console.print(table)
+    for sentence in (_verdict(outcome), _caveat(f)):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def _verdict(outcome: Outcome) -> str:
+    """The result in one sentence, gain or loss."""
+    times = {name: a["tct_mean_s"] for name, a in outcome.arms.items() if a["tct_mean_s"]}
+    base, mine = times.get(STOCK), times.get(LEARNED)
+    if not base or not mine:
+        return "A run failed, so there is no verdict; the logs beside the report say why."
+    change = 1 - mine / base
+    best = min(times, key=times.__getitem__)
+    said = (f"Under the policy that was learned here an agent's task took {mine:.0f} s on average, "
+            + (f"{change:.0%} less than" if change > 0 else f"{-change:.0%} MORE than" if change < 0 else "as long as")
+            + f" under stock vLLM ({base:.0f} s).")
+    return said if best == LEARNED else f"{said} The shortest of all was {NAMES[best]} with {times[best]:.0f} s."
+
+
+def _caveat(f: dict[str, Any]) -> str:
+    return ("One run of each on emulated devices: vLLM is real, the GPUs are not, and differences of a few percent are "
+            "chance.")
 
 
 def write_page(s: Settings, outcome: Outcome, path: Path) -> None:
     """The self-contained report."""
-    f, arms = outcome.facts, named(outcome)
-    served, cluster = f["served"], f["cluster"]
-    page = Page("saga-rl: the ring, once round", provenance(seed=s.seed, trace=s.at("served.parquet"),
-                                                            stage_seconds=f["stage_seconds"], cluster=cluster))
-    page.text(f"From {f['trace']['name']} ({f['trace']['source']}, {f['trace']['sessions']} sessions, of which a part "
-              "was held out) an eviction policy was trained on recorded decisions and judged on held-out sessions in "
-              "the simulator; then order, admission and eviction were searched together with the costs of these "
-              "engines (checkpoint), and the held-out sessions served with real vLLM engines.")
-    page.heading("Served by vLLM, and the same in the simulator")
-    page.text(f"{served['sessions']} held-out sessions ({served['steps']} steps), {cluster['concurrency']} at a time, "
-              f"on {cluster['engines']} engines of {cluster['kv_tokens']:,} KV tokens each, which the live sessions "
-              f"oversubscribe {cluster['pressure']:g} times. Lengths are multiplied by {served['length_factor']:g} and "
-              f"times by {served['time_factor']:g} to suit the model ({cluster['model']}).")
-    page.table(comparison_header(STOCK), comparison_rows(arms))
-    page.text("Measured: wall-clock time of real requests, one run of each policy on one machine. Simulated: the same "
-              "sessions with costs fitted to these engines "
-              f"(relative error {cluster['profile']['relative_error_rms']:.0%}). "
-              "The baseline is lru, which evicts, orders and admits as stock vLLM does.", small=True)
-    page.picture(png(pictures.completion_times({n: {k: list(m["tct_s"].values()) for k, m in by.items()}
-                                                for n, by in arms.items()})),
-                 "Share of sessions done within a time. Solid: measured on vLLM. Dashed: simulated.")
-    page.heading("Tokens computed again, against capacity")
-    page.picture(png(pictures.computed_again(outcome.evaluation["open_loop"])),
-                 "Simulated, open loop: held-out sessions in their own lengths on one engine; every policy plays the "
-                 "same requests. Bélády knows the future; no policy can be below it.")
-    page.heading("Whose KV is in memory")
-    page.picture(png(pictures.occupancy({NAMES.get(k, k): v for k, v in outcome.occupancy.items()},
-                                        cluster["engines"] * cluster["kv_tokens"], cluster["block_tokens"])),
-                 "Simulated, both engines together. A band that vanishes and returns was evicted and computed again.")
-    page.heading("And back to a trace")
-    page.text(f"The engines recorded what they served under the checkpoint: {f['recorded']['sessions']} sessions, "
-              f"{f['recorded']['steps']} steps, read back, validated and simulated ({f['recorded']['source']}).")
+    f, arms = outcome.facts, {NAMES[name]: a for name, a in outcome.arms.items()}
+    served, cluster, sessions = f["served"], f["cluster"], f["sessions"]
+    page = Page("Do your agents finish sooner under another scheduler?", f["provenance"] | {
+        "stage_seconds": f["stage_seconds"], "settings": {"time_scale": s.time_scale, "expiry_s": s.expiry_s,
+                                                           **cluster}})
+    page.text(_verdict(outcome))
+    page.text(_caveat(f) + f" The devices imitate H100s that serve Llama 3.1 8B: each step of vLLM waits as long as a "
+              f"profile of measured kernels says ({s.profile}). No model is computed.")
+    page.heading("What was compared")
+    page.text("An AI agent calls a model, runs a tool, and calls the model again with a longer prompt. While the tool "
+              "runs, the attention state of its prompt (the KV cache) lies idle in GPU memory. When memory is short, "
+              "the server drops somebody's, and has to compute it again when that agent comes back. Which one to drop, "
+              "whose request comes next, and whether to let one more agent in: a scheduling policy decides that.")
+    page.text(f"{served['sessions']} sessions ({served['steps']} calls; source: {sessions['source']}) were played, "
+              f"{cluster['alive']} at a time, against {cluster['engines']} engines with {cluster['kv_tokens']:,} "
+              "tokens of KV cache each, once under each of these:")
+    page.table(("served by", "what it is"), [[NAMES[name], says] for name, says in f["says"].items()])
+    page.heading("What was found")
+    page.table(HEAD, rows(outcome))
+    page.text("mean completion: from a session's start to its last answer, tools included. slowest 5 %: 95 of 100 "
+              "sessions took less. first token: how long a call waits for its answer to begin. computed again: prompt "
+              "tokens that had been computed before and were lost. cached: share of all prompt tokens found in the "
+              "cache. simulated: what our simulator says for the same sessions. Seconds are the devices'.", small=True)
+    page.picture(png(pictures.shares({name: list(a["tct_s"].values()) for name, a in arms.items()}, KIND)),
+                 f"Share of sessions done within a time ({KIND}).")
+    capacity = cluster["engines"] * cluster["kv_tokens"]
+    held = {NAMES[name]: h for name, h in outcome.held.items() if h["time_s"]}
+    if held:
+        page.picture(png(pictures.kv(held, capacity, KIND)),
+                     "KV cache by session over time. A band that narrows was dropped and had to be computed again. The "
+                     f"line is the memory there is ({KIND}).")
+    page.heading("How it was learned")
+    left = "; ".join(f"{n} {why}" for why, n in sessions["left_out"].items())
+    page.text(f"Of {sessions['in_all']} sessions, {sessions['train']} were used to search a policy in the simulator, "
+              f"{sessions['validation']} to choose the best found, and the {sessions['test']} others to judge: no "
+              "session that was served had been seen." + (f" Left out: {left}." if left else ""))
+    page.heading("What to do next")
+    page.text("1. Serve your agents with `saga-rl serve MODEL --policy likely --record served.parquet` (rules, "
+              "nothing to train) and record a day. 2. Search on the recording, as this demo did (docs/search.md). "
+              "3. Measure before you switch: `saga-rl bench served.parquet --arms stock,likely,FOLDER --emulate "
+              "PROFILE` for your GPUs, with repeats and intervals. The learned policy of this demo is in the folder "
+              "learned, beside this page; it was made for this demo's sessions, not for yours.")
     page.write(path)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,30 @@ import numpy as np
 from rich.console import Console
 
 from saga_rl.aeg.io import read_trace, write_trace
-from saga_rl.aeg.scale import delayed
-from saga_rl.aeg.split import split
-from saga_rl.aeg.trace import Trace
-from saga_rl.demo import material
-from saga_rl.demo.server import Server
+from saga_rl.bench import router
+from saga_rl.bench.arms import ARMS, OURS, STOCK, Arm
+from saga_rl.bench.fleet import Fleet, Host
+from saga_rl.bench.judge import judge
+from saga_rl.bench.measure import device
+from saga_rl.bench.plan import Plan, make
+from saga_rl.bench.play import line, play
+from saga_rl.bench.settings import Settings as BenchSettings
+from saga_rl.demo.material import Material, load, material
 from saga_rl.demo.settings import Settings
 from saga_rl.demo.stages import Stages
+from saga_rl.errors import UserError
 from saga_rl.files import write_json
 from saga_rl.policies.presets import preset
 from saga_rl.provenance import provenance
-from saga_rl.runtime.calibrate import measure, profile_from
-from saga_rl.runtime.recorder import journal_folder
-from saga_rl.runtime.replay import progress_bar, run_replay
-from saga_rl.runtime.tiny_model import build_tiny_model
-from saga_rl.sim.cluster import SimResult, simulate
+from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.cost import CostProfile
+from saga_rl.sim.cost import load_profile
 
-STOCK, BEST, LEARNED = "lru", "saga+", "checkpoint"
-OCCUPANCY_SAMPLES = 400
+BEST, LEARNED, RIVAL = "likely", "learned", "router-program"
+FIRST = "likely"
+"""The policy that our server starts with: with `stock` it would have no hooks to change it by."""
 SCRIPTS = Path(__file__).resolve().parents[2] / "training"
-SHIPPED = SCRIPTS.parent / "checkpoints" / "joint"
+SHIPPED = SCRIPTS.parent / "checkpoints" / "joint-hidden"
 
 
 @dataclass
@@ -43,159 +45,135 @@ class Outcome:
     """What the ring gave: everything that the table, the page and results.json are made of."""
 
     facts: dict[str, Any]
-    arms: dict[str, dict[str, dict[str, Any]]]
-    """policy -> `measured`, `simulated` -> metrics, with `tct_s` by session."""
-    evaluation: dict[str, Any]
-    occupancy: dict[str, dict[str, np.ndarray]]
+    arms: dict[str, Any]
+    """By name, as `bench.judge` gives them, with `tct_s` by session and `simulated_tct_mean_s` where it can be."""
+    held: dict[str, Any]
 
 
 def run(s: Settings, console: Console) -> Outcome:
-    """Go round once. Raises `UserError` for bad input and `StageFailed` for a stage that broke; no process survives."""
-    s.at("joint.search.jsonl").unlink(missing_ok=True)
-    for name in ("dataset-v0", "checkpoint", "joint", "evaluation", "tiny", journal_folder("recorded.parquet").name):
+    """Go round once. Raises `UserError` for bad input, `ProcessFailed` for a stage that broke; no process survives."""
+    for name in ("learned", "model"):
         shutil.rmtree(s.at(name), ignore_errors=True)
-    for unfinished in s.folder.glob(".dataset-v0.*"):
-        shutil.rmtree(unfinished, ignore_errors=True)
-    stages = Stages(s.at("logs"), console, 13)
+    for name in ("learned.search.jsonl", "results.json", "report.html"):
+        s.at(name).unlink(missing_ok=True)
+    rival = _rival(console)
+    arms = (Arm(STOCK, "stock", OURS, "vLLM as it is"), Arm(BEST, BEST, OURS, ARMS[BEST].says),
+            Arm(LEARNED, str(s.at("learned").resolve()), OURS, "what the search found on the training sessions"),
+            *((ARMS[RIVAL],) if rival else ()))
+    stages = Stages(s.at("logs"), console, 3 + len(arms))
     with ExitStack() as stack:
-        return _ring(s, stages, stack, console)
+        return _ring(s, arms, stages, stack)
 
 
-def _ring(s: Settings, stages: Stages, stack: ExitStack, console: Console) -> Outcome:
-    with stages.stage("trace", "generating" if s.trace is None else f"reading {s.trace}") as say:
-        trace = material.load(s)
-        parts = split(trace, {"train": s.train_share, "held-out": 1 - s.train_share}, s.seed)
-        for name, part in parts.items():
+def _rival(console: Console) -> bool:
+    try:
+        router.require_installed()
+    except UserError as e:
+        console.print(f"without a rival: {e}", markup=False, highlight=False, soft_wrap=True)
+        return False
+    return True
+
+
+def _ring(s: Settings, arms: tuple[Arm, ...], stages: Stages, stack: ExitStack) -> Outcome:
+    with stages.stage("sessions", "generating" if s.trace is None else f"reading {s.trace}") as say:
+        found = material(load(s), s)
+        for name, part in found.parts.items():
             write_trace(part, s.at(f"{name}.parquet"))
-        say(f"{trace.meta.name}: {trace.n_sessions} sessions, split by group into "
-            + ", ".join(f"{part.n_sessions} {name}" for name, part in parts.items()))
-
-    with stages.stage("model", "held-out sessions brought down to a tiny model") as say:
-        model = build_tiny_model(s.at("tiny"), max_len=s.model_len, seed=s.seed)
-        served = material.served_sessions(parts["held-out"], s)
-        write_trace(served.trace, s.at("served.parquet"))
-        kv = material.pool_tokens(served.trace, s)
-        say(f"{served.trace.n_sessions} held-out sessions, {served.trace.n_steps} steps, lengths x "
-            f"{served.length_factor:g}, times x {served.time_factor:g}, for {s.engines} engines of {kv:,} KV tokens")
-
-    # Two minutes of imports on two cores: the first server starts while the policy learns.
-    server = stack.enter_context(Server(s, f"serve {STOCK}", STOCK, model, kv, stages.log(f"serve-{STOCK}")))
-    _learn(s, stages)
-
-    arms: dict[str, dict[str, dict[str, Any]]] = {}
-    with stages.stage("calibrate", "waiting for the two engines to start") as say:
-        server.ready()
-        say("timing a few prompts on the two engines")
-        samples = asyncio.run(measure(s.url, engines=s.engines, max_batched_tokens=s.max_batched_tokens))
-        profile = profile_from(samples, "this-machine", kv, s.max_batched_tokens)
-        profile.save(s.at("profile.json"))
-        say(f"cost profile fitted, relative error {profile.provenance['relative_error_rms']:.0%}")
-    with stages.stage("search", "order, admission and eviction together, on training sessions with those costs") as say:
-        _search(s, stages, material.trained_sessions(parts["train"], served, s), kv, profile)
-        say(s.at("logs").joinpath("search.log").read_text().splitlines()[-1])
-    recorded, policies = s.at("recorded.parquet"), {STOCK: STOCK, BEST: BEST, LEARNED: str(s.at("joint"))}
-    for name, policy in policies.items():
-        if name != STOCK:
-            with stages.stage(f"start {name}", f"saga-rl serve --policy {policy}"):
-                server = stack.enter_context(Server(s, f"serve {name}", policy, model, kv, stages.log(f"serve-{name}"),
-                                                    record=recorded if name == LEARNED else None))
-                server.ready()
-        arms[name] = {"measured": _replay(s, stages, served.trace, name, console)}
-        server.stop()
-
-    with stages.stage("simulate", "the same sessions in the simulator, with the fitted costs") as say:
-        occupancy = {}
-        for name, policy in policies.items():
-            result = simulated(served.trace, s, kv, profile, policy)
-            ids = served.trace.sessions.session_id
-            arms[name]["simulated"] = result.metrics | {
-                "tct_s": {ids[i]: float(t) for i, t in enumerate(result.tct_s) if np.isfinite(t)}}
-            if result.occupancy is not None:
-                occupancy[name] = result.occupancy
-        again = read_trace(recorded)
-        check = simulated(again, s, kv, profile, STOCK)
-        say(f"the recorded trace imports: {again.n_sessions} sessions, {again.n_steps} steps, "
-            f"{check.metrics['sessions_done']} done in the simulator")
-    facts = _facts(s, stages, trace, served, kv, profile, again)
-    write_json(s.at("results.json"), facts | {"arms": arms, "provenance": provenance(
-        seed=s.seed, trace=s.at("served.parquet"))})
-    return Outcome(facts, arms, _read_json(s.at("evaluation/evaluation.json")), occupancy)
+        say(f"{found.imported} sessions ({found.source}), {sum(found.left_out.values())} left out; split by group into "
+            + ", ".join(f"{part.n_sessions} {name}" for name, part in found.parts.items()))
+    plan = make(_bench(s, arms, found))
+    fleet = stack.enter_context(Fleet(
+        plan.settings, plan.model(s.folder), plan.window, s.folder, len(arms), plan.program, plan.program_config,
+        lambda url: None, lambda text: None))
+    needs = {arm.host: replace(plan.need(arm), policy=FIRST if arm.host == OURS else arm.policy) for arm in arms}
+    # Servers start while the policy is searched: they import for half a minute.
+    starters = stack.enter_context(ThreadPoolExecutor(1))
+    starting = {name: starters.submit(fleet.host, need) for name, need in needs.items()}
+    with stages.stage("search", "order, admission and eviction together, simulated, on the training sessions") as say:
+        _search(s, stages)
+        say(s.at("logs").joinpath("search.log").read_text().splitlines()[-1].removeprefix(f"{s.at('learned')}: "))
+    runs: dict[tuple[str, int], dict[str, Any]] = {}
+    for arm in arms:
+        with stages.stage(f"serve {arm.name}", "waiting for the servers to start") as say:
+            host = starting[arm.host].result()
+            runs[arm.name, 0] = _serve(plan, fleet, host, arm, say)
+    with stages.stage("judge", "the same sessions in the simulator") as say:
+        judged = judge([a.name for a in arms], 1, runs, s.seed)
+        for arm in arms:
+            judged[arm.name]["tct_s"] = runs[arm.name, 0]["tct_s"]
+            judged[arm.name]["simulated_tct_mean_s"] = None if arm.router else _simulated(s, plan, arm)
+        say("the simulator foretold completions of " + ", ".join(
+            f"{a[0]} {a[1]['simulated_tct_mean_s']:.0f} s" for a in judged.items() if a[1]["simulated_tct_mean_s"]))
+    facts = _facts(s, plan, found, arms, stages)
+    held = {name: run["held"] for (name, _), run in runs.items() if run.get("held")}
+    write_json(s.at("results.json"), facts | {"arms": judged})
+    return Outcome(facts, judged, held)
 
 
-def _learn(s: Settings, stages: Stages) -> None:
-    """Collect, train and evaluate by the scripts that a person would run."""
-    script = [sys.executable, "-u"]
-    train, held_out = str(s.at("train.parquet")), str(s.at("held-out.parquet"))
-    # Minari loses its way to a dataset under a relative path.
-    data, out = str(s.at("dataset-v0").resolve()), str(s.at("checkpoint"))
-    with stages.stage("collect", "decisions under several behaviours, in the simulator") as say:
-        stages.call("collect", [*script, str(SCRIPTS / "collect.py"), train, "--out", data, "--pressure", s.pressures,
-                                "--population", str(s.population), "--sessions", str(s.episode_sessions),
-                                "--seed", str(s.seed), "--overwrite"])
-        say("eviction decisions with Belady labels")
-    with stages.stage("train", "pairwise ranking on Belady labels"):
-        stages.call("train", [*script, str(SCRIPTS / "train_offline.py"), data, "--out", out, "--epochs", str(s.epochs),
-                              "--seed", str(s.seed), "--wandb", "offline"])
-    with stages.stage("evaluate", "on held-out sessions, in the simulator, paired seeds"):
-        stages.call("evaluate", [*script, str(SCRIPTS / "evaluate.py"), out, held_out, "--out", str(s.at("evaluation")),
-                                 "--pressure", s.evaluate_pressures, "--population", str(s.population),
-                                 "--seeds", str(s.evaluate_seeds), "--open-seeds", "1"])
+def _bench(s: Settings, arms: tuple[Arm, ...], found: Material) -> BenchSettings:
+    count = min(s.served, found.parts["test"].n_sessions)
+    # A checkpoint's arm cannot be planned before it is there; its servers are those of the others.
+    planned = tuple(replace(a, policy=FIRST) if a.name == LEARNED else a for a in arms)
+    return BenchSettings(
+        arms=tuple(replace(a, name=FIRST) if a.name == LEARNED else a for a in planned),
+        traces=(str(s.at("test.parquet")),), emulate=s.profile, engines=s.engines, kv_tokens=s.kv_tokens,
+        window=s.window, concurrency=min(s.alive, count), repeats=1, sessions=count, time_scale=s.time_scale,
+        expiry_s=s.expiry_s, seed=s.seed)
 
 
-def _search(s: Settings, stages: Stages, parts: dict[str, Trace], kv: int, profile: CostProfile) -> None:
+def _search(s: Settings, stages: Stages) -> None:
     """By the script that a person would run; from the shipped checkpoint on, where it is there."""
-    for name, part in parts.items():
-        write_trace(delayed(part, profile.provenance["request_s"]), s.at(f"search-{name}.parquet"))
     start = ["--start", str(SHIPPED)] if SHIPPED.is_dir() else []
     stages.call("search", [
-        sys.executable, "-u", str(SCRIPTS / "search.py"), str(s.at("search-train.parquet")), "--validation",
-        str(s.at("search-validation.parquet")), "--out", str(s.at("joint")), "--kv-tokens", str(kv),
-        "--profile", str(s.at("profile.json")), "--workers", str(s.engines), "--block-tokens", str(s.block_tokens),
-        "--max-num-seqs", str(s.max_num_seqs), "--max-batched-tokens", str(s.max_batched_tokens),
-        "--population", str(s.concurrency // s.engines), "--sessions", str(s.episode_sessions),
-        "--beside", "placement=least-sessions", "--generations", str(s.generations), "--seed", str(s.seed), *start])
+        sys.executable, "-u", str(SCRIPTS / "search.py"), f"{s.at('train.parquet')}@hidden", "--validation",
+        f"{s.at('validation.parquet')}@hidden", "--out", str(s.at("learned")), "--kv-tokens", str(s.kv_tokens),
+        "--profile", s.profile, "--workers", str(s.engines), "--population", str(s.alive // s.engines),
+        "--sessions", str(s.episode_sessions), "--expiry-s", str(s.expiry_s), "--beside", "placement=least-sessions",
+        "--generations", str(s.generations), "--seed", str(s.seed), "--wandb", "disabled", *start])
 
 
-def _replay(s: Settings, stages: Stages, trace: Trace, name: str, console: Console) -> dict[str, Any]:
-    """Play the held-out sessions against the running server, with a progress bar of its own."""
-    number = len(stages.seconds) + 1
-    with progress_bar(console) as progress:
-        console.print(f"[{number}/{stages.total}] serve {name}: {trace.n_sessions} sessions, {s.concurrency} at a time",
-                      markup=False)
-        result, measured = asyncio.run(run_replay(trace, s.url, concurrency=s.concurrency, block_tokens=s.block_tokens,
-                                                  progress=progress))
-    stages.seconds[f"serve {name}"] = measured.wall_s
-    source = provenance(seed=s.seed, trace=s.at("served.parquet"))
-    write_json(s.at(f"measured-{name}.json"), result | {"provenance": source})
-    for line in result["errors"]:
-        console.print(f"  failed: {line}", markup=False, style="red")
-    return result
+def _serve(plan: Plan, fleet: Fleet, host: Host, arm: Arm, say: Any) -> dict[str, Any]:
+    """Play the test sessions on the arm's servers; its line, as in a bench's journal."""
+    s, trace = plan.settings, plan.traces[0]
+    for server in host.servers:
+        say("the last arm's sessions expire" if host.runs else "an empty cache")
+        if arm.host == OURS:
+            server.become(arm.policy)
+        server.empty(s.expiry_s / s.time_scale + 1.0 if host.runs else 0.0)
+    done = 0
+
+    def watch(event: str) -> None:
+        nonlocal done
+        done += event == "step"
+        say(f"{done} of {trace.n_steps} calls answered")
+
+    shown, measured = play(s, arm, trace, fleet.url(host, arm), f"{arm.name}/", plan.alive, watch)
+    for server in host.servers:
+        server.used()
+    row = line(s, arm, 0, host.runs, plan.pool, trace, measured, shown, host.runs)
+    host.runs += 1
+    f = row["figures"]
+    say(f"{row['failed']} requests FAILED: {row['errors'][0]}" if row["failed"] else
+        f"mean completion {f['tct_mean_s']:.0f} s, first token after {f['ttft_mean_s']:.1f} s")
+    return row
 
 
-def simulated(trace: Trace, s: Settings, kv_tokens: int, profile: CostProfile, policy: str) -> SimResult:
-    """The same cluster in the simulator. What HTTP costs a request, for which it has no term, goes to the tools."""
-    config = SimConfig(workers=s.engines, kv_tokens=kv_tokens, block_tokens=s.block_tokens, max_num_seqs=s.max_num_seqs,
-                       max_batched_tokens=s.max_batched_tokens, profile=profile, population=s.concurrency)
-    return simulate(delayed(trace, profile.provenance["request_s"]), config, preset(policy), seed=s.seed,
-                    occupancy=OCCUPANCY_SAMPLES)
+def _simulated(s: Settings, plan: Plan, arm: Arm) -> float:
+    """Mean completion in the simulator, ends not told and tools named afterwards, as served."""
+    trace = read_trace(s.at("test.parquet")).select(
+        [read_trace(s.at("test.parquet")).sessions.session_id.index(i) for i in plan.traces[0].sessions.session_id])
+    config = SimConfig(workers=s.engines, kv_tokens=plan.pool or s.kv_tokens, profile=load_profile(s.profile),
+                       population=plan.alive, end_hint=False, expiry_s=s.expiry_s)
+    policy = "lru" if arm.name == STOCK else arm.policy
+    return float(np.nanmean(simulate(trace, config, preset(policy), seed=s.seed).tct_s))
 
 
-def _facts(s: Settings, stages: Stages, trace: Trace, served: material.Served, kv: int, profile: CostProfile,
-           again: Trace) -> dict[str, Any]:
+def _facts(s: Settings, plan: Plan, found: Material, arms: tuple[Arm, ...], stages: Stages) -> dict[str, Any]:
+    served = plan.traces[0]
     return {
-        "trace": {"name": trace.meta.name, "source": trace.meta.source, "sessions": trace.n_sessions},
-        "served": {"sessions": served.trace.n_sessions, "steps": served.trace.n_steps,
-                   "length_factor": served.length_factor, "time_factor": served.time_factor,
-                   "held_out_sessions_left_out": served.left_out},
-        "cluster": {"engines": s.engines, "kv_tokens": kv, "block_tokens": s.block_tokens, "concurrency": s.concurrency,
-                    "pressure": s.pressure, "max_num_seqs": s.max_num_seqs, "max_batched_tokens": s.max_batched_tokens,
-                    "model": "random Qwen2, 4 layers of 128, float32, CPU", "profile": profile.provenance},
-        "recorded": {"sessions": again.n_sessions, "steps": again.n_steps, "source": again.meta.source},
-        "stage_seconds": stages.seconds,
-    }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    import json
-
-    return json.loads(path.read_text())
+        "sessions": {"source": found.source, "in_all": found.imported, "left_out": found.left_out,
+                     **{name: part.n_sessions for name, part in found.parts.items()}},
+        "served": {"sessions": served.n_sessions, "steps": served.n_steps},
+        "cluster": {"engines": s.engines, "kv_tokens": plan.pool, "alive": plan.alive, "window": plan.window},
+        "says": {a.name: a.says for a in arms}, "stage_seconds": {k: round(v, 1) for k, v in stages.seconds.items()},
+        "provenance": provenance(seed=s.seed, trace=s.at("test.parquet")) | {"device": device(plan.settings)}}

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-TAIL_LINES = 12
-
-
-class StageFailed(Exception):
-    """A stage did not get to its end; the message says which, and where to read why."""
+from saga_rl.processes import Child
 
 
 class Stages:
@@ -53,37 +45,7 @@ class Stages:
         return self.folder / f"{name}.log"
 
     def call(self, name: str, command: Sequence[str]) -> None:
-        """Run a command to its end, output to the stage's log. Raises `StageFailed`."""
+        """Run a command to its end, output to the stage's log. Raises `ProcessFailed`."""
         with Child(name, command, self.log(name)) as child:
             if child.process.wait() != 0:
                 raise child.failure(f"ended with status {child.process.returncode}")
-
-
-class Child:
-    """A process in a session of its own, so that it and everything it started can be stopped together."""
-
-    def __init__(self, name: str, command: Sequence[str], log: Path, env: dict[str, str] | None = None) -> None:
-        self.name, self.log = name, log
-        with log.open("wb") as out:
-            self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                            start_new_session=True, env=os.environ | (env or {}))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop(grace_s=0.0 if self.process.poll() is not None else 10.0)
-
-    def failure(self, cause: str) -> StageFailed:
-        tail = self.log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
-        return StageFailed(f"{self.name} {cause}; its log is {self.log}, which ends with:\n" + "\n".join(tail))
-
-    def stop(self, grace_s: float = 40.0) -> None:
-        """Ask it to end, and after `grace_s` seconds end whatever is left of its session."""
-        if self.process.poll() is None and grace_s:
-            self.process.send_signal(signal.SIGINT)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(grace_s)
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
