@@ -212,7 +212,7 @@ def test_what_fails_to_start_is_told_with_its_last_lines(tmp_path):
 
 
 def test_a_fleet_that_cannot_start_leaves_no_process(monkeypatch, tmp_path):
-    monkeypatch.setattr(servers, "COMMAND", (sys.executable, "-c", "import sys; print(sys.argv[1:]); sys.exit(3)"))
+    monkeypatch.setattr(servers, "SERVE", (sys.executable, "-c", "import sys; print(sys.argv[1:]); sys.exit(3)"))
     monkeypatch.setattr(servers, "NICE", ())
     s = settings(*ARMS)
     with Fleet(s, "m", 2048, tmp_path, 2, None, None, print, print) as up:
