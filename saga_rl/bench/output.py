@@ -83,7 +83,8 @@ def write_page(plan: Plan, journal: Journal, result: dict[str, Any], path: Path)
         capacity = s.engines * (plan.pool + s.cpu_tokens)
         page.picture(png(pictures.kv(held, capacity, kind)),
                      "First repeat. What each session held at least, as its requests tell: what a step found cached "
-                     "had stayed since the step before it. Colours repeat. The line: all pools"
+                     "had stayed since the step before it. Colours repeat; a text that sessions share counts for each. "
+                     "The line: all pools"
                      + (" and CPU tiers (stock has none)" if s.cpu_tokens else "") + f" ({kind}).")
     if cells := tables.tenant_rows(arms):
         page.heading("By tenant")

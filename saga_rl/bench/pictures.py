@@ -29,7 +29,7 @@ def of_stock(arms: Mapping[str, Mapping[str, Any]], kind: str) -> Any:
         axes.plot(each, [y + 0.22] * len(each), "o", color=colour, markersize=3, alpha=0.6)
     axes.axvline(1.0, color=INK, linewidth=0.8)
     axes.set_yticks(range(len(shown)), [name for name, _ in shown])
-    axes.invert_yaxis()
+    axes.set_ylim(len(shown) - 0.4, -0.6)
     dress(axes, f"Mean completion time, of stock's ({kind}; further left is better)", "", "")
     return figure
 
