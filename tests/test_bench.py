@@ -160,6 +160,11 @@ def test_arms_differ_in_what_their_names_say_and_in_nothing_else():
     words = flags(real, need(real, ARMS["stock"], 3200, 0, 0.0), None, 1)
     assert words[words.index("--num-gpu-blocks-override") + 1] == "801"  # vLLM keeps one
     assert "--emulate" not in words and "--max-model-len" not in words
+    real = settings("stock", "router", emulate=None, model="m", flags=("--tensor-parallel-size", "2"))
+    apart = need(real, ARMS["router"], 3200, 0, 0.0)
+    assert [fleet.environment(real, apart, k, None)["CUDA_VISIBLE_DEVICES"] for k in (0, 1)] == ["0,1", "2,3"]
+    assert fleet.environment(real, apart, 1, "4,5,6,7") == {"CUDA_VISIBLE_DEVICES": "6,7"}
+    assert not fleet.environment(real, need(real, ARMS["stock"], None, 0, 0.0), 0, None)
 
 
 def test_arms_are_named_in_a_list_and_checkpoints_by_their_folder():

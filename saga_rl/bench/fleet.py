@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,9 +15,9 @@ from saga_rl.bench.servers import EMULATED, Need, Server, flags
 from saga_rl.bench.settings import Settings
 from saga_rl.processes import free_port
 
-GIB_A_PROCESS = 1.0
-"""Memory of an API server or an engine on an emulated device, rounded up."""
-SHARE = 0.6
+GIB_A_PROCESS = 0.8
+"""Memory of an API server or an engine on an emulated device."""
+SHARE = 0.65
 """Of the memory that is free when the bench starts."""
 
 
@@ -79,7 +80,7 @@ class Fleet:
                 port = free_port()
                 servers.append(stack.enter_context(Server(
                     name, self.model, flags(self.s, need, self.window, port), port,
-                    self.folder / "logs" / f"{name}.log", need.policy, EMULATED if self.s.emulate else None)))
+                    self.folder / "logs" / f"{name}.log", need.policy, environment(self.s, need, k))))
             for server in servers:
                 server.ready(tick)
             for server in servers:
@@ -103,6 +104,18 @@ class Fleet:
     def stop(self, name: str) -> None:
         """End its processes."""
         self.up.pop(name).stack.close()
+
+
+def environment(s: Settings, need: Need, k: int, visible: str | None = os.environ.get("CUDA_VISIBLE_DEVICES")
+                ) -> dict[str, str]:
+    """Of server k of a host: real servers beside one another get GPUs of their own."""
+    if s.emulate is not None:
+        return EMULATED
+    if need.servers == 1:
+        return {}
+    tp = int(s.flag("--tensor-parallel-size") or s.flag("-tp") or 1)
+    gpus = visible.split(",") if visible else [str(i) for i in range(need.servers * tp)]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[k * tp:(k + 1) * tp])}
 
 
 def hosts_at_once(s: Settings, needs: list[Need]) -> int:

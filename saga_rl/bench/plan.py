@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class Plan:
     program_config: dict[str, Any] | None
     weights: dict[str, str]
     digests: tuple[str, ...]
+    costs: str | None
+    """Digest of the cost profile: a file may change under its name."""
 
     def need(self, arm: Arm) -> Need:
         """The servers of an arm."""
@@ -54,7 +57,7 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """What runs of one journal have in common."""
         return self.settings.identity() | {"alive": self.alive, "window": self.window, "pool": self.pool,
-                                           "trace_sha256": list(self.digests)}
+                                           "trace_sha256": list(self.digests), "costs": self.costs}
 
     def model(self, folder: Path) -> str:
         """The model to serve; an emulated one is written below `folder` if it is not there."""
@@ -96,7 +99,8 @@ def make(s: Settings) -> Plan:
     alive = s.concurrency or _alive(s, traces, costs, pool)
     digests = tuple(sha256(t) for t in s.traces)
     return Plan(s, material, traces, window, pool, whole_pool(traces, s.block_tokens), alive, shape,
-                _token_bytes(s, shape) if s.cpu_tokens else 0.0, program, program_config, weights(s.arms), digests)
+                _token_bytes(s, shape) if s.cpu_tokens else 0.0, program, program_config, weights(s.arms), digests,
+                None if costs is None else hashlib.sha256(costs.vector().tobytes()).hexdigest()[:16])
 
 
 def _model(s: Settings, costs: CostProfile | None) -> tuple[str | None, int | None]:
