@@ -117,15 +117,24 @@ def test_a_request_that_names_no_session_is_a_chain_that_nobody_can_go_on_with()
     assert tracker.chains[served.chain, ch.ENDED] == 2
 
 
-def test_the_tool_that_a_client_names_afterwards_gets_the_latency():
+def test_a_tool_that_is_named_afterwards_leaves_the_return_where_an_end_would_have_been_counted():
+    """Whoever is idle is judged by the row of what is known of it then; so both go there. The graph gets the name."""
     t = Tracker()
-    served = t.arrive(Hints(session="s"), 1.0, 10)
-    t.schedule(served, 1.0)
-    t.finish(served, 2.0, 5)
-    t.arrive(Hints(session="s", tool="web"), 5.0, 20)
-    row = t.tools.codes["web"] + 1
-    assert t.tables.returns[0, row] == 1
-    assert t.tables.returns[0, 0] == 0
+    for now, tool in ((1.0, None), (5.0, "web"), (9.0, "bash")):
+        served = t.arrive(Hints(session="s", tool=tool), now, 10)
+        t.schedule(served, now)
+        t.finish(served, now + 1.0, 5)
+    t.arrive(Hints(session="s", tool="web"), 13.0, 20)
+    assert t.tables.returns[0].tolist() == [3] + [0] * 16 + [3]
+    web, bash = t.tools.codes["web"] + 1, t.tools.codes["bash"] + 1
+    calls = t.tables.calls[0, 0]
+    assert calls[web, bash] == calls[bash, web] == 1
+    assert calls[:, :-2].sum() == 2
+    told = t.arrive(Hints(session="t"), 1.0, 10)
+    t.finish(told, 2.0, 5)
+    assert t.told({"session": "t", "next_tool": "web"})
+    t.arrive(Hints(session="t", tool="web"), 3.0, 20)
+    assert t.tables.returns[0, web] == 1
 
 
 def test_where_clients_announce_ends_a_silent_session_is_waited_for():

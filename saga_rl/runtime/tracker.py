@@ -109,9 +109,9 @@ class Tracker:
     def arrive(self, hints: Hints, now: float, prompt_tokens: int) -> Served:
         """A request is queued."""
         c = self.chain_for(hints, now)
-        if self.chains[c, ch.STEPS] > 0 and hints.tool is not None:
-            self._called(c, self._tool(hints.tool))
         ch.arrive(self.chains, self.tables, W, c, now, prompt_tokens)
+        if self.chains[c, ch.STEPS] > 0 and hints.tool is not None:
+            self._named_late(c, self._tool(hints.tool))
         self.version += 1
         self._arrivals += 1
         return Served(c, hints, now, prompt_tokens, int(self.chains[c, ch.TENANT]), self._arrivals, since_s=now)
@@ -320,6 +320,19 @@ class Tracker:
             for at, n in ((int(row[ch.TOOL]) + 1, -1), (tool + 1, 1)):
                 t.ends[W, at] += n
                 calls[at, -2:] += n
+        row[ch.TOOL] = tool
+
+    def _named_late(self, c: int, tool: int) -> None:
+        """What the chain's last answer called is known only from the request that follows. Its return has been counted
+        under what was known while it was idle, as its end would have been: rates and latencies are always those of
+        chains of which as much was known. (Counted under its name, the returns of chains that nobody could tell apart
+        would leave their row, and their ends stay in it: whoever is idle would look as if it had ended.) Only which tool
+        follows which is corrected."""
+        row = self.chains[c]
+        if row[ch.STEPS] > 1:
+            calls = self.tables.calls[W, int(row[ch.TYPE]), int(row[ch.BEFORE]) + 1]
+            calls[int(row[ch.TOOL]) + 1] -= 1
+            calls[tool + 1] += 1
         row[ch.TOOL] = tool
 
     def _drop(self, c: int) -> None:

@@ -1,0 +1,133 @@
+"""One engine core in virtual time: what `EngineCore.step_with_batch_queue` does, with a device that takes as long as a
+cost profile says. Two batches are under way at once under asynchronous scheduling, one otherwise."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
+
+from saga_rl.runtime.emulate.virtual.lookups import Lookups
+from saga_rl.sim.cost import CostProfile
+
+NAP_S = 1e-3
+"""vLLM's engine loop sleeps so long after a call that ran nothing although requests are left."""
+
+
+@dataclass
+class Batch:
+    """What was sent to the device."""
+
+    out: Any
+    """vLLM's `SchedulerOutput`."""
+    samples: dict[str, bool]
+    """By request: whether a token comes of it."""
+    start_s: float
+    end_s: float
+
+
+@dataclass
+class Answer:
+    """What an engine says of a request: tokens that came, and whether they are its last."""
+
+    name: str
+    tokens: int
+    finished: bool
+
+
+class VirtualEngine:
+    """`go` lets the engine's loop run until it blocks; the caller calls it again at the time that it returns (None: when
+    a request comes). `receive` puts a request before it."""
+
+    def __init__(self, scheduler: Any, profile: CostProfile, depth: int) -> None:
+        self.scheduler, self.profile, self.depth = scheduler, profile, depth
+        self.lookups = Lookups(scheduler)
+        self.inbox: deque[Any] = deque()
+        self.batches: deque[Batch] = deque()
+        """Oldest first."""
+        self.device_free_s = 0.0
+        self.blocked = False
+        """On the oldest batch."""
+        self.iterations = 0
+        self.busy_s = 0.0
+        self.cached: dict[str, int] = {}
+        """Tokens that each request found cached when it first ran."""
+        self._target: dict[str, int] = {}
+        """Tokens known when the request was last taken in: up to there it prefills, beyond it decodes."""
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.batches or self.inbox or self.scheduler.has_requests())
+
+    def receive(self, request: Any) -> None:
+        self.inbox.append(request)
+
+    def finish(self, now: float) -> list[Answer]:
+        """The batch that the loop is blocked on is done."""
+        batch = self.batches.popleft()
+        self.blocked = False
+        ids = list(batch.samples)
+        model = EMPTY_MODEL_RUNNER_OUTPUT if not ids else ModelRunnerOutput(
+            req_ids=ids, req_id_to_index={r: i for i, r in enumerate(ids)},
+            sampled_token_ids=[[0] if batch.samples[r] else [] for r in ids], logprobs=None, prompt_logprobs_dict={},
+            pooler_output=[])
+        hashes = {r: request.block_hashes for r in ids if (request := self.scheduler.requests.get(r)) is not None}
+        outputs = self.scheduler.update_from_output(batch.out, model)
+        answers = [Answer(o.request_id, len(o.new_token_ids), o.finish_reason is not None)
+                   for some in outputs.values() for o in some.outputs]
+        for a in answers:
+            if a.finished:
+                self._target.pop(a.name, None)
+                self.lookups.forget(hashes[a.name])
+        return answers
+
+    def go(self, now: float) -> float | None:
+        """When to call again: `finish` if `blocked` then, else `go`; None if there is nothing to do."""
+        while True:
+            while self.inbox:
+                self.scheduler.add_request(self.inbox.popleft())
+            ran = False
+            if self.scheduler.has_requests():
+                batch = self._send(now)
+                self.batches.append(batch)
+                ran = bool(batch.samples)
+                if len(self.batches) < self.depth and (ran or self.scheduler.has_requests()):
+                    if not ran:
+                        return now + NAP_S
+                    continue
+            elif not self.batches:
+                return None
+            self.blocked = True
+            return max(now, self.batches[0].end_s)
+
+    def _send(self, now: float) -> Batch:
+        s = self.scheduler
+        out = s.schedule()
+        fresh = {r.req_id: r.num_computed_tokens for r in out.scheduled_new_reqs}
+        cached = out.scheduled_cached_reqs
+        again = set(cached.resumed_req_ids)
+        have = fresh | dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        prefill, pairs, context, kv_read, decoding = 0, 0.0, 0, 0, 0
+        for name, n in out.num_scheduled_tokens.items():
+            at = have[name]
+            if name in fresh or name in again:
+                self._target[name] = s.requests[name].num_tokens
+                self.cached.setdefault(name, at)
+            if at < self._target[name]:
+                prefill += n
+                pairs += n * (at + 0.5 * n)
+                context += at
+            else:
+                decoding += 1
+                kv_read += at
+        if not out.num_scheduled_tokens:
+            return Batch(out, {}, now, now)
+        self.iterations += 1
+        start = max(now, self.device_free_s)
+        seconds = self.profile.seconds(prefill, pairs, context, kv_read, decoding)
+        self.busy_s += seconds
+        self.device_free_s = start + seconds
+        samples = {name: not s.requests[name].is_prefill_chunk for name in out.num_scheduled_tokens}
+        return Batch(out, samples, start, self.device_free_s)

@@ -1,0 +1,78 @@
+"""One of vLLM's schedulers with the limits of a `SimConfig`, stock or ours, on a clock of the caller's."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from copy import copy
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+for _name, _value in (("VLLM_LOGGING_LEVEL", "ERROR"), ("HF_HUB_OFFLINE", "1"), ("VLLM_NO_USAGE_STATS", "1")):
+    os.environ.setdefault(_name, _value)
+
+import torch  # noqa: E402
+from vllm import SamplingParams  # noqa: E402
+from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig  # noqa: E402
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec  # noqa: E402
+from vllm.v1.request import Request  # noqa: E402
+from vllm.v1.structured_output import StructuredOutputManager  # noqa: E402
+
+from saga_rl.policies.base import PolicySet  # noqa: E402
+from saga_rl.runtime.scheduler import SagaScheduler, SagaSyncScheduler  # noqa: E402
+from saga_rl.runtime.tiny_model import build_tiny_model  # noqa: E402
+from saga_rl.sim.config import SimConfig  # noqa: E402
+
+MAX_LEN = 1 << 21
+PATIENT_S = 1e6
+"""Budget of one decision: the machine's speed must not decide what a policy's fallback does."""
+
+
+@cache
+def _shared() -> VllmConfig:
+    with tempfile.TemporaryDirectory() as folder:
+        model = build_tiny_model(Path(folder), layers=1, max_len=MAX_LEN)
+        scheduler = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=64, max_model_len=MAX_LEN,
+                                    enable_chunked_prefill=True, is_encoder_decoder=False, async_scheduling=False)
+        return VllmConfig(
+            scheduler_config=scheduler, device_config=DeviceConfig(device="cpu"),
+            model_config=ModelConfig(model=str(model), skip_tokenizer_init=True, dtype="float32", seed=0,
+                                     max_model_len=MAX_LEN),
+            cache_config=CacheConfig(block_size=16, enable_prefix_caching=True))
+
+
+def make_scheduler(config: SimConfig, policies: PolicySet, clock: Callable[[], float], asynchronous: bool = True,
+                   **saga: Any) -> Any:
+    """A scheduler of ours. asynchronous: as on a GPU; saga: further keys of `SagaConfig`."""
+    vllm = copy(_shared())
+    vllm.scheduler_config, vllm.cache_config = copy(vllm.scheduler_config), copy(vllm.cache_config)
+    limits = {"max_num_seqs": config.max_num_seqs, "max_num_batched_tokens": config.batched_tokens,
+              "scheduler_reserve_full_isl": config.reserve_full_prompt, "async_scheduling": asynchronous}
+    for name, value in limits.items():
+        setattr(vllm.scheduler_config, name, value)
+    vllm.cache_config.block_size = config.block_tokens
+    vllm.cache_config.num_gpu_blocks = config.pool_blocks + 1  # one is vLLM's null block
+    vllm.additional_config = {"saga": {"expiry_s": config.expiry_s, "budget_s": PATIENT_S, **saga}}
+    base = SagaScheduler if asynchronous else SagaSyncScheduler
+    cls: Any = type("Virtual" + base.__name__, (base,), {"clock": staticmethod(clock)})
+    spec = FullAttentionSpec(block_size=config.block_tokens, num_kv_heads=1, head_size=1, dtype=torch.float32)
+    pool = KVCacheConfig(num_blocks=config.pool_blocks + 1, kv_cache_tensors=[],
+                         kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)])
+    with patch("saga_rl.runtime.scheduler.policies_of", lambda _: policies):
+        return cls(vllm_config=vllm, kv_cache_config=pool, structured_output_manager=StructuredOutputManager(vllm),
+                   block_size=config.block_tokens, hash_block_size=config.block_tokens)
+
+
+def make_request(name: str, prompt_tokens: int, output_tokens: int, hasher: Any, session: str,
+                 extra: dict[str, Any]) -> Request:
+    """A request that answers `output_tokens` tokens. Its tokens are all the same: `hasher` says what they are."""
+    params = SamplingParams(max_tokens=output_tokens, ignore_eos=True)
+    params.update_from_generation_config({}, 2)
+    params.extra_args = extra
+    request = Request(request_id=name, prompt_token_ids=[0] * prompt_tokens, sampling_params=params,
+                      pooling_params=None, block_hasher=hasher)
+    request.session_id = session  # type: ignore[attr-defined]
+    return request

@@ -1,0 +1,84 @@
+"""vLLM's real scheduler with our policies in virtual time (`runtime.emulate.virtual`) beside the simulator: equal to the
+last step where the runtime is given what the simulator supposes, close where it has what it has in service."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from saga_rl.aeg.generators import generate
+from saga_rl.aeg.scale import scale_lengths
+from saga_rl.aeg.trace import Trace
+from saga_rl.policies.presets import preset
+from saga_rl.runtime.replay_drive import DriveOptions, _Drive
+from saga_rl.sim.cluster import simulate
+from saga_rl.sim.config import SimConfig
+from saga_rl.sim.cost import CostProfile
+
+virtual = pytest.importorskip("saga_rl.runtime.emulate.virtual", reason="vLLM is not installed",
+                              exc_type=ImportError)
+pytestmark = pytest.mark.vllm
+PROFILE = CostProfile("unit", base_s=0.01, per_prefill_token_s=1e-4, per_kv_token_s=1e-7, per_seq_s=1e-4,
+                      per_attn_s=1e-8, per_context_s=1e-7, max_batched_tokens=256)
+
+
+def sessions(seed: int = 5, n: int = 10) -> Trace:
+    """Tools are named, and take from a tenth of a second to minutes, so that it matters which one runs."""
+    return scale_lengths(generate("swe-bench", seed, sessions=n, rate_per_min=60), 1 / 32, time_factor=1 / 16)
+
+
+def config(trace: Trace, workers: int = 1, contexts: float = 2.0, population: int = 6) -> SimConfig:
+    longest = int((trace.steps.prompt_tokens + trace.steps.output_tokens).max())
+    return SimConfig(workers=workers, kv_tokens=int(contexts * longest), max_num_seqs=16, profile=PROFILE,
+                     population=population, end_hint=False, expiry_s=30.0)
+
+
+def steps_that_differ(trace: Trace, sim: SimConfig, played: virtual.Played, name: str) -> int:
+    steps = simulate(trace, sim, preset(name), slo=False).steps
+    return int((np.abs(steps["done_s"] - played.steps["done_s"]) > 1e-5).sum()
+               + (steps["cached_tokens"] != played.steps["cached_tokens"]).sum())
+
+
+@pytest.mark.parametrize("name", ["lru", "likely"])
+def test_told_what_the_simulator_supposes_the_real_scheduler_does_the_same(name):
+    """One batch at a time, requests told when they come, the called tool named with the request that calls it."""
+    trace = sessions()
+    sim = config(trace)
+    played = virtual.play(trace, virtual.VirtualConfig(sim, asynchronous=False, at_once=True, next_tool=True),
+                          preset(name))
+    assert played.counts["evicted/idle"] > 0
+    assert steps_that_differ(trace, sim, played, name) == 0
+
+
+def test_tools_that_are_named_afterwards_serve_as_well_as_tools_that_nobody_names():
+    """Returns were once counted under the name that came with them and ends under none: all that was idle looked as if
+    it had ended, and admission kept no room for it."""
+    trace = sessions()
+    sim = config(trace)
+    played = virtual.play(trace, virtual.VirtualConfig(sim, asynchronous=False, at_once=True), preset("likely"))
+    assert steps_that_differ(trace, replace(sim, tool_names=False), played, "likely") == 0
+
+
+@pytest.mark.parametrize("name", ["lru", "likely"])
+def test_two_asynchronous_engines_are_close_to_the_simulator_and_repeat_to_the_bit(name):
+    trace = sessions()
+    sim = replace(config(trace, workers=2, population=8), tool_names=False)
+    first, again = (virtual.play(trace, virtual.VirtualConfig(sim), preset(name)) for _ in range(2))
+    assert first.done_s.tolist() == again.done_s.tolist()
+    told = simulate(trace, sim, preset(name), slo=False)
+    assert first.figures()["tct_mean_s"] == pytest.approx(told.metrics["tct_mean_s"], rel=0.1)
+
+
+def test_clients_say_what_the_replay_says():
+    trace = sessions(n=3)
+    run = virtual.cluster._Run(trace, virtual.VirtualConfig(config(trace), next_tool=True), preset("lru"),
+                               lambda *_: None)
+    run.begin_s[:] = 0.0
+    drive = _Drive(trace, None, DriveOptions("m", ends=False), lambda event: None)  # type: ignore[arg-type]
+    drive.t0, drive.now = 0.0, lambda: 0.0  # type: ignore[method-assign]
+    drive.m.start_s[:] = 0.0
+    for row in range(trace.n_steps):
+        s = int(trace.steps.session[row])
+        assert run._hints(s, row) == drive.hints(s, row, int(run.readers[row]))
