@@ -76,6 +76,12 @@ def demand(trace: Trace, alive: int, engines: int, profile: CostProfile, block: 
     return live_tokens(trace, steps["ready_s"], steps["done_s"], engines, block)
 
 
+def makespan_s(trace: Trace, alive: int, engines: int, pool: int, profile: CostProfile, block: int) -> float:
+    """Seconds that a run of stock takes in simulation."""
+    config = SimConfig(workers=engines, kv_tokens=pool, block_tokens=block, profile=profile, population=alive)
+    return float(np.nanmax(simulate(trace, config, preset("lru"), slo=False).steps["done_s"]))
+
+
 def concurrency_for(load: float, traces: Sequence[Trace], engines: int, pool: int, profile: CostProfile,
                     block: int) -> int:
     """The sessions alive at once whose demand is nearest to `load` times all pools. Raises `UserError` where even all

@@ -12,7 +12,7 @@ from typing import Any
 from saga_rl.aeg.trace import Trace
 from saga_rl.bench import router
 from saga_rl.bench.arms import Arm, weights
-from saga_rl.bench.demand import concurrency_for, whole_pool
+from saga_rl.bench.demand import concurrency_for, makespan_s, whole_pool
 from saga_rl.bench.material import Material, draw, load, longest_contexts
 from saga_rl.bench.servers import Need, need
 from saga_rl.bench.settings import Settings
@@ -49,6 +49,8 @@ class Plan:
     digests: tuple[str, ...]
     costs: str | None
     """Digest of the cost profile: a file may change under its name."""
+    run_s: float | None
+    """Real seconds that a run of stock takes, from simulation; None: not known."""
 
     def need(self, arm: Arm) -> Need:
         """The servers of an arm."""
@@ -98,9 +100,12 @@ def make(s: Settings) -> Plan:
         window = s.window
     alive = s.concurrency or _alive(s, traces, costs, pool)
     digests = tuple(sha256(t) for t in s.traces)
+    run_s = None
+    if costs is not None and pool is not None:
+        run_s = makespan_s(traces[0], alive, s.engines, pool, costs, s.block_tokens) / s.time_scale
     return Plan(s, material, traces, window, pool, whole_pool(traces, s.block_tokens), alive, shape,
                 _token_bytes(s, shape) if s.cpu_tokens else 0.0, program, program_config, weights(s.arms), digests,
-                None if costs is None else hashlib.sha256(costs.vector().tobytes()).hexdigest()[:16])
+                None if costs is None else hashlib.sha256(costs.vector().tobytes()).hexdigest()[:16], run_s)
 
 
 def _model(s: Settings, costs: CostProfile | None) -> tuple[str | None, int | None]:
@@ -184,4 +189,13 @@ def described(plan: Plan) -> list[str]:
                + (f", {s.time_scale:g} device seconds in one real one" if s.time_scale != 1 else ""))
     out.append(f"{s.repeats} repeats of {len(s.arms)} arms: {', '.join(a.name for a in s.arms)}; ends of sessions are "
                f"{'told' if s.ends else 'not told'}")
+    if plan.run_s is not None:
+        runs = s.repeats * len(s.arms)
+        out.append(f"a run takes about {_time(plan.run_s)}, all {runs} about {_time(plan.run_s * runs)} and the "
+                   "starts of servers (simulated, stock)")
     return out
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else (
+        f"{seconds / 3600:.1f} h")
