@@ -202,7 +202,8 @@ def test_a_text_is_encoded_and_ids_come_first():
 
 
 @pytest.mark.parametrize("extra", [{"saga_answer_ids": [1, 4096]}, {"saga_answer_ids": [-1]}, {"saga_answer_ids": 7},
-                                   {"saga_answer_ids": ["x"]}, {"saga_answer_ids": None}, {"saga_fault": "explode"},
+                                   {"saga_answer_ids": ["x"]}, {"saga_answer_ids": None},
+                                   {"saga_answer_ids": [math.inf]}, {"saga_fault": "explode"},
                                    {"saga_answer": "\u20ac" * 2}, {}, None])
 def test_what_cannot_be_read_is_no_prescription_and_no_failure(extra):
     a = answer(extra)

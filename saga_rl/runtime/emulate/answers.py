@@ -59,7 +59,7 @@ def _prescribed(extra: dict[str, Any], vocab: int, encode: Callable[[str], list[
             ids = encode(str(extra[TEXT]))
         else:
             return None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # also what JSON's Infinity becomes
         return None
     return ids if all(0 <= x < vocab for x in ids) else None
 
