@@ -44,7 +44,8 @@ test: setup ## every test
 # everything but a forward pass works there.
 VERSION ?= 0.33.0
 VLLM := .venv-vllm-$(VERSION)
-VLLM_TESTS := $(filter-out tests/test_runtime_loop.py,$(wildcard tests/test_runtime_*.py tests/test_http_*.py)) \
+VLLM_TESTS := $(filter-out tests/test_runtime_loop.py,\
+	$(wildcard tests/test_runtime_*.py tests/test_http_*.py tests/test_emulate_*.py)) \
 	tests/test_sim_vs_scheduler.py tests/test_skew.py tests/test_skew_pool.py
 # Of them, on a CUDA wheel: all but those that start engines on the CPU.
 VLLM_SELECT := -m "not vllm"
