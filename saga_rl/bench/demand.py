@@ -17,8 +17,8 @@ from saga_rl.sim.cost import CostProfile
 F64 = NDArray[np.float64]
 
 
-def live_tokens(trace: Trace, sent_s: F64, done_s: F64, engines: int, block: int) -> float:
-    """KV tokens that live chains hold, averaged over the time in which new sessions still start.
+def live_tokens(trace: Trace, sent_s: F64, done_s: F64, engines: int, block: int, at_least_s: float = 0.0) -> float:
+    """KV tokens that live chains hold, averaged while new sessions still start, and until `at_least_s`.
 
     sent_s, done_s: (n_steps,) seconds. A chain (one agent of a session) holds the whole blocks of its step's context
     from the sending of the step to that of its next, the last step's until that is done. A text that chains share
@@ -43,7 +43,7 @@ def live_tokens(trace: Trace, sent_s: F64, done_s: F64, engines: int, block: int
         changes.append((np.array([sent_s[root[users]].min(), ends[users].max()]), np.array([size, -size])))
     starts = np.minimum.reduceat(sent_s, trace.session_offsets[:-1])
     return _mean(np.concatenate([c[0] for c in changes]), np.concatenate([c[1] for c in changes]),
-                 float(sent_s.min()), float(starts.max()))
+                 float(sent_s.min()), max(float(starts.max()), at_least_s))
 
 
 def chains(trace: Trace) -> NDArray[np.int64]:
@@ -73,7 +73,9 @@ def demand(trace: Trace, alive: int, engines: int, profile: CostProfile, block: 
     config = SimConfig(workers=engines, kv_tokens=whole_pool([trace], block), block_tokens=block, profile=profile,
                        population=alive)
     steps = simulate(trace, config, preset("lru"), slo=False).steps
-    return live_tokens(trace, steps["ready_s"], steps["done_s"], engines, block)
+    ends = np.maximum.reduceat(steps["done_s"], trace.session_offsets[:-1])
+    # Until the first is over, where all start at once.
+    return live_tokens(trace, steps["ready_s"], steps["done_s"], engines, block, float(np.nanmin(ends)))
 
 
 def makespan_s(trace: Trace, alive: int, engines: int, pool: int, profile: CostProfile, block: int) -> float:
