@@ -1,5 +1,5 @@
-"""vLLM's real scheduler with our policies in virtual time (`runtime.emulate.virtual`) beside the simulator: equal to the
-last step where the runtime is given what the simulator supposes, close where it has what it has in service."""
+"""vLLM's real scheduler with our policies in virtual time (`runtime.emulate.virtual`) beside the simulator: equal to
+the last step where the runtime is given what the simulator supposes, close where it has what it has in service."""
 
 from __future__ import annotations
 

@@ -326,8 +326,8 @@ class Tracker:
         """What the chain's last answer called is known only from the request that follows. Its return has been counted
         under what was known while it was idle, as its end would have been: rates and latencies are always those of
         chains of which as much was known. (Counted under its name, the returns of chains that nobody could tell apart
-        would leave their row, and their ends stay in it: whoever is idle would look as if it had ended.) Only which tool
-        follows which is corrected."""
+        would leave their row, and their ends stay in it: whoever is idle would look as if it had ended.) Only which
+        tool follows which is corrected."""
         row = self.chains[c]
         if row[ch.STEPS] > 1:
             calls = self.tables.calls[W, int(row[ch.TYPE]), int(row[ch.BEFORE]) + 1]

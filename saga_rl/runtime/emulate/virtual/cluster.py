@@ -6,6 +6,7 @@ import heapq
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class Played:
         return {"tct_mean_s": float(tct.mean()), "tct_p95_s": float(np.quantile(tct, 0.95)),
                 "ttft_mean_s": float(ttft.mean()), "ttft_p95_s": float(np.quantile(ttft, 0.95)),
                 "hit_share": float(self.steps["cached_tokens"].sum() / self.prompt_tokens),
-                "preemptions": float(self.steps["preemptions"].sum())}
+                "preemptions": self.counts.get("preemptions", 0.0)}
 
 
 def play(trace: Trace, config: VirtualConfig, policies: PolicySet,
@@ -128,7 +129,7 @@ class _Run:
         for row in range(int(trace.session_offsets[s]), int(trace.session_offsets[s + 1])):
             self.times["ready_s"][row] = self.now
             if self.pending[row] == 0:
-                self.at(self.now, CLIENT, lambda row=row: self._send(row))
+                self.at(self.now, CLIENT, partial(self._send, row))
 
     def _send(self, row: int) -> None:
         t, trace = self.trace.steps, self.trace
@@ -141,7 +142,7 @@ class _Run:
         self.router.book(str(row), hints, prompt, w, self.now)
         self.worker[row] = w
         request = make_request(str(row), prompt, int(t.output_tokens[row]), self.content.hasher(row), session, extra)
-        self.at(self.now + self.config.request_s, SENT, lambda: self._arrive(w, request))
+        self.at(self.now + self.config.request_s, SENT, partial(self._arrive, w, request))
 
     def _hints(self, s: int, row: int) -> dict[str, Any]:
         """As `replay_drive` gives them."""
@@ -176,7 +177,7 @@ class _Run:
             ready[kid] = max(ready[kid], self.now + gap)
             self.pending[kid] -= 1
             if self.pending[kid] == 0:
-                self.at(float(ready[kid]), CLIENT, lambda kid=kid: self._send(kid))
+                self.at(float(ready[kid]), CLIENT, partial(self._send, kid))
         self.steps_done += 1
         self.watch(self.steps_done, self.trace.n_steps)
         self.left[s] -= 1
@@ -198,7 +199,7 @@ class _Run:
         self.going[w] = when is not None
         if when is not None:
             kind, call = (FINISH, self._finish) if self.engines[w].blocked else (GO, self._go)
-            self.at(when, kind, lambda: call(w))
+            self.at(when, kind, partial(call, w))
 
     def _go(self, w: int) -> None:
         self._wake(w, self.engines[w].go(self.now))
@@ -206,7 +207,7 @@ class _Run:
     def _finish(self, w: int) -> None:
         answers = self.engines[w].finish(self.now)
         for a in answers:
-            self.at(self.now + self.config.answer_s, CLIENT, lambda a=a: self._heard(a))
+            self.at(self.now + self.config.answer_s, CLIENT, partial(self._heard, a))
         self._wake(w, self.now)
 
     def _heard(self, a: Answer) -> None:
@@ -229,8 +230,7 @@ class _Run:
                 counts[k] = counts.get(k, 0.0) + float(v)
             e.scheduler.shutdown()
         steps = {"worker": self.worker, **self.times,
-                 "cached_tokens": np.array([cached[str(i)] for i in range(n)], np.int64),
-                 "preemptions": np.array([counts.get("preemptions", 0)] + [0] * (n - 1))}
+                 "cached_tokens": np.array([cached[str(i)] for i in range(n)], np.int64)}
         return Played(steps, self.begin_s, self.done_s, int(self.trace.steps.prompt_tokens.sum()), counts)
 
 

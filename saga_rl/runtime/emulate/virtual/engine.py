@@ -38,8 +38,8 @@ class Answer:
 
 
 class VirtualEngine:
-    """`go` lets the engine's loop run until it blocks; the caller calls it again at the time that it returns (None: when
-    a request comes). `receive` puts a request before it."""
+    """`go` lets the engine's loop run until it blocks; the caller calls again at the time that it returns (None: when a
+    request comes). `receive` puts a request before it."""
 
     def __init__(self, scheduler: Any, profile: CostProfile, depth: int) -> None:
         self.scheduler, self.profile, self.depth = scheduler, profile, depth

@@ -74,5 +74,5 @@ def make_request(name: str, prompt_tokens: int, output_tokens: int, hasher: Any,
     params.extra_args = extra
     request = Request(request_id=name, prompt_token_ids=[0] * prompt_tokens, sampling_params=params,
                       pooling_params=None, block_hasher=hasher)
-    request.session_id = session  # type: ignore[attr-defined]
+    request.session_id = session
     return request

@@ -1,0 +1,198 @@
+"""The fidelity table: what the simulator foretells beside what vLLM's real asynchronous scheduler does in virtual time.
+
+    python benchmarks/emulation.py DATA --out DIR [--source weka --source katas] [--policy likely ...]
+        [--over 1.4 --over 2.5 --over 4] [--engines 2 --engines 8] [--sessions 25] [--jobs 2]
+
+Recorded sessions in full length (DATA: the folder of the collections), a closed population, ends hidden, tools named by
+the request that follows them. A row: policy x oversubscription x engines. The pool is the profile's; the population is
+what makes the KV that live sessions would hold so many times what the engines have. The simulator is told that it never
+hears a tool's name, which is what a late name is worth (`Tracker.arrive`). DIR gets a file for each row, so that a run
+that was cut short goes on where it was, and `emulation.json` and `emulation.md` in the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from typer import Argument, Option
+
+from saga_rl.aeg.importers import import_trace
+from saga_rl.aeg.trace import Trace
+from saga_rl.env.episodes import demand_tokens
+from saga_rl.errors import UserError
+from saga_rl.files import atomic, write_json
+from saga_rl.policies.presets import preset
+from saga_rl.provenance import provenance
+from saga_rl.sim.cluster import simulate
+from saga_rl.sim.config import SimConfig
+from saga_rl.sim.cost import load_profile
+
+SOURCES = {"weka": "weka_claude_code/traces.jsonl.gz", "katas": "claude_code_katas/calls.jsonl.gz"}
+FIGURES = ("tct_mean_s", "tct_p95_s", "hit_share")
+LIMITS = {"tct_mean_s": 0.03, "tct_p95_s": 0.05, "hit_share": 0.01}
+"""What counts as agreement: the first two relative, the share absolute."""
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table."""
+
+    source: str
+    policy: str
+    over: float
+    engines: int
+    sessions: int
+    """At least; as many as the population needs if that is more."""
+    steps: tuple[int, int]
+    context: int
+    profile: str
+    gap_s: float
+    """Pauses are cut to so many seconds; 0 = as recorded."""
+    asynchronous: bool
+
+    @property
+    def name(self) -> str:
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:10]
+        return f"{self.source}-{Path(self.policy).name}-{self.over:g}x-{self.engines}-{digest}"
+
+
+@cache
+def collection(data: str, source: str) -> Trace:
+    return import_trace(source, Path(data) / SOURCES[source])
+
+
+def workload(data: str, cell: Cell) -> tuple[Trace, SimConfig, float]:
+    """Sessions, cluster, and the oversubscription that its population comes to."""
+    trace = collection(data, cell.source)
+    n = np.diff(trace.session_offsets)
+    total = trace.steps.prompt_tokens + trace.steps.output_tokens
+    longest = np.maximum.reduceat(total, trace.session_offsets[:-1])
+    profile = load_profile(cell.profile)
+    fits = np.flatnonzero((n >= cell.steps[0]) & (n <= cell.steps[1])
+                          & (longest <= min(cell.context, profile.kv_tokens)))
+    if not len(fits):
+        raise UserError(f"{cell.source}", "has no such sessions", "allow more steps or longer contexts")
+    config = SimConfig(workers=cell.engines, kv_tokens=profile.kv_tokens, profile=profile, end_hint=False,
+                       tool_names=False)
+    have = cell.engines * profile.kv_tokens
+    population, chosen = 8, trace
+    for _ in range(6):  # the demand of a session depends on how many there are, and a little on which
+        chosen = trace.select(fits[:max(cell.sessions, population + 1)])
+        population = min(population, chosen.n_sessions)
+        if cell.gap_s:
+            steps = chosen.steps
+            chosen = replace(chosen, steps=replace(steps, tool_s=np.minimum(steps.tool_s, cell.gap_s),
+                                                   think_s=np.minimum(steps.think_s, cell.gap_s)))
+        each = demand_tokens(chosen, replace(config, population=population)) / population
+        wanted = max(round(cell.over * have / each), 1)
+        if wanted == population:
+            break
+        population = min(wanted, len(fits))
+    population = min(population, chosen.n_sessions)
+    config = replace(config, population=population)
+    return chosen, config, demand_tokens(chosen, config) / have
+
+
+def measure(data: str, cell: Cell) -> dict[str, Any]:
+    """Both sides of one row."""
+    from saga_rl.runtime.emulate.virtual import VirtualConfig, play
+
+    started = time.perf_counter()
+    trace, config, over = workload(data, cell)
+    policies = preset(cell.policy)
+    sim = simulate(trace, config, policies, slo=False).metrics
+    simulated_s = time.perf_counter() - started
+    played = play(trace, VirtualConfig(config, asynchronous=cell.asynchronous), policies)
+    real = played.figures()
+    kept = ("iterations", "busy_s", "migrations", "let in starving", "expired")
+    return {"cell": asdict(cell), "sessions": trace.n_sessions, "llm_steps": trace.n_steps,
+            "population": config.population, "oversubscription": over,
+            "simulated": {k: float(sim[k]) for k in FIGURES}, "real": real,
+            "difference": differences(sim, real), "counts": {k: played.counts.get(k, 0.0) for k in kept},
+            "failures": {k: v for k, v in played.counts.items() if k.startswith(("failed/", "fallback/")) and v},
+            "seconds": {"simulator": simulated_s, "both": time.perf_counter() - started}}
+
+
+def differences(sim: dict[str, Any], real: dict[str, float]) -> dict[str, float]:
+    """Real against simulated: relative for times, absolute for the share."""
+    return {k: real[k] - float(sim[k]) if k == "hit_share" else real[k] / float(sim[k]) - 1.0 for k in FIGURES}
+
+
+def agrees(row: dict[str, Any]) -> bool:
+    return all(abs(row["difference"][k]) <= limit for k, limit in LIMITS.items())
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    out = ["| sessions | policy | over | engines | simulated mean / P95, cached | real scheduler | mean | P95 | cached "
+           "| |",
+           "|---|---|---|---|---|---|---|---|---|---|"]
+    for r in rows:
+        c, d = r["cell"], r["difference"]
+        sides = [f"{x['tct_mean_s']:,.1f} / {x['tct_p95_s']:,.1f} s, {x['hit_share']:.3f}"
+                 for x in (r["simulated"], r["real"])]
+        out.append(f"| {c['source']} ({r['sessions']}, {r['population']} alive) | {c['policy']} | "
+                   f"{r['oversubscription']:.2f}x | {c['engines']} | {sides[0]} | {sides[1]} | "
+                   f"{d['tct_mean_s']:+.1%} | {d['tct_p95_s']:+.1%} | {d['hit_share']:+.3f} | "
+                   f"{'' if agrees(r) else 'apart'} |")
+    return "\n".join(out) + "\n"
+
+
+def main(
+    data: Annotated[Path, Argument(help="Folder of the recorded collections.")],
+    out: Annotated[Path, Option(help="Folder for the rows and the table.")],
+    source: Annotated[list[str], Option(help="weka, katas.")] = ["weka", "katas"],  # noqa: B006
+    policy: Annotated[list[str], Option(help="Presets and folders of checkpoints.")] = [  # noqa: B006
+        "lru", "saga", "saga+", "likely", "checkpoints/joint", "checkpoints/joint-hidden"],
+    over: Annotated[list[float], Option(help="KV that live sessions would hold / what the engines hold.")] = [  # noqa: B006
+        1.4, 2.5, 4.0],
+    engines: Annotated[list[int], Option()] = [2, 8],  # noqa: B006
+    sessions: Annotated[int, Option(help="Sessions of a row, at least.")] = 25,
+    steps: Annotated[tuple[int, int], Option(help="Fewest and most steps of a session.")] = (4, 40),
+    context: Annotated[int, Option(help="Longest context of a session, tokens.")] = 200_000,
+    profile: Annotated[str, Option()] = "h100-llama3.1-8b-tp1",
+    gap_s: Annotated[float, Option(help="Cut pauses to so many seconds; 0 = as recorded.")] = 0.0,
+    asynchronous: Annotated[bool, Option("--async/--sync")] = True,
+    jobs: Annotated[int, Option(help="Rows at a time.")] = 2,
+) -> None:
+    """Write the table of how the simulator and the real scheduler agree."""
+    for s in source:
+        if s not in SOURCES:
+            raise typer.BadParameter(f"{s!r} is none of {', '.join(SOURCES)}", param_hint="--source")
+    cells = [Cell(s, p, o, n, sessions, steps, context, profile, gap_s, asynchronous)
+             for s in source for n in engines for o in over for p in policy]
+    folder = out / "rows"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = {c.name: json.loads(f.read_text()) for c in cells if (f := folder / f"{c.name}.json").exists()}
+    todo, begun = [c for c in cells if c.name not in rows], time.monotonic()
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(measure, str(data), c): c for c in todo}
+        for k, future in enumerate(as_completed(futures), 1):
+            name = futures[future].name
+            rows[name] = future.result()
+            write_json(folder / f"{name}.json", rows[name])
+            spent = time.monotonic() - begun
+            print(f"{k} of {len(todo)} rows, {spent / 60:.0f} min, about {spent / k * (len(todo) - k) / 60:.0f} to go: "
+                  f"{table([rows[name]]).splitlines()[-1]}", file=sys.stderr, flush=True)
+    done = [rows[c.name] for c in cells]
+    write_json(out / "emulation.json", {"rows": done, "agree": sum(map(agrees, done)), "limits": LIMITS,
+                                        "provenance": provenance(seed=None, trace=None)})
+    with atomic(out / "emulation.md") as tmp:
+        tmp.write_text(table(done), encoding="utf-8")
+    print(table(done))
+
+
+if __name__ == "__main__":
+    typer.run(main)
