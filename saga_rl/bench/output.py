@@ -31,6 +31,7 @@ def result_of(plan: Plan, journal: Journal) -> dict[str, Any]:
     return {
         "arms": judge([a.name for a in s.arms], s.repeats, journal.runs, s.seed),
         "complete": all(journal.done(a.name, r) for a in s.arms for r in range(s.repeats)),
+        "busy_runs": sum(1 for run in journal.runs.values() if run["load"] > run.get("cores", run["load"])),
         "settings": journal.what | {"repeats": s.repeats, "says": {a.name: a.says for a in s.arms}},
         "provenance": {k: v for k, v in last.items() if k not in ("kind", "load", "trace_sha256")} | {
             "commits": commits, "report_commit": commit(), "trace_sha256": list(plan.digests),
@@ -47,9 +48,18 @@ def report(plan: Plan, journal: Journal, folder: Path, console: Console) -> None
     if cells := tables.tenant_rows(result["arms"]):
         wide.print(tables.table(tables.TENANT_HEAD, cells, f"{tables.title(result)}, by tenant"))
     wide.print(tables.NOTE, markup=False, highlight=False)
+    if warning := busy(result, len(journal.runs)):
+        wide.print(warning, style="yellow", highlight=False)
     if not result["complete"]:
         wide.print("runs are missing: the same command goes on", style="yellow")
     wide.print(f"page: {folder / PAGE}", markup=False, soft_wrap=True, highlight=False)
+
+
+def busy(result: dict[str, Any], runs: int) -> str:
+    """A sentence where the machine was too busy for its figures to be quoted."""
+    n = result["busy_runs"]
+    return "" if not n else (f"{n} of {runs} runs ended at a load above the machine's cores: waiting for a core is in "
+                             "their figures")
 
 
 def write_page(plan: Plan, journal: Journal, result: dict[str, Any], path: Path) -> None:
@@ -65,6 +75,8 @@ def write_page(plan: Plan, journal: Journal, result: dict[str, Any], path: Path)
                   f"{device['gpu']}) says. No model was computed. Seconds are the device's.")
     for sentence in described(plan):
         page.text(sentence, small=True)
+    if warning := busy(result, len(journal.runs)):
+        page.text(warning)
     page.heading("Against stock vLLM")
     page.picture(png(pictures.of_stock(arms, kind)), f"Ratio of mean completion time to stock's with 95 % intervals "
                  f"({kind}). A dot is one repeat; an interval that holds 1 shows nothing.")

@@ -63,7 +63,8 @@ def line(s: Settings, arm: Arm, repeat: int, order: int, pool: int | None, trace
     return {"kind": "run", "arm": arm.name, "repeat": repeat, "order": order, "pool_tokens": pool,
             "runs_before": runs_before, "failed": len(m.errors), "errors": m.errors[:5], "figures": figures,
             "tenants": by_tenant(trace, m), "tct_s": tct, "real_s": round(m.wall_s / s.time_scale, 2),
-            "load": os.getloadavg()[0], "held": held(trace, m) if repeat == 0 else None}
+            "load": os.getloadavg()[0], "cores": len(os.sched_getaffinity(0)),
+            "held": held(trace, m) if repeat == 0 else None}
 
 
 def by_tenant(trace: Trace, m: Measured) -> dict[str, dict[str, float]]:
