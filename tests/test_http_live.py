@@ -4,73 +4,32 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from live_kit import BLOCK, ENDLESS, Server, until
 
 pytest.importorskip("vllm", reason="vLLM is not installed (extra serve or serve-cpu)")
 import httpx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from saga_rl.runtime.tiny_model import build_tiny_model
-
 KEYS = {"a": "sesame", "b": "open"}
-BLOCK = 32
-ENV = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
-       "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "SAGA_RL_CHECK": "log"}
 TEXT = "what one tenant asked, long enough for some blocks of tokens " * 8
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.emulated, pytest.mark.timeout(2400)]
 
 
-class Server:
+class TwoTenants(Server):
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.url = f"http://127.0.0.1:{s.getsockname()[1]}"
-        self.log = folder / "log"
-        model = build_tiny_model(folder / "model", layers=1, hidden=64, max_len=1024)
-        with self.log.open("w") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", "from saga_rl.cli import main; main()", "serve", str(model), "--policy", "saga+",
-                 "--host", "127.0.0.1", "--port", self.url.rpartition(":")[2], "--served-model-name", "tiny",
-                 "--api-key", *KEYS.values(), "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "4",
-                 "--block-size", str(BLOCK), "--dtype", "float32", "--num-gpu-blocks-override", "200",
-                 "--enable-prompt-tokens-details", "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
-                 "--additional-config", json.dumps({"saga": {"poll_s": 0.2}, "saga_http": {"cache_salt": True}})],
-                env=ENV, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-        self.http = httpx.Client(base_url=self.url, timeout=120)
-
-    def wait(self) -> None:
-        deadline = time.monotonic() + 600
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text()[-3000:]
-            try:
-                if self.http.get("/health").status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.5)
-        raise AssertionError(self.log.read_text()[-3000:])
-
-    def stop(self) -> None:
-        self.http.close()
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            raise
+        super().__init__(folder, "--policy", "saga+", "--enable-prompt-tokens-details", "--enable-auto-tool-choice",
+                         "--tool-call-parser", "hermes", "--api-key", *KEYS.values(), "--additional-config",
+                         json.dumps({"saga": {"poll_s": 0.2}, "saga_http": {"cache_salt": True}}))
+        self.headers["Authorization"] = self.http.headers["Authorization"] = f"Bearer {KEYS['a']}"
 
     def post(self, path: str, key: str, **more: Any) -> httpx.Response:
         return self.http.post(path, headers={"Authorization": f"Bearer {KEYS[key]}"}, **more)
@@ -89,21 +48,12 @@ class Server:
         assert found
         return sum(map(float, found))
 
-    def status(self) -> dict[str, Any]:
-        r = self.http.get("/saga/status", headers={"Authorization": f"Bearer {KEYS['a']}"})
-        assert r.status_code == 200
-        return r.json()["engines"][0]
-
-    def until_idle(self) -> dict[str, Any]:
-        deadline = time.monotonic() + 60
-        while (now := self.status())["requests/running"] + now["requests/waiting"]:
-            assert time.monotonic() < deadline, "requests that nobody waits for are still there"
-            time.sleep(0.2)
-        return now
+    def engine_status(self) -> dict[str, Any]:
+        return self.engines()[0]
 
     def sound(self) -> None:
         """Nothing of ours failed so far, in the API server or in the engine, and no block is lost."""
-        engine = self.until_idle()
+        engine = self.until_idle()[0]
         assert {k: v for k, v in engine.items() if k.startswith("failed/")} == {}
         assert engine.get("invariants broken", 0) == 0
         assert engine["kv/running"] == 0
@@ -115,8 +65,8 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    s = Server(tmp_path_factory.mktemp("http"))
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoTenants]:
+    s = TwoTenants(tmp_path_factory.mktemp("http"))
     try:
         s.wait()
         yield s
@@ -124,7 +74,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         s.stop()
 
 
-def test_nobody_finds_another_tenants_prefixes(server: Server) -> None:
+def test_nobody_finds_another_tenants_prefixes(server: TwoTenants) -> None:
     """What a client could time is whether its prompt was cached: the server says it here, so the clock is not asked."""
     assert server.cached("a", TEXT) == 0
     assert server.cached("a", TEXT) >= BLOCK  # its own
@@ -135,7 +85,7 @@ def test_nobody_finds_another_tenants_prefixes(server: Server) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_that_holds_on_every_endpoint(server: Server, path: str) -> None:
+def test_that_holds_on_every_endpoint(server: TwoTenants, path: str) -> None:
     """By vLLM's own count of tokens found, since not every endpoint says it."""
     text = f"{path} {TEXT}"
     said = {"messages": [{"role": "user", "content": text}]}
@@ -151,47 +101,49 @@ def test_that_holds_on_every_endpoint(server: Server, path: str) -> None:
     assert min(new[1], new[3]) >= BLOCK, new
 
 
-def test_nobody_takes_anothers_name_or_ends_its_session(server: Server) -> None:
+def test_nobody_takes_anothers_name_or_ends_its_session(server: TwoTenants) -> None:
     def tenants() -> set[str]:
-        return {k.split("/")[1] for k in server.status() if k.startswith("tenant/")}
+        return {k.split("/")[1] for k in server.engine_status() if k.startswith("tenant/")}
 
     for key in KEYS:
         server.cached(key, TEXT, session_id="shared name")
     before = tenants()
     assert len(before) == 2
-    ended = server.status().get("sessions/finished", 0)
+    ended = server.engine_status().get("sessions/finished", 0)
     for forged in [*sorted(before), "root", "a"]:
         server.cached("b", TEXT + forged, session_id="shared name", vllm_xargs={"saga_tenant": forged})
     assert tenants() == before
     server.cached("b", TEXT + "end", session_id="shared name", vllm_xargs={"saga_final": 1})
-    assert server.status()["sessions/finished"] == ended + 1  # b's; a's goes on
+    assert server.engine_status()["sessions/finished"] == ended + 1  # b's; a's goes on
     server.cached("a", TEXT + "end", session_id="shared name", vllm_xargs={"saga_final": 1})
-    assert server.status()["sessions/finished"] == ended + 2
+    assert server.engine_status()["sessions/finished"] == ended + 2
 
 
-def test_clients_that_leave_at_any_time_leave_nothing(server: Server) -> None:
-    body = {"model": "tiny", "prompt": TEXT, "max_tokens": 400, "ignore_eos": True, "stream": True}
-    headers = {"Authorization": f"Bearer {KEYS['a']}"}
+def test_clients_that_leave_at_any_time_leave_nothing(server: TwoTenants) -> None:
+    """Their answers have no end: what nobody reads is stopped, or the server is never idle again."""
+    body = {"model": "tiny", "prompt": TEXT, "max_tokens": ENDLESS, "ignore_eos": True, "stream": True}
     for lines in (0, 1, 5):
-        with server.http.stream("POST", "/v1/completions", json=body, headers=headers) as r:
+        with server.http.stream("POST", "/v1/completions", json=body) as r:
             for _ in zip(range(lines), r.iter_lines(), strict=False):
                 pass
-    port = int(server.url.rpartition(":")[2])
     raw = json.dumps(body).encode()
-    head = (f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: {headers['Authorization']}\r\n"
+    head = (f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: {server.headers['Authorization']}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n").encode()
     for sent in (head, head + raw[:40], head + raw):  # before the body, in it, after it
-        with socket.create_connection(("127.0.0.1", port)) as s:
+        with socket.create_connection(("127.0.0.1", server.port)) as s:
             s.sendall(sent)
     server.sound()
 
 
-def test_a_client_that_reads_slowly_gets_its_whole_answer(server: Server) -> None:
+def test_a_client_that_reads_slowly_gets_its_whole_answer(server: TwoTenants) -> None:
+    """It begins to read when the server has nothing more to say."""
     body = {"model": "tiny", "prompt": TEXT, "max_tokens": 300, "ignore_eos": True, "stream": True,
             "stream_options": {"include_usage": True}}
-    headers = {"Authorization": f"Bearer {KEYS['a']}"}
-    with server.http.stream("POST", "/v1/completions", json=body, headers=headers) as r:
-        time.sleep(2.0)
+    asked = server.engine_status().get("requests", 0)
+    with httpx.Client(base_url=server.url, timeout=300, headers=server.headers) as slow, slow.stream(
+            "POST", "/v1/completions", json=body) as r:
+        until(lambda: server.engine_status().get("requests", 0) == asked + 1, "the engine has the request")
+        server.until_idle()
         lines = [x[6:] for x in r.iter_lines() if x.startswith("data: ")]
     assert lines[-1] == "[DONE]"
     assert json.loads(lines[-2])["usage"]["completion_tokens"] == 300
@@ -204,8 +156,8 @@ LEAF = st.none() | st.booleans() | st.integers(-2, 2**40) | st.floats() | st.tex
     ["tiny", "user", "assistant", "tool", "saga_tool", "saga_agent", "\0", "\ud800", "x" * 9000])
 ANY = st.recursive(LEAF, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
     NAMES | st.sampled_from(["role", "content", "type", "text", "tool_calls", "function", "name", "saga_agent",
-                             "saga_final", "saga_tenant", "saga_deadline_s"]) | st.text(max_size=8), inner, max_size=5),
-    max_leaves=12)
+                             "saga_final", "saga_tenant", "saga_deadline_s", "saga_answer", "saga_answer_ids"])
+    | st.text(max_size=8), inner, max_size=5), max_leaves=12)
 RIGHT = {"/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]}, "/v1/completions": {"prompt": "hi"},
          "/v1/responses": {"input": "hi"}, "/v1/messages": {"messages": [{"role": "user", "content": "hi"}]}}
 KNOWN = {"model": "tiny", "max_tokens": 2, "max_output_tokens": 2}
@@ -218,7 +170,7 @@ HEADERS = st.dictionaries(
 @given(path=st.sampled_from(PATHS), extra=st.dictionaries(NAMES, ANY, max_size=4), headers=HEADERS,
        key=st.sampled_from(sorted(KEYS)))
 def test_whatever_a_body_says_it_is_answered_and_nothing_of_ours_fails(
-        server: Server, path: str, extra: dict[str, Any], headers: dict[str, str], key: str) -> None:
+        server: TwoTenants, path: str, extra: dict[str, Any], headers: dict[str, str], key: str) -> None:
     """Right bodies with anything in the fields that are read or added to. vLLM may refuse them; a failure of ours would
     be counted."""
     sent = json.dumps({**RIGHT[path], **extra, **KNOWN, "model": "tiny"}).encode()
@@ -230,11 +182,11 @@ def test_whatever_a_body_says_it_is_answered_and_nothing_of_ours_fails(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(path=st.sampled_from(PATHS), raw=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
-def test_bytes_that_are_no_body_are_refused_as_vllm_refuses_them(server: Server, path: str, raw: bytes) -> None:
+def test_bytes_that_are_no_body_are_refused_as_vllm_refuses_them(server: TwoTenants, path: str, raw: bytes) -> None:
     r = server.post(path, "a", content=raw)
     assert 400 <= r.status_code < 500, (r.status_code, r.text)
 
 
-def test_after_all_that_it_serves_and_nothing_of_ours_has_failed(server: Server) -> None:
+def test_after_all_that_it_serves_and_nothing_of_ours_has_failed(server: TwoTenants) -> None:
     assert server.cached("a", TEXT) >= 0
     server.sound()

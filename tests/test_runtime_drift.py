@@ -24,6 +24,8 @@ from saga_rl.sim.config import SimConfig
 
 pytestmark = pytest.mark.vllm
 BLOCK = 16
+PATIENT = {"budget_s": 60.0}
+"""A decision may take as long as a busy machine wants: what is looked at is drift."""
 TRAINED = Path(__file__).resolve().parents[1] / "checkpoints" / "eviction"
 
 
@@ -47,7 +49,7 @@ def serve(folder, score, doc, rounds=60, between=1, idle=8):
     trained = Policy("eviction", "trained", score, np.zeros(1), doc=doc)
     policies: PolicySet = replace(preset("lru"), eviction=trained)
     clock = Clock()
-    s = make_scheduler(SagaSyncScheduler, folder, clock=clock, blocks=5 * idle, policies=policies)
+    s = make_scheduler(SagaSyncScheduler, folder, clock=clock, blocks=5 * idle, policies=policies, saga=PATIENT)
 
     def ask(name: str, token: int, k: int) -> None:
         s.add_request(make_request(f"{name}.{k}", [token] * (4 * BLOCK + 3), output=2, session=name))
@@ -82,8 +84,8 @@ def test_one_cause_is_one_error(folder):
     """A session loses its blocks one by one to a request that grows, and comes back: one error, not one a block."""
     trained = Policy("eviction", "trained", newest_first, np.zeros(1), doc={"pair_error": 0.3})
     clock = Clock()
-    s = make_scheduler(SagaSyncScheduler, folder, clock=clock, blocks=56, policies=replace(preset("lru"),
-                                                                                          eviction=trained))
+    s = make_scheduler(SagaSyncScheduler, folder, clock=clock, blocks=56, saga=PATIENT,
+                       policies=replace(preset("lru"), eviction=trained))
 
     def ask(name: str, token: int, blocks: int, output: int = 2) -> None:
         s.add_request(make_request(name, [token] * (blocks * BLOCK), output=output, session=name.split(".")[0]))
@@ -117,8 +119,8 @@ def test_what_a_compacting_session_leaves_is_no_choice_of_the_network(folder):
     """It would be wrong at every turn, and is never asked."""
     trained = Policy("eviction", "trained", oldest_first, np.zeros(1), doc={"pair_error": 0.3})
     clock = Clock()
-    s = make_scheduler(SagaSyncScheduler, folder, clock=clock, blocks=40, policies=replace(preset("lru"),
-                                                                                          eviction=trained))
+    s = make_scheduler(SagaSyncScheduler, folder, clock=clock, blocks=40, saga=PATIENT,
+                       policies=replace(preset("lru"), eviction=trained))
     victims = s.block_queue.victims
     for name, tokens, blocks in (("long", 7, 12), ("short", 8, 2)):
         s.add_request(make_request(name, [tokens] * (blocks * BLOCK), output=2, session=name))

@@ -7,86 +7,40 @@ import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from live_kit import ENV, Server, until
 
 from saga_rl.runtime.tiny_model import build_tiny_model
 
-pytest.importorskip("vllm", reason="vLLM is not installed (extra serve or serve-cpu)")
-import httpx
-
 KEY = "sesame"
 CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "eviction"
-ENV = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
-       "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-START_S = 600.0
-FLAGS = ["--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "4", "--block-size", "32", "--dtype", "float32",
-         "--num-gpu-blocks-override", "24"]
 SCHEDULER = "saga_rl.runtime.scheduler.SagaScheduler"
 
 
-class Server:
+class Plain(Server):
     """`python -m vllm.entrypoints.openai.api_server` (what `vllm serve` runs) with our scheduler and our key."""
 
     def __init__(self, folder: Path, saga: dict[str, Any]) -> None:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port = s.getsockname()[1]
-        self.model, self.log = str(build_tiny_model(folder / "model", layers=1, hidden=64, max_len=512)), folder / "log"
-        with self.log.open("w") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", self.model,
-                 "--host", "127.0.0.1", "--port", str(self.port), "--api-key", KEY, *FLAGS,
-                 "--scheduler-cls", SCHEDULER,
-                 "--additional-config", json.dumps({"saga": saga, "saga_http": {"tenant_in_body": True}})],
-                env=ENV, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120,
-                                 headers={"Authorization": f"Bearer {KEY}"})
+        super().__init__(folder, "--scheduler-cls", SCHEDULER, "--additional-config",
+                         json.dumps({"saga": saga, "saga_http": {"tenant_in_body": True}}), plain=True, key=KEY,
+                         window=512, blocks=23)
 
-    def wait(self) -> None:
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text()[-3000:]
-            try:
-                if self.http.get("/health").status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.5)
-        raise AssertionError(f"not up after {START_S:.0f} s: {self.log.read_text()[-3000:]}")
+    def served(self, session: str, text: str, tenant: str = "team-a", final: int = 0) -> int:
+        return self.complete(text, session_id=session,
+                             vllm_xargs={"saga_tenant": tenant, "saga_final": final}).status_code
 
-    def stop(self) -> None:
-        self.http.close()
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            raise
+    def until_figure(self, key: str, value: float) -> dict[str, float]:
+        """/metrics, once `key` is `value`; engines are asked now and then."""
+        def there() -> dict[str, float] | None:
+            found = self.figures()
+            return found if found.get(key) == value else None
 
-    def complete(self, session: str, text: str, tenant: str = "team-a", final: int = 0) -> int:
-        return self.http.post("/v1/completions", json={
-            "model": self.model, "prompt": text, "max_tokens": 4, "temperature": 0, "ignore_eos": True,
-            "session_id": session, "vllm_xargs": {"saga_tenant": tenant, "saga_final": final}}).status_code
-
-    def figures(self) -> dict[str, float]:
-        """/metrics, a sample a key."""
-        text = self.http.get("/metrics").text
-        return {name: float(value) for name, value in re.findall(r"^(\S+(?:\{.*\})?) (\S+)$", text, re.M)}
-
-    def until(self, key: str, value: float, seconds: float = 20.0) -> dict[str, float]:
-        deadline = time.monotonic() + seconds
-        while (found := self.figures()).get(key) != value:
-            assert time.monotonic() < deadline, f"{key} is {found.get(key)}, not {value}"
-            time.sleep(0.1)
-        return found
+        return until(there, f"{key} is {value}")
 
     def events(self) -> list[dict[str, Any]]:
         lines = [line[line.index('{"event"'):] for line in self.log.read_text().splitlines() if '{"event"' in line]
@@ -95,7 +49,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    s = Server(tmp_path_factory.mktemp("served"), {"policy": "saga+", "poll_s": 0.2, "events": True,
+    s = Plain(tmp_path_factory.mktemp("served"), {"policy": "saga+", "poll_s": 0.2, "events": True,
                                                    "kv_floors": {"team-a": 0.1}, "metrics_tenants": 2})
     try:
         s.wait()
@@ -104,7 +58,7 @@ def server(tmp_path_factory):
         s.stop()
 
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.emulated, pytest.mark.timeout(2400)]
 TEXT = "a prompt that is longer than one block of tokens, and says nothing " * 3
 
 
@@ -118,8 +72,8 @@ def test_it_says_at_the_start_what_is_in_force(server):
 
 def test_metrics_stand_beside_vllms_and_count_what_was_served(server):
     for i in range(6):
-        assert server.complete(f"s{i}", f"{i} {TEXT}", tenant=f"team-{'abcd'[i % 4]}", final=1) == 200
-    found = server.until('saga_sessions_ended_total{end="known",engine="0"}', 6.0)
+        assert server.served(f"s{i}", f"{i} {TEXT}", tenant=f"team-{'abcd'[i % 4]}", final=1) == 200
+    found = server.until_figure('saga_sessions_ended_total{end="known",engine="0"}', 6.0)
     assert any(k.startswith("vllm:") for k in found)
     assert found['saga_requests_total{engine="0"}'] == 6
     assert found['saga_session_tct_seconds_bucket{engine="0",le="+Inf"}'] == 6
@@ -156,14 +110,14 @@ def test_policies_are_changed_in_service_and_the_kill_switch_takes_constraints_o
     status = server.http.get("/saga/status").json()
     assert status["engines"][0]["checkpoints"] == {"eviction": sha}
     assert status["engines"][0]["policies/eviction"] == "learned"
-    assert server.complete("after", TEXT) == 200
+    assert server.served("after", TEXT) == 200
     assert server.http.post("/saga/stock").json()["policy"] == "stock"
     status = server.http.get("/saga/status").json()["engines"][0]
     assert [status[f"policies/{s}"] for s in ("eviction", "ordering", "admission")] == ["lru", "fcfs", "none"]
-    assert server.complete("after", TEXT + TEXT) == 200
+    assert server.served("after", TEXT + TEXT) == 200
     back = server.http.post("/saga/policy", json={"policy": {"eviction": "wa-lru:alpha=0.2", "ordering": "afs"}})
     assert back.status_code == 200
-    assert server.complete("after", TEXT) == 200
+    assert server.served("after", TEXT) == 200
     assert server.http.post("/saga/policy", json={"policy": "saga+"}).status_code == 200
     assert server.http.get("/saga/status").json()["engines"][0]["policy swaps"] == 4
     assert [e["policy"] for e in server.events() if e["event"] == "policy"] == [
@@ -217,7 +171,7 @@ def test_a_hostile_checkpoint_is_refused_in_one_line_and_nothing_changes(server,
     assert not (tmp_path / "exploded").exists()
     engine = server.http.get("/saga/status").json()["engines"][0]
     assert (engine["spec"], engine.get("policy swaps", 0)) == ("saga+", swaps)
-    assert server.complete("still", TEXT) == 200
+    assert server.served("still", TEXT) == 200
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"policy": 1}', b'{"policy": null}', b'{"policy": {}}',
@@ -243,37 +197,36 @@ def hooks():
         out |= {f"{cls.__name__}.{k}": v for k, v in vars(cls).items()}
     return out
 
-model, saga = sys.argv[1], json.loads(sys.argv[2])
+model = sys.argv[1]
 before = hooks()
 plugin.register()
 plugin.register()
 print(json.dumps({"registered": sorted(k for k, v in hooks().items() if before.get(k) is not v),
                   "heavy": [m for m in ("numba", "saga_rl.policies") if m in sys.modules]}))
-try:
+for saga in json.loads(sys.argv[2]):
     config = a.EngineArgs(model=model, **saga).create_engine_config()
-except Exception as e:
-    print(json.dumps({"error": str(e)}))
-    raise SystemExit
-print(json.dumps({"configured": sorted(k for k, v in hooks().items() if before.get(k) is not v),
-                  "scheduler": config.scheduler_config.scheduler_cls}))
+    print(json.dumps({"configured": sorted(k for k, v in hooks().items() if before.get(k) is not v),
+                      "scheduler": config.scheduler_config.scheduler_cls}))
 """
 
 
-def watched(model: Path, **saga: Any) -> list[dict[str, Any]]:
-    done = subprocess.run([sys.executable, "-c", WATCHED, str(model), json.dumps(saga)], env=ENV, capture_output=True,
-                          text=True, timeout=300, check=True)
+def watched(model: Path, *configurations: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is hooked when the plugin is registered, and after each of the configurations in turn."""
+    done = subprocess.run([sys.executable, "-c", WATCHED, str(model), json.dumps(configurations)], env=ENV,
+                          capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 def test_vllm_without_saga_is_left_alone_and_with_it_gets_every_hook(tmp_path):
     model = build_tiny_model(tmp_path / "model", layers=1, hidden=64, max_len=512)
-    registered, stock = watched(model)
+    ours = {"scheduler_cls": SCHEDULER}
+    registered, stock, killed, hooked = watched(
+        model, {}, {**ours, "additional_config": {"saga": {"policy": "stock"}}}, ours)
     assert registered == {"registered": ["EngineCore.saga_control"], "heavy": []}
     assert stock == {"configured": ["EngineCore.saga_control"], "scheduler": None}
-    _, ours = watched(model, scheduler_cls=SCHEDULER)
-    assert {"app", "DPLBAsyncMPClient.get_core_engine_for_request"} < set(ours["configured"])
-    _, killed = watched(model, scheduler_cls=SCHEDULER, additional_config={"saga": {"policy": "stock"}})
     assert killed == stock
+    assert {"app", "DPLBAsyncMPClient.get_core_engine_for_request"} < set(hooked["configured"])
 
 
 class Config:

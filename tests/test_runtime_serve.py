@@ -1,146 +1,158 @@
-"""`saga-rl serve` as a user runs it: two real engines, sessions, a recording; and everything a user can get wrong."""
+"""`saga-rl serve` as a user runs it: two engines, sessions, a recording, policies; and what a user can get wrong."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
-import time
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from live_kit import ENV, SAGA, Server, until
 
 from saga_rl.aeg.io import read_trace
 from saga_rl.runtime.tiny_model import build_tiny_model
 
-pytest.importorskip("vllm", reason="vLLM is not installed (extra serve or serve-cpu)")
-
-START_S = 600.0
-"""Two engines are up in about a minute on an idle machine, in many on a busy one."""
-ENV = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
-       "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 CHECKPOINT = str(Path(__file__).resolve().parents[1] / "checkpoints" / "eviction")
-RUN = [sys.executable, str(Path(sys.executable).with_name("saga-rl"))]
+SESSIONS, STEPS = 8, 4
+KEY = "sesame"
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+async def sessions(server: Server, name: str) -> list[int]:
+    """Each session's context grows from step to step; returns the status of every answer."""
+    async def one(client: httpx.AsyncClient, i: int) -> list[int]:
+        text, statuses = f"session {name}{i} begins " * 10, []
+        for k in range(STEPS):
+            hints: dict[str, Any] = {"saga_final": int(k == STEPS - 1), "saga_tenant": f"tenant-{i % 2}",
+                                     "saga_answer": " an answer that the test has written "}
+            if k:
+                hints["saga_tool"] = "bash"
+            r = await client.post(f"{server.url}/v1/completions", timeout=600, headers=server.headers, json={
+                "model": "tiny", "prompt": text, "max_tokens": 6, "temperature": 0, "ignore_eos": True,
+                "session_id": f"{name}{i}", "vllm_xargs": hints})
+            statuses.append(r.status_code)
+            text += r.json()["choices"][0]["text"] + " the tool answers something else " * 16
+            await asyncio.sleep(0.05)
+        return statuses
+
+    async with httpx.AsyncClient() as client:
+        answers = await asyncio.gather(*(one(client, i) for i in range(SESSIONS)))
+    return [status for a in answers for status in a]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("model"), layers=2, max_len=1024)
+def own(names: Any) -> list[str]:
+    """Sessions without the tenant before them, which is that of the server's key."""
+    return [name.rpartition("/")[2] for name in names]
 
 
-class Server:
-    """A server process; `stop` ends it as an operator would."""
-
-    def __init__(self, model: Path, log: Path, *flags: str) -> None:
-        self.port, self.model, self.log = free_port(), str(model), log
-        with log.open("w") as out:
-            self.process = subprocess.Popen(
-                [*RUN, "serve", self.model, "--port", str(self.port), "--host", "127.0.0.1", "--enforce-eager",
-                 "--max-model-len", "1024", "--max-num-seqs", "8", "--block-size", "32", "--dtype", "float32",
-                 "--num-gpu-blocks-override", "40", *flags],
-                env=ENV, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-
-    def wait(self) -> None:
-        import httpx
-
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text()[-3000:]
-            try:
-                if httpx.get(f"http://127.0.0.1:{self.port}/health", timeout=5).status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.5)
-        raise AssertionError(f"not up after {START_S:.0f} s: {self.log.read_text()[-3000:]}")
-
-    def stop(self) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(120)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)  # its engines, too
-            raise
-
-    async def sessions(self, n: int, steps: int) -> list[int]:
-        """Each session's context grows from step to step; returns the status of every answer."""
-        import httpx
-
-        async def one(client: httpx.AsyncClient, i: int) -> list[int]:
-            text, statuses = f"session {i} begins " * 10, []
-            for k in range(steps):
-                hints = {"saga_final": int(k == steps - 1), "saga_tenant": f"tenant-{i % 2}"}
-                if k:
-                    hints["saga_tool"] = "bash"
-                r = await client.post(f"http://127.0.0.1:{self.port}/v1/completions", timeout=120, json={
-                    "model": self.model, "prompt": text, "max_tokens": 6, "temperature": 0, "ignore_eos": True,
-                    "session_id": f"s{i}", "vllm_xargs": hints})
-                statuses.append(r.status_code)
-                text += r.json()["choices"][0]["text"] + " the tool answers something else " * 16
-                await asyncio.sleep(0.05)
-            return statuses
-
-        async with httpx.AsyncClient() as client:
-            answers = await asyncio.gather(*(one(client, i) for i in range(n)))
-        return [status for a in answers for status in a]
-
-
-@pytest.mark.vllm
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize(("policy", "parts"), [
-    ("lru", "eviction lru, placement sticky, ordering fcfs, admission none"),
-    ("saga", "eviction wa-lru, placement saga, ordering afs, admission none"),
-    (CHECKPOINT, "eviction learned, placement saga, ordering session-fcfs, admission reserve-older"),
-], ids=["lru", "saga", "checkpoint"])
-def test_two_engines_serve_sessions_each_stays_on_its_engine_and_all_is_recorded(model, tmp_path, policy, parts):
+@pytest.mark.emulated
+@pytest.mark.timeout(2400)
+def test_two_engines_serve_sessions_each_stays_on_its_engine_and_all_is_recorded(tmp_path):
+    """Under a checkpoint, and then, told so while it serves, under `saga` and `lru`."""
     record, numbers = tmp_path / "served.parquet", tmp_path / "numbers"
-    server = Server(model, tmp_path / "log", "--policy", policy, "--record", str(record), "--metrics", str(numbers),
-                    "-dp", "2")
+    rounds = {
+        CHECKPOINT: "eviction learned, placement saga, ordering session-fcfs, admission reserve-older",
+        "saga": "eviction wa-lru, placement saga, ordering afs, admission none",
+        "lru": "eviction lru, placement sticky, ordering fcfs, admission none"}
+    server = Server(tmp_path, "--policy", CHECKPOINT, "--record", str(record), "--metrics", str(numbers), "-dp", "2",
+                    key=KEY, window=1024, blocks=40, seqs=8)
     try:
         server.wait()
-        assert asyncio.run(server.sessions(8, 4)) == [200] * 32
-        time.sleep(2.5)  # journals and counters are handed over every second
-        engines = [json.loads((numbers / f"engine-{e}.json").read_text()) for e in (0, 1)]
-        router = json.loads((numbers / "router.json").read_text())
+        evicted = 0
+        for n, (policy, parts) in enumerate(rounds.items()):
+            if n:
+                assert server.http.post("/saga/policy", json={"policy": policy}).status_code == 200
+            assert ", ".join(f"{k} {v}" for k, v in server.status()["policies"].items()) == parts
+            assert asyncio.run(sessions(server, "abc"[n])) == [200] * SESSIONS * STEPS
+            engines, router = server.until_idle(), server.status()["router"]
+            served = SESSIONS * STEPS * (n + 1)
+            assert router["placements"] == sum(e["requests"] for e in engines.values()) == served
+            assert router["migrations"] == 0
+            # A busy machine may cost a decision its time budget; nothing else may make the router fall back.
+            assert [k for k in router if k.startswith("fallback") and "budget" not in k] == []
+            now = sum(e.get("evicted/idle", 0) + e.get("evicted/ended", 0) for e in engines.values())
+            assert now > evicted
+            evicted = now
+        assert all(e["requests"] >= STEPS for e in engines.values())
+        for rank, engine in engines.items():  # the files say what the engines say, a second later
+            server.numbers(f"engine-{rank}", lambda have, e=engine: have.get("requests") == e["requests"])
+        server.numbers("router", lambda have: have.get("placements") == served)
         journals = sorted((tmp_path / "served.parquet.journal").iterdir())
-        seen = [{json.loads(line).get("session") for line in p.read_text().splitlines()[1:]} for p in journals]
+
+        def noted() -> list[list[str]] | None:
+            lines = [[json.loads(line).get("session") for line in p.read_text().splitlines()[1:]] for p in journals]
+            return lines if sum(map(len, lines)) >= served else None
+
+        seen = [set(lines) for lines in until(noted, "every request is in the journals")]
     finally:
         code = server.stop()
     log = server.log.read_text()
     assert code in (0, -signal.SIGTERM), log[-3000:]
-    assert f"saga-rl: policy {policy} ({parts}" in log
-    assert router["placements"] == sum(e["requests"] for e in engines) == 32
-    assert router["migrations"] == 0
-    # A busy machine may cost a decision its time budget; nothing else may make the router fall back.
-    assert [k for k in router if k.startswith("fallback") and "budget" not in k] == []
-    assert all(e["requests"] >= 4 for e in engines)
-    assert sum(e.get("evicted/idle", 0) + e.get("evicted/ended", 0) for e in engines) > 0
+    assert f"saga-rl: policy {CHECKPOINT} ({rounds[CHECKPOINT]}" in log
+    names = sorted(f"{name}{i}" for name in "abc" for i in range(SESSIONS))
     assert seen[0].isdisjoint(seen[1])
-    assert seen[0] | seen[1] == {f"s{i}" for i in range(8)}
+    assert sorted(own(seen[0] | seen[1])) == names
     t = read_trace(record)
-    assert (t.n_sessions, t.n_steps) == (8, 32)
-    assert sorted(t.sessions.session_id) == [f"s{i}" for i in range(8)]
+    assert (t.n_sessions, t.n_steps) == (3 * SESSIONS, served)
+    assert sorted(own(t.sessions.session_id)) == names
     assert t.tools == ["bash"]
     later = t.steps.prefix_step >= 0
-    assert later.sum() == 24
+    assert later.sum() == 3 * SESSIONS * (STEPS - 1)
     assert (t.steps.prefix_tokens[later] >= 32).all()
     assert (t.steps.cached_tokens[later] > 0).any()
     assert t.meta.notes["engines"] == 2
 
 
+@pytest.mark.emulated
+@pytest.mark.timeout(2400)
+def test_a_session_stays_on_one_engine_whichever_of_two_api_servers_takes_its_requests(tmp_path):
+    """They share nothing. A new connection for each request: any server may take it."""
+    server = Server(tmp_path, "--policy", "saga", "-dp", "2", "--api-server-count", "2", "--metrics",
+                    str(tmp_path / "numbers"), window=1024, blocks=40, seqs=8)
+    count, steps = 12, 0
+
+    async def step(k: int, n: int) -> int:
+        async with httpx.AsyncClient() as client:
+            r = await client.post(f"{server.url}/v1/completions", timeout=600, json={
+                "model": "tiny", "prompt": f"session {k} " * (20 + 10 * n), "max_tokens": 4, "ignore_eos": True,
+                "session_id": f"s{k}"})
+        return r.status_code
+
+    async def everyone(n: int) -> list[int]:
+        return await asyncio.gather(*(step(k, n) for k in range(count)))
+
+    def files(kind: str, what: str, total: int) -> list[dict[str, Any]]:
+        """Counters are handed over every second."""
+        def there() -> list[dict[str, Any]] | None:
+            paths = [tmp_path / "numbers" / f"{kind}-{k}.json" for k in (0, 1)]
+            have = [json.loads(p.read_text()) if p.is_file() else {} for p in paths]
+            return have if sum(h.get(what, 0) for h in have) == total else None
+
+        return until(there, f"the {kind}s count {total} {what}")
+
+    try:
+        server.wait()
+        both = False
+        while steps < 4 or not both:  # the kernel says which server takes a connection: on until both have had some
+            assert steps < 20, "one of the servers never took a connection"
+            assert asyncio.run(everyone(steps % 6)) == [200] * count
+            steps += 1
+            if steps >= 4:
+                both = all(r.get("placements", 0) > 0 for r in files("router", "placements", steps * count))
+        engines = files("engine", "requests", steps * count)
+    finally:
+        server.stop()
+    assert sum(e["chains"] for e in engines) == count  # one that had been on both would count twice
+    assert all(e["chains"] > 0 for e in engines)
+    assert "there are several API servers" in server.log.read_text()
+
+
 def run(*flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run([*RUN, "serve", *flags], env=ENV, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run([*SAGA, "serve", *flags], env=ENV, capture_output=True, text=True, timeout=1200, check=False)
 
 
 @pytest.mark.parametrize(("flags", "message"), [
@@ -158,8 +170,8 @@ def test_what_is_wrong_is_told_in_one_line_before_vllm_is_loaded(flags, message,
     assert done.stderr.strip().count("\n") == 0
 
 
-@pytest.mark.vllm
-def test_a_port_in_use_is_refused_before_a_model_is_loaded(model):
+def test_a_port_in_use_is_refused_before_a_model_is_loaded(tmp_path):
+    model = build_tiny_model(tmp_path / "model", layers=1, hidden=64, max_len=1024)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         s.listen(1)
