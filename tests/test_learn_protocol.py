@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from scripts_kit import run
 
 from saga_rl.errors import UserError
 from saga_rl.learn.evaluation import COLLAPSE
@@ -244,18 +243,13 @@ def test_foreign_folders_are_refused(tmp_path: Path) -> None:
     check_folder(tmp_path / "new")
 
 
-SCRIPT = str(Path(__file__).parents[1] / "training" / "protocol.py")
 QUICK = ["--quick", "--jobs", "1", "--eviction", "lru-protect", "--placement", "sticky", "--joint", "saga+", "--only",
          "eviction,throughput", "--workloads", "web"]
 
 
-def protocol(*more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, SCRIPT, *more], capture_output=True, text=True, timeout=600)
-
-
 def test_one_command_writes_the_report_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     out = tmp_path / "report"
-    done = protocol(*QUICK, "--out", str(out))
+    done = run("protocol", *QUICK, "--out", str(out))
     assert done.returncode == 0, done.stderr
     first = json.loads((out / "protocol.json").read_text())
     assert set(first["rows"]) == {"eviction", "throughput"} and all(first["rows"].values())
@@ -265,7 +259,7 @@ def test_one_command_writes_the_report_and_goes_on_after_a_kill(tmp_path: Path) 
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:-3]) + lines[-3][:40])
     (out / "protocol.json").unlink()
-    again = protocol(*QUICK, "--out", str(out))
+    again = run("protocol", *QUICK, "--out", str(out))
     assert again.returncode == 0, again.stderr
     second = json.loads((out / "protocol.json").read_text())
     assert {k: v for k, v in second.items() if k != "provenance"} == {
@@ -278,7 +272,7 @@ def test_one_command_writes_the_report_and_goes_on_after_a_kill(tmp_path: Path) 
     (["--only", "evict"], "eviction"), (["--workloads", "wbe"], "web"), (["--transfer", "nowhere"], "nowhere"),
     (["--own", "weka"], "NAME=FOLDER"), (["--own", "wika=checkpoints/joint"], "wika")])
 def test_a_users_mistake_is_one_line(more: list[str], word: str, tmp_path: Path) -> None:
-    done = protocol(*more, "--joint", "saga+", "--out", str(tmp_path / "r"))
+    done = run("protocol", *more, "--joint", "saga+", "--out", str(tmp_path / "r"))
     assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "r").exists()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import signal
@@ -10,11 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from scripts_kit import run, script
 
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.io import read_trace, write_trace
@@ -27,14 +26,6 @@ from saga_rl.policies.presets import PRESETS, preset
 
 ROOT = Path(__file__).resolve().parents[1]
 KV = "45000"
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"training_{name}", ROOT / "training" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -177,14 +168,13 @@ def test_library_errors_name_the_option(work: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [
-    ("collect.py", "absent.parquet", "--kv-tokens", "9000", "--out", "x-v0"),
-    ("train_offline.py", "absent-v0", "--out", "x"),
-    ("finetune.py", "absent", "absent.parquet", "--kv-tokens", "9000", "--out", "x"),
-    ("evaluate.py", "absent", "absent.parquet", "--kv-tokens", "9000", "--out", "x"),
+    ("collect", "absent.parquet", "--kv-tokens", "9000", "--out", "x-v0"),
+    ("train_offline", "absent-v0", "--out", "x"),
+    ("finetune", "absent", "absent.parquet", "--kv-tokens", "9000", "--out", "x"),
+    ("evaluate", "absent", "absent.parquet", "--kv-tokens", "9000", "--out", "x"),
 ])
 def test_bad_input_is_one_line_and_status_2(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, str(ROOT / "training" / arguments[0]), *arguments[1:]], cwd=tmp_path,
-                          capture_output=True, text=True, timeout=120, check=False)
+    done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: absent") and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
@@ -225,10 +215,9 @@ def test_a_part_of_a_workload_becomes_a_file(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- search.py
 def searched(work: Path, name: str, *more: str) -> subprocess.CompletedProcess:
     trace = str(work / "t.parquet")
-    command = [str(ROOT / "training" / "search.py"), f"{trace}@hidden", "--validation", trace, "--kv-tokens", KV,
+    return run("search", f"{trace}@hidden", "--validation", trace, "--kv-tokens", KV,
                "--population", "4", "--generations", "1", "--candidates", "4", "--episodes", "1", "--checks", "1",
-               "--jobs", "1", "--wandb", "disabled", "--out", str(work / name)]
-    return subprocess.run([sys.executable, *command, *more], capture_output=True, text=True, timeout=600)
+               "--jobs", "1", "--wandb", "disabled", "--out", str(work / name), *more)
 
 
 def test_a_search_is_made_on_the_engines_it_is_told(work: Path) -> None:
