@@ -73,7 +73,8 @@ class EmulatedPlatform(CpuPlatform):
             cache.block_size = BLOCK_TOKENS
             cache.user_specified_block_size = True  # or vLLM would look for the attention layers of a model
         _no_compilation(vllm_config.compilation_config)
-        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        # No device's state can be broken by a fork, and a spawned engine imports vLLM for twenty seconds.
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
 
     @classmethod
     def update_block_size_for_backend(cls, vllm_config: Any) -> None:
