@@ -28,6 +28,9 @@ ENVIRONMENT = {
     "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120",
 }
 EMULATED = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+LEAN = ["--skip-tokenizer-init", "--stream-interval", "100"]
+"""Of emulated servers: a replay speaks in token ids and looks at first tokens and ends, and the text of a prompt costs
+the server as much time as all the rest of a request."""
 START_S = 900.0
 EMPTY_S = 60.0
 OFFLOAD = "saga_rl.runtime.offload.cache_policy"
@@ -63,6 +66,7 @@ def flags(s: Settings, n: Need, window: int | None, port: int) -> list[str]:
     if s.emulate is not None:
         out += ["--emulate", s.emulate, "--time-scale", f"{s.time_scale:g}"]
         out += ["--kv-tokens", str(n.pool)] if n.pool is not None else []
+        out += LEAN
     elif n.pool is not None:  # vLLM keeps one block for itself
         out += ["--num-gpu-blocks-override", str(n.pool // s.block_tokens + 1)]
     out += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL, "--enable-prompt-tokens-details",

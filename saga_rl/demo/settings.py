@@ -36,7 +36,7 @@ class Settings:
     time_scale: float = 8.0
     """Seconds of the devices in one real second."""
     alive: int = 16
-    served: int = 24
+    served: int = 20
     """Sessions served by each arm."""
     expiry_s: float = 60.0
     """Silence that counts as a session's end, seconds of the devices: 300 in service, shorter here as all else."""

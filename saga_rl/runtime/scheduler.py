@@ -25,7 +25,7 @@ from vllm.v1.request import Request
 from saga_rl.errors import UserError
 from saga_rl.policies import chains as ch
 from saga_rl.policies.base import PolicySet
-from saga_rl.runtime import versions
+from saga_rl.runtime import prefix_memo, versions
 from saga_rl.runtime.admission import Admission
 from saga_rl.runtime.block_queue import FlooredBlockQueue, PolicyBlockQueue
 from saga_rl.runtime.config import SagaConfig, policies_of, read_config
@@ -94,6 +94,7 @@ class SagaMixin(RequestLife):
 
     def _install(self, config: SagaConfig) -> None:
         manager: Any = self.kv_cache_manager
+        self.prefix_memo = prefix_memo.install(manager)
         pool = manager.block_pool
         blocks = pool.num_gpu_blocks - 1  # one is vLLM's null block
         victims = Victims(self.tracker, self.policies.eviction, self.block_size, blocks, config.budget_s,

@@ -9,7 +9,6 @@ from typing import Any
 
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 
-from saga_rl.runtime.emulate.virtual.lookups import Lookups
 from saga_rl.sim.cost import CostProfile
 
 NAP_S = 1e-3
@@ -43,7 +42,6 @@ class VirtualEngine:
 
     def __init__(self, scheduler: Any, profile: CostProfile, depth: int) -> None:
         self.scheduler, self.profile, self.depth = scheduler, profile, depth
-        self.lookups = Lookups(scheduler)
         self.inbox: deque[Any] = deque()
         self.batches: deque[Batch] = deque()
         """Oldest first."""
@@ -73,14 +71,12 @@ class VirtualEngine:
             req_ids=ids, req_id_to_index={r: i for i, r in enumerate(ids)},
             sampled_token_ids=[[0] if batch.samples[r] else [] for r in ids], logprobs=None, prompt_logprobs_dict={},
             pooler_output=[])
-        hashes = {r: request.block_hashes for r in ids if (request := self.scheduler.requests.get(r)) is not None}
         outputs = self.scheduler.update_from_output(batch.out, model)
         answers = [Answer(o.request_id, len(o.new_token_ids), o.finish_reason is not None)
                    for some in outputs.values() for o in some.outputs]
         for a in answers:
             if a.finished:
                 self._target.pop(a.name, None)
-                self.lookups.forget(hashes[a.name])
         return answers
 
     def go(self, now: float) -> float | None:
