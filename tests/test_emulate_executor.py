@@ -16,7 +16,7 @@ from live_kit import profile
 from runtime_kit import BLOCK, build_tiny_model
 from vllm import SamplingParams
 from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
-from vllm.platforms.cpu import CpuPlatform
+from vllm.platforms import current_platform
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.core import EngineCore
 
@@ -48,7 +48,7 @@ def emulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     config: Any = importlib.import_module("vllm.config.vllm")
     if hasattr(config, "HAS_TRITON"):
         monkeypatch.setattr(config, "HAS_TRITON", True)  # as `runner_as_on_cuda` has it
-    monkeypatch.setattr(CpuPlatform, "support_hybrid_kv_cache", classmethod(lambda cls: True))
+    monkeypatch.setattr(type(current_platform), "support_hybrid_kv_cache", classmethod(lambda cls: True))
     monkeypatch.setenv(emulation.VARIABLE, "")
     activate(Settings(str(profile(tmp_path, STEP_S))))
     yield

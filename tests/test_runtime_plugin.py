@@ -187,6 +187,10 @@ def test_what_is_not_a_policy_is_a_bad_request(server, body):
 # ---------------------------------------------------------------------- without a server
 WATCHED = """
 import json, sys
+import vllm.platforms as platforms
+if platforms.current_platform.is_unspecified():  # a CUDA wheel and no GPU: it makes no configuration
+    from vllm.platforms.cpu import CpuPlatform
+    platforms.current_platform = CpuPlatform()
 import vllm.engine.arg_utils as a, vllm.v1.engine.core as core, vllm.v1.engine.core_client as clients
 from fastapi import FastAPI
 from saga_rl.runtime import plugin
