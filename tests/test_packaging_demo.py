@@ -48,7 +48,7 @@ def test_what_is_taken_is_within_the_limits_and_in_one_part_only():
 
 
 def test_too_few_sessions_are_refused_with_what_was_left_out_and_why():
-    with pytest.raises(UserError, match=r"has \d+ sessions that the demo can serve.*left out: not of 4 to 20"):
+    with pytest.raises(UserError, match=r"has \d+ sessions that the demo can serve.*left out: not of 4 to 16"):
         material(generate("webarena", 3, sessions=20), Settings())
 
 
@@ -69,7 +69,7 @@ def an_outcome(learned_s: float) -> Outcome:
         return {"tct_mean_s": seconds, "tct_p95_s": 2 * seconds, "ttft_mean_s": 1.5, "recomputed_tokens": 1_500_000,
                 "hit_share": 0.5, "simulated_tct_mean_s": simulated, "tct_s": {"a": seconds, "b": 2 * seconds}}
 
-    facts = {"sessions": {"source": "generated:x", "in_all": 9, "left_out": {"not of 4 to 20 steps": 2}, "train": 3,
+    facts = {"sessions": {"source": "generated:x", "in_all": 9, "left_out": {"not of 4 to 16 steps": 2}, "train": 3,
                           "validation": 2, "test": 2},
              "served": {"sessions": 2, "steps": 8}, "cluster": {"engines": 2, "kv_tokens": 1000, "alive": 2,
                                                                 "window": 500},
@@ -90,7 +90,7 @@ def test_the_page_says_gain_and_loss_alike_and_that_devices_are_emulated(tmp_pat
         assert words in text and "mulated" in text and "learned here" in text
     assert ("shortest of all was likely" in page) == (seconds > 80)
     assert [r[0] for r in rows(outcome)] == ["stock vLLM", "likely (rules)", "learned here", "vLLM Router"]
-    assert "not of 4 to 20 steps" in page and json.dumps("emulated") in page.replace("&quot;", '"')
+    assert "not of 4 to 16 steps" in page and json.dumps("emulated") in page.replace("&quot;", '"')
 
 
 def test_a_trace_of_ones_own_is_read_or_imported_and_a_wrong_one_names_the_way(tmp_path):

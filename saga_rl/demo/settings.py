@@ -22,7 +22,7 @@ class Settings:
     generated: int = 200
 
     # Which sessions are taken, of any source.
-    steps: tuple[int, int] = (4, 20)
+    steps: tuple[int, int] = (4, 16)
     longest_wait_s: float = 300.0
     """Sessions whose tools and users take longer in all are left out: the demo would wait for them."""
     fewest: int = 12
