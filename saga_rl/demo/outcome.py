@@ -16,7 +16,7 @@ from saga_rl.demo.settings import Settings
 from saga_rl.report.html import Page
 from saga_rl.report.style import png
 
-HEAD = ("served by", "completion", "of stock", "P95", "first token", "again", "cached", "simulated")
+HEAD = ("served by", "task", "of stock", "P95", "TTFT", "again", "cached", "simulated")
 NAMES = {STOCK: "stock vLLM", BEST: "likely (rules)", LEARNED: "learned here", RIVAL: "vLLM Router"}
 KIND = "measured, emulated devices"
 MOST_LAG = 1.15
@@ -46,8 +46,8 @@ def show(outcome: Outcome, console: Console) -> None:
     f = outcome.facts
     table = Table(title=f"{f['served']['sessions']} agent sessions on {f['cluster']['engines']} EMULATED H100s",
                   title_justify="left", padding=(0, 1, 0, 0), box=SIMPLE_HEAD, caption_justify="left",
-                  caption="completion: mean seconds of a task; P95: 95 of 100 took less; again: tokens computed "
-                  "again; cached: of the prompts")
+                  caption="task: mean time to its end, tools included; P95: 95 of 100 took less; TTFT: time to the "
+                  "first token; again: prompt tokens computed again; cached: of the prompts")
     for i, name in enumerate(HEAD):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows(outcome):
@@ -113,8 +113,8 @@ def write_page(s: Settings, outcome: Outcome, path: Path) -> None:
     page.table(("served by", "what it is"), [[NAMES[name], says] for name, says in f["says"].items()])
     page.heading("What was found")
     page.table(HEAD, rows(outcome))
-    page.text("completion: mean time from a session's start to its last answer, tools included. P95: 95 of 100 "
-              "sessions took less. first token: how long a call waits for its answer to begin. again: prompt "
+    page.text("task: mean time from a session's start to its last answer, tools included. P95: 95 of 100 "
+              "sessions took less. TTFT, time to first token: how long a call waits for its answer to begin. again: prompt "
               "tokens that had been computed before and were lost. cached: share of all prompt tokens found in the "
               "cache. simulated: what our simulator says for the same sessions. Seconds are the devices'.", small=True)
     page.picture(png(pictures.shares({name: list(a["tct_s"].values()) for name, a in arms.items()}, KIND)),
