@@ -116,7 +116,8 @@ def write_page(s: Settings, outcome: Outcome, path: Path) -> None:
     page.text("task: mean time from a session's start to its last answer, tools included. P95: 95 of 100 "
               "sessions took less. TTFT, time to first token: how long a call waits for its answer to begin. again: "
               "prompt tokens that had been computed before and were lost. cached: share of all prompt tokens found in "
-              "the cache. simulated: what our simulator says for the same sessions. Seconds are the devices'.", small=True)
+              "the cache. simulated: what our simulator says for the same sessions. Seconds are the devices'.",
+              small=True)
     page.picture(png(pictures.shares({name: list(a["tct_s"].values()) for name, a in arms.items()}, KIND)),
                  f"Share of sessions done within a time ({KIND}).")
     capacity = cluster["engines"] * cluster["kv_tokens"]
