@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -377,3 +379,23 @@ def test_the_command_says_how_to_serve_what_it_wrote(tmp_path):
     app.callback()(lambda: None)
     done = CliRunner().invoke(app, ["emulate", "model", "qwen3-32b", "-o", str(tmp_path / "m"), "--window", "2048"])
     assert done.exit_code == 0 and "--emulate h100-qwen3-32b-tp2" in " ".join(done.output.split())
+
+
+def test_a_forked_process_keeps_no_listening_socket():
+    code = """
+import os, socket, sys
+from saga_rl.runtime.emulate.forked import close_listeners_in_children
+close_listeners_in_children()
+listens, plain = socket.create_server(("127.0.0.1", 0)), socket.socket()
+if os.fork() == 0:
+    try:
+        os.fstat(plain.fileno())
+        os.fstat(listens.fileno())
+    except OSError:
+        os._exit(7)
+    os._exit(0)
+status = os.waitstatus_to_exitcode(os.wait()[1])
+socket.create_connection(listens.getsockname(), 5).close()
+sys.exit(status)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 7

@@ -14,6 +14,7 @@ import torch
 from vllm.platforms.cpu import CpuPlatform
 from vllm.platforms.interface import PlatformEnum
 
+from saga_rl.runtime.emulate.forked import close_listeners_in_children
 from saga_rl.runtime.emulate.refusals import refuse
 from saga_rl.runtime.emulate.settings import active
 
@@ -73,8 +74,12 @@ class EmulatedPlatform(CpuPlatform):
             cache.block_size = BLOCK_TOKENS
             cache.user_specified_block_size = True  # or vLLM would look for the attention layers of a model
         _no_compilation(vllm_config.compilation_config)
-        # No device's state can be broken by a fork, and a spawned engine imports vLLM for twenty seconds.
-        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+        # No device's state can be broken by a fork, and a spawned engine imports vLLM for twenty seconds. Several API
+        # servers are started like engines, but need the socket that engines must not keep.
+        alone = int(getattr(parallel, "_api_process_count", 1)) <= 1
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork" if alone else "spawn"
+        if alone:
+            close_listeners_in_children()
 
     @classmethod
     def update_block_size_for_backend(cls, vllm_config: Any) -> None:
