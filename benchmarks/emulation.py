@@ -34,6 +34,7 @@ from saga_rl.errors import UserError
 from saga_rl.files import atomic, write_json
 from saga_rl.policies.presets import preset
 from saga_rl.provenance import provenance
+from saga_rl.runtime.config import SagaConfig
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.cost import load_profile
@@ -85,7 +86,7 @@ def workload(data: str, cell: Cell) -> tuple[Trace, SimConfig, float]:
     if not len(fits):
         raise UserError(f"{cell.source}", "has no such sessions", "allow more steps or longer contexts")
     config = SimConfig(workers=cell.engines, kv_tokens=profile.kv_tokens, profile=profile, end_hint=False,
-                       tool_names=False)
+                       tool_names=False, starve_s=SagaConfig().starve_s, async_scheduling=cell.asynchronous)
     have = cell.engines * profile.kv_tokens
     population, chosen = 8, trace
     for _ in range(6):  # the demand of a session depends on how many there are, and a little on which

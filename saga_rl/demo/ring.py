@@ -29,6 +29,7 @@ from saga_rl.errors import UserError
 from saga_rl.files import write_json
 from saga_rl.policies.presets import preset
 from saga_rl.provenance import provenance
+from saga_rl.runtime.config import SagaConfig
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.cost import load_profile
@@ -163,7 +164,8 @@ def _simulated(s: Settings, plan: Plan, arm: Arm) -> float:
     trace = read_trace(s.at("test.parquet")).select(
         [read_trace(s.at("test.parquet")).sessions.session_id.index(i) for i in plan.traces[0].sessions.session_id])
     config = SimConfig(workers=s.engines, kv_tokens=plan.pool or s.kv_tokens, profile=load_profile(s.profile),
-                       population=plan.alive, end_hint=False, expiry_s=s.expiry_s)
+                       population=plan.alive, end_hint=False, expiry_s=s.expiry_s, tool_names=False,
+                       starve_s=SagaConfig().starve_s, async_scheduling=True)
     policy = "lru" if arm.name == STOCK else arm.policy
     return float(np.nanmean(simulate(trace, config, preset(policy), seed=s.seed).tct_s))
 

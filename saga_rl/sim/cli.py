@@ -82,6 +82,10 @@ def _simulate(
     afs_preempt: Annotated[float | None, typer.Option(help="Seconds of waiting after which a tenant with a lower Agent "
                                                       "Fair Share yields (SAGA: 0.5).")] = None,
     tool_names: Annotated[bool, typer.Option(help="The scheduler knows which tool a step called.")] = True,
+    starve_s: Annotated[float, typer.Option(help="Seconds of waiting after which a request goes ahead of what the "
+                                            "policies choose; `saga-rl serve` has 600.")] = math.inf,
+    async_scheduling: Annotated[bool, typer.Option(help="Compose each iteration while the one before it runs, as vLLM "
+                                                   "does on GPUs.")] = False,
     link_tokens_per_s: Annotated[float, typer.Option(help="KV that moves with a session to another worker; 0 = it is "
                                                      "computed again.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Recorded in the result; a run of one trace is deterministic.")] = 0,
@@ -93,7 +97,8 @@ def _simulate(
     config = SimConfig(workers=workers, kv_tokens=kv_tokens or costs.kv_tokens, profile=costs, population=population,
                        end_hint=end_hint, expiry_s=expiry_s, max_num_seqs=max_num_seqs, cpu_tokens=cpu_tokens,
                        cpu_eviction=cpu_eviction, pcie_tokens_per_s=pcie_tokens_per_s, prefetch_tokens=prefetch_tokens,
-                       link_tokens_per_s=link_tokens_per_s, tool_names=tool_names,
+                       link_tokens_per_s=link_tokens_per_s, tool_names=tool_names, starve_s=starve_s,
+                       async_scheduling=async_scheduling,
                        constraints=read_constraints(service_gap, kv_floor, afs_preempt),
                        horizon_s=math.inf if horizon_s is None else horizon_s)
     chosen = choose_policies(policy, eviction=eviction, placement=placement, ordering=ordering, admission=admission)

@@ -57,6 +57,9 @@ class Cluster:
         check_runs(trace, config, policies)
         self.trace, self.config, self.policies = trace, config, policies
         self.world = make_fresh(trace, config, policies, log, samples, iterations)
+        if config.async_scheduling and pause not in (NO_PAUSE, PLACEMENTS):
+            raise UserError("async_scheduling", "is on, but this environment decides between iterations",
+                            "leave it off where queues and evictions are decided")
         self.ref = world_ref(self.world)
         """The world as compiled code takes it; it does not own the arrays, `world` does."""
         ev = policies.eviction

@@ -25,7 +25,7 @@ from saga_rl.sim.admit import blocks_wanted, fill_admission, make_room
 from saga_rl.sim.census import next_silence
 from saga_rl.sim.heap import push
 from saga_rl.sim.iteration_cost import ATTENTION, CONTEXT, KV, steady_seconds
-from saga_rl.sim.waiting import charge
+from saga_rl.sim.waiting import charge, starves_from
 from saga_rl.sim.worker import EPOCH, account, blocks_for
 
 FREELY, NO_EVICTION, NOT_AT_ALL = range(3)
@@ -39,7 +39,8 @@ def _kept_out(world, w, budget, now, admit_score, admit_params, admit_scratch):
     if run.w[w, st.N_WAITING] == 0 or run.w[w, st.LETS] == st.NOBODY or budget <= 0 or (
             run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] >= world.limits[st.MAX_SEQS]):
         return FREELY
-    if world.limits[st.TIER] == 1 or world.real[st.LINK_RATE] > 0 or world.limits[st.FRESH] == 1:
+    if world.limits[st.TIER] == 1 or world.real[st.LINK_RATE] > 0 or world.limits[st.FRESH] == 1 or (
+            starves_from(world, w) < now):
         return NOT_AT_ALL  # what it would wait for, or who is first, depends on when it is asked
     block, step = world.limits[st.BLOCK], run.queue[w, 0]
     if run.w[w, st.LETS] == st.ONE:
@@ -154,6 +155,7 @@ def coast(world, w, now, admit_score, admit_params, admit_scratch):
     last_start = min(run.wf[w, st.NEXT_EXPIRY], _steady_until(world, w, now))
     if rule == NO_EVICTION:
         last_start = min(last_start, next_silence(world, now))
+    last_start = min(last_start, starves_from(world, w))
     if run.w[w, st.N_WAITING] > 0 and world.limits[st.ORDER_STEADY] == 0:
         last_start = min(last_start, run.wf[w, st.EPOCH_S] + EPOCH)  # the queue is sorted anew then
     free = pool.n[w, kv.FREE] + (kv.evictable(pool, w) if rule == FREELY else 0)

@@ -48,6 +48,11 @@ class SimConfig:
     """Fairness between tenants, outside every policy."""
     tool_names: bool = True
     """The scheduler knows which tool a finished step called; False: it never does (request level)."""
+    starve_s: float = math.inf
+    """A request that has waited for longer goes ahead of the policies' choice; `SagaConfig.starve_s` in service."""
+    async_scheduling: bool = False
+    """Compose each iteration while the one before it runs, as vLLM does on GPUs: what arrives or ends counts one
+    iteration later. Takes every iteration singly."""
     single_steps: bool = False
     """Take every iteration singly instead of skipping runs of them: slower, same result."""
 
@@ -61,7 +66,7 @@ class SimConfig:
         for name in ("population", "max_batched_tokens", "cpu_tokens", "prefetch_tokens", "link_tokens_per_s"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')}", f"is {getattr(self, name)}", "give 0 or more")
-        for name in ("expiry_s", "horizon_s", "pcie_tokens_per_s"):
+        for name in ("expiry_s", "horizon_s", "pcie_tokens_per_s", "starve_s"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name.replace('_', '-')}", f"is {getattr(self, name)}", "give a number > 0")
         if self.cpu_eviction not in ("lru", "fifo"):

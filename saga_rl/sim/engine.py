@@ -59,6 +59,8 @@ def _preempt(world, w, at, now, order_score, order_params, order_scratch, evict_
     log_part(world, step, -1)
     drop(world, w, step, now)
     run.i[step, st.COMPUTED] = 0
+    run.w[w, st.STALE] += run.i[step, st.SAMPLES]
+    run.f[step, st.SINCE] = now
     run.i[step, st.PREEMPTIONS] += 1
     run.count[st.PREEMPTED] += 1
     ch.preempt(world.chains, world.tree.chain[step], now)
@@ -134,7 +136,11 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
     while k < run.w[w, st.N_RUNNING] and budget > 0:
         step = order[w, k]
         have = steps[step, st.COMPUTED]
-        n = min(prompt[step] + steps[step, st.GENERATED] - have, budget)
+        coming = steps[step, st.SAMPLES]
+        if coming == 1 and steps[step, st.GENERATED] + 1 >= plan.output[step]:
+            k += 1  # its last token is on its way
+            continue
+        n = min(prompt[step] + steps[step, st.GENERATED] + coming - have, budget)
         need = blocks_for(have + n, block) - blocks_for(have, block)
         tenant = plan.tenant[plan.session[step]]
         gone = False
@@ -180,7 +186,9 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
         if busy or world.g[w, ft.G_ADMIT_MEMORY] > 0:
             fill_admission(world, w, step, cached, known, now)
             if busy and lets == st.AS_POLICY and not admit_score(world.work.admit, admit_params, admit_scratch) > 0.0:
-                break
+                if not now - run.f[step, st.SINCE] > world.real[st.STARVE]:
+                    break
+                run.count[st.STARVED] += 1
         have = cached * block
         n = min(known - have, budget)
         need = blocks_for(have + n, block) - cached
@@ -282,28 +290,72 @@ def _start(world, w, place, cached, known, now):
 def finish_iteration(world, w, now, evict_score, evict_params, evict_scratch):
     """What the iteration computed is there: tokens advance, answers end, children are born."""
     run, order, steps = world.run, world.run.running, world.run.i
-    prompt, output, times = world.plan.prompt, world.plan.output, world.run.f
+    ahead = world.limits[st.ASYNC] == 1
     account(world, w, now)
     kept = 0
     for k in range(run.w[w, st.N_RUNNING]):
         step = order[w, k]
-        computed = steps[step, st.COMPUTED] + steps[step, st.SCHEDULED]
-        steps[step, st.COMPUTED] = computed
-        steps[step, st.SCHEDULED] = 0
-        if computed == prompt[step] + steps[step, st.GENERATED]:
-            steps[step, st.GENERATED] += 1
-            charge(world, w, step, 0, 1)
-            if np.isnan(times[step, st.FIRST_S]):
-                times[step, st.FIRST_S] = now
-                run.wf[w, st.QUEUED_TOKENS] -= steps[step, st.BOOKED]
-            if steps[step, st.GENERATED] >= output[step]:
-                settle_others(world, w, world.tree.chain[step], now, evict_score, evict_params, evict_scratch)
-                _finish_step(world, w, step, now)
-                _released(world, w, world.tree.chain[step], now, evict_score, evict_params, evict_scratch)
-                continue
+        if ahead:  # tokens advanced when the iteration was composed
+            token = steps[step, st.SAMPLES] == 1
+            steps[step, st.SAMPLES] = steps[step, st.SAMPLES_NEXT]
+            steps[step, st.SAMPLES_NEXT] = 0
+        else:
+            steps[step, st.COMPUTED] += steps[step, st.SCHEDULED]
+            steps[step, st.SCHEDULED] = 0
+            token = steps[step, st.COMPUTED] == world.plan.prompt[step] + steps[step, st.GENERATED]
+        if token and _answered(world, w, step, now, evict_score, evict_params, evict_scratch):
+            continue
         order[w, kept] = step
         kept += 1
     run.w[w, st.N_RUNNING] = kept
+    if run.w[w, st.STALE] > 0:
+        _late_tokens(world, w, now, evict_score, evict_params, evict_scratch)
+
+
+@njit(cache=True)
+def _late_tokens(world, w, now, evict_score, evict_params, evict_scratch):
+    """Tokens of requests that were preempted while they were computed count as theirs."""
+    run = world.run
+    run.w[w, st.STALE] = 0
+    for k in range(run.w[w, st.N_WAITING] - 1, -1, -1):
+        step = run.queue[w, k]
+        if run.i[step, st.SAMPLES] == 1:
+            run.i[step, st.SAMPLES] = 0
+            if run.i[step, st.GENERATED] + 1 >= world.plan.output[step]:
+                dequeue(world, w, k, False)
+                world.chains[world.tree.chain[step], ch.STARTED] = now  # nothing more was attained since
+            _answered(world, w, step, now, evict_score, evict_params, evict_scratch)
+
+
+@njit(cache=True)
+def composed(world, w):
+    """Under asynchronous scheduling: what the iteration just composed computes is there for the one composed next."""
+    run, behind = world.run, world.run.w[w, st.BUSY] == 1
+    for k in range(run.w[w, st.N_RUNNING]):
+        step = run.running[w, k]
+        i = run.i[step]
+        if i[st.SCHEDULED] > 0:
+            i[st.COMPUTED] += i[st.SCHEDULED]
+            i[st.SCHEDULED] = 0
+            token = i[st.COMPUTED] == world.plan.prompt[step] + i[st.GENERATED] + i[st.SAMPLES]
+            i[st.SAMPLES_NEXT if behind else st.SAMPLES] = 1 if token else 0
+
+
+@njit(cache=True)
+def _answered(world, w, step, now, evict_score, evict_params, evict_scratch):
+    """A token of the step's answer is there. Returns whether it was the last."""
+    run, i, times = world.run, world.run.i[step], world.run.f
+    i[st.GENERATED] += 1
+    charge(world, w, step, 0, 1)
+    if np.isnan(times[step, st.FIRST_S]):
+        times[step, st.FIRST_S] = now
+        run.wf[w, st.QUEUED_TOKENS] -= i[st.BOOKED]
+    if i[st.GENERATED] < world.plan.output[step]:
+        return False
+    settle_others(world, w, world.tree.chain[step], now, evict_score, evict_params, evict_scratch)
+    _finish_step(world, w, step, now)
+    _released(world, w, world.tree.chain[step], now, evict_score, evict_params, evict_scratch)
+    return True
 
 
 @njit(cache=True)
@@ -357,6 +409,7 @@ def arrive(world, w, step, since, now, order_score, order_params, order_scratch,
         run.moved[c] = 1
     settle_others(world, w, c, now, evict_score, evict_params, evict_scratch)
     run.f[step, st.READY] = since
+    run.f[step, st.SINCE] = now
     if world.limits[st.CLAIRVOYANT] == 1:
         _foretell(world, step, now)
     # a shorter prompt than its context sets room free that the chain was believed to need: a refusal may end with it

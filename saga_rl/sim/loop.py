@@ -15,7 +15,7 @@ from saga_rl.sim import cache as kv
 from saga_rl.sim import state as st
 from saga_rl.sim.census import hush
 from saga_rl.sim.coast import coast, settle
-from saga_rl.sim.engine import arrive, begin_iteration, finish_iteration, schedule
+from saga_rl.sim.engine import arrive, begin_iteration, composed, finish_iteration, schedule
 from saga_rl.sim.heap import pop, push
 from saga_rl.sim.stealing import LOOK_S, steal
 from saga_rl.sim.tier import copied, landed, prefetch
@@ -173,7 +173,13 @@ def _compose(world, now, order_score, order_params, order_scratch, admit_score, 
     for k in range(run.count[st.COMPOSING], n):
         w = touched[k]
         run.w[w, st.TOUCHED] = 0
-        if run.w[w, st.BUSY] == 1 or run.w[w, st.N_RUNNING] + run.w[w, st.N_WAITING] == 0:
+        if run.w[w, st.N_RUNNING] + run.w[w, st.N_WAITING] == 0:
+            continue
+        if world.limits[st.ASYNC] == 1:
+            _compose_ahead(world, w, now, order_score, order_params, order_scratch, admit_score, admit_params,
+                           admit_scratch, evict_score, evict_params, evict_scratch, whole, literal)
+            continue
+        if run.w[w, st.BUSY] == 1:
             continue
         if answered:
             answered = False
@@ -195,11 +201,40 @@ def _compose(world, now, order_score, order_params, order_scratch, admit_score, 
         if held and run.w[w, st.LETS] == st.ONE and run.w[w, st.URGENT] == 0:
             run.w[w, st.CHANGED] = 1  # it entered: another one may
         if length > 0.0:
-            run.w[w, st.BUSY] = 1
-            run.wf[w, st.DUE] = now + length
-            push(world.heap, now + length, len(world.plan.session) + w)
+            _runs(world, w, now + length)
     run.count[st.COMPOSING] = run.count[st.N_TOUCHED] = 0
     return ENDED
+
+
+@njit(cache=True)
+def _compose_ahead(world, w, now, order_score, order_params, order_scratch, admit_score, admit_params, admit_scratch,
+                   evict_score, evict_params, evict_scratch, whole, literal):
+    """Asynchronous scheduling: while one iteration runs the next is composed, at once if nothing runs, else when one
+    ends. Nothing more is composed behind one that had nothing to do."""
+    run = world.run
+    if run.w[w, st.BUSY] == 1 and run.w[w, st.MAY_COMPOSE] == 0:
+        return
+    run.w[w, st.MAY_COMPOSE] = 0
+    while run.w[w, st.AHEAD] == 0:
+        world.work.ranked[w, 0] = np.nan  # ranked anew in each iteration, also in two of one instant
+        length = schedule(world, w, now, order_score, order_params, order_scratch, admit_score, admit_params,
+                          admit_scratch, evict_score, evict_params, evict_scratch, whole, literal)
+        composed(world, w)
+        if length <= 0.0:
+            return
+        if run.w[w, st.BUSY] == 1:
+            run.w[w, st.AHEAD] = 1
+            run.wf[w, st.AHEAD_DUE] = run.wf[w, st.DUE] + length
+        else:
+            _runs(world, w, now + length)
+
+
+@njit(cache=True)
+def _runs(world, w, due):
+    """The worker's next iteration runs, until `due`."""
+    world.run.w[w, st.BUSY] = 1
+    world.run.wf[w, st.DUE] = due
+    push(world.heap, due, len(world.plan.session) + w)
 
 
 @njit(cache=True)
@@ -260,6 +295,10 @@ def run_on(world, place_score, place_params, place_scratch, order_score, order_p
             settle(world, w, now, evict_score, evict_params, evict_scratch)
             run.w[w, st.BUSY] = 0
             finish_iteration(world, w, now, evict_score, evict_params, evict_scratch)
+            run.w[w, st.MAY_COMPOSE] = 1
+            if run.w[w, st.AHEAD] == 1:
+                run.w[w, st.AHEAD] = 0
+                _runs(world, w, run.wf[w, st.AHEAD_DUE])
             touch(world, w)
         else:
             run.total[st.NOW] = now

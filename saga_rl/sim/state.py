@@ -49,26 +49,33 @@ class Plan(NamedTuple):
 
 # columns of Run.i, by step
 (STATE, WORKER, COMPUTED, GENERATED, HELD, COPIES, CACHED, PREEMPTIONS, PENDING, SCHEDULED, TARGET, KNOWN,
- BOOKED, YIELDED, STOLEN) = range(15)
+ BOOKED, YIELDED, STOLEN, SAMPLES, SAMPLES_NEXT) = range(17)
+# the last two, under asynchronous scheduling: 1 = a token comes of the iteration that runs, of the one behind it
+STEP_COUNTS = 17
 # values of STATE
 UNBORN, WAITING, RUNNING, DONE, LOADING = range(5)
 # columns of Run.f, by step
-READY, START_S, FIRST_S, DONE_S, KEY, READY_AT = range(6)
+READY, START_S, FIRST_S, DONE_S, KEY, READY_AT, SINCE = range(7)
+# SINCE: since when it waits; begins anew with a preemption
+STEP_TIMES = 7
 # columns of Run.w, by worker
 (N_RUNNING, N_WAITING, BUSY, IN_FLIGHT, HOMED, COAST, CHUNK, TOUCHED, N_LOADING, ACTIVE, PLACED_AT,
- URGENT, CHANGED, LETS) = range(14)
-WORKER_COUNTS = 14
+ URGENT, CHANGED, LETS, AHEAD, MAY_COMPOSE, STALE) = range(17)
+# the last three, under asynchronous scheduling: 1 = an iteration is composed behind the one that runs; 1 = one ended,
+# so that the next is composed; preempted requests of which a token may still come
+WORKER_COUNTS = 17
 # values of LETS: whom the worker's next iteration lets in
 AS_POLICY, ONE, NOBODY = range(3)
-# columns of Run.wf, by worker; the last two are integrals over time, block-seconds
+# columns of Run.wf, by worker; IN_USE and BUSY_BLOCKS are integrals over time, block-seconds
 (EPOCH_S, SEEN_S, FLIGHT_TOKENS, QUEUED_TOKENS, DUE, COAST_FROM, NEXT_EXPIRY, NEXT_IDLE, PCIE_FREE, LINK_FREE,
- IN_PREFETCH, IDLE_SINCE, YIELDED_AT, IN_USE, BUSY_BLOCKS) = range(15)
+ IN_PREFETCH, IDLE_SINCE, YIELDED_AT, IN_USE, BUSY_BLOCKS, AHEAD_DUE) = range(16)
+WORKER_TIMES = 16
 # Run.count
 STEPS_DONE, SESSIONS_DONE, EVENTS, PREEMPTED, MIGRATIONS, PREFILLED, RECOMPUTED, HIT, PROMPT, ITERATIONS, LOGGED, \
     NEXT_SESSION, AWAITING, OVERFLOW, SAMPLES, N_TOUCHED, COASTED, N_ITERATIONS, N_PARTS, STORED, LOADED, \
     MOVED_TOKENS, PREFETCHED, PLACED, FIRST_QUIET, N_QUIET, FLOOR_BREAKS, AFS_PREEMPTED, STEALS, LIVE_STEPS, ASKED, \
-    COMPOSING, PAUSED, WANTED, SPARED, ASKED_BLOCKS = range(36)
-COUNTS = 36
+    COMPOSING, PAUSED, WANTED, SPARED, ASKED_BLOCKS, STARVED = range(37)
+COUNTS = 37
 # Run.total
 USEFUL_IDLE, NOW, SAMPLE_EVERY, NEXT_SAMPLE, MOST_PREFILL, MOST_CONTEXT, MOST_SEQS, MOST_KV, SPREAD = range(9)
 TOTALS = 9
@@ -161,10 +168,10 @@ class Work(NamedTuple):
 # Limits: int64 vector that compiled code reads
 (WORKERS, BLOCK, MAX_SEQS, BATCHED, END_HINT, POPULATION, LOGGING, SINGLE_STEPS, OLDEST_FIRST, EVICT_STEADY,
  ORDER_STEADY, ADMIT_STEADY, TIER, TIER_FIFO, WHOLE_PROMPT, TENANTS, FRESH, DRAWS, STEALING, TOOL_NAMES,
- CLAIRVOYANT, FLOORED) = range(22)
+ CLAIRVOYANT, FLOORED, ASYNC) = range(23)
 # Real: float64 vector
 (EXPIRY, HORIZON, POOL_TOKENS, PREFILL_RATE, PCIE_RATE, LINK_RATE, PREFETCH_TOKENS, STEADY_IDLE, GAP,
- AFS_PREEMPT) = range(10)
+ AFS_PREEMPT, STARVE) = range(11)
 
 
 class World(NamedTuple):
@@ -241,7 +248,8 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
     rules = config.constraints
     floors = rules.floors(trace.tenants, config.pool_blocks) if any(rules.kv_floors.values()) else np.zeros(0)
     run = Run(
-        np.zeros((n, 15), np.int64), np.full((n, 6), np.nan), np.zeros((w, WORKER_COUNTS), np.int64), np.zeros((w, 15)),
+        np.zeros((n, STEP_COUNTS), np.int64), np.full((n, STEP_TIMES), np.nan), np.zeros((w, WORKER_COUNTS), np.int64),
+        np.zeros((w, WORKER_TIMES)),
         np.zeros((w, config.max_num_seqs), np.int32), np.zeros((w, lines + 1), np.int32),
         np.full(n_chains, -1, np.int32), np.diff(trace.session_offsets).astype(np.int64),
         np.full(trace.n_sessions, np.nan), np.full(trace.n_sessions, np.nan), np.zeros(COUNTS, np.int64),
@@ -269,17 +277,17 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
     order_steady = ordering.steady or (ordering.steady_one_tenant and len(trace.tenants) < 2)
     # what is remembered of a chain that moved depends on the order of events on several workers
     shared_memory = policies.eviction.memory and w > 1
-    single = config.single_steps or iterations > 0 or rules.active or shared_memory
+    single = config.single_steps or iterations > 0 or rules.active or shared_memory or config.async_scheduling
     limits = np.array([w, config.block_tokens, config.max_num_seqs, config.batched_tokens, config.end_hint,
                        config.population, log > 0, single,
                        policies.eviction.oldest_first, policies.eviction.steady, order_steady,
                        policies.admission.steady, config.cpu_tokens > 0, config.cpu_eviction == "fifo",
                        config.reserve_full_prompt, len(trace.tenants) if len(trace.tenants) > 1 else 0,
                        ordering.fresh, policies.placement.draws, policies.placement.steals and w > 1,
-                       config.tool_names, policies.eviction.oracle, len(floors) > 0], np.int64)
+                       config.tool_names, policies.eviction.oracle, len(floors) > 0, config.async_scheduling], np.int64)
     real = np.array([config.expiry_s, config.horizon_s, config.kv_tokens, config.profile.prefill_tokens_per_s,
                      config.pcie_tokens_per_s, config.link_tokens_per_s, config.prefetch_tokens,
-                     policies.eviction.steady_idle_s, rules.service_gap_tokens, rules.afs_preempt_s])
+                     policies.eviction.steady_idle_s, rules.service_gap_tokens, rules.afs_preempt_s, config.starve_s])
     # an entry for each session and worker and at most two a step (it, its copy, its prefetch); as much again, and more,
     # for the ends of runs that were cut short
     heap = make_heap(4 * n + 2 * trace.n_sessions + 8 * w + 256)

@@ -118,10 +118,13 @@ def choose(world, w, now, order_score, order_params, order_scratch):
     run, limits, n = world.run, world.limits, world.run.w[w, st.N_WAITING]
     if limits[st.FRESH] == 1 and n > 1:
         _sort(world, w, now, order_score, order_params, order_scratch)
-    gap, urgent = world.real[st.GAP], run.w[w, st.URGENT] - 1
+    gap, urgent, first = world.real[st.GAP], run.w[w, st.URGENT] - 1, -1
+    if urgent < 0 and world.real[st.STARVE] < np.inf:
+        first = _starving(world, w)
+        if first >= 0:
+            return first
     if gap == np.inf and urgent < 0:
         return 0
-    first = -1
     for k in range(n):
         step = run.queue[w, k]
         if not may_be_served(world, w, step):
@@ -131,6 +134,31 @@ def choose(world, w, now, order_score, order_params, order_scratch):
         if first < 0:
             first = k
     return first
+
+
+@njit(cache=True)
+def _starving(world, w):
+    """Place in the worker's queue of the request that has waited longest of those that had waited for too long when its
+    epoch began, -1 = none."""
+    run, first, since = world.run, -1, np.inf
+    for k in range(run.w[w, st.N_WAITING]):
+        step = run.queue[w, k]
+        mine = run.f[step, st.SINCE]
+        if run.wf[w, st.EPOCH_S] - mine > world.real[st.STARVE] and (
+                mine < since or (mine == since and step < run.queue[w, first])) and may_be_served(world, w, step):
+            first, since = k, mine
+    return first
+
+
+@njit(cache=True)
+def starves_from(world, w):
+    """From when on the first of those who wait has waited for too long."""
+    run, since = world.run, np.inf
+    if world.real[st.STARVE] == np.inf:
+        return np.inf
+    for k in range(run.w[w, st.N_WAITING]):
+        since = min(since, run.f[run.queue[w, k], st.SINCE])
+    return since + world.real[st.STARVE]
 
 
 @njit(cache=True)

@@ -28,7 +28,7 @@ from saga_rl.sim.config import SimConfig  # noqa: E402
 
 MAX_LEN = 1 << 21
 PATIENT_S = 1e6
-"""Budget of one decision: the machine's speed must not decide what a policy's fallback does."""
+"""Budget of one decision: the machine's speed must not decide what a policy's fallback does. And never, for waiting."""
 
 
 @cache
@@ -55,7 +55,8 @@ def make_scheduler(config: SimConfig, policies: PolicySet, clock: Callable[[], f
         setattr(vllm.scheduler_config, name, value)
     vllm.cache_config.block_size = config.block_tokens
     vllm.cache_config.num_gpu_blocks = config.pool_blocks + 1  # one is vLLM's null block
-    vllm.additional_config = {"saga": {"expiry_s": config.expiry_s, "budget_s": PATIENT_S, **saga}}
+    vllm.additional_config = {"saga": {"expiry_s": config.expiry_s, "starve_s": min(config.starve_s, PATIENT_S),
+                                       "budget_s": PATIENT_S, **saga}}
     base = SagaScheduler if asynchronous else SagaSyncScheduler
     cls: Any = type("Virtual" + base.__name__, (base,), {"clock": staticmethod(clock)})
     spec = FullAttentionSpec(block_size=config.block_tokens, num_kv_heads=1, head_size=1, dtype=torch.float32)
