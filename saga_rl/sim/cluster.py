@@ -118,7 +118,8 @@ def simulate(trace: Trace, config: SimConfig, policies: PolicySet, seed: int = 0
     result = metrics(world, alone, wall) | fairness(world, trace, config, alone) | {
         "horizon_s": _finite(config.horizon_s), "extrapolated": config.profile.outside(_most(world))}
     steps = {
-        "worker": run.i[:, st.WORKER].copy(), "ready_s": run.f[:, st.READY].copy(),
+        "worker": run.i[:, st.WORKER].copy(),
+        "ready_s": run.f[:, st.SENT if config.async_scheduling else st.READY].copy(),
         "scheduled_s": run.f[:, st.START_S].copy(), "first_token_s": run.f[:, st.FIRST_S].copy(),
         "done_s": run.f[:, st.DONE_S].copy(), "cached_tokens": run.i[:, st.CACHED].copy(),
         "preemptions": run.i[:, st.PREEMPTIONS].copy(),

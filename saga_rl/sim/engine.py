@@ -25,6 +25,9 @@ from saga_rl.sim.tier import find_source, plan_prefetch, store, wait_for_copy
 from saga_rl.sim.waiting import charge, choose, dequeue, enqueue, epoch, goes_before, key_of, may_be_served
 from saga_rl.sim.worker import account, blocks_for, log_event, log_iteration, log_part, touch
 
+TAKE_IN_S = 1e-5
+"""Between two requests of which an engine hears in one round: who came first is never lost."""
+
 
 @njit(cache=True)
 def drop(world, w, step, now):
@@ -57,7 +60,10 @@ def _preempt(world, w, at, now, order_score, order_params, order_scratch, evict_
     settle_others(world, w, world.tree.chain[step], now, evict_score, evict_params, evict_scratch)
     log_event(world, END, step, now, run.i[step, st.COMPUTED], 0)
     log_part(world, step, -1)
+    held, computed = run.i[step, st.HELD], run.i[step, st.COMPUTED]
     drop(world, w, step, now)
+    if run.i[step, st.SAMPLES] == 1 and computed % world.limits[st.BLOCK] == 0 and held > 0:
+        _forget_unsaid(world, w, world.tree.path[world.tree.path_off[step] + held - 1])
     run.i[step, st.COMPUTED] = 0
     run.w[w, st.STALE] += run.i[step, st.SAMPLES]
     run.f[step, st.SINCE] = now
@@ -69,6 +75,14 @@ def _preempt(world, w, at, now, order_score, order_params, order_scratch, evict_
         _foretell(world, step, now)
     enqueue(world, w, step, now, order_score, order_params, order_scratch)
     return step
+
+
+@njit(cache=True)
+def _forget_unsaid(world, w, seg):
+    """The last block of a request that is preempted while a token of it comes gets no name in vLLM: nobody finds it."""
+    r = kv.row(world.pool, w, seg)
+    if world.pool.ref[r] == 0 and world.pool.res[r] > 0 and world.pool.kids[r] == 0:
+        kv.take(world.tree, world.pool, w, seg, 1)
 
 
 @njit(cache=True)
@@ -407,6 +421,14 @@ def arrive(world, w, step, since, now, order_score, order_params, order_scratch,
     home = run.home[c]
     if home >= 0 and home != w:
         run.moved[c] = 1
+    if world.limits[st.ASYNC] == 1:  # the engine looks at what came when it composes
+        run.f[step, st.SENT] = since
+        run.i[step, st.WORKER] = w
+        _book(world, w, step, home)
+        run.inbox[w, run.w[w, st.N_INBOX]] = step
+        run.w[w, st.N_INBOX] += 1
+        touch(world, w)
+        return
     settle_others(world, w, c, now, evict_score, evict_params, evict_scratch)
     run.f[step, st.READY] = since
     run.f[step, st.SINCE] = now
@@ -424,6 +446,40 @@ def arrive(world, w, step, since, now, order_score, order_params, order_scratch,
     log_event(world, READY, step, now, world.plan.prompt[step], 0)
     run.i[step, st.WORKER] = w
     ch.arrive(world.chains, world.tables, w, c, now, float(world.plan.prompt[step]))
+    _book(world, w, step, home)
+    enqueue(world, w, step, now, order_score, order_params, order_scratch)
+    touch(world, w)
+
+
+@njit(cache=True)
+def take_in(world, w, now, order_score, order_params, order_scratch, literal):
+    """Under asynchronous scheduling: the worker's engine hears of the requests that were sent to it."""
+    run = world.run
+    for k in range(run.w[w, st.N_INBOX]):
+        step = run.inbox[w, k]
+        c, s, when = world.tree.chain[step], world.plan.session[step], now + k * TAKE_IN_S
+        if np.isnan(run.told_s[w, s]):
+            run.told_s[w, s] = when
+            run.told_late_s[w, s] = when - run.f[step, st.SENT]
+        world.chains[c, ch.SESSION_S] = run.told_s[w, s]
+        world.chains[c, ch.DEADLINE] = run.begin_s[s] + world.plan.slack[s] + run.told_late_s[w, s]
+        run.f[step, st.READY] = run.f[step, st.SINCE] = when
+        if world.limits[st.CLAIRVOYANT] == 1:
+            _foretell(world, step, now)
+        if literal:  # a timer would have fired before the request came back
+            account(world, w, now)
+            ev.drop_expired(world.tree, world.pool, world.chains, world.tables, world.g, w, now, world.work.next_use,
+                            world.work.evict)
+        log_event(world, READY, step, now, world.plan.prompt[step], 0)
+        ch.arrive(world.chains, world.tables, w, c, when, float(world.plan.prompt[step]))
+        enqueue(world, w, step, when, order_score, order_params, order_scratch)
+    run.w[w, st.N_INBOX] = 0
+
+
+@njit(cache=True)
+def _book(world, w, step, home):
+    """The router's view of a request that it sends to worker w. home: where its chain was."""
+    run, c = world.run, world.tree.chain[step]
     run.i[step, st.BOOKED] = int(ft.uncached_tokens(world.chains, c, float(world.plan.prompt[step]), home == w))
     if home != w:
         if home >= 0:
@@ -434,8 +490,6 @@ def arrive(world, w, step, since, now, order_score, order_params, order_scratch,
     run.w[w, st.IN_FLIGHT] += 1
     run.wf[w, st.FLIGHT_TOKENS] += world.plan.prompt[step]
     run.wf[w, st.QUEUED_TOKENS] += run.i[step, st.BOOKED]
-    enqueue(world, w, step, now, order_score, order_params, order_scratch)
-    touch(world, w)
 
 
 @njit(cache=True)

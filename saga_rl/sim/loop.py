@@ -15,7 +15,7 @@ from saga_rl.sim import cache as kv
 from saga_rl.sim import state as st
 from saga_rl.sim.census import hush
 from saga_rl.sim.coast import coast, settle
-from saga_rl.sim.engine import arrive, begin_iteration, composed, finish_iteration, schedule
+from saga_rl.sim.engine import TAKE_IN_S, arrive, begin_iteration, composed, finish_iteration, schedule, take_in
 from saga_rl.sim.heap import pop, push
 from saga_rl.sim.stealing import LOOK_S, steal
 from saga_rl.sim.tier import copied, landed, prefetch
@@ -30,6 +30,8 @@ HOLD = -2
 """`chosen` in answer to CHOOSE: nobody enters now."""
 NEVER = 1e9
 """Placements since a worker's last one, if there was none."""
+NAP_S = 1e-3
+"""vLLM's engine loop sleeps so long after a round that ran nothing although requests are left."""
 SCORE_ARGS = (1, 4, 7, 10)
 """Positions of score functions among `run_on`'s arguments."""
 
@@ -126,7 +128,8 @@ def _drop_stale(world):
         time, what = heap.time[kept], heap.what[kept]
         kept += 1
         w = what - n_steps
-        if w < 0 or w >= n_workers or (run.w[w, st.BUSY] == 1 and run.wf[w, st.DUE] == time):
+        if w < 0 or w >= n_workers or time == (run.wf[w, st.DUE] if run.w[w, st.BUSY] == 1 else
+                                               run.wf[w, st.NAPS_UNTIL]):
             push(heap, time, what)  # never beyond what was read already
 
 
@@ -173,13 +176,11 @@ def _compose(world, now, order_score, order_params, order_scratch, admit_score, 
     for k in range(run.count[st.COMPOSING], n):
         w = touched[k]
         run.w[w, st.TOUCHED] = 0
-        if run.w[w, st.N_RUNNING] + run.w[w, st.N_WAITING] == 0:
-            continue
         if world.limits[st.ASYNC] == 1:
             _compose_ahead(world, w, now, order_score, order_params, order_scratch, admit_score, admit_params,
                            admit_scratch, evict_score, evict_params, evict_scratch, whole, literal)
             continue
-        if run.w[w, st.BUSY] == 1:
+        if run.w[w, st.BUSY] == 1 or run.w[w, st.N_RUNNING] + run.w[w, st.N_WAITING] == 0:
             continue
         if answered:
             answered = False
@@ -212,12 +213,17 @@ def _compose_ahead(world, w, now, order_score, order_params, order_scratch, admi
     """Asynchronous scheduling: while one iteration runs the next is composed, at once if nothing runs, else when one
     ends. Nothing more is composed behind one that had nothing to do."""
     run = world.run
-    if run.w[w, st.BUSY] == 1 and run.w[w, st.MAY_COMPOSE] == 0:
+    if now < run.wf[w, st.NAPS_UNTIL] or (run.w[w, st.BUSY] == 1 and run.w[w, st.MAY_COMPOSE] == 0):
         return
     run.w[w, st.MAY_COMPOSE] = 0
+    then = now
     while run.w[w, st.AHEAD] == 0:
+        then += run.w[w, st.N_INBOX] * TAKE_IN_S
+        take_in(world, w, now, order_score, order_params, order_scratch, literal)
+        if run.w[w, st.N_RUNNING] + run.w[w, st.N_WAITING] == 0:
+            return
         world.work.ranked[w, 0] = np.nan  # ranked anew in each iteration, also in two of one instant
-        length = schedule(world, w, now, order_score, order_params, order_scratch, admit_score, admit_params,
+        length = schedule(world, w, then, order_score, order_params, order_scratch, admit_score, admit_params,
                           admit_scratch, evict_score, evict_params, evict_scratch, whole, literal)
         composed(world, w)
         if length <= 0.0:
@@ -289,6 +295,10 @@ def run_on(world, place_score, place_params, place_scratch, order_score, order_p
             _begin_session(world, what - n_steps - n_workers, now)
         elif what >= n_steps:
             w = what - n_steps
+            if run.w[w, st.BUSY] == 0 and now == run.wf[w, st.NAPS_UNTIL]:
+                run.total[st.NOW] = now
+                touch(world, w)
+                continue
             if run.w[w, st.BUSY] == 0 or now != run.wf[w, st.DUE]:
                 continue  # an arrival cut that run of iterations short
             run.total[st.NOW] = now
@@ -299,6 +309,9 @@ def run_on(world, place_score, place_params, place_scratch, order_score, order_p
             if run.w[w, st.AHEAD] == 1:
                 run.w[w, st.AHEAD] = 0
                 _runs(world, w, run.wf[w, st.AHEAD_DUE])
+            elif world.limits[st.ASYNC] == 1:
+                run.wf[w, st.NAPS_UNTIL] = now + NAP_S
+                push(heap, now + NAP_S, what)
             touch(world, w)
         else:
             run.total[st.NOW] = now

@@ -55,21 +55,22 @@ STEP_COUNTS = 17
 # values of STATE
 UNBORN, WAITING, RUNNING, DONE, LOADING = range(5)
 # columns of Run.f, by step
-READY, START_S, FIRST_S, DONE_S, KEY, READY_AT, SINCE = range(7)
-# SINCE: since when it waits; begins anew with a preemption
-STEP_TIMES = 7
+READY, START_S, FIRST_S, DONE_S, KEY, READY_AT, SINCE, SENT = range(8)
+# SINCE: since when it waits; begins anew with a preemption. SENT: asynchronous scheduling only, where READY is when the
+# engine hears of it
+STEP_TIMES = 8
 # columns of Run.w, by worker
 (N_RUNNING, N_WAITING, BUSY, IN_FLIGHT, HOMED, COAST, CHUNK, TOUCHED, N_LOADING, ACTIVE, PLACED_AT,
- URGENT, CHANGED, LETS, AHEAD, MAY_COMPOSE, STALE) = range(17)
-# the last three, under asynchronous scheduling: 1 = an iteration is composed behind the one that runs; 1 = one ended,
-# so that the next is composed; preempted requests of which a token may still come
-WORKER_COUNTS = 17
+ URGENT, CHANGED, LETS, AHEAD, MAY_COMPOSE, STALE, N_INBOX) = range(18)
+# the last four, under asynchronous scheduling: 1 = an iteration is composed behind the one that runs; 1 = one ended,
+# so that the next is composed; preempted requests of which a token may still come; requests not heard of yet
+WORKER_COUNTS = 18
 # values of LETS: whom the worker's next iteration lets in
 AS_POLICY, ONE, NOBODY = range(3)
 # columns of Run.wf, by worker; IN_USE and BUSY_BLOCKS are integrals over time, block-seconds
 (EPOCH_S, SEEN_S, FLIGHT_TOKENS, QUEUED_TOKENS, DUE, COAST_FROM, NEXT_EXPIRY, NEXT_IDLE, PCIE_FREE, LINK_FREE,
- IN_PREFETCH, IDLE_SINCE, YIELDED_AT, IN_USE, BUSY_BLOCKS, AHEAD_DUE) = range(16)
-WORKER_TIMES = 16
+ IN_PREFETCH, IDLE_SINCE, YIELDED_AT, IN_USE, BUSY_BLOCKS, AHEAD_DUE, NAPS_UNTIL) = range(17)
+WORKER_TIMES = 17
 # Run.count
 STEPS_DONE, SESSIONS_DONE, EVENTS, PREEMPTED, MIGRATIONS, PREFILLED, RECOMPUTED, HIT, PROMPT, ITERATIONS, LOGGED, \
     NEXT_SESSION, AWAITING, OVERFLOW, SAMPLES, N_TOUCHED, COASTED, N_ITERATIONS, N_PARTS, STORED, LOADED, \
@@ -92,6 +93,13 @@ class Run(NamedTuple):
     """(W, max_num_seqs) steps in the order in which they were scheduled."""
     queue: NDArray[np.int32]
     """(W, capacity) waiting steps in the order of their keys."""
+    inbox: NDArray[np.int32]
+    """(W, capacity) the first w[N_INBOX]: steps sent that the worker's engine has not heard of; asynchronous scheduling
+    only, as `told_s`."""
+    told_s: NDArray[np.float64]
+    """(W, sessions) when the worker's engine first heard of the session, NaN = never."""
+    told_late_s: NDArray[np.float64]
+    """(W, sessions) by how much later than its request was sent: so much later it sees the session's deadline."""
     home: NDArray[np.int32]
     """By chain: the worker of its last step, -1 = none."""
     left: NDArray[np.int64]
@@ -247,10 +255,13 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
     tenants = max(len(trace.tenants), 1)
     rules = config.constraints
     floors = rules.floors(trace.tenants, config.pool_blocks) if any(rules.kv_floors.values()) else np.zeros(0)
+    ahead = w if config.async_scheduling else 0
     run = Run(
         np.zeros((n, STEP_COUNTS), np.int64), np.full((n, STEP_TIMES), np.nan), np.zeros((w, WORKER_COUNTS), np.int64),
         np.zeros((w, WORKER_TIMES)),
         np.zeros((w, config.max_num_seqs), np.int32), np.zeros((w, lines + 1), np.int32),
+        np.zeros((ahead, lines + 1), np.int32), np.full((ahead, trace.n_sessions), np.nan),
+        np.full((ahead, trace.n_sessions), np.nan),
         np.full(n_chains, -1, np.int32), np.diff(trace.session_offsets).astype(np.int64),
         np.full(trace.n_sessions, np.nan), np.full(trace.n_sessions, np.nan), np.zeros(COUNTS, np.int64),
         np.zeros(TOTALS), np.zeros(tenants), np.zeros(n_chains + 1, np.int32), np.zeros(n_chains, np.int32),

@@ -12,8 +12,9 @@ from saga_rl.policies.features import E_AGE_S, E_ENDED, E_IDLE_S, E_WAITING
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
-TIER = 1e9
-"""Above every age in seconds; leaves ages exact to a microsecond."""
+TIER = 2.0**20
+"""Above every age in seconds (12 days); leaves ages exact to a nanosecond, so that of two sessions of which an engine
+hears in the same iteration one is older."""
 
 
 @njit(SCORE, cache=True)

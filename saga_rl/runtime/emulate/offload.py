@@ -82,15 +82,20 @@ class Copies:
         if transfer is None:
             return None
         check(transfer)
+        return Copies.over(vllm_config, kv_cache_config, settings.pcie_bytes_per_s * settings.gpus, settings.time_scale)
+
+    @staticmethod
+    def over(vllm_config: Any, kv_cache_config: Any, rate: float, time_scale: float = 1.0,
+             clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> Copies:
+        """The copies over a link of `rate` bytes in a device's second."""
         from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
         from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole
 
         connector: Any = KVConnectorFactory.create_connector(config=vllm_config, role=KVConnectorRole.WORKER,
-                                                        kv_cache_config=kv_cache_config)
+                                                             kv_cache_config=kv_cache_config)
         pages = [len(group.layer_names) * group.kv_cache_spec.page_size_bytes
                  for group in kv_cache_config.kv_cache_groups]
-        connector.connector_worker.worker = worker(pages, settings.pcie_bytes_per_s * settings.gpus,
-                                                   settings.time_scale)
+        connector.connector_worker.worker = worker(pages, rate, time_scale, clock, sleep)
         return Copies(connector)
 
     def step(self, scheduler_output: Any) -> Any:

@@ -85,7 +85,7 @@ class _Run:
         self.content = Content(trace, sim.block_tokens)
         self.engines = [VirtualEngine(
             make_scheduler(sim, policies, self._clock, config.asynchronous, **config.saga), sim.profile,
-            2 if config.asynchronous else 1) for _ in range(sim.workers)]
+            2 if config.asynchronous else 1, sim, self._pass_time) for _ in range(sim.workers)]
         self.router = Router(policies.placement, sim.workers, sim.max_num_seqs, sim.pool_blocks * sim.block_tokens,
                              expiry_s=sim.expiry_s, budget_s=PATIENT_S)
         n, m = trace.n_steps, trace.n_sessions
@@ -107,6 +107,9 @@ class _Run:
         """No two readings are equal, as in service: who came before whom is never lost."""
         self._tick = max(self.now, self._tick + TICK_S)
         return self._tick
+
+    def _pass_time(self, seconds: float) -> None:
+        self._tick = max(self.now, self._tick) + seconds
 
     def run(self) -> Played:
         arrivals = self.trace.sessions.arrival_s
@@ -205,10 +208,10 @@ class _Run:
         self._wake(w, self.engines[w].go(self.now))
 
     def _finish(self, w: int) -> None:
-        answers = self.engines[w].finish(self.now)
+        answers, then = self.engines[w].finish(self.now)
         for a in answers:
             self.at(self.now + self.config.answer_s, CLIENT, partial(self._heard, a))
-        self._wake(w, self.now)
+        self._wake(w, then)
 
     def _heard(self, a: Answer) -> None:
         row = int(a.name)

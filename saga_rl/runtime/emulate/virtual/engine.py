@@ -4,15 +4,17 @@ cost profile says. Two batches are under way at once under asynchronous scheduli
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 
+from saga_rl.runtime.emulate.virtual.setup import make_copies
+from saga_rl.sim.config import SimConfig
 from saga_rl.sim.cost import CostProfile
-
-NAP_S = 1e-3
-"""vLLM's engine loop sleeps so long after a call that ran nothing although requests are left."""
+from saga_rl.sim.engine import TAKE_IN_S
+from saga_rl.sim.loop import NAP_S
 
 
 @dataclass
@@ -25,6 +27,8 @@ class Batch:
     """By request: whether a token comes of it."""
     start_s: float
     end_s: float
+    moved: Any = None
+    """What vLLM's KV connector says of copies that ended."""
 
 
 @dataclass
@@ -37,17 +41,23 @@ class Answer:
 
 
 class VirtualEngine:
-    """`go` lets the engine's loop run until it blocks; the caller calls again at the time that it returns (None: when a
+    """pass_time: let the scheduler's clock go on by so many seconds.
+
+    `go` lets the engine's loop run until it blocks; the caller calls again at the time that it returns (None: when a
     request comes). `receive` puts a request before it."""
 
-    def __init__(self, scheduler: Any, profile: CostProfile, depth: int) -> None:
-        self.scheduler, self.profile, self.depth = scheduler, profile, depth
+    def __init__(self, scheduler: Any, profile: CostProfile, depth: int, config: SimConfig,
+                 pass_time: Callable[[float], None]) -> None:
+        self.scheduler, self.profile, self.depth, self.pass_time = scheduler, profile, depth, pass_time
+        self.now = 0.0
+        """Where the engine's loop is: it waits for copies out of blocks that are taken again."""
+        self.copies = make_copies(scheduler, config, lambda: self.now, self._wait)
         self.inbox: deque[Any] = deque()
         self.batches: deque[Batch] = deque()
         """Oldest first."""
         self.device_free_s = 0.0
-        self.blocked = False
-        """On the oldest batch."""
+        self.blocked = self.idle = False
+        """On the oldest batch; the call that blocks ran nothing."""
         self.iterations = 0
         self.busy_s = 0.0
         self.cached: dict[str, int] = {}
@@ -62,28 +72,29 @@ class VirtualEngine:
     def receive(self, request: Any) -> None:
         self.inbox.append(request)
 
-    def finish(self, now: float) -> list[Answer]:
-        """The batch that the loop is blocked on is done."""
+    def finish(self, now: float) -> tuple[list[Answer], float]:
+        """The batch that the loop is blocked on is done. Returns what it gave, and when to call `go`."""
         batch = self.batches.popleft()
         self.blocked = False
         ids = list(batch.samples)
-        model = EMPTY_MODEL_RUNNER_OUTPUT if not ids else ModelRunnerOutput(
+        model = EMPTY_MODEL_RUNNER_OUTPUT if not ids and batch.moved is None else ModelRunnerOutput(
             req_ids=ids, req_id_to_index={r: i for i, r in enumerate(ids)},
             sampled_token_ids=[[0] if batch.samples[r] else [] for r in ids], logprobs=None, prompt_logprobs_dict={},
-            pooler_output=[])
+            pooler_output=[], kv_connector_output=batch.moved)
         outputs = self.scheduler.update_from_output(batch.out, model)
         answers = [Answer(o.request_id, len(o.new_token_ids), o.finish_reason is not None)
                    for some in outputs.values() for o in some.outputs]
         for a in answers:
             if a.finished:
                 self._target.pop(a.name, None)
-        return answers
+        return answers, now + NAP_S if self.idle and self.scheduler.has_requests() else now
 
     def go(self, now: float) -> float | None:
         """When to call again: `finish` if `blocked` then, else `go`; None if there is nothing to do."""
         while True:
             while self.inbox:
                 self.scheduler.add_request(self.inbox.popleft())
+                self.pass_time(TAKE_IN_S)
             ran = False
             if self.scheduler.has_requests():
                 batch = self._send(now)
@@ -91,16 +102,23 @@ class VirtualEngine:
                 ran = bool(batch.samples)
                 if len(self.batches) < self.depth and (ran or self.scheduler.has_requests()):
                     if not ran:
-                        return now + NAP_S
+                        return self.now + NAP_S
+                    if self.now > now:
+                        return self.now
                     continue
             elif not self.batches:
                 return None
-            self.blocked = True
-            return max(now, self.batches[0].end_s)
+            self.blocked, self.idle = True, not ran
+            return max(now, self.now, self.batches[0].end_s)
+
+    def _wait(self, seconds: float) -> None:
+        self.now += seconds
 
     def _send(self, now: float) -> Batch:
-        s = self.scheduler
+        s, self.now = self.scheduler, now
         out = s.schedule()
+        moved = None if self.copies is None else self.copies.step(out)
+        now = self.now
         fresh = {r.req_id: r.num_computed_tokens for r in out.scheduled_new_reqs}
         cached = out.scheduled_cached_reqs
         again = set(cached.resumed_req_ids)
@@ -119,11 +137,11 @@ class VirtualEngine:
                 decoding += 1
                 kv_read += at
         if not out.num_scheduled_tokens:
-            return Batch(out, {}, now, now)
+            return Batch(out, {}, now, now, moved)
         self.iterations += 1
         start = max(now, self.device_free_s)
         seconds = self.profile.seconds(prefill, pairs, context, kv_read, decoding)
         self.busy_s += seconds
         self.device_free_s = start + seconds
         samples = {name: not s.requests[name].is_prefill_chunk for name in out.num_scheduled_tokens}
-        return Batch(out, samples, start, self.device_free_s)
+        return Batch(out, samples, start, self.device_free_s, moved)

@@ -16,17 +16,27 @@ for _name, _value in (("VLLM_LOGGING_LEVEL", "ERROR"), ("HF_HUB_OFFLINE", "1"), 
 
 import torch  # noqa: E402
 from vllm import SamplingParams  # noqa: E402
-from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig  # noqa: E402
+from vllm.config import (  # noqa: E402
+    CacheConfig,
+    DeviceConfig,
+    KVTransferConfig,
+    ModelConfig,
+    SchedulerConfig,
+    VllmConfig,
+)
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
 from vllm.v1.structured_output import StructuredOutputManager  # noqa: E402
 
 from saga_rl.policies.base import PolicySet  # noqa: E402
+from saga_rl.runtime.emulate.offload import CONNECTOR, Copies  # noqa: E402
 from saga_rl.runtime.scheduler import SagaScheduler, SagaSyncScheduler  # noqa: E402
 from saga_rl.runtime.tiny_model import build_tiny_model  # noqa: E402
 from saga_rl.sim.config import SimConfig  # noqa: E402
 
 MAX_LEN = 1 << 21
+PAGE_ALIGNMENT = 4096
+"""vLLM rounds the bytes of a block in CPU memory up to that; the blocks here are smaller."""
 PATIENT_S = 1e6
 """Budget of one decision: the machine's speed must not decide what a policy's fallback does. And never, for waiting."""
 
@@ -46,7 +56,8 @@ def _shared() -> VllmConfig:
 
 def make_scheduler(config: SimConfig, policies: PolicySet, clock: Callable[[], float], asynchronous: bool = True,
                    **saga: Any) -> Any:
-    """A scheduler of ours. asynchronous: as on a GPU; saga: further keys of `SagaConfig`."""
+    """A scheduler of ours, with vLLM's own KV offloading where there are `cpu_tokens`. asynchronous: as on a GPU; saga:
+    further keys of `SagaConfig`."""
     vllm = copy(_shared())
     vllm.scheduler_config, vllm.cache_config = copy(vllm.scheduler_config), copy(vllm.cache_config)
     limits = {"max_num_seqs": config.max_num_seqs, "max_num_batched_tokens": config.batched_tokens,
@@ -57,6 +68,7 @@ def make_scheduler(config: SimConfig, policies: PolicySet, clock: Callable[[], f
     vllm.cache_config.num_gpu_blocks = config.pool_blocks + 1  # one is vLLM's null block
     vllm.additional_config = {"saga": {"expiry_s": config.expiry_s, "starve_s": min(config.starve_s, PATIENT_S),
                                        "budget_s": PATIENT_S, **saga}}
+    vllm.kv_transfer_config = _offloading(config) if config.cpu_tokens else None
     base = SagaScheduler if asynchronous else SagaSyncScheduler
     cls: Any = type("Virtual" + base.__name__, (base,), {"clock": staticmethod(clock)})
     spec = FullAttentionSpec(block_size=config.block_tokens, num_kv_heads=1, head_size=1, dtype=torch.float32)
@@ -65,6 +77,23 @@ def make_scheduler(config: SimConfig, policies: PolicySet, clock: Callable[[], f
     with patch("saga_rl.runtime.scheduler.policies_of", lambda _: policies):
         return cls(vllm_config=vllm, kv_cache_config=pool, structured_output_manager=StructuredOutputManager(vllm),
                    block_size=config.block_tokens, hash_block_size=config.block_tokens)
+
+
+def make_copies(scheduler: Any, config: SimConfig, clock: Callable[[], float],
+                wait: Callable[[float], None]) -> Copies | None:
+    """The worker's side of the scheduler's KV offloading; None without. wait: let so many seconds pass."""
+    if not config.cpu_tokens:
+        return None
+    page = scheduler.kv_cache_config.kv_cache_groups[0].kv_cache_spec.page_size_bytes
+    return Copies.over(scheduler.vllm_config, scheduler.kv_cache_config,
+                       config.pcie_tokens_per_s * page / config.block_tokens, clock=clock, sleep=wait)
+
+
+def _offloading(config: SimConfig) -> KVTransferConfig:
+    """What `--kv-offloading-size` makes of itself, for a tier of `cpu_tokens`."""
+    blocks = config.cpu_tokens // config.block_tokens
+    return KVTransferConfig(kv_connector=CONNECTOR, kv_role="kv_both",
+                            kv_connector_extra_config={"cpu_bytes_to_use": blocks * PAGE_ALIGNMENT})
 
 
 def make_request(name: str, prompt_tokens: int, output_tokens: int, hasher: Any, session: str,
