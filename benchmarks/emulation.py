@@ -1,12 +1,13 @@
 """The fidelity table: what the simulator foretells beside what vLLM's real asynchronous scheduler does in virtual time.
 
     python benchmarks/emulation.py DATA --out DIR [--source weka --source katas] [--policy likely ...]
-        [--over 1.4 --over 2.5 --over 4] [--engines 2 --engines 8] [--sessions 25] [--jobs 2]
+        [--over 1.4 --over 2.5 --over 4] [--engines 2 --engines 8] [--tier 0 --tier 4] [--sessions 25] [--jobs 2]
 
 Recorded sessions in full length (DATA: the folder of the collections), a closed population, ends hidden, tools named by
 the request that follows them. A row: policy x oversubscription x engines. The pool is the profile's; the population is
-what makes the KV that live sessions would hold so many times what the engines have. The simulator is told that it never
-hears a tool's name, which is what a late name is worth (`Tracker.arrive`). DIR gets a file for each row, so that a run
+what makes the KV that live sessions would hold so many times what the engines have. A tier of so many pools beside each
+engine is vLLM's own KV offloading, its link as fast as an emulated device's. The simulator is told that it never hears
+a tool's name, which is what a late name is worth (`Tracker.arrive`). DIR gets a file for each row, so that a run
 that was cut short goes on where it was, and `emulation.json` and `emulation.md` in the end.
 """
 
@@ -35,9 +36,11 @@ from saga_rl.files import atomic, write_json
 from saga_rl.policies.presets import preset
 from saga_rl.provenance import provenance
 from saga_rl.runtime.config import SagaConfig
+from saga_rl.runtime.emulate.settings import Settings
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.cost import load_profile
+from saga_rl.sim.models import model_shape
 
 SOURCES = {"weka": "weka_claude_code/traces.jsonl.gz", "katas": "claude_code_katas/calls.jsonl.gz"}
 FIGURES = ("tct_mean_s", "tct_p95_s", "hit_share")
@@ -62,6 +65,8 @@ class Cell:
     gap_s: float
     """Pauses are cut to so many seconds; 0 = as recorded."""
     asynchronous: bool
+    tier: float = 0.0
+    """CPU tier beside each engine, pools."""
 
     @property
     def name(self) -> str:
@@ -86,7 +91,9 @@ def workload(data: str, cell: Cell) -> tuple[Trace, SimConfig, float]:
     if not len(fits):
         raise UserError(f"{cell.source}", "has no such sessions", "allow more steps or longer contexts")
     config = SimConfig(workers=cell.engines, kv_tokens=profile.kv_tokens, profile=profile, end_hint=False,
-                       tool_names=False, starve_s=SagaConfig().starve_s, async_scheduling=cell.asynchronous)
+                       tool_names=False, starve_s=SagaConfig().starve_s, async_scheduling=cell.asynchronous,
+                       cpu_tokens=int(cell.tier * profile.kv_tokens), offloading="vllm",
+                       pcie_tokens_per_s=link_tokens_per_s(cell.profile))
     have = cell.engines * profile.kv_tokens
     population, chosen = 8, trace
     for _ in range(6):  # the demand of a session depends on how many there are, and a little on which
@@ -106,6 +113,13 @@ def workload(data: str, cell: Cell) -> tuple[Trace, SimConfig, float]:
     return chosen, config, demand_tokens(chosen, config) / have
 
 
+def link_tokens_per_s(profile: str) -> float:
+    """KV tokens that an emulated device copies to or from its CPU tier in a second."""
+    settings = Settings(profile)
+    shape = model_shape(str(settings.cost.provenance["model"]))
+    return settings.pcie_bytes_per_s * settings.gpus / shape.kv_bytes_per_token()
+
+
 def measure(data: str, cell: Cell) -> dict[str, Any]:
     """Both sides of one row."""
     from saga_rl.runtime.emulate.virtual import VirtualConfig, play
@@ -113,14 +127,17 @@ def measure(data: str, cell: Cell) -> dict[str, Any]:
     started = time.perf_counter()
     trace, config, over = workload(data, cell)
     policies = preset(cell.policy)
-    sim = simulate(trace, config, policies, slo=False).metrics
+    told = simulate(trace, config, policies, slo=False).metrics
+    # what a request finds, on the GPU or below it
+    loaded = told["loaded_tokens"] / float(trace.steps.prompt_tokens.sum())
+    sim = {**told, "hit_share": told["hit_share"] + loaded}
     simulated_s = time.perf_counter() - started
     played = play(trace, VirtualConfig(config, asynchronous=cell.asynchronous), policies)
     real = played.figures()
     kept = ("iterations", "busy_s", "migrations", "let in starving", "expired")
     return {"cell": asdict(cell), "sessions": trace.n_sessions, "llm_steps": trace.n_steps,
             "population": config.population, "oversubscription": over,
-            "simulated": {k: float(sim[k]) for k in FIGURES}, "real": real,
+            "simulated": {k: float(sim[k]) for k in FIGURES}, "loaded_share": {"simulated": loaded}, "real": real,
             "difference": differences(sim, real), "counts": {k: played.counts.get(k, 0.0) for k in kept},
             "failures": {k: v for k, v in played.counts.items() if k.startswith(("failed/", "fallback/")) and v},
             "seconds": {"simulator": simulated_s, "both": time.perf_counter() - started}}
@@ -137,15 +154,15 @@ def agrees(row: dict[str, Any]) -> bool:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    out = ["| sessions | policy | over | engines | simulated mean / P95, cached | real scheduler | mean | P95 | cached "
-           "| |",
-           "|---|---|---|---|---|---|---|---|---|---|"]
+    out = ["| sessions | policy | over | engines | tier | simulated mean / P95, cached | real scheduler | mean | P95 "
+           "| cached | |",
+           "|---|---|---|---|---|---|---|---|---|---|---|"]
     for r in rows:
         c, d = r["cell"], r["difference"]
         sides = [f"{x['tct_mean_s']:,.1f} / {x['tct_p95_s']:,.1f} s, {x['hit_share']:.3f}"
                  for x in (r["simulated"], r["real"])]
         out.append(f"| {c['source']} ({r['sessions']}, {r['population']} alive) | {c['policy']} | "
-                   f"{r['oversubscription']:.2f}x | {c['engines']} | {sides[0]} | {sides[1]} | "
+                   f"{r['oversubscription']:.2f}x | {c['engines']} | {c['tier']:g}x | {sides[0]} | {sides[1]} | "
                    f"{d['tct_mean_s']:+.1%} | {d['tct_p95_s']:+.1%} | {d['hit_share']:+.3f} | "
                    f"{'' if agrees(r) else 'apart'} |")
     return "\n".join(out) + "\n"
@@ -160,6 +177,8 @@ def main(
     over: Annotated[list[float], Option(help="KV that live sessions would hold / what the engines hold.")] = [  # noqa: B006
         1.4, 2.5, 4.0],
     engines: Annotated[list[int], Option()] = [2, 8],  # noqa: B006
+    tier: Annotated[list[float], Option(help="CPU tier beside each engine, times its pool; 0 = none.")] = [  # noqa: B006
+        0.0],
     sessions: Annotated[int, Option(help="Sessions of a row, at least.")] = 25,
     steps: Annotated[tuple[int, int], Option(help="Fewest and most steps of a session.")] = (4, 40),
     context: Annotated[int, Option(help="Longest context of a session, tokens.")] = 200_000,
@@ -172,8 +191,8 @@ def main(
     for s in source:
         if s not in SOURCES:
             raise typer.BadParameter(f"{s!r} is none of {', '.join(SOURCES)}", param_hint="--source")
-    cells = [Cell(s, p, o, n, sessions, steps, context, profile, gap_s, asynchronous)
-             for s in source for n in engines for o in over for p in policy]
+    cells = [Cell(s, p, o, n, sessions, steps, context, profile, gap_s, asynchronous, f)
+             for s in source for n in engines for f in tier for o in over for p in policy]
     folder = out / "rows"
     folder.mkdir(parents=True, exist_ok=True)
     rows = {c.name: json.loads(f.read_text()) for c in cells if (f := folder / f"{c.name}.json").exists()}

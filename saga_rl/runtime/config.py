@@ -48,7 +48,8 @@ class SagaConfig:
     events: bool = False
     """Structured logs: one JSON line an event on standard error (`runtime.events`)."""
     prefill_tokens_per_s: float | None = None
-    """How fast an engine works off its queue, for placement; None: measured as it serves."""
+    """How fast an engine works off its queue, for placement; None: measured as it serves (an emulated device's profile
+    says it)."""
     service_gap_tokens: float | None = None
     """Constraints between tenants (`saga_rl.policies.constraints`): how far service may lie apart, None = any."""
     kv_floors: dict[str, float] = field(default_factory=dict)

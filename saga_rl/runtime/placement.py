@@ -15,6 +15,7 @@ from saga_rl.policies.registry import make
 from saga_rl.runtime import clock, engine_hooks, versions
 from saga_rl.runtime.client_hooks import hook_client
 from saga_rl.runtime.config import SagaConfig
+from saga_rl.runtime.emulate.settings import active
 from saga_rl.runtime.hints import Hints, read_hints
 from saga_rl.runtime.metrics import Metrics
 from saga_rl.runtime.router import Router
@@ -22,6 +23,12 @@ from saga_rl.runtime.router_shared import SharedRouter
 from saga_rl.runtime.safe import SafeGuard
 
 log = logging.getLogger("vllm.saga_rl")
+
+
+def _profiles_rate() -> float | None:
+    """Prompt tokens that an emulated device works off in a second; None on a real one."""
+    emulated = active()
+    return None if emulated is None else emulated.cost.prefill_tokens_per_s
 
 
 class Placement:
@@ -60,7 +67,7 @@ class Placement:
             kv_tokens = int(blocks * vllm.cache_config.block_size)
             about = (self.policy, engines, vllm.scheduler_config.max_num_seqs, kv_tokens)
             options: dict[str, Any] = {"expiry_s": self.config.expiry_s, "budget_s": self.config.budget_s,
-                                       "tokens_per_s": self.config.prefill_tokens_per_s}
+                                       "tokens_per_s": self.config.prefill_tokens_per_s or _profiles_rate()}
             self.router = Router(*about, **options) if client.client_count == 1 else SharedRouter(
                 *about, **options, servers=client.client_count, counts=lambda: client.lb_engines)
         return self.router

@@ -72,6 +72,8 @@ def _simulate(
                                                     f"{HORIZONS} x (last arrival + longest session alone).")] = None,
     cpu_tokens: Annotated[int, typer.Option(help="CPU tier beside each worker, KV tokens; 0 = none.")] = 0,
     cpu_eviction: Annotated[str, typer.Option(help="What the tier forgets first: lru or fifo.")] = "lru",
+    offloading: Annotated[str, typer.Option(help="How the tier is used: ideal, or as vllm's OffloadingConnector "
+                                            "does it (vllm).")] = "ideal",
     pcie_tokens_per_s: Annotated[float, typer.Option(help="KV between a worker and its tier.")] = 300_000.0,
     prefetch_tokens: Annotated[int, typer.Option(help="KV on its way from a tier ahead of its chain's return, at once; "
                                                  "0 = no prefetch.")] = 0,
@@ -98,7 +100,7 @@ def _simulate(
                        end_hint=end_hint, expiry_s=expiry_s, max_num_seqs=max_num_seqs, cpu_tokens=cpu_tokens,
                        cpu_eviction=cpu_eviction, pcie_tokens_per_s=pcie_tokens_per_s, prefetch_tokens=prefetch_tokens,
                        link_tokens_per_s=link_tokens_per_s, tool_names=tool_names, starve_s=starve_s,
-                       async_scheduling=async_scheduling,
+                       async_scheduling=async_scheduling, offloading=offloading,
                        constraints=read_constraints(service_gap, kv_floor, afs_preempt),
                        horizon_s=math.inf if horizon_s is None else horizon_s)
     chosen = choose_policies(policy, eviction=eviction, placement=placement, ordering=ordering, admission=admission)

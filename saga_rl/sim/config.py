@@ -38,6 +38,10 @@ class SimConfig:
     """KV that the CPU tier beside each worker holds, tokens; 0 = no tier."""
     cpu_eviction: str = "lru"
     """What the tier forgets first: "lru" least recently used, "fifo" first stored."""
+    offloading: str = "ideal"
+    """How the tier is used. "ideal": whole contexts are stored, and loaded where that is faster than computing. "vllm":
+    as vLLM's `OffloadingConnector` does it: prompts are stored, whatever is found is loaded, and a request hears of its
+    copy with the end of the next iteration that is composed after it."""
     pcie_tokens_per_s: float = 300_000.0
     """KV copied between a worker and its tier. The default: 4 GPUs of 25 GB/s each, 327,680 bytes a token."""
     prefetch_tokens: int = 0
@@ -71,6 +75,11 @@ class SimConfig:
                 raise UserError(f"--{name.replace('_', '-')}", f"is {getattr(self, name)}", "give a number > 0")
         if self.cpu_eviction not in ("lru", "fifo"):
             raise unknown_name("policy of the CPU tier", self.cpu_eviction, ("lru", "fifo"))
+        if self.offloading not in ("ideal", "vllm"):
+            raise unknown_name("way of offloading", self.offloading, ("ideal", "vllm"))
+        if self.prefetch_tokens and self.offloading == "vllm":
+            raise UserError("--prefetch-tokens", "asks for prefetch, which vLLM's offloading does not have",
+                            "leave it out, or take offloading \"ideal\"")
         if self.prefetch_tokens and not self.cpu_tokens:
             raise UserError("--prefetch-tokens", "asks for prefetch, but there is no CPU tier to prefetch from",
                             "give --cpu-tokens too")

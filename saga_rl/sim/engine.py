@@ -20,6 +20,7 @@ from saga_rl.sim.census import finished, heard, served
 from saga_rl.sim.coast import seen, settle, settle_others, undisturbed
 from saga_rl.sim.heap import push
 from saga_rl.sim.iteration_cost import seconds
+from saga_rl.sim.offloading import finished_with, loads, offer
 from saga_rl.sim.reference import END, READY, START
 from saga_rl.sim.tier import find_source, plan_prefetch, store, wait_for_copy
 from saga_rl.sim.waiting import charge, choose, dequeue, enqueue, epoch, goes_before, key_of, may_be_served
@@ -145,7 +146,7 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
         ev.drop_expired(tree, pool, world.chains, world.tables, world.g, w, now, world.work.next_use, world.work.evict)
     budget = world.limits[st.BATCHED]
     prefill, pairs, context, deepest, kv_read, decoding = 0, 0.0, 0, 0, 0, 0
-    preempted = False
+    preempted, as_vllm = False, world.limits[st.TIER] == 1 and world.limits[st.AS_VLLM] == 1
     k, order, steps, prompt = 0, run.running, run.i, plan.prompt
     while k < run.w[w, st.N_RUNNING] and budget > 0:
         step = order[w, k]
@@ -174,6 +175,8 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
             steps[step, st.HELD] = held
             steps[step, st.COPIES] += copies
         steps[step, st.SCHEDULED] = n
+        if as_vllm:
+            offer(world, w, step, have + n)
         log_part(world, step, n)
         if have < steps[step, st.TARGET]:
             prefill += n
@@ -230,6 +233,8 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
             i[st.HELD], i[st.COPIES] = kv.grow(tree, pool, w, step, i[st.HELD], have, there * block, block)
             i[st.COMPUTED] = there * block
             wait_for_copy(world, w, step, link, need * block, ready)
+            if as_vllm and link == 1:
+                loads(world, step, cached, there)
             _begun(world, w, step, cached, known, now, evict_score, evict_params, evict_scratch)
             continue
         i[st.HELD] = kv.pin(tree, pool, w, step, i[st.HELD], cached + own)
@@ -237,6 +242,8 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
         i[st.HELD], copies = kv.grow(tree, pool, w, step, i[st.HELD], have, have + n, block)
         i[st.COPIES] += copies
         i[st.SCHEDULED] = n
+        if as_vllm:
+            offer(world, w, step, have + n)
         _begun(world, w, step, cached, known, now, evict_score, evict_params, evict_scratch)
         log_part(world, step, n)
         prefill += n
@@ -378,6 +385,8 @@ def _finish_step(world, w, step, now):
     i, c, s = run.i[step], world.tree.chain[step], plan.session[step]
     log_event(world, END, step, now, i[st.COMPUTED], 1)
     drop(world, w, step, now)
+    if world.limits[st.TIER] == 1 and world.limits[st.AS_VLLM] == 1:
+        finished_with(world, w, step)
     i[st.STATE] = st.DONE
     run.f[step, st.DONE_S] = now
     run.count[st.STEPS_DONE] += 1

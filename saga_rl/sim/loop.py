@@ -18,7 +18,7 @@ from saga_rl.sim.coast import coast, settle
 from saga_rl.sim.engine import TAKE_IN_S, arrive, begin_iteration, composed, finish_iteration, schedule, take_in
 from saga_rl.sim.heap import pop, push
 from saga_rl.sim.stealing import LOOK_S, steal
-from saga_rl.sim.tier import copied, landed, prefetch
+from saga_rl.sim.tier import copied, heard_of_copies, landed, look_at_copies, prefetch
 from saga_rl.sim.wanted import wants_room
 from saga_rl.sim.worker import first_load, tick, touch
 
@@ -226,8 +226,12 @@ def _compose_ahead(world, w, now, order_score, order_params, order_scratch, admi
         length = schedule(world, w, then, order_score, order_params, order_scratch, admit_score, admit_params,
                           admit_scratch, evict_score, evict_params, evict_scratch, whole, literal)
         composed(world, w)
+        look_at_copies(world, w, run.w[w, st.BUSY] == 1)
         if length <= 0.0:
-            return
+            if run.w[w, st.BUSY] == 1 or run.w[w, st.N_LOADED] == 0:
+                return
+            heard_of_copies(world, w)  # an iteration that runs nothing says so at once
+            continue
         if run.w[w, st.BUSY] == 1:
             run.w[w, st.AHEAD] = 1
             run.wf[w, st.AHEAD_DUE] = run.wf[w, st.DUE] + length
@@ -306,6 +310,8 @@ def run_on(world, place_score, place_params, place_scratch, order_score, order_p
             run.w[w, st.BUSY] = 0
             finish_iteration(world, w, now, evict_score, evict_params, evict_scratch)
             run.w[w, st.MAY_COMPOSE] = 1
+            if run.w[w, st.N_LOADED] > 0:
+                heard_of_copies(world, w)
             if run.w[w, st.AHEAD] == 1:
                 run.w[w, st.AHEAD] = 0
                 _runs(world, w, run.wf[w, st.AHEAD_DUE])

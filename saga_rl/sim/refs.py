@@ -142,8 +142,9 @@ def world_ref(owned):
     p, r, h, k = world.plan, world.run, world.heap, world.work
     plan = PlanRef(p.session, p.prompt, p.output, p.tool, p.shared, p.gap, p.final, p.child_off, p.child, p.root_off,
                    p.root, p.tenant, p.agent_type, p.arrival, p.slack, p.first)
-    run = RunRef(r.i, r.f, r.w, r.wf, r.running, r.queue, r.inbox, r.told_s,
-                 r.told_late_s, r.home, r.left, r.done_s, r.begin_s, r.count, r.total, r.afs,
+    run = RunRef(r.i, r.f, r.w, r.wf, r.running, r.queue, r.inbox, r.loaded, r.tier_base,
+                 r.tier_after, r.tier_before, r.told_s, r.told_late_s, r.home, r.left, r.done_s, r.begin_s, r.count,
+                 r.total, r.afs,
                  r.live, r.live_at, r.counted, r.quiet, r.service, r.floors, r.held, r.moved, r.source, r.last_step,
                  r.landing, r.landing_at, r.touched, r.log_i,
                  r.log_t, r.occupancy, r.occupancy_t, r.it_i, r.it_f, r.it_part)

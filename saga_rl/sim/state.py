@@ -17,6 +17,7 @@ from saga_rl.policies.tables import Tables, make_tables
 from saga_rl.sim.cache import FREE, POOL, Pool, Tree, make_pool, make_tree
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.heap import Heap, make_heap, push
+from saga_rl.sim.ring import make_rings
 
 
 class Plan(NamedTuple):
@@ -49,9 +50,10 @@ class Plan(NamedTuple):
 
 # columns of Run.i, by step
 (STATE, WORKER, COMPUTED, GENERATED, HELD, COPIES, CACHED, PREEMPTIONS, PENDING, SCHEDULED, TARGET, KNOWN,
- BOOKED, YIELDED, STOLEN, SAMPLES, SAMPLES_NEXT) = range(17)
-# the last two, under asynchronous scheduling: 1 = a token comes of the iteration that runs, of the one behind it
-STEP_COUNTS = 17
+ BOOKED, YIELDED, STOLEN, SAMPLES, SAMPLES_NEXT, OFFERED, SEEN_FROM) = range(19)
+# OFFERED, SEEN_FROM: see `sim.offloading`. SAMPLES, SAMPLES_NEXT, under asynchronous scheduling: 1 = a token comes of
+# the iteration that runs, of the one behind it
+STEP_COUNTS = 19
 # values of STATE
 UNBORN, WAITING, RUNNING, DONE, LOADING = range(5)
 # columns of Run.f, by step
@@ -61,10 +63,11 @@ READY, START_S, FIRST_S, DONE_S, KEY, READY_AT, SINCE, SENT = range(8)
 STEP_TIMES = 8
 # columns of Run.w, by worker
 (N_RUNNING, N_WAITING, BUSY, IN_FLIGHT, HOMED, COAST, CHUNK, TOUCHED, N_LOADING, ACTIVE, PLACED_AT,
- URGENT, CHANGED, LETS, AHEAD, MAY_COMPOSE, STALE, N_INBOX) = range(18)
-# the last four, under asynchronous scheduling: 1 = an iteration is composed behind the one that runs; 1 = one ended,
-# so that the next is composed; preempted requests of which a token may still come; requests not heard of yet
-WORKER_COUNTS = 18
+ URGENT, CHANGED, LETS, AHEAD, MAY_COMPOSE, STALE, N_INBOX, N_LOADED, N_TIER) = range(20)
+# N_TIER: blocks in its tier (`sim.offloading`). From AHEAD on, under asynchronous scheduling: 1 = an iteration is
+# composed behind the one that runs; 1 = one ended, so that the next is composed; preempted requests of which a token
+# may still come; requests not heard of yet; requests whose copy is there and not heard of yet
+WORKER_COUNTS = 20
 # values of LETS: whom the worker's next iteration lets in
 AS_POLICY, ONE, NOBODY = range(3)
 # columns of Run.wf, by worker; IN_USE and BUSY_BLOCKS are integrals over time, block-seconds
@@ -96,6 +99,13 @@ class Run(NamedTuple):
     inbox: NDArray[np.int32]
     """(W, capacity) the first w[N_INBOX]: steps sent that the worker's engine has not heard of; asynchronous scheduling
     only, as `told_s`."""
+    loaded: NDArray[np.int32]
+    """(W, capacity) the first w[N_LOADED]: steps whose copy is there. SCHEDULED: 0 = no iteration was composed since;
+    1 = the one composed behind the one that runs will say so; 2 = the one that runs."""
+    tier_base: NDArray[np.int64]
+    """See `sim.ring`; empty without vLLM's tier, as the next two."""
+    tier_after: NDArray[np.int32]
+    tier_before: NDArray[np.int32]
     told_s: NDArray[np.float64]
     """(W, sessions) when the worker's engine first heard of the session, NaN = never."""
     told_late_s: NDArray[np.float64]
@@ -176,10 +186,10 @@ class Work(NamedTuple):
 # Limits: int64 vector that compiled code reads
 (WORKERS, BLOCK, MAX_SEQS, BATCHED, END_HINT, POPULATION, LOGGING, SINGLE_STEPS, OLDEST_FIRST, EVICT_STEADY,
  ORDER_STEADY, ADMIT_STEADY, TIER, TIER_FIFO, WHOLE_PROMPT, TENANTS, FRESH, DRAWS, STEALING, TOOL_NAMES,
- CLAIRVOYANT, FLOORED, ASYNC) = range(23)
+ CLAIRVOYANT, FLOORED, ASYNC, AS_VLLM) = range(24)
 # Real: float64 vector
 (EXPIRY, HORIZON, POOL_TOKENS, PREFILL_RATE, PCIE_RATE, LINK_RATE, PREFETCH_TOKENS, STEADY_IDLE, GAP,
- AFS_PREEMPT, STARVE) = range(11)
+ AFS_PREEMPT, STARVE, TIER_BLOCKS) = range(12)
 
 
 class World(NamedTuple):
@@ -260,7 +270,9 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
         np.zeros((n, STEP_COUNTS), np.int64), np.full((n, STEP_TIMES), np.nan), np.zeros((w, WORKER_COUNTS), np.int64),
         np.zeros((w, WORKER_TIMES)),
         np.zeros((w, config.max_num_seqs), np.int32), np.zeros((w, lines + 1), np.int32),
-        np.zeros((ahead, lines + 1), np.int32), np.full((ahead, trace.n_sessions), np.nan),
+        np.zeros((ahead, lines + 1), np.int32), np.zeros((ahead, lines + 1), np.int32),
+        *make_rings(w, forest.seg_blocks[:None if config.cpu_tokens and config.offloading == "vllm" else 0]),
+        np.full((ahead, trace.n_sessions), np.nan),
         np.full((ahead, trace.n_sessions), np.nan),
         np.full(n_chains, -1, np.int32), np.diff(trace.session_offsets).astype(np.int64),
         np.full(trace.n_sessions, np.nan), np.full(trace.n_sessions, np.nan), np.zeros(COUNTS, np.int64),
@@ -295,10 +307,12 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
                        policies.admission.steady, config.cpu_tokens > 0, config.cpu_eviction == "fifo",
                        config.reserve_full_prompt, len(trace.tenants) if len(trace.tenants) > 1 else 0,
                        ordering.fresh, policies.placement.draws, policies.placement.steals and w > 1,
-                       config.tool_names, policies.eviction.oracle, len(floors) > 0, config.async_scheduling], np.int64)
+                       config.tool_names, policies.eviction.oracle, len(floors) > 0, config.async_scheduling,
+                       config.offloading == "vllm"], np.int64)
     real = np.array([config.expiry_s, config.horizon_s, config.kv_tokens, config.profile.prefill_tokens_per_s,
                      config.pcie_tokens_per_s, config.link_tokens_per_s, config.prefetch_tokens,
-                     policies.eviction.steady_idle_s, rules.service_gap_tokens, rules.afs_preempt_s, config.starve_s])
+                     policies.eviction.steady_idle_s, rules.service_gap_tokens, rules.afs_preempt_s, config.starve_s,
+                     config.cpu_tokens // config.block_tokens])
     # an entry for each session and worker and at most two a step (it, its copy, its prefetch); as much again, and more,
     # for the ends of runs that were cut short
     heap = make_heap(4 * n + 2 * trace.n_sessions + 8 * w + 256)

@@ -27,6 +27,7 @@ from saga_rl.sim import state as st
 from saga_rl.sim.admit import make_room, takeable
 from saga_rl.sim.coast import settle
 from saga_rl.sim.heap import push
+from saga_rl.sim.offloading import found
 from saga_rl.sim.worker import account, first_landing, first_load, first_prefetch
 
 
@@ -34,7 +35,7 @@ from saga_rl.sim.worker import account, first_landing, first_load, first_prefetc
 def store(world, w, step, tokens, now):
     """Write the first `tokens` tokens of the step's context to worker w's tier, as much of them as fits."""
     limits, tree, pool = world.limits, world.tree, world.pool
-    if limits[st.TIER] == 0:
+    if limits[st.TIER] == 0 or limits[st.AS_VLLM] == 1:
         return
     tier, block = w + limits[st.WORKERS], limits[st.BLOCK]
     have = min(kv.resident_prefix(tree, pool, tier, step), tokens // block)
@@ -69,9 +70,11 @@ def find_source(world, w, step, cached, known, now, evict_score, evict_params, e
     c, most = tree.chain[step], (known - 1) // limits[st.BLOCK]
     link, best, blocks, ready = 0, 0.0, cached, now
     if limits[st.TIER] == 1:
-        there = min(kv.resident_prefix(tree, pool, w + limits[st.WORKERS], step), most)
+        as_vllm = limits[st.AS_VLLM] == 1
+        there = found(world, w, step, cached, most) if as_vllm else min(
+            kv.resident_prefix(tree, pool, w + limits[st.WORKERS], step), most)
         gain, at = _gain(world, there, cached, run.wf[w, st.PCIE_FREE], real[st.PCIE_RATE], now)
-        if there > cached and gain > best:
+        if there > cached and (gain > best or as_vllm):
             link, best, blocks, ready = 1, gain, there, at
     source = run.source[c]
     if real[st.LINK_RATE] > 0 and source >= 0 and source != w:
@@ -108,11 +111,49 @@ def copied(world, step, now, evict_score, evict_params, evict_scratch):
     run = world.run
     w = run.i[step, st.WORKER]
     settle(world, w, now, evict_score, evict_params, evict_scratch)
+    if world.limits[st.AS_VLLM] == 1 and world.limits[st.ASYNC] == 1 and run.w[w, st.BUSY] == 1:
+        run.loaded[w, run.w[w, st.N_LOADED]] = step
+        run.w[w, st.N_LOADED] += 1
+        return w
+    runs_on(world, w, step)
+    return w
+
+
+@njit(cache=True)
+def heard_of_copies(world, w):
+    """An iteration ended: it says which copies were there when it was composed."""
+    run, kept = world.run, 0
+    for k in range(run.w[w, st.N_LOADED]):
+        step = run.loaded[w, k]
+        if run.i[step, st.SCHEDULED] == 2:
+            run.i[step, st.SCHEDULED] = 0
+            runs_on(world, w, step)
+            continue
+        if run.i[step, st.SCHEDULED] == 1:
+            run.i[step, st.SCHEDULED] = 2
+        run.loaded[w, kept] = step
+        kept += 1
+    run.w[w, st.N_LOADED] = kept
+
+
+@njit(cache=True)
+def look_at_copies(world, w, behind):
+    """An iteration was composed (`behind` the one that runs): at its end it will say which copies are there now."""
+    run = world.run
+    for k in range(run.w[w, st.N_LOADED]):
+        step = run.loaded[w, k]
+        if run.i[step, st.SCHEDULED] == 0:
+            run.i[step, st.SCHEDULED] = 1 if behind else 2
+
+
+@njit(cache=True)
+def runs_on(world, w, step):
+    """The step whose copy is there runs from there."""
+    run = world.run
     run.w[w, st.N_LOADING] -= 1
     run.running[w, run.w[w, st.N_RUNNING]] = step
     run.w[w, st.N_RUNNING] += 1
     run.i[step, st.STATE] = st.RUNNING
-    return w
 
 
 @njit(cache=True)

@@ -87,7 +87,8 @@ class _Run:
             make_scheduler(sim, policies, self._clock, config.asynchronous, **config.saga), sim.profile,
             2 if config.asynchronous else 1, sim, self._pass_time) for _ in range(sim.workers)]
         self.router = Router(policies.placement, sim.workers, sim.max_num_seqs, sim.pool_blocks * sim.block_tokens,
-                             expiry_s=sim.expiry_s, budget_s=PATIENT_S)
+                             expiry_s=sim.expiry_s, budget_s=PATIENT_S,
+                             tokens_per_s=sim.profile.prefill_tokens_per_s)
         n, m = trace.n_steps, trace.n_sessions
         self.times = {k: np.full(n, np.nan) for k in ("ready_s", "scheduled_s", "first_token_s", "done_s")}
         self.worker, self.left = np.full(n, -1), np.diff(trace.session_offsets)
