@@ -342,8 +342,9 @@ def test_copies_in_one_direction_take_turns(given_, rate):
     assert link.bytes == sum(size for _, size in given_)
 
 
-PUBLISHED = {"llama3.1-8b": 131_072, "llama3-70b": 327_680, "qwen3-32b": 262_144, "gemma3-27b": 507_904}
-"""Bytes of KV a token in 16 bits, all layers: 2 x layers x KV heads x 128 x 2."""
+PUBLISHED = {"llama3.1-8b": 131_072, "llama3-70b": 327_680, "qwen3-32b": 262_144, "gemma3-27b": 507_904,
+             "qwen3-next-80b": 98_304}
+"""Bytes of KV a token in 16 bits, if all layers had keys and values: 2 x layers x KV heads x head size x 2."""
 
 
 @pytest.mark.parametrize("shape", sorted(SHAPES))

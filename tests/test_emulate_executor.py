@@ -7,6 +7,7 @@ import importlib
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from vllm.v1.engine.core import EngineCore
 from saga_rl.runtime.emulate import settings as emulation
 from saga_rl.runtime.emulate.batch import Batch
 from saga_rl.runtime.emulate.executor import Done, EmulatedExecutor
+from saga_rl.runtime.emulate.platform import EmulatedPlatform
 from saga_rl.runtime.emulate.settings import Settings, activate
 from saga_rl.runtime.emulate.shapes import write_model
 
@@ -194,6 +196,28 @@ def test_two_kv_groups_are_served_and_the_windows_blocks_are_given_back(tmp_path
     ask(core, "long", [k % 1000 + 5 for k in range(8000)], 50, saga_answer_ids=wanted)
     tokens, preempted = run(core)
     assert tokens == {"long": wanted} and not preempted
+    core.shutdown()
+
+
+def test_states_of_linear_attention_are_served_in_blocks_that_hold_one(tmp_path, monkeypatch):
+    """As vLLM sizes them on GPUs: a page of full attention is as large as one state, and no token larger."""
+    monkeypatch.setattr(type(current_platform), "update_block_size_for_backend",
+                        EmulatedPlatform.update_block_size_for_backend)
+    core, _ = engine_of(write_model("qwen3-next-80b", tmp_path / "m", window=8192), blocks=80, length=8192,
+                        batched=1024)
+    config = core.scheduler.kv_cache_config  # type: ignore[attr-defined]
+    kinds = [type(g.kv_cache_spec).__name__ for g in config.kv_cache_groups]
+    assert sorted(kinds) == ["FullAttentionSpec", "MambaSpec", "MambaSpec", "MambaSpec"]
+    (page,) = {g.kv_cache_spec.page_size_bytes for g in config.kv_cache_groups}
+    (block,) = {g.kv_cache_spec.block_size for g in config.kv_cache_groups}
+    mamba = next(g.kv_cache_spec for g in config.kv_cache_groups if type(g.kv_cache_spec).__name__ == "MambaSpec")
+    state = replace(mamba, page_size_padded=None).page_size_bytes
+    assert state <= page < state + 16 * page // block and block % 16 == 0
+    wanted = list(range(100, 120))
+    for name in ("first", "again"):
+        ask(core, name, [k % 1000 + 5 for k in range(6000)], 20, saga_answer_ids=wanted)
+        tokens, preempted = run(core)
+        assert tokens == {name: wanted} and not preempted
     core.shutdown()
 
 

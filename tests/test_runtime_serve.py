@@ -170,6 +170,16 @@ def test_what_is_wrong_is_told_in_one_line_before_vllm_is_loaded(flags, message,
     assert done.stderr.strip().count("\n") == 0
 
 
+def test_a_build_for_gpus_without_one_is_told_in_one_line(monkeypatch):
+    import vllm.platforms.interface
+
+    from saga_rl.runtime import serve
+
+    monkeypatch.setattr(vllm.platforms, "_current_platform", vllm.platforms.interface.UnspecifiedPlatform())
+    with pytest.raises(UserError, match="no GPU on this machine"):
+        serve._check_device()
+
+
 def test_a_port_in_use_is_refused_before_a_model_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setitem(ENV, "SAGA_RL_EMULATE", "h100-llama3.1-8b-tp1")  # a CUDA wheel reads no flags without a device
     model = build_tiny_model(tmp_path / "model", layers=1, hidden=64, max_len=1024)

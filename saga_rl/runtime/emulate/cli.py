@@ -12,7 +12,8 @@ app = typer.Typer(no_args_is_help=True, help="Serve without a GPU: model folders
 
 @app.command()
 def model(
-    shape: Annotated[str, typer.Argument(help="llama3.1-8b, llama3-70b, qwen3-32b, or gemma3-27b (two KV groups).")],
+    shape: Annotated[str, typer.Argument(help="llama3.1-8b, llama3-70b, qwen3-32b, gemma3-27b (windows), "
+                                         "qwen3-next-80b (Mamba).")],
     out: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     window: Annotated[int | None, typer.Option(help="Longest context, tokens; default: the model's own.")] = None,
 ) -> None:

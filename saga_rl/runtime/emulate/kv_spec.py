@@ -11,6 +11,9 @@ from typing import Any
 
 from saga_rl.runtime.emulate.settings import Settings
 
+KERNEL_TOKENS = 16
+"""Attention kernels of GPUs work on multiples of so many tokens."""
+
 
 def specs(vllm_config: Any) -> dict[str, Any]:
     """`KVCacheSpec` by layer name."""
@@ -61,6 +64,24 @@ def _mamba(vllm_config: Any) -> Any:
                      dtypes=cls.get_mamba_state_dtype_from_config(vllm_config),
                      block_size=cache.mamba_block_size or cache.block_size,
                      page_size_padded=cache.mamba_page_size_padded, mamba_cache_mode=cache.mamba_cache_mode)
+
+
+def align_hybrid(vllm_config: Any) -> None:
+    """Make blocks of a model with linear attention as large as vLLM does on a GPU: a page of full attention holds at
+    least one state, and a state is padded to that page."""
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+    model, cache = vllm_config.model_config, vllm_config.cache_config
+    if model is None or "linear_attention" not in layer_kinds(model):
+        return
+    cache.mamba_page_size_padded = None
+    state = _mamba(vllm_config).page_size_bytes
+    token = FullAttentionSpec(block_size=1, num_kv_heads=model.get_num_kv_heads(vllm_config.parallel_config),
+                              head_size=model.get_head_size(), dtype=model.dtype).page_size_bytes
+    cache.block_size = max(cache.block_size, -(-state // (token * KERNEL_TOKENS)) * KERNEL_TOKENS)
+    if cache.mamba_cache_mode == "align":
+        cache.mamba_block_size = cache.block_size
+    cache.mamba_page_size_padded = cache.block_size * token
 
 
 def token_bytes(vllm_config: Any) -> float:

@@ -83,7 +83,11 @@ class EmulatedPlatform(CpuPlatform):
 
     @classmethod
     def update_block_size_for_backend(cls, vllm_config: Any) -> None:
-        """Blocks are as the user wants them: there is no attention kernel to please."""
+        """Blocks are as the user wants them, there is no attention kernel to please, unless states of linear attention
+        have to fit into them."""
+        from saga_rl.runtime.emulate.kv_spec import align_hybrid
+
+        align_hybrid(vllm_config)
 
 
 def runner_as_on_cuda() -> None:

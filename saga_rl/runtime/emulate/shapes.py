@@ -34,11 +34,23 @@ SHAPES: dict[str, dict[str, Any]] = {
                    "sliding_window": 1024, "max_position_embeddings": 131072,
                    "layer_types": ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(62)],
                    "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "tie_word_embeddings": True},
+    # One full-attention layer to three with linear attention, whose state vLLM keeps as it keeps Mamba's.
+    "qwen3-next-80b": {"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next", "hidden_act": "silu",
+                       "rms_norm_eps": 1e-6, "num_hidden_layers": 48, "hidden_size": 2048, "intermediate_size": 5120,
+                       "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 256, "vocab_size": 151936,
+                       "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128,
+                       "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4, "num_experts": 512,
+                       "num_experts_per_tok": 10, "moe_intermediate_size": 512,
+                       "shared_expert_intermediate_size": 512, "partial_rotary_factor": 0.25,
+                       "rope_theta": 10000000.0, "max_position_embeddings": 262144, "tie_word_embeddings": False,
+                       "layer_types": ["full_attention" if i % 4 == 3 else "linear_attention" for i in range(48)]},
 }
-"""By name; `gemma3-27b` is the hybrid one: two KV groups."""
+"""By name; hybrid are `gemma3-27b` (sliding windows) and `qwen3-next-80b` (linear attention)."""
 PROFILE_OF = {"llama3.1-8b": "h100-llama3.1-8b-tp1", "llama3-70b": "h100-llama3-70b-tp4",
-              "qwen3-32b": "h100-qwen3-32b-tp2", "gemma3-27b": "h100-qwen3-32b-tp2"}
-"""A profile to serve each with. None was fitted for `gemma3-27b`: it borrows that of a dense model of its size."""
+              "qwen3-32b": "h100-qwen3-32b-tp2", "gemma3-27b": "h100-qwen3-32b-tp2",
+              "qwen3-next-80b": "h100-llama3.1-8b-tp1"}
+"""A profile to serve each with. None was fitted for the hybrid ones: `gemma3-27b` borrows that of a dense model of its
+size, `qwen3-next-80b` that of a dense model with as few weights active."""
 
 
 def write_model(shape: str, folder: str | Path, window: int | None = None) -> Path:
