@@ -15,6 +15,7 @@ import pytest
 from live_kit import ENV, SAGA, Server, until
 
 from saga_rl.aeg.io import read_trace
+from saga_rl.errors import UserError
 from saga_rl.runtime.tiny_model import build_tiny_model
 
 CHECKPOINT = str(Path(__file__).resolve().parents[1] / "checkpoints" / "eviction")
