@@ -1,34 +1,68 @@
-"""The command `saga-rl`. Each room brings its own commands; this file joins them and turns `UserError` into exit 2."""
+"""The command `saga-rl`. Each room brings its own commands, imported when one is called, so that help answers at once;
+this file names them and turns `UserError` into exit 2."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
 import typer
-from rich.console import Console
 
 from saga_rl import __version__
-from saga_rl.aeg.cli import app as trace_app
-from saga_rl.aeg.infer_cli import register as register_aeg
-from saga_rl.bench.cli import register as register_bench
-from saga_rl.compare.cli import register as register_compare
 from saga_rl.errors import EXIT_BAD_INPUT, UserError
-from saga_rl.runtime.calibrate import register as register_fit
-from saga_rl.runtime.cli import register as register_runtime
-from saga_rl.runtime.emulate.cli import register as register_emulate
-from saga_rl.sim.cli import register as register_sim
-from saga_rl.sim.profile_cli import app as profile_app
+
+COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "aeg": ("Measure what is inferred of agents' behaviour online: next tools, times, ends; cold, warm, and after a "
+            "change.", ("saga_rl.aeg.infer_cli",)),
+    "simulate": ("Run a trace through the simulated cluster, tools' waits included, and report completion times.",
+                 ("saga_rl.sim.cli",)),
+    "bound": ("Tokens computed again by each eviction policy, over Bélády's on the same reference string (see "
+              "docs/bound.md).", ("saga_rl.sim.bound_cli",)),
+    "compare": ("Compare all policies on the same sessions, paired: tables, pictures, one page (docs/compare.md).",
+                ("saga_rl.compare.cli",)),
+    "bench": ("Compare ways of serving the same sessions on real vLLM servers, with or without GPUs "
+              "(docs/serving-gain.md).", ("saga_rl.bench.cli",)),
+    "serve": ("Serve MODEL with vLLM's OpenAI server under a scheduling policy.", ("saga_rl.runtime.cli",)),
+    "merge-recording": ("Make one trace of the journals that a crashed or killed server left behind.",
+                        ("saga_rl.runtime.cli",)),
+    "replay": ("Drive an OpenAI-compatible server with a trace, closed loop, tool waits included.",
+               ("saga_rl.runtime.cli",)),
+    "trace": ("Make, import, check, look at and split traces of AI agents' LLM calls.", ("saga_rl.aeg.cli",)),
+    "profile": ("Cost profiles of the simulator: list, show and fit them, size KV pools.",
+                ("saga_rl.sim.profile_cli", "saga_rl.runtime.calibrate")),
+    "emulate": ("Serve without a GPU: model folders for emulated devices.", ("saga_rl.runtime.emulate.cli",)),
+}
+"""By name: what it is for, as its own help says, and the modules that `register` it."""
+AS_IS = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False,
+         "help_option_names": []}
+"""A command that is not imported yet reads none of its words."""
 
 app = typer.Typer(name="saga-rl", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Train and serve scheduling policies for AI-agent inference.")
-app.add_typer(trace_app, name="trace")
-register_aeg(app)
-register_sim(app)
-register_compare(app)
-register_bench(app)
-register_fit(profile_app)
-register_runtime(app)
-register_emulate(app)
+
+
+def load(name: str) -> typer.Typer:
+    """Import the command `name`; returns a program that has it."""
+    program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    program.callback()(lambda: None)
+    for module in COMMANDS[name][1]:
+        import_module(module).register(program)
+    return program
+
+
+def _pass_on(name: str) -> Callable[[typer.Context], None]:
+    def command(ctx: typer.Context) -> None:
+        status: Any = load(name)([name, *ctx.args], prog_name="saga-rl", standalone_mode=False)
+        if isinstance(status, int) and status:
+            raise typer.Exit(status)
+
+    return command
+
+
+for _name, (_help, _) in COMMANDS.items():
+    app.command(_name, help=_help, context_settings=AS_IS)(_pass_on(_name))
 
 
 def _version(show: bool) -> None:
@@ -48,6 +82,8 @@ def run_user_command(command) -> None:
     try:
         command()
     except UserError as e:
+        from rich.console import Console
+
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {e}", markup=False)
         sys.exit(EXIT_BAD_INPUT)
 

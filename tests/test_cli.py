@@ -10,6 +10,7 @@ import pytest
 
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.io import write_trace
+from saga_rl.cli import COMMANDS, load
 
 RUN = [sys.executable, "-c", "from saga_rl.cli import main; main()"]
 
@@ -30,6 +31,29 @@ def test_help_names_every_command():
     assert done.returncode == 0
     for command in ("trace", "aeg", "simulate", "bound", "compare", "bench", "profile", "serve", "replay"):
         assert command in done.stdout
+
+
+def test_help_imports_no_command():
+    code = "import sys\nfrom saga_rl.cli import app\ntry:\n    app(['--help'])\nfinally:\n    print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "saga_rl.cli" in loaded
+    assert not {"numpy", "numba", "torch", "vllm", "saga_rl.sim", "saga_rl.aeg"} & loaded
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_a_command_is_listed_with_its_own_words(name):
+    import typer
+
+    group = typer.main.get_command(load(name))
+    command = group.commands[name]  # type: ignore[attr-defined]
+    assert " ".join((command.help or "").split()).startswith(COMMANDS[name][0])
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "saga_rl", "--version"], capture_output=True, text=True, timeout=900,
+                          check=False)
+    assert (done.returncode, done.stdout.split()[0]) == (0, "saga-rl")
 
 
 @pytest.mark.parametrize(("words", "message"), [

@@ -176,3 +176,8 @@ def scale_command(
 ) -> None:
     """Scale lengths (and times) so that long sessions fit a small model; nothing is cut off."""
     _written(scale_lengths(read_trace(file), factor, max_context, time_factor), out)
+
+
+def register(parent: typer.Typer) -> None:
+    """Add `trace` to the program."""
+    parent.add_typer(app, name="trace")

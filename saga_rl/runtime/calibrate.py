@@ -185,8 +185,10 @@ def fit_command(
                       f"over {len(samples)} situations", soft_wrap=True)
 
 
-def register(app: typer.Typer) -> None:
-    """Add `fit` to `saga-rl profile`."""
+def register(parent: typer.Typer) -> None:
+    """Add `fit` to `saga-rl profile`, which `parent` has."""
+    from saga_rl.sim.profile_cli import app
+
     app.command("fit")(fit_command)
 
 

@@ -18,11 +18,9 @@ from saga_rl.policies.constraints import read_constraints
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make, names
 from saga_rl.provenance import provenance
-from saga_rl.sim.bound_cli import register as register_bound
 from saga_rl.sim.cluster import HORIZONS, check_runs, simulate, stated_horizon
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.cost import load_profile, profile_names
-from saga_rl.sim.profile_cli import register as register_profile
 
 
 def choose_policies(base: str, **specs: str | None) -> PolicySet:
@@ -135,7 +133,5 @@ def _simulate(
 
 
 def register(app: typer.Typer) -> None:
-    """Add this room's commands to the program."""
+    """Add the command to the program."""
     app.command("simulate")(_simulate)
-    register_bound(app)
-    register_profile(app)
