@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from saga_rl.aeg.infer_stream import Stream
 from saga_rl.policies import chains as ch
 from saga_rl.policies import tables as tb
+from saga_rl.policies.chains import EXPIRY_S
 
 (
     P_END,      # chance that this step is its chain's last
@@ -34,7 +35,7 @@ QUANTILES = np.array([0.50, 0.90, 0.95])
 _ARRIVE, _FINISH, _EXPIRE = 0, 1, 2
 
 
-def predictions(s: Stream, *, hints: bool, expiry_s: float = 300.0,
+def predictions(s: Stream, *, hints: bool, expiry_s: float = EXPIRY_S,
                 tables: tb.Tables | None = None) -> tuple[NDArray[np.float64], tb.Tables]:
     """(n, COLUMNS) what was predicted when each step had ended, and the tables at the end of the stream.
 

@@ -20,13 +20,14 @@ from saga_rl.aeg.io import read_trace
 from saga_rl.aeg.trace import Trace
 from saga_rl.errors import UserError
 from saga_rl.files import check_target, write_json
+from saga_rl.policies.chains import EXPIRY_S
 from saga_rl.provenance import provenance
 
 ARMS = {"hinted": True, "presumed": False}
 """How a chain's end is known: the client says it, or silence is taken for it."""
 
 
-def measure(trace: Trace, *, theta: float = 0.7, types: str = "session", expiry_s: float = 300.0, slow: float = 4.0,
+def measure(trace: Trace, *, theta: float = 0.7, types: str = "session", expiry_s: float = EXPIRY_S, slow: float = 4.0,
             then: Trace | None = None, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """JSON-ready: `arms` (hinted, presumed ends) -> tier -> scores (`infer_score.score`); `drift`: `adaptation` to gaps
     `slow` times as long from the middle on, and to the trace `then` after this one. Raises `UserError`."""
@@ -123,7 +124,7 @@ def _aeg(
     trace: Annotated[Path, typer.Argument(help="A trace file (see `saga-rl trace`).")],
     theta: Annotated[float, typer.Option(help="Confidence from which a predicted next tool counts as an edge.")] = 0.7,
     types: Annotated[str, typer.Option(help=f"What counts as an agent type: {', '.join(TYPES)}.")] = "session",
-    expiry_s: Annotated[float, typer.Option(help="Silence after which a chain is presumed to have ended.")] = 300.0,
+    expiry_s: Annotated[float, typer.Option(help="Silence after which a chain is presumed to have ended.")] = EXPIRY_S,
     slow: Annotated[float, typer.Option(help="Drift: gaps last so many times as long from the middle on.")] = 4.0,
     then: Annotated[Path | None, typer.Option(help="Drift: a second trace that follows this one.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,

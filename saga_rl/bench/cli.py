@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from saga_rl.errors import UserError
+from saga_rl.policies.chains import EXPIRY_S
 
 EXIT_INTERRUPTED = 130
 
@@ -47,7 +48,7 @@ def _bench(
     ends: Annotated[bool, typer.Option(help="Clients say which request is an agent's last.")] = False,
     time_scale: Annotated[float, typer.Option(help="With --emulate: device seconds in one real second.")] = 1.0,
     expiry_s: Annotated[float, typer.Option(help="Silence after which our servers presume a session to be over.")]
-    = 300.0,
+    = EXPIRY_S,
     agentx: Annotated[bool, typer.Option(help="AgentX's protocol: a salt a user (nothing is shared between sessions), "
                                          "a first call of as many as are alive, a quiet time, then the run.")] = False,
     quiet_s: Annotated[float, typer.Option(help="Of --agentx, seconds.")] = 10.0,

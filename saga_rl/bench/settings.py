@@ -8,6 +8,7 @@ from typing import Any
 
 from saga_rl.bench.arms import INFINITE, Arm
 from saga_rl.errors import UserError
+from saga_rl.policies.chains import EXPIRY_S
 
 BLOCK_TOKENS = 16
 
@@ -40,7 +41,7 @@ class Settings:
     drop_long: bool = False
     ends: bool = False
     time_scale: float = 1.0
-    expiry_s: float = 300.0
+    expiry_s: float = EXPIRY_S
     seed: int = 0
     agentx: bool = False
     quiet_s: float = 10.0

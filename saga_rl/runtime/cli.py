@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from saga_rl.errors import UserError
+from saga_rl.policies.chains import EXPIRY_S
 from saga_rl.runtime.replay import replay_command
 
 
@@ -23,7 +24,7 @@ def serve(
     policy: str = typer.Option("likely", help="likely (nobody has to say that a session ends), saga+ (clients say it), "
                                "saga, lru, a checkpoint's folder, or stock (vLLM, no hooks)."),
     record: Path | None = typer.Option(None, help="Write everything served to this trace file (Parquet) at exit."),
-    expiry_s: float = typer.Option(300.0, help="Presume that a session silent for so many seconds has ended."),
+    expiry_s: float = typer.Option(EXPIRY_S, help="Presume that a session silent for so many seconds has ended."),
     metrics: Path | None = typer.Option(None, help="Folder for the counters of engines and router (JSON)."),
     statistics: Path | None = typer.Option(
         None, help="Folder in which engines keep over restarts what they learned of tools and agent types."),

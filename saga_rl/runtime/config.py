@@ -10,6 +10,7 @@ from typing import Any
 
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.policies.base import SEAMS, PolicySet
+from saga_rl.policies.chains import EXPIRY_S
 from saga_rl.policies.constraints import MOST_FLOORS, Constraints
 from saga_rl.policies.presets import PRESETS, from_specs, preset, preset_names
 
@@ -34,7 +35,7 @@ class SagaConfig:
     """A journal of the recording is followed by another one after so much or so long."""
     statistics: str | None = None
     """Folder in which each engine keeps what it learned in service over restarts."""
-    expiry_s: float = 300.0
+    expiry_s: float = EXPIRY_S
     """A chain that nobody heard of for so long is presumed to have ended."""
     budget_s: float = 0.02
     """A policy whose one decision takes longer is replaced by its fallback, see `saga_rl.policies.guard`."""

@@ -15,6 +15,7 @@ from numba import njit
 
 from saga_rl.policies import chains as ch
 from saga_rl.policies.base import Policy
+from saga_rl.policies.chains import EXPIRY_S
 from saga_rl.policies.features import P_DRAW, P_RING, PLACEMENT, draw_places, placement_row, uncached_tokens
 from saga_rl.policies.registry import make
 from saga_rl.runtime.hints import Hints
@@ -126,7 +127,7 @@ class Flight:
 class Router:
     """Places requests on `engines` workers of `max_seqs` running slots and `kv_tokens` tokens of KV each."""
 
-    def __init__(self, policy: Policy, engines: int, max_seqs: int, kv_tokens: int, *, expiry_s: float = 300.0,
+    def __init__(self, policy: Policy, engines: int, max_seqs: int, kv_tokens: int, *, expiry_s: float = EXPIRY_S,
                  budget_s: float = 0.02, tokens_per_s: float | None = None) -> None:
         self.tracker = Tracker(expiry_s)
         self.state = np.zeros((engines, STATE))

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saga_rl.policies import chains as ch
+from saga_rl.policies.chains import EXPIRY_S
 from saga_rl.policies.tables import PATIENCE, Tables, announces, make_tables
 from saga_rl.runtime.completion import Completion
 from saga_rl.runtime.hints import Hints, cut_name
@@ -90,7 +91,7 @@ Key = tuple[str, int, int]
 class Tracker:
     """Rows of every chain that one engine (or one router) has seen. Time is whatever the caller passes as `now`, s."""
 
-    def __init__(self, expiry_s: float = 300.0, max_chains: int = 200_000) -> None:
+    def __init__(self, expiry_s: float = EXPIRY_S, max_chains: int = 200_000) -> None:
         self.expiry_s, self.max_chains = expiry_s, max_chains
         self.chains: NDArray[np.float64] = ch.make_chains(256)
         self.tables: Tables = make_tables(1, 16, 8)

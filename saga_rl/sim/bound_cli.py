@@ -13,6 +13,7 @@ from rich.table import Table
 from saga_rl.aeg.io import read_trace
 from saga_rl.errors import UserError
 from saga_rl.files import check_target, write_json
+from saga_rl.policies.chains import EXPIRY_S
 from saga_rl.policies.registry import make, names
 from saga_rl.provenance import provenance
 from saga_rl.sim.bound import LOW_PRESSURE, bound
@@ -44,7 +45,7 @@ def _bound(
     sessions: Annotated[int, typer.Option(help="Only so many sessions, drawn with --seed; 0 = all.")] = 0,
     seed: Annotated[int, typer.Option(help="Draws the sessions.")] = 0,
     end_hint: Annotated[bool, typer.Option(help="Clients say which step is their last.")] = True,
-    expiry_s: Annotated[float, typer.Option(help="Idle seconds after which a session is presumed ended.")] = 300.0,
+    expiry_s: Annotated[float, typer.Option(help="Idle seconds after which a session is presumed ended.")] = EXPIRY_S,
     json: Annotated[Path | None, typer.Option(help="Write the result there.")] = None,
 ) -> None:
     """Tokens computed again by each eviction policy, over Bélády's on the same reference string (see docs/bound.md)."""

@@ -14,6 +14,7 @@ from rich.table import Table
 from saga_rl.aeg.io import read_trace
 from saga_rl.files import check_target, write_json
 from saga_rl.policies.base import SEAMS, PolicySet
+from saga_rl.policies.chains import EXPIRY_S
 from saga_rl.policies.constraints import read_constraints
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make, names
@@ -64,7 +65,7 @@ def _simulate(
     = "a100-llama3-70b-tp4",
     population: Annotated[int, typer.Option(help="Closed population: sessions at once; 0 = the trace's arrivals.")] = 0,
     end_hint: Annotated[bool, typer.Option(help="Clients say which step is their last.")] = True,
-    expiry_s: Annotated[float, typer.Option(help="Idle seconds after which a session is presumed ended.")] = 300.0,
+    expiry_s: Annotated[float, typer.Option(help="Idle seconds after which a session is presumed ended.")] = EXPIRY_S,
     max_num_seqs: Annotated[int, typer.Option(help="Running slots of one worker, as vLLM's flag.")] = 256,
     horizon_s: Annotated[float | None, typer.Option(help="Stop there (simulated seconds); inf = never. Default: "
                                                     f"{HORIZONS} x (last arrival + longest session alone).")] = None,

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from saga_rl.errors import UserError, unknown_name
+from saga_rl.policies.chains import EXPIRY_S
 from saga_rl.policies.constraints import Constraints
 from saga_rl.sim.cost import CostProfile, load_profile
 
@@ -24,7 +25,7 @@ class SimConfig:
     profile: CostProfile = field(default_factory=lambda: load_profile("a100-llama3-70b-tp4"))
     end_hint: bool = True
     """Clients say which step is their session's last."""
-    expiry_s: float = 300.0
+    expiry_s: float = EXPIRY_S
     """A chain that nobody heard of for this long is presumed ended and is no longer reserved for."""
     population: int = 0
     """Closed population: this many sessions at once, the next starts when one ends. 0 = the trace's arrivals."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from saga_rl.policies import chains as ch
 from saga_rl.policies.base import Policy
+from saga_rl.policies.chains import EXPIRY_S
 from saga_rl.policies.features import BEGIN, EVICTION, G_MEMORY, RELEASE, make_g
 from saga_rl.policies.tables import PATIENCE, Tables, make_tables
 from saga_rl.sim import cache as kv
@@ -76,7 +77,7 @@ class ReplayResult:
     evicted_blocks: int
 
 
-def replay(reference: Reference, eviction: Policy, kv_tokens: int, *, end_hint: bool = True, expiry_s: float = 300.0,
+def replay(reference: Reference, eviction: Policy, kv_tokens: int, *, end_hint: bool = True, expiry_s: float = EXPIRY_S,
            debug: bool = False) -> ReplayResult:
     """Play `reference` on a pool of `kv_tokens` tokens under `eviction`.
 
@@ -87,7 +88,7 @@ def replay(reference: Reference, eviction: Policy, kv_tokens: int, *, end_hint: 
     return play(prepare(reference, kv_tokens), eviction, end_hint=end_hint, expiry_s=expiry_s, debug=debug)
 
 
-def play(prepared: Prepared, eviction: Policy, *, end_hint: bool = True, expiry_s: float = 300.0,
+def play(prepared: Prepared, eviction: Policy, *, end_hint: bool = True, expiry_s: float = EXPIRY_S,
          debug: bool = False) -> ReplayResult:
     """`replay` of a reference that was prepared once for several policies."""
     game = make_play(prepared, eviction)

@@ -17,6 +17,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from saga_rl.policies.base import Policy
+from saga_rl.policies.chains import EXPIRY_S
 from saga_rl.policies.features import E_ORACLE, EVICTION
 from saga_rl.policies.registry import make
 from saga_rl.sim import cache as kv
@@ -143,7 +144,7 @@ class EvictionStepper:
     """
 
     def __init__(self, reference: Reference, kv_tokens: int, max_rows: int = 32, *, end_hint: bool = True,
-                 expiry_s: float = 300.0) -> None:
+                 expiry_s: float = EXPIRY_S) -> None:
         if max_rows < 2:
             raise ValueError(f"max_rows is {max_rows}: a choice needs 2")
         self.max_rows, self._hint, self._expiry = max_rows, end_hint, expiry_s

@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
+from saga_rl.policies.chains import EXPIRY_S
 from saga_rl.policies.features import E_AGE_S, E_ENDED, E_IDLE_S, E_WAITING
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
@@ -30,7 +31,7 @@ def _score(x, params, scratch):
 
 
 @register("eviction", "youngest")
-def youngest(expiry_s: float = 300.0) -> Policy:
+def youngest(expiry_s: float = EXPIRY_S) -> Policy:
     expiry_s = bounded("youngest", "expiry_s", expiry_s, 0.0, 1e8)
     return Policy("eviction", "youngest", _score, np.array([expiry_s]), steady=True, steady_idle_s=expiry_s,
                   informed=False, doc={"expiry_s": expiry_s})
