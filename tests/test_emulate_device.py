@@ -382,19 +382,26 @@ def test_the_command_says_how_to_serve_what_it_wrote(tmp_path):
     assert done.exit_code == 0 and "--emulate h100-qwen3-32b-tp2" in " ".join(done.output.split())
 
 
-def test_a_forked_process_keeps_no_listening_socket():
+def test_a_forked_process_keeps_no_socket_that_clients_come_to():
     code = """
 import os, socket, sys
-from saga_rl.runtime.emulate.forked import close_listeners_in_children
-close_listeners_in_children()
-listens, plain = socket.create_server(("127.0.0.1", 0)), socket.socket()
+from saga_rl.runtime.emulate.forked import close_servers_in_children
+close_servers_in_children()
+listens, plain, bound = socket.create_server(("127.0.0.1", 0)), socket.socket(), socket.socket()
+bound.bind(("127.0.0.1", 0))
+connected = socket.create_connection(listens.getsockname())
+accepted = listens.accept()[0]
+def open_ones(*sockets):
+    out = []
+    for s in sockets:
+        try:
+            os.fstat(s.fileno())
+            out.append(s)
+        except OSError:
+            pass
+    return out
 if os.fork() == 0:
-    try:
-        os.fstat(plain.fileno())
-        os.fstat(listens.fileno())
-    except OSError:
-        os._exit(7)
-    os._exit(0)
+    os._exit(7 if open_ones(listens, bound, plain, connected, accepted) == [plain, connected] else 1)
 status = os.waitstatus_to_exitcode(os.wait()[1])
 socket.create_connection(listens.getsockname(), 5).close()
 sys.exit(status)

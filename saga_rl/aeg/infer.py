@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from saga_rl.aeg.infer_stream import Stream
 from saga_rl.policies import chains as ch
 from saga_rl.policies import tables as tb
-from saga_rl.policies.chains import EXPIRY_S
+from saga_rl.policies.parameters import EXPIRY_S
 
 (
     P_END,      # chance that this step is its chain's last

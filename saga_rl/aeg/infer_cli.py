@@ -20,7 +20,7 @@ from saga_rl.aeg.io import read_trace
 from saga_rl.aeg.trace import Trace
 from saga_rl.errors import UserError
 from saga_rl.files import check_target, write_json
-from saga_rl.policies.chains import EXPIRY_S
+from saga_rl.policies.parameters import EXPIRY_S
 from saga_rl.provenance import provenance
 
 ARMS = {"hinted": True, "presumed": False}

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from saga_rl.errors import UserError
-from saga_rl.policies.chains import EXPIRY_S
+from saga_rl.policies.parameters import EXPIRY_S
 
 EXIT_INTERRUPTED = 130
 

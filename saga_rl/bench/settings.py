@@ -8,7 +8,7 @@ from typing import Any
 
 from saga_rl.bench.arms import INFINITE, Arm
 from saga_rl.errors import UserError
-from saga_rl.policies.chains import EXPIRY_S
+from saga_rl.policies.parameters import EXPIRY_S
 
 BLOCK_TOKENS = 16
 

@@ -50,9 +50,6 @@ from saga_rl.policies.tables import (
     LONGEST,       # longest of them so far, log1p seconds
     MINE,          # and the three after it: what an eviction policy remembers of it (`Policy.memory`)
 ) = range(25)
-EXPIRY_S = 300.0
-"""Seconds of silence after which an idle chain is presumed to have ended, unless another number is given: here and
-nowhere else."""
 REMEMBERED = 4
 PAUSE_EMA = 0.2
 MOST_KIN = 64

@@ -6,6 +6,10 @@ import math
 
 from saga_rl.errors import UserError
 
+EXPIRY_S = 300.0
+"""Seconds of silence after which an idle chain is presumed to have ended, unless another number is given: here and
+nowhere else."""
+
 
 def bounded(policy: str, key: str, value: float, low: float, high: float) -> float:
     """`value` as a float; `UserError` unless it is finite and low <= value <= high."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from saga_rl.errors import UserError
-from saga_rl.policies.chains import EXPIRY_S
+from saga_rl.policies.parameters import EXPIRY_S
 from saga_rl.runtime.replay import replay_command
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.policies.base import SEAMS, PolicySet
-from saga_rl.policies.chains import EXPIRY_S
 from saga_rl.policies.constraints import MOST_FLOORS, Constraints
+from saga_rl.policies.parameters import EXPIRY_S
 from saga_rl.policies.presets import PRESETS, from_specs, preset, preset_names
 
 STOCK = "stock"

@@ -15,8 +15,8 @@ from numba import njit
 
 from saga_rl.policies import chains as ch
 from saga_rl.policies.base import Policy
-from saga_rl.policies.chains import EXPIRY_S
 from saga_rl.policies.features import P_DRAW, P_RING, PLACEMENT, draw_places, placement_row, uncached_tokens
+from saga_rl.policies.parameters import EXPIRY_S
 from saga_rl.policies.registry import make
 from saga_rl.runtime.hints import Hints
 from saga_rl.runtime.safe import SafeGuard

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saga_rl.policies import chains as ch
-from saga_rl.policies.chains import EXPIRY_S
+from saga_rl.policies.parameters import EXPIRY_S
 from saga_rl.policies.tables import PATIENCE, Tables, announces, make_tables
 from saga_rl.runtime.completion import Completion
 from saga_rl.runtime.hints import Hints, cut_name

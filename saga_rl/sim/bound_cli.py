@@ -13,7 +13,7 @@ from rich.table import Table
 from saga_rl.aeg.io import read_trace
 from saga_rl.errors import UserError
 from saga_rl.files import check_target, write_json
-from saga_rl.policies.chains import EXPIRY_S
+from saga_rl.policies.parameters import EXPIRY_S
 from saga_rl.policies.registry import make, names
 from saga_rl.provenance import provenance
 from saga_rl.sim.bound import LOW_PRESSURE, bound

@@ -14,8 +14,8 @@ from rich.table import Table
 from saga_rl.aeg.io import read_trace
 from saga_rl.files import check_target, write_json
 from saga_rl.policies.base import SEAMS, PolicySet
-from saga_rl.policies.chains import EXPIRY_S
 from saga_rl.policies.constraints import read_constraints
+from saga_rl.policies.parameters import EXPIRY_S
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make, names
 from saga_rl.provenance import provenance

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field
 
 from saga_rl.errors import UserError, unknown_name
-from saga_rl.policies.chains import EXPIRY_S
 from saga_rl.policies.constraints import Constraints
+from saga_rl.policies.parameters import EXPIRY_S
 from saga_rl.sim.cost import CostProfile, load_profile
 
 

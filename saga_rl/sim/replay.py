@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from saga_rl.policies import chains as ch
 from saga_rl.policies.base import Policy
-from saga_rl.policies.chains import EXPIRY_S
 from saga_rl.policies.features import BEGIN, EVICTION, G_MEMORY, RELEASE, make_g
+from saga_rl.policies.parameters import EXPIRY_S
 from saga_rl.policies.tables import PATIENCE, Tables, make_tables
 from saga_rl.sim import cache as kv
 from saga_rl.sim import evict as ev

@@ -17,8 +17,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from saga_rl.policies.base import Policy
-from saga_rl.policies.chains import EXPIRY_S
 from saga_rl.policies.features import E_ORACLE, EVICTION
+from saga_rl.policies.parameters import EXPIRY_S
 from saga_rl.policies.registry import make
 from saga_rl.sim import cache as kv
 from saga_rl.sim import evict as ev

@@ -8,9 +8,8 @@ import numpy as np
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.chains import EXPIRY_S
 from saga_rl.policies.features import E_AGE_S, E_ENDED, E_IDLE_S, E_WAITING
-from saga_rl.policies.parameters import bounded
+from saga_rl.policies.parameters import EXPIRY_S, bounded
 from saga_rl.policies.registry import register
 
 TIER = 2.0**20

@@ -14,7 +14,7 @@ import torch
 from vllm.platforms.cpu import CpuPlatform
 from vllm.platforms.interface import PlatformEnum
 
-from saga_rl.runtime.emulate.forked import close_listeners_in_children
+from saga_rl.runtime.emulate.forked import close_servers_in_children
 from saga_rl.runtime.emulate.refusals import refuse
 from saga_rl.runtime.emulate.settings import active
 
@@ -79,7 +79,7 @@ class EmulatedPlatform(CpuPlatform):
         alone = int(getattr(parallel, "_api_process_count", 1)) <= 1
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork" if alone else "spawn"
         if alone:
-            close_listeners_in_children()
+            close_servers_in_children()
 
     @classmethod
     def update_block_size_for_backend(cls, vllm_config: Any) -> None:
