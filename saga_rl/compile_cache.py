@@ -17,9 +17,7 @@ def cache_dir() -> Path:
     digest = hashlib.sha256()
     for folder in ("policies", "sim"):
         for path in sorted((here / folder).rglob("*.py")):
-            text = path.read_bytes()
-            if b"njit" in text:
-                digest.update(text)
+            digest.update(path.read_bytes())  # constants stand in files that hold no compiled function
     base = os.environ.get("SAGA_RL_CACHE") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "saga-rl" / "numba" / digest.hexdigest()[:16]
 

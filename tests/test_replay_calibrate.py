@@ -122,22 +122,19 @@ def test_a_profile_can_be_read_by_the_simulator(tmp_path):
 
 
 def test_the_command_writes_a_profile_with_ranges_and_errors(tmp_path):
-    import typer
     from typer.testing import CliRunner
 
-    from saga_rl.runtime.calibrate import register
+    from saga_rl.cli import app
     from saga_rl.sim.cost import load_profile
 
-    app = typer.Typer()
-    register(app)
-    app.callback()(lambda: None)
     server = FakeServer(first_s=0.02, per_token_s=0.004, max_model_len=1200)
     out = tmp_path / "live.json"
 
     async def go():
         async with server.serve() as url:
             return await asyncio.to_thread(CliRunner().invoke, app, [
-                "fit", url, "-o", str(out), "--kv-tokens", "100000", "--max-num-seqs", "4", "--repeats", "1"])
+                "profile", "fit", url, "-o", str(out), "--kv-tokens", "100000", "--max-num-seqs", "4", "--repeats",
+                "1"])
 
     done = asyncio.run(go())
     assert done.exit_code == 0, done.output

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numba import njit
@@ -61,3 +64,13 @@ def test_a_ref_that_goes_leaves_nothing(world: st.World) -> None:
     assert after.alloc - before.alloc >= 20
     assert after.alloc - before.alloc == after.free - before.free
     assert after.mi_alloc - before.mi_alloc == after.mi_free - before.mi_free
+
+
+def test_no_column_has_the_name_of_another():
+    """A second meaning would take the first one's place, in silence."""
+    text = Path(st.__file__).read_text(encoding="utf-8")
+    names: list[str] = []
+    for tuples in re.finditer(r"^\(?((?:[A-Z_0-9]+,[\s\\]*)+[A-Z_0-9]+)\)? ?= ?range", text, re.MULTILINE):
+        names += re.findall(r"[A-Z_0-9]+", tuples[1])
+    assert len(names) > 100
+    assert len(names) == len(set(names))

@@ -63,10 +63,10 @@ def _preempt(world, w, at, now, order_score, order_params, order_scratch, evict_
     log_part(world, step, -1)
     held, computed = run.i[step, st.HELD], run.i[step, st.COMPUTED]
     drop(world, w, step, now)
-    if run.i[step, st.SAMPLES] == 1 and computed % world.limits[st.BLOCK] == 0 and held > 0:
+    if run.i[step, st.TOKEN_COMES] == 1 and computed % world.limits[st.BLOCK] == 0 and held > 0:
         _forget_unsaid(world, w, world.tree.path[world.tree.path_off[step] + held - 1])
     run.i[step, st.COMPUTED] = 0
-    run.w[w, st.STALE] += run.i[step, st.SAMPLES]
+    run.w[w, st.STALE] += run.i[step, st.TOKEN_COMES]
     run.f[step, st.SINCE] = now
     run.i[step, st.PREEMPTIONS] += 1
     run.count[st.PREEMPTED] += 1
@@ -151,7 +151,7 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
     while k < run.w[w, st.N_RUNNING] and budget > 0:
         step = order[w, k]
         have = steps[step, st.COMPUTED]
-        coming = steps[step, st.SAMPLES]
+        coming = steps[step, st.TOKEN_COMES]
         if coming == 1 and steps[step, st.GENERATED] + 1 >= plan.output[step]:
             k += 1  # its last token is on its way
             continue
@@ -317,9 +317,9 @@ def finish_iteration(world, w, now, evict_score, evict_params, evict_scratch):
     for k in range(run.w[w, st.N_RUNNING]):
         step = order[w, k]
         if ahead:  # tokens advanced when the iteration was composed
-            token = steps[step, st.SAMPLES] == 1
-            steps[step, st.SAMPLES] = steps[step, st.SAMPLES_NEXT]
-            steps[step, st.SAMPLES_NEXT] = 0
+            token = steps[step, st.TOKEN_COMES] == 1
+            steps[step, st.TOKEN_COMES] = steps[step, st.TOKEN_BEHIND]
+            steps[step, st.TOKEN_BEHIND] = 0
         else:
             steps[step, st.COMPUTED] += steps[step, st.SCHEDULED]
             steps[step, st.SCHEDULED] = 0
@@ -340,8 +340,8 @@ def _late_tokens(world, w, now, evict_score, evict_params, evict_scratch):
     run.w[w, st.STALE] = 0
     for k in range(run.w[w, st.N_WAITING] - 1, -1, -1):
         step = run.queue[w, k]
-        if run.i[step, st.SAMPLES] == 1:
-            run.i[step, st.SAMPLES] = 0
+        if run.i[step, st.TOKEN_COMES] == 1:
+            run.i[step, st.TOKEN_COMES] = 0
             if run.i[step, st.GENERATED] + 1 >= world.plan.output[step]:
                 dequeue(world, w, k, False)
                 world.chains[world.tree.chain[step], ch.STARTED] = now  # nothing more was attained since
@@ -358,8 +358,8 @@ def composed(world, w):
         if i[st.SCHEDULED] > 0:
             i[st.COMPUTED] += i[st.SCHEDULED]
             i[st.SCHEDULED] = 0
-            token = i[st.COMPUTED] == world.plan.prompt[step] + i[st.GENERATED] + i[st.SAMPLES]
-            i[st.SAMPLES_NEXT if behind else st.SAMPLES] = 1 if token else 0
+            token = i[st.COMPUTED] == world.plan.prompt[step] + i[st.GENERATED] + i[st.TOKEN_COMES]
+            i[st.TOKEN_BEHIND if behind else st.TOKEN_COMES] = 1 if token else 0
 
 
 @njit(cache=True)

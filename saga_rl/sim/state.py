@@ -50,9 +50,9 @@ class Plan(NamedTuple):
 
 # columns of Run.i, by step
 (STATE, WORKER, COMPUTED, GENERATED, HELD, COPIES, CACHED, PREEMPTIONS, PENDING, SCHEDULED, TARGET, KNOWN,
- BOOKED, YIELDED, STOLEN, SAMPLES, SAMPLES_NEXT, OFFERED, SEEN_FROM) = range(19)
-# OFFERED, SEEN_FROM: see `sim.offloading`. SAMPLES, SAMPLES_NEXT, under asynchronous scheduling: 1 = a token comes of
-# the iteration that runs, of the one behind it
+ BOOKED, YIELDED, STOLEN, TOKEN_COMES, TOKEN_BEHIND, OFFERED, SEEN_FROM) = range(19)
+# OFFERED, SEEN_FROM: see `sim.offloading`. TOKEN_COMES, TOKEN_BEHIND, under asynchronous scheduling: 1 = a token comes
+# of the iteration that runs, of the one behind it
 STEP_COUNTS = 19
 # values of STATE
 UNBORN, WAITING, RUNNING, DONE, LOADING = range(5)
