@@ -168,6 +168,23 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(out) + "\n"
 
 
+def gains(rows: list[dict[str, Any]]) -> str:
+    """Markdown: mean completion under the real scheduler, and over that of `lru` at the same place."""
+    cells = {tuple(r["cell"][k] for k in ("source", "engines", "tier", "over", "policy")): r for r in rows}
+    names = list(dict.fromkeys(r["cell"]["policy"] for r in rows))
+    out = ["| sessions | engines | tier | over | " + " | ".join(names) + " |", "|---" * (4 + len(names)) + "|"]
+    for place in dict.fromkeys(key[:4] for key in cells):
+        base = cells.get((*place, "lru"))
+        line = [f"{place[0]}", f"{place[1]}", f"{place[2]:g}x", f"{place[3]:g}x"]
+        for name in names:
+            row = cells.get((*place, name))
+            mean = None if row is None else row["real"]["tct_mean_s"]
+            line.append("" if mean is None else f"{mean:,.0f} s" if base is None or name == "lru" else
+                        f"{mean / base['real']['tct_mean_s']:.2f}")
+        out.append("| " + " | ".join(line) + " |")
+    return "\n".join(out) + "\n"
+
+
 def main(
     data: Annotated[Path, Argument(help="Folder of the recorded collections.")],
     out: Annotated[Path, Option(help="Folder for the rows and the table.")],
@@ -210,8 +227,8 @@ def main(
     write_json(out / "emulation.json", {"rows": done, "agree": sum(map(agrees, done)), "limits": LIMITS,
                                         "provenance": provenance(seed=None, trace=None)})
     with atomic(out / "emulation.md") as tmp:
-        tmp.write_text(table(done), encoding="utf-8")
-    print(table(done))
+        tmp.write_text(table(done) + "\n" + gains(done), encoding="utf-8")
+    print(table(done) + "\n" + gains(done))
 
 
 if __name__ == "__main__":
