@@ -16,18 +16,15 @@ from saga_rl.sim import cache as kv
 from saga_rl.sim import evict as ev
 from saga_rl.sim import state as st
 from saga_rl.sim.admit import blocks_wanted, fill_admission, make_room, takeable
-from saga_rl.sim.census import finished, heard, served
-from saga_rl.sim.coast import seen, settle, settle_others, undisturbed
+from saga_rl.sim.census import finished, served
+from saga_rl.sim.coast import seen, settle_others
 from saga_rl.sim.heap import push
 from saga_rl.sim.iteration_cost import seconds
 from saga_rl.sim.offloading import finished_with, loads, offer
-from saga_rl.sim.reference import END, READY, START
+from saga_rl.sim.reference import END, START
 from saga_rl.sim.tier import find_source, plan_prefetch, store, wait_for_copy
-from saga_rl.sim.waiting import charge, choose, dequeue, enqueue, epoch, goes_before, key_of, may_be_served
-from saga_rl.sim.worker import account, blocks_for, log_event, log_iteration, log_part, touch
-
-TAKE_IN_S = 1e-5
-"""Between two requests of which an engine hears in one round: who came first is never lost."""
+from saga_rl.sim.waiting import charge, choose, dequeue, enqueue, epoch, may_be_served
+from saga_rl.sim.worker import account, blocks_for, log_event, log_iteration, log_part
 
 
 @njit(cache=True)
@@ -73,7 +70,7 @@ def _preempt(world, w, at, now, order_score, order_params, order_scratch, evict_
     ch.preempt(world.chains, world.tree.chain[step], now)
     _released(world, w, world.tree.chain[step], now, evict_score, evict_params, evict_scratch)
     if world.limits[st.CLAIRVOYANT] == 1:
-        _foretell(world, step, now)
+        foretell(world, step, now)
     enqueue(world, w, step, now, order_score, order_params, order_scratch)
     return step
 
@@ -87,7 +84,7 @@ def _forget_unsaid(world, w, seg):
 
 
 @njit(cache=True)
-def _foretell(world, step, when):
+def foretell(world, step, when):
     """What a clairvoyant policy sees of the step's context from now on: when it is next used, s."""
     tree = world.tree
     for at in range(tree.path_off[step], tree.path_off[step + 1]):
@@ -399,7 +396,7 @@ def _finish_step(world, w, step, now):
               plan.tool[step] if world.limits[st.TOOL_NAMES] == 1 else np.int32(-1), ended)
     finished(world, step, ended)
     if world.limits[st.CLAIRVOYANT] == 1:
-        _foretell(world, step, np.inf)  # unless the chain's next step wants it, see below
+        foretell(world, step, np.inf)  # unless the chain's next step wants it, see below
     if not final or world.limits[st.END_HINT] == 0:
         plan_prefetch(world, w, step, now)
     for at in range(plan.child_off[step], plan.child_off[step + 1]):
@@ -410,7 +407,7 @@ def _finish_step(world, w, step, now):
         if run.i[kid, st.PENDING] == 0:
             push(world.heap, run.f[kid, st.READY_AT], kid)
         if same and world.limits[st.CLAIRVOYANT] == 1:
-            _foretell(world, kid, run.f[kid, st.READY_AT])
+            foretell(world, kid, run.f[kid, st.READY_AT])
     run.left[s] -= 1
     if run.left[s] == 0:
         run.done_s[s] = now
@@ -419,93 +416,3 @@ def _finish_step(world, w, step, now):
         if world.limits[st.POPULATION] > 0 and nxt < len(run.left):
             run.count[st.NEXT_SESSION] += 1
             push(world.heap, now, len(plan.session) + world.limits[st.WORKERS] + nxt)
-
-
-@njit(cache=True)
-def arrive(world, w, step, since, now, order_score, order_params, order_scratch, evict_score, evict_params,
-           evict_scratch, literal):
-    """The request was placed on worker w: queue it and book it in the router's view. since: when it came to the
-    cluster, which is earlier if another worker gave it up."""
-    run, c = world.run, world.tree.chain[step]
-    home = run.home[c]
-    if home >= 0 and home != w:
-        run.moved[c] = 1
-    if world.limits[st.ASYNC] == 1:  # the engine looks at what came when it composes
-        run.f[step, st.SENT] = since
-        run.i[step, st.WORKER] = w
-        _book(world, w, step, home)
-        run.inbox[w, run.w[w, st.N_INBOX]] = step
-        run.w[w, st.N_INBOX] += 1
-        touch(world, w)
-        return
-    settle_others(world, w, c, now, evict_score, evict_params, evict_scratch)
-    run.f[step, st.READY] = since
-    run.f[step, st.SINCE] = now
-    if world.limits[st.CLAIRVOYANT] == 1:
-        _foretell(world, step, now)
-    # a shorter prompt than its context sets room free that the chain was believed to need: a refusal may end with it
-    frees = world.plan.prompt[step] < world.chains[c, ch.CONTEXT]
-    if not undisturbed(world, w, frees or _would_be_first(world, w, step, now, order_score, order_params,
-                                                          order_scratch)):
-        settle(world, w, now, evict_score, evict_params, evict_scratch)
-    if literal:  # a timer would have fired before the request came back
-        account(world, w, now)
-        ev.drop_expired(world.tree, world.pool, world.chains, world.tables, world.g, w, now, world.work.next_use,
-                        world.work.evict)
-    log_event(world, READY, step, now, world.plan.prompt[step], 0)
-    run.i[step, st.WORKER] = w
-    ch.arrive(world.chains, world.tables, w, c, now, float(world.plan.prompt[step]))
-    _book(world, w, step, home)
-    enqueue(world, w, step, now, order_score, order_params, order_scratch)
-    touch(world, w)
-
-
-@njit(cache=True)
-def take_in(world, w, now, order_score, order_params, order_scratch, literal):
-    """Under asynchronous scheduling: the worker's engine hears of the requests that were sent to it."""
-    run = world.run
-    for k in range(run.w[w, st.N_INBOX]):
-        step = run.inbox[w, k]
-        c, s, when = world.tree.chain[step], world.plan.session[step], now + k * TAKE_IN_S
-        if np.isnan(run.told_s[w, s]):
-            run.told_s[w, s] = when
-            run.told_late_s[w, s] = when - run.f[step, st.SENT]
-        world.chains[c, ch.SESSION_S] = run.told_s[w, s]
-        world.chains[c, ch.DEADLINE] = run.begin_s[s] + world.plan.slack[s] + run.told_late_s[w, s]
-        run.f[step, st.READY] = run.f[step, st.SINCE] = when
-        if world.limits[st.CLAIRVOYANT] == 1:
-            _foretell(world, step, now)
-        if literal:  # a timer would have fired before the request came back
-            account(world, w, now)
-            ev.drop_expired(world.tree, world.pool, world.chains, world.tables, world.g, w, now, world.work.next_use,
-                            world.work.evict)
-        log_event(world, READY, step, now, world.plan.prompt[step], 0)
-        ch.arrive(world.chains, world.tables, w, c, when, float(world.plan.prompt[step]))
-        enqueue(world, w, step, when, order_score, order_params, order_scratch)
-    run.w[w, st.N_INBOX] = 0
-
-
-@njit(cache=True)
-def _book(world, w, step, home):
-    """The router's view of a request that it sends to worker w. home: where its chain was."""
-    run, c = world.run, world.tree.chain[step]
-    run.i[step, st.BOOKED] = int(ft.uncached_tokens(world.chains, c, float(world.plan.prompt[step]), home == w))
-    if home != w:
-        if home >= 0:
-            run.count[st.MIGRATIONS] += 1
-            run.source[c] = home
-        run.home[c] = w
-    heard(world, w, c)
-    run.w[w, st.IN_FLIGHT] += 1
-    run.wf[w, st.FLIGHT_TOKENS] += world.plan.prompt[step]
-    run.wf[w, st.QUEUED_TOKENS] += run.i[step, st.BOOKED]
-
-
-@njit(cache=True)
-def _would_be_first(world, w, step, now, order_score, order_params, order_scratch):
-    """Whether the request would go to the head of the worker's queue; its key does not depend on what `arrive` does."""
-    run = world.run
-    if run.w[w, st.N_WAITING] == 0:
-        return True
-    run.f[step, st.KEY] = key_of(world, w, step, now, order_score, order_params, order_scratch)
-    return goes_before(run, step, run.queue[w, 0])

@@ -13,9 +13,10 @@ from saga_rl.policies import chains as ch
 from saga_rl.policies import features as ft
 from saga_rl.sim import cache as kv
 from saga_rl.sim import state as st
+from saga_rl.sim.arrival import TAKE_IN_S, arrive, take_in
 from saga_rl.sim.census import hush
 from saga_rl.sim.coast import coast, settle
-from saga_rl.sim.engine import TAKE_IN_S, arrive, begin_iteration, composed, finish_iteration, schedule, take_in
+from saga_rl.sim.engine import begin_iteration, composed, finish_iteration, schedule
 from saga_rl.sim.heap import pop, push
 from saga_rl.sim.stealing import LOOK_S, steal
 from saga_rl.sim.tier import copied, heard_of_copies, landed, look_at_copies, prefetch

@@ -17,8 +17,8 @@ from numba import njit
 from saga_rl.policies import chains as ch
 from saga_rl.policies import features as ft
 from saga_rl.sim import state as st
+from saga_rl.sim.arrival import arrive
 from saga_rl.sim.coast import settle
-from saga_rl.sim.engine import arrive
 from saga_rl.sim.waiting import dequeue
 
 LOOK_S = 0.1
