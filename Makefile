@@ -67,9 +67,10 @@ vllm: $(VLLM)/.installed ## what touches vLLM, against VERSION=x of it; see docs
 oldest: ## the same, against the oldest version that we serve with
 	@$(MAKE) --no-print-directory vllm VERSION=0.28.0
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, mypy, and which room may import which
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
+	@.venv/bin/lint-imports
 
 bench: setup ## the benchmarks, one command each
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script"; done

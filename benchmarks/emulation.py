@@ -35,12 +35,12 @@ from saga_rl.errors import UserError
 from saga_rl.files import atomic, write_json
 from saga_rl.policies.presets import preset
 from saga_rl.provenance import provenance
-from saga_rl.runtime.config import SagaConfig
-from saga_rl.runtime.emulate.settings import Settings
+from saga_rl.runtime.config.emulated import Settings
+from saga_rl.runtime.config.settings import SagaConfig
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.cost import load_profile
-from saga_rl.sim.models import model_shape
+from saga_rl.sim.cost.models import model_shape
+from saga_rl.sim.cost.profile import load_profile
 
 SOURCES = {"weka": "weka_claude_code/traces.jsonl.gz", "katas": "claude_code_katas/calls.jsonl.gz"}
 FIGURES = ("tct_mean_s", "tct_p95_s", "hit_share")

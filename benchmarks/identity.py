@@ -23,10 +23,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from saga_rl.runtime.http.chains import Answer, Chains, Prompt
-from saga_rl.runtime.http.middleware import SagaMiddleware
-from saga_rl.runtime.http.settings import Settings
-from saga_rl.runtime.http.tap import PREFIX
+from saga_rl.runtime.server.http.chains import Answer, Chains, Prompt
+from saga_rl.runtime.server.http.middleware import SagaMiddleware
+from saga_rl.runtime.server.http.settings import Settings
+from saga_rl.runtime.server.http.tap import PREFIX
 
 Call = tuple[str, Prompt, Answer]
 

@@ -24,10 +24,16 @@ from rich.console import Console
 from rich.table import Table
 
 from saga_rl.learn.network import HIDDEN, RowNet
-from saga_rl.learn.onnx_export import onnx_bytes
+from saga_rl.learn.offline.onnx_export import onnx_bytes
 from saga_rl.policies.base import SEAMS
-from saga_rl.policies.checkpoint import LEARNED_FEATURES, MANIFEST, Checkpoint, load_checkpoint, save_checkpoint
 from saga_rl.policies.features import COLUMNS
+from saga_rl.policies.learned.checkpoint import (
+    LEARNED_FEATURES,
+    MANIFEST,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from saga_rl.provenance import provenance
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"

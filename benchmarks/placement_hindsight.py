@@ -27,14 +27,14 @@ from saga_rl.aeg.trace import Trace
 from saga_rl.env.closed_vector import PlacementVectorEnv
 from saga_rl.errors import EXIT_BAD_INPUT, UserError
 from saga_rl.files import check_target, write_json
-from saga_rl.learn.workloads import workload
+from saga_rl.learn.judge.workloads import workload
 from saga_rl.policies.features import P_HOME, P_NEW
 from saga_rl.policies.presets import PRESETS, from_specs
 from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.placement_stepper import PlacementStepper
+from saga_rl.sim.stepping.placement_stepper import PlacementStepper
 
 REST = PRESETS["saga+"]
 BASE = "saga:theta=100,steal=1"

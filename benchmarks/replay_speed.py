@@ -10,7 +10,7 @@ uses (`play_uses`: what libCacheSim reads from its file, where the next use of e
 timed. Its speed depends on the size of its hash table, 2**24 slots by default; smaller tables are tried as well. Ratios
 are to its fastest, and to the default. A run with unequal miss counts ends with status 1.
 
-**Segments.** The prefix-aware replay (`saga_rl.sim.replay.play`) of the same swe-bench requests, in the block
+**Segments.** The prefix-aware replay (`saga_rl.sim.openloop.replay.play`) of the same swe-bench requests, in the block
 references that its events stand for, for each eviction policy: beside libCacheSim's LRU on that string and beside a
 plain Python LRU over blocks. What these three count differs (pinned blocks, tail first, features): speeds are compared,
 not counts. A segment is played at once however long it is, so blocks of 512 tokens are shown too: fewer references for
@@ -42,11 +42,11 @@ from saga_rl.files import check_target, write_json
 from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.record import record_reference
+from saga_rl.sim.openloop.record import record_reference
+from saga_rl.sim.openloop.replay import play
+from saga_rl.sim.openloop.script import prepare
+from saga_rl.sim.openloop.unit import block_string, misses, next_uses, play_uses
 from saga_rl.sim.reference import END, READY, START, Reference
-from saga_rl.sim.replay import play
-from saga_rl.sim.script import prepare
-from saga_rl.sim.unit import block_string, misses, next_uses, play_uses
 
 ORACLE_GENERAL = np.dtype([("clock", "<u4"), ("name", "<u8"), ("size", "<u4"), ("next", "<i8")])
 DEFAULT_TABLE = 24

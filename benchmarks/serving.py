@@ -21,7 +21,7 @@ from serving_kit.engine import MOST_LEN
 
 from saga_rl.files import must_exist, write_json
 from saga_rl.policies.presets import preset
-from saga_rl.runtime.tiny_model import build_tiny_model
+from saga_rl.replay.tiny_model import build_tiny_model
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
 

@@ -25,14 +25,13 @@ from rich.table import Table
 
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.trace import Trace
-from saga_rl.cli import run_user_command
-from saga_rl.errors import UserError
+from saga_rl.errors import UserError, run_user_command
 from saga_rl.files import check_target, write_json
 from saga_rl.policies.presets import preset, preset_names
 from saga_rl.provenance import provenance
-from saga_rl.sim import state as st
 from saga_rl.sim.cluster import Cluster
 from saga_rl.sim.config import SimConfig
+from saga_rl.sim.engine import state as st
 
 STEPS_PER_S, SECONDS, GIB = 200_000, 1.0, 4.0
 """Targets: LLM steps a second, seconds for the 64-GPU run, peak memory of the large cluster."""

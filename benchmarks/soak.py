@@ -25,7 +25,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from saga_rl.bench.servers import EMULATED, KEY, MODEL, Server
+from saga_rl.experiments.bench.servers import EMULATED, KEY, MODEL, Server
 from saga_rl.learn.script import progress
 from saga_rl.processes import free_port
 from saga_rl.provenance import provenance

@@ -1,5 +1,5 @@
 """`python -m saga_rl`: the command `saga-rl`."""
 
-from saga_rl.cli import main
+from saga_rl.cli.main import main
 
 main()

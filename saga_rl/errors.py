@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 EXIT_BAD_INPUT = 2
@@ -31,3 +32,14 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     ordered = near + [n for n in names if n not in near]
     return UserError(kind, f"there is no {kind} named {name!r}", "choose one of: " + ", ".join(ordered))
+
+
+def run_user_command(command: Callable[[], object]) -> None:
+    """Call `command()`; a `UserError` becomes one line on standard error and exit status 2. Scripts share it."""
+    try:
+        command()
+    except UserError as e:
+        from rich.console import Console
+
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {e}", markup=False)
+        sys.exit(EXIT_BAD_INPUT)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-SERVE = (sys.executable, "-c", "from saga_rl.cli import main; main()", "serve")
+SERVE = (sys.executable, "-c", "from saga_rl.cli.main import main; main()", "serve")
 """`saga-rl serve`. With -c there is no main module that every engine process would import again."""
 TAIL_LINES = 12
 

@@ -1,4 +1,4 @@
-"""Made-up sessions, and a known server in the place of `saga_rl.bench.servers.Server`."""
+"""Made-up sessions, and a known server in the place of `saga_rl.experiments.bench.servers.Server`."""
 
 from __future__ import annotations
 

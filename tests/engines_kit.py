@@ -10,8 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+from saga_rl.policies.base import Policy
 from saga_rl.policies.registry import make
-from saga_rl.runtime.config import SagaConfig
+from saga_rl.runtime.config.settings import SagaConfig
 
 
 @contextmanager
@@ -27,6 +28,21 @@ def restored(*classes: type) -> Iterator[None]:
             for name, value in kept.items():
                 if vars(c)[name] is not value:
                     setattr(c, name, value)
+
+
+def install_placement(policy: Policy, config: SagaConfig) -> Any:
+    """Every client made in this process uses `policy` from now on, whatever its own configuration says."""
+    from saga_rl.runtime.config import versions
+    from saga_rl.runtime.routing import engine_hooks
+    from saga_rl.runtime.routing.client_hooks import hook_client
+    from saga_rl.runtime.routing.placement import Placement
+
+    versions.check_router_hooks()
+    placement = Placement(policy, config)
+    placement.begin()
+    hook_client(lambda _: placement)
+    engine_hooks.install(lambda _: placement)
+    return placement
 
 
 class Socket:
@@ -47,12 +63,11 @@ def client(engines: int = 2, policy: str = "sticky") -> Any:
     from vllm.v1.engine.core_client import DPLBAsyncMPClient
     from vllm.v1.serial_utils import MsgpackEncoder
 
-    from saga_rl.runtime.engine_hooks import MINE
-    from saga_rl.runtime.engines import Engines
-    from saga_rl.runtime.placement import install
+    from saga_rl.runtime.routing.engines import Engines
+    from saga_rl.runtime.routing.vllm_client import MINE
 
-    with patch("saga_rl.runtime.metrics.Metrics.start"):  # no thread of its own for each client of a test
-        placement = install(make("placement", policy), SagaConfig(policy="lru", prefill_tokens_per_s=1000.0))
+    with patch("saga_rl.runtime.engine.metrics.Metrics.start"):  # no thread of its own for each client of a test
+        placement = install_placement(make("placement", policy), SagaConfig(policy="lru", prefill_tokens_per_s=1000.0))
     c: Any = object.__new__(DPLBAsyncMPClient)
     c.core_engines = [w.to_bytes(2, "little") for w in range(engines)]
     c.reqs_in_flight, c.engine_inflight, c.streaming_reqs = {}, Counter(), set()

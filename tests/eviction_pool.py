@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from saga_rl.policies import chains as ch
 from saga_rl.policies import features as F
 from saga_rl.policies.batch import score_rows
 from saga_rl.policies.registry import make
-from saga_rl.policies.tables import make_tables
+from saga_rl.policies.state import chains as ch
+from saga_rl.policies.state.tables import make_tables
 
 MINE, HERE = slice(ch.MINE, ch.MINE + ch.REMEMBERED), slice(F.G_HERE, F.G_HERE + F.HERE)
 

@@ -24,8 +24,8 @@ pytest.importorskip("vllm", reason="vLLM is not installed (extra serve or serve-
 import httpx
 import psutil
 
-from saga_rl.runtime.emulate.settings import Settings
-from saga_rl.runtime.tiny_model import build_tiny_model
+from saga_rl.replay.tiny_model import build_tiny_model
+from saga_rl.runtime.config.emulated import Settings
 
 LIMIT_S = 300.0
 """What has not happened by then never does, however busy the machine."""

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
-from saga_rl.policies import chains as ch
 from saga_rl.policies import features as F
 from saga_rl.policies import registry
 from saga_rl.policies.base import SEAMS, Policy
-from saga_rl.policies.checkpoint import LEARNED_FEATURES, save_checkpoint
+from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES, save_checkpoint
+from saga_rl.policies.state import chains as ch
 
 COLUMNS = {"eviction": F.EVICTION, "placement": F.PLACEMENT, "ordering": F.ORDERING, "admission": F.ADMISSION}
 ALL = [(seam, name) for seam in SEAMS for name in registry.names(seam)]

@@ -27,7 +27,7 @@ from vllm.v1.request import Request  # noqa: E402
 from vllm.v1.structured_output import StructuredOutputManager  # noqa: E402
 
 from saga_rl.policies.base import PolicySet  # noqa: E402
-from saga_rl.runtime.tiny_model import build_tiny_model  # noqa: E402
+from saga_rl.replay.tiny_model import build_tiny_model  # noqa: E402
 
 BLOCK = 16
 
@@ -62,7 +62,8 @@ def make_scheduler(cls: type, folder: Path, *, blocks: int = 64, seqs: int = 16,
     cache_config.num_gpu_blocks = blocks
     if clock is not None:
         cls = type(cls.__name__, (cls,), {"clock": staticmethod(clock)})
-    with patch("saga_rl.runtime.scheduler.policies_of", lambda _: policies) if policies is not None else nullcontext():
+    given = patch("saga_rl.runtime.engine.scheduler.policies_of", lambda _: policies)
+    with given if policies is not None else nullcontext():
         return cls(vllm_config=config, kv_cache_config=kv, structured_output_manager=StructuredOutputManager(config),
                    block_size=BLOCK, hash_block_size=BLOCK, log_stats=True)
 

@@ -14,8 +14,8 @@ from saga_rl.aeg.build import SessionSpec, StepSpec, build_trace
 from saga_rl.aeg.forest import build_forest
 from saga_rl.aeg.trace import Trace, TraceMeta
 from saga_rl.aeg.validate import check
+from saga_rl.sim.openloop.script import prepare
 from saga_rl.sim.reference import END, READY, START, Reference
-from saga_rl.sim.script import prepare
 
 BLOCK = 4
 TOOLS = (None, "bash", "web")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saga_rl.errors import UserError
-from saga_rl.policies.drift import Detector, DriftGuard
+from saga_rl.policies.learned.drift import Detector, DriftGuard
 
 
 def first_alarm(detector: Detector, errors: np.ndarray) -> int:

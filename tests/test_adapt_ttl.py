@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saga_rl.errors import UserError
-from saga_rl.learn.regret import HedgeTTL
+from saga_rl.learn.offline.regret import HedgeTTL
 from saga_rl.policies import features as F
-from saga_rl.policies.eviction import ttl_online
+from saga_rl.policies.baselines.eviction import ttl_online
 from saga_rl.policies.registry import make
 
 TTLS = np.geomspace(1.0, 600.0, 7)

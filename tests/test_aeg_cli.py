@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from saga_rl.aeg.cli import app
 from saga_rl.aeg.io import read_trace
+from saga_rl.cli.trace import app
 from saga_rl.errors import UserError
 
 runner = CliRunner()
@@ -73,7 +73,7 @@ def test_bad_input_writes_nothing(trace: Path, tmp_path: Path, args: tuple[str, 
 
 
 def test_exit_status_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from saga_rl.cli import run_user_command
+    from saga_rl.errors import run_user_command
 
     with pytest.raises(SystemExit) as e:
         run_user_command(lambda: app(["validate", str(tmp_path / "absent.parquet")], standalone_mode=False))

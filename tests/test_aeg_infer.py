@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from saga_rl.aeg import infer as f
 from saga_rl.aeg.build import SessionSpec, StepSpec, build_trace
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.importers import import_trace
-from saga_rl.aeg.infer_cli import ARMS, measure, register
-from saga_rl.aeg.infer_drift import RUN, adaptation
-from saga_rl.aeg.infer_score import end, gap, next_tool, observation, right, score
-from saga_rl.aeg.infer_stream import TYPES, Stream, joined, slowed, stream
+from saga_rl.aeg.inference import predict as f
+from saga_rl.aeg.inference.drift import RUN, adaptation
+from saga_rl.aeg.inference.score import end, gap, next_tool, observation, right, score
+from saga_rl.aeg.inference.stream import TYPES, Stream, joined, slowed, stream
 from saga_rl.aeg.io import write_trace
 from saga_rl.aeg.trace import Trace, TraceMeta
+from saga_rl.cli.aeg import ARMS, measure, register
 from saga_rl.errors import UserError
-from saga_rl.policies.tables import COLD_TASKS, WINDOW
+from saga_rl.policies.state.tables import COLD_TASKS, WINDOW
 
 A, B, C = 0, 1, 2
 PIT = [f.PIT_LOW, f.PIT_HIGH]

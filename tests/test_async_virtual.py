@@ -12,10 +12,10 @@ from saga_rl.aeg.generators import generate
 from saga_rl.aeg.scale import scale_lengths
 from saga_rl.aeg.trace import Trace
 from saga_rl.policies.presets import preset
-from saga_rl.runtime.replay_drive import DriveOptions, _Drive
+from saga_rl.replay.drive import DriveOptions, _Drive
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.cost import CostProfile
+from saga_rl.sim.cost.profile import CostProfile
 
 virtual = pytest.importorskip("saga_rl.runtime.emulate.virtual", reason="vLLM is not installed",
                               exc_type=ImportError)

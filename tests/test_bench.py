@@ -19,24 +19,24 @@ from typer.testing import CliRunner
 
 from saga_rl.aeg.build import SessionSpec, StepSpec
 from saga_rl.aeg.io import read_trace, write_trace
-from saga_rl.bench import fleet, judge, material, router, servers, tables
-from saga_rl.bench.arms import ARMS, INFINITE, STOCK, Arm, chosen, resolve
-from saga_rl.bench.demand import concurrency_for, demand, live_tokens, whole_pool
-from saga_rl.bench.fleet import Fleet
-from saga_rl.bench.journal import Journal
-from saga_rl.bench.measure import left, order
-from saga_rl.bench.plan import make as plan_of
-from saga_rl.bench.play import held, line, on_device, play
-from saga_rl.bench.progress import Shown
-from saga_rl.bench.run import run
-from saga_rl.bench.servers import Need, broken, flags, need
-from saga_rl.bench.settings import Settings
-from saga_rl.cli import app
+from saga_rl.cli.main import app
 from saga_rl.errors import UserError
+from saga_rl.experiments.bench import fleet, judge, material, router, servers, tables
+from saga_rl.experiments.bench.arms import ARMS, INFINITE, STOCK, Arm, chosen, resolve
+from saga_rl.experiments.bench.demand import concurrency_for, demand, live_tokens, whole_pool
+from saga_rl.experiments.bench.fleet import Fleet
+from saga_rl.experiments.bench.journal import Journal
+from saga_rl.experiments.bench.measure import left, order
+from saga_rl.experiments.bench.plan import make as plan_of
+from saga_rl.experiments.bench.play import held, line, on_device, play
+from saga_rl.experiments.bench.progress import Shown
+from saga_rl.experiments.bench.run import run
+from saga_rl.experiments.bench.servers import Need, broken, flags, need
+from saga_rl.experiments.bench.settings import Settings
 from saga_rl.files import locked
 from saga_rl.processes import Child
-from saga_rl.runtime.replay_drive import Measured
-from saga_rl.sim.cost import load_profile
+from saga_rl.replay.drive import Measured
+from saga_rl.sim.cost.profile import load_profile
 
 BLOCK = 4
 PROFILE = "h100-llama3.1-8b-tp1"

@@ -10,9 +10,9 @@ import pytest
 
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.io import write_trace
-from saga_rl.cli import COMMANDS, load
+from saga_rl.cli.main import COMMANDS, load
 
-RUN = [sys.executable, "-c", "from saga_rl.cli import main; main()"]
+RUN = [sys.executable, "-c", "from saga_rl.cli.main import main; main()"]
 
 
 def run(*words: str) -> subprocess.CompletedProcess:
@@ -34,10 +34,10 @@ def test_help_names_every_command():
 
 
 def test_help_imports_no_command():
-    code = "import sys\nfrom saga_rl.cli import app\ntry:\n    app(['--help'])\nfinally:\n    print(*sys.modules)"
+    code = "import sys\nfrom saga_rl.cli.main import app\ntry:\n    app(['--help'])\nfinally:\n    print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())
-    assert "saga_rl.cli" in loaded
+    assert "saga_rl.cli.main" in loaded
     assert not {"numpy", "numba", "torch", "vllm", "saga_rl.sim", "saga_rl.aeg"} & loaded
 
 

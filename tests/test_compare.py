@@ -1,4 +1,5 @@
-"""`saga_rl.compare` in parts: pairing, collapse, points, arms, tuning, the journal, and what may be asked for."""
+"""`saga_rl.experiments.compare` in parts: pairing, collapse, points, arms, tuning, the journal, and what may be asked
+for."""
 
 from __future__ import annotations
 
@@ -13,17 +14,17 @@ import pytest
 
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.io import equal
-from saga_rl.compare import arms, checks, sources, store
-from saga_rl.compare.arrange import arrangement
-from saga_rl.compare.cells import Cell, jobs_of, make_cell
-from saga_rl.compare.plan import Plan
-from saga_rl.compare.scout import DOUBLINGS, _greatest
-from saga_rl.compare.settings import SUSTAINED, Settings, pool_tokens
-from saga_rl.compare.sources import Source
-from saga_rl.compare.summary import compare_arm, fair_row, ratio
-from saga_rl.compare.tuning import MOST, TUNE, best, settings_of
 from saga_rl.errors import UserError
-from saga_rl.learn.evaluation import COLLAPSE
+from saga_rl.experiments.compare import arms, checks, sources, store
+from saga_rl.experiments.compare.arrange import arrangement
+from saga_rl.experiments.compare.cells import Cell, jobs_of, make_cell
+from saga_rl.experiments.compare.plan import Plan
+from saga_rl.experiments.compare.scout import DOUBLINGS, _greatest
+from saga_rl.experiments.compare.settings import SUSTAINED, Settings, pool_tokens
+from saga_rl.experiments.compare.sources import Source
+from saga_rl.experiments.compare.summary import compare_arm, fair_row, ratio
+from saga_rl.experiments.compare.tuning import MOST, TUNE, best, settings_of
+from saga_rl.experiments.intervals import COLLAPSE
 from saga_rl.policies.base import SEAMS
 from saga_rl.policies.registry import make, names
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from saga_rl import cli
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.io import write_trace
-from saga_rl.compare import store
+from saga_rl.cli import main as cli
+from saga_rl.experiments.compare import store
 
-RUN = [sys.executable, "-c", "from saga_rl.cli import main; main()", "compare"]
+RUN = [sys.executable, "-c", "from saga_rl.cli.main import main; main()", "compare"]
 SMALL = ["t.parquet", "--out", "out", "--part", "eviction", "--part", "load", "--eviction", "lru,lru-protect",
          "--ordering", "session-fcfs,srpt", "--admission", "limit", "--tune", "2", "--seeds", "6", "--loads", "1",
          "--capacities", "1,1.5", "--workers", "2", "--kv-tokens", "20000", "--population", "5", "--jobs", "2"]
@@ -163,7 +163,7 @@ def test_changed_trace_and_code_are_named_and_nothing_is_lost(whole: Path, tmp_p
     before = {p.name: p.read_bytes() for p in (folder / "out").iterdir() if p.is_file()}
     write_trace(generate("webarena", 6, sessions=16, max_context=16_000), folder / "t.parquet")
     assert "trace 't' (" in refused(SMALL, capsys, monkeypatch)
-    monkeypatch.setattr("saga_rl.compare.run.code_digest", lambda: "feed" * 16)
+    monkeypatch.setattr("saga_rl.experiments.compare.run.code_digest", lambda: "feed" * 16)
     message = refused(SMALL, capsys, monkeypatch)
     assert "the code (" in message and "feedfeedfeed now" in message and "trace 't'" in message
     assert {p.name: p.read_bytes() for p in (folder / "out").iterdir() if p.is_file()} == before

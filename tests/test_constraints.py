@@ -16,17 +16,17 @@ from saga_rl.aeg.build import SessionSpec, StepSpec, build_trace
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.trace import TraceMeta
 from saga_rl.errors import UserError
-from saga_rl.policies import chains as ch
-from saga_rl.policies import service as sv
 from saga_rl.policies.base import SCORE, SEAMS, Policy, PolicySet
 from saga_rl.policies.constraints import Constraints, read_constraints
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
-from saga_rl.sim import state as st
-from saga_rl.sim.census import hush
+from saga_rl.policies.state import chains as ch
+from saga_rl.policies.state import service as sv
 from saga_rl.sim.cluster import Cluster, simulate
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.fairness import jain
+from saga_rl.sim.engine import state as st
+from saga_rl.sim.engine.live_sessions import hush
+from saga_rl.sim.results.fairness import jain
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

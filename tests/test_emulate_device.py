@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from saga_rl.errors import UserError
+from saga_rl.runtime.config import emulated as emulation
+from saga_rl.runtime.config.emulated import Settings
 from saga_rl.runtime.emulate import faults, plugin
-from saga_rl.runtime.emulate import settings as emulation
 from saga_rl.runtime.emulate.answers import FILLERS, FIRST_FILLER, Answer, allowed
 from saga_rl.runtime.emulate.batch import Batch, batch_of
 from saga_rl.runtime.emulate.device import Device
 from saga_rl.runtime.emulate.faults import Fault, parse
 from saga_rl.runtime.emulate.offload import Link
 from saga_rl.runtime.emulate.refusals import REAL_GPU, refuse, refuse_flags
-from saga_rl.runtime.emulate.settings import Settings
 from saga_rl.runtime.emulate.shapes import PROFILE_OF, SHAPES, write_model
-from saga_rl.sim.cost import CostProfile, load_profile, profile_names
+from saga_rl.sim.cost.profile import CostProfile, load_profile, profile_names
 
 PROFILE = CostProfile("unit", base_s=0.01, per_prefill_token_s=1e-4, per_kv_token_s=1e-7, per_seq_s=1e-3,
                       per_attn_s=1e-8, per_context_s=1e-7)
@@ -373,7 +373,7 @@ def test_a_model_folder_is_not_written_over_and_unknown_shapes_are_told(tmp_path
 def test_the_command_says_how_to_serve_what_it_wrote(tmp_path):
     import typer
 
-    from saga_rl.runtime.emulate.cli import register
+    from saga_rl.cli.emulate import register
 
     app = typer.Typer()
     register(app)

@@ -21,11 +21,11 @@ from vllm.platforms import current_platform
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.core import EngineCore
 
-from saga_rl.runtime.emulate import settings as emulation
+from saga_rl.runtime.config import emulated as emulation
+from saga_rl.runtime.config.emulated import Settings, activate
 from saga_rl.runtime.emulate.batch import Batch
 from saga_rl.runtime.emulate.executor import Done, EmulatedExecutor
 from saga_rl.runtime.emulate.platform import EmulatedPlatform
-from saga_rl.runtime.emulate.settings import Settings, activate
 from saga_rl.runtime.emulate.shapes import write_model
 
 STEP_S = 0.05
@@ -79,7 +79,7 @@ def engine_of(model: Path, *, blocks: int, seqs: int = 8, batched: int = 256, as
     config.cache_config.block_size = BLOCK
     if saga:
         kind = "SagaScheduler" if asynchronous else "SagaSyncScheduler"
-        config.scheduler_config.scheduler_cls = f"saga_rl.runtime.scheduler.{kind}"
+        config.scheduler_config.scheduler_cls = f"saga_rl.runtime.engine.scheduler.{kind}"
     core = EngineCore(config, EmulatedExecutor, log_stats=True)
     clock = Clock()
     device = core.model_executor.device  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from live_kit import BLOCK, Crowd, Server, together, until
 
-from saga_rl.runtime import versions
+from saga_rl.runtime.config import versions
 
 TIER = int(versions.installed()[1].split(".")[1]) >= 32
 """Whether this vLLM (0.x) has a worker side of its offloading that can be emulated."""

@@ -21,10 +21,10 @@ from saga_rl.env.rewards import P95_FROM
 from saga_rl.errors import UserError
 from saga_rl.policies.constraints import Constraints
 from saga_rl.policies.presets import preset
-from saga_rl.sim import state as st
 from saga_rl.sim.cluster import make_fresh
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.packing import ALIGN, FIXED, Template, arrays
+from saga_rl.sim.engine import state as st
+from saga_rl.sim.stepping.world_memory import ALIGN, FIXED, Template, arrays
 
 KV, ROWS, ENVS = 60_000, 5, 3
 KINDS = (ids.PLACEMENT_VEC_ID, ids.ORDERING_VEC_ID, ids.ADMISSION_VEC_ID, ids.JOINT_VEC_ID, ids.SCHEDULER_VEC_ID)

@@ -18,7 +18,7 @@ from saga_rl.env.eviction import BOUND, REWARD_TOKENS, EvictionEnv
 from saga_rl.errors import UserError
 from saga_rl.policies.features import LEARNED_EVICTION
 from saga_rl.policies.registry import make
-from saga_rl.sim.record import record_reference
+from saga_rl.sim.openloop.record import record_reference
 from saga_rl.sim.reference import END, START
 
 KV = 40_000

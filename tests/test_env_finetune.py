@@ -14,15 +14,15 @@ import torch
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.io import write_trace
 from saga_rl.errors import UserError
-from saga_rl.learn.actors import FRESH, actor_of, load_start
 from saga_rl.learn.network import RowNet
-from saga_rl.policies.checkpoint import LEARNED_FEATURES, load_checkpoint, load_policy
+from saga_rl.learn.online.actors import FRESH, actor_of, load_start
+from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES, load_checkpoint, load_policy
 
 pytest.importorskip("sb3_contrib")
 from saga_rl.env.scheduler import KINDS
-from saga_rl.learn.sb3 import HeldNet, JointNet, RowPolicy, SchedulerNet
+from saga_rl.learn.online.sb3 import HeldNet, JointNet, RowPolicy, SchedulerNet
 from saga_rl.policies.base import SEAMS
-from saga_rl.runtime.config import policies_of
+from saga_rl.runtime.config.settings import policies_of
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]

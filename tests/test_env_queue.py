@@ -20,10 +20,10 @@ from saga_rl.errors import UserError
 from saga_rl.policies.constraints import Constraints
 from saga_rl.policies.features import LEARNED_ADMISSION, LEARNED_ORDERING, O_SESSION
 from saga_rl.policies.presets import preset
-from saga_rl.sim import state as st
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.queue_stepper import HOLD, QueueStepper
+from saga_rl.sim.engine import state as st
+from saga_rl.sim.stepping.queue_stepper import HOLD, QueueStepper
 
 KV = 60_000
 ALL = (ids.ORDERING_ID, ids.ADMISSION_ID, ids.JOINT_ID)

@@ -24,11 +24,11 @@ from saga_rl.policies.base import PolicySet
 from saga_rl.policies.constraints import Constraints
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
-from saga_rl.sim import cache as kv
-from saga_rl.sim import state as st
+from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.cluster import CHOOSE, EVICT, HOLD, PLACE, SimResult, simulate
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.scheduler_stepper import SchedulerStepper
+from saga_rl.sim.engine import state as st
+from saga_rl.sim.stepping.scheduler_stepper import SchedulerStepper
 
 KV, ROWS = 30_000, 6
 WIDTHS = {"placement": PLACEMENT, "queue": ORDER + ADMIT, "eviction": EVICTION}

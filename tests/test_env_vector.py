@@ -19,7 +19,7 @@ from saga_rl.env.episodes import arrange
 from saga_rl.env.eviction import EvictionEnv
 from saga_rl.env.vector import EvictionVectorEnv
 from saga_rl.errors import UserError
-from saga_rl.sim.stepper import EvictionStepper
+from saga_rl.sim.stepping.replay_stepper import EvictionStepper
 
 KV, ROWS, ENVS = 40_000, 4, 5
 FEW: dict[str, Any] = {"kv_tokens": KV, "max_rows": ROWS, "sessions": 6, "episodes": 3}

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from policies_rows import score
 
 from saga_rl.errors import UserError
-from saga_rl.policies import chains as ch
-from saga_rl.policies.eviction import arc, greedy_dual, lfu, s3_fifo
+from saga_rl.policies.baselines.eviction import arc, greedy_dual, lfu, s3_fifo
 from saga_rl.policies.registry import make
+from saga_rl.policies.state import chains as ch
 
 QUEUE_BASED = ("s3-fifo", "arc", "lfu", "greedy-dual")
 INFORMED = ("tail-lru", "kvflow", "continuum", "bayes-tables")

@@ -9,15 +9,15 @@ from policies_rows import row, score
 
 from saga_rl.aeg.generators import generate
 from saga_rl.errors import UserError
-from saga_rl.policies import tables as tb
-from saga_rl.policies.eviction import continuum
+from saga_rl.policies.baselines.eviction import continuum
 from saga_rl.policies.registry import make
-from saga_rl.sim import script as sc
+from saga_rl.policies.state import tables as tb
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.record import record_reference
+from saga_rl.sim.openloop import script as sc
+from saga_rl.sim.openloop.record import record_reference
+from saga_rl.sim.openloop.replay import make_play
+from saga_rl.sim.openloop.script import prepare
 from saga_rl.sim.reference import END
-from saga_rl.sim.replay import make_play
-from saga_rl.sim.script import prepare
 
 FAST, SLOW, LAST = 0, 1, 2
 """Tools: returns after 0.1 s, after 60 s; one that chains often end with."""

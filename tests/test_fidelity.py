@@ -19,8 +19,8 @@ from fidelity_kit.settings import NOMINAL, Setup, shorter  # noqa: E402
 from saga_rl.errors import UserError  # noqa: E402
 from saga_rl.policies.presets import preset  # noqa: E402
 from saga_rl.sim.cluster import simulate  # noqa: E402
-from saga_rl.sim.cost import CostProfile  # noqa: E402
-from saga_rl.sim.iterations import iteration_log  # noqa: E402
+from saga_rl.sim.cost.profile import CostProfile  # noqa: E402
+from saga_rl.sim.iteration_log import iteration_log  # noqa: E402
 
 FIGURES = {"tct_mean_s": 10.0, "tct_p95_s": 20.0, "ttft_mean_s": 0.5, "hit_tokens": 1000, "hit_share": 0.5,
            "preemptions": 0, "recomputed_tokens": 30}

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saga_rl.errors import UserError
-from saga_rl.runtime.http.chains import Answer, Chains, Prompt
-from saga_rl.runtime.http.dialects import Turn
-from saga_rl.runtime.http.middleware import SagaMiddleware
-from saga_rl.runtime.http.settings import Settings, read_settings
+from saga_rl.runtime.server.http.chains import Answer, Chains, Prompt
+from saga_rl.runtime.server.http.dialects import Turn
+from saga_rl.runtime.server.http.middleware import SagaMiddleware
+from saga_rl.runtime.server.http.settings import Settings, read_settings
 
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = (f"/v1/{p}" for p in ("chat/completions", "completions", "responses",
                                                               "messages"))

@@ -13,9 +13,9 @@ from saga_rl.aeg.generators import generate
 from saga_rl.aeg.io import write_trace
 from saga_rl.env.episodes import sim_config
 from saga_rl.errors import UserError
-from saga_rl.learn.arenas import Wanted, arena, wanted
-from saga_rl.learn.genome import Genome, scales
-from saga_rl.policies.checkpoint import save_checkpoint
+from saga_rl.learn.search.parameter_vector import Genome, scales
+from saga_rl.learn.search.scenarios import Wanted, arena, wanted
+from saga_rl.policies.learned.checkpoint import save_checkpoint
 from saga_rl.policies.presets import PRESETS
 
 SEAMS = ("eviction", "ordering", "admission")
@@ -64,7 +64,7 @@ def test_it_is_told_on_what_cluster_it_is_played(file):
 
 
 def test_a_workload_at_a_load_plays_its_own_arrangements(monkeypatch):
-    from saga_rl.learn import points
+    from saga_rl.learn.judge import points
 
     monkeypatch.setattr(points, "peak", lambda name, data="": {"per_worker_per_min": 2.0})
     made = arena(wanted("workload:web@load=1.5"), "train", 4, 40, sim_config(500_000, 2))

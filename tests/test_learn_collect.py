@@ -14,11 +14,11 @@ import pytest
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.io import read_trace, write_trace
 from saga_rl.errors import UserError
-from saga_rl.learn.collect import collect, label
-from saga_rl.learn.dataset import episode_facts, read_dataset
-from saga_rl.learn.games import FEATURES
-from saga_rl.learn.task import Task, trace_of, with_trace
-from saga_rl.policies.checkpoint import LEARNED_FEATURES
+from saga_rl.learn.data.collect import collect, label
+from saga_rl.learn.data.dataset import episode_facts, read_dataset
+from saga_rl.learn.data.games import FEATURES
+from saga_rl.learn.data.task import Task, trace_of, with_trace
+from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES
 
 ROOT = Path(__file__).resolve().parents[1]
 KV = 45_000
@@ -156,10 +156,10 @@ def test_a_checkpoint_is_labelled_by_its_folder() -> None:
 
 def test_a_recording_of_live_traffic_is_a_trace_like_any(tmp_path: Path) -> None:
     """Journal lines of two sessions with growing contexts, as an engine writes them, merged and collected from."""
-    from saga_rl.runtime.hints import Hints
-    from saga_rl.runtime.recorder import Recorder, journal_folder
-    from saga_rl.runtime.recording import merge
-    from saga_rl.runtime.tracker import Served
+    from saga_rl.runtime.recording.merge import merge
+    from saga_rl.runtime.recording.recorder import Recorder, journal_folder
+    from saga_rl.runtime.sessions.hints import Hints
+    from saga_rl.runtime.sessions.tracker import Served
 
     record, block = tmp_path / "served.parquet", 16
     recorder = Recorder(record, 0, "key", block, wall=0.0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from saga_rl.errors import UserError
-from saga_rl.learn.dataset import COMPONENTS, Episode, joined, new_dataset, read_dataset
+from saga_rl.learn.data.dataset import COMPONENTS, Episode, joined, new_dataset, read_dataset
 
 ROWS, FEATURES = 4, 3
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from saga_rl.experiments.intervals import COLLAPSE, bootstrap, paired_ratio
 from saga_rl.learn.cards import command
-from saga_rl.learn.evaluation import COLLAPSE, _against_all, _compare, bootstrap, paired_ratio
+from saga_rl.learn.judge.evaluation import _against_all, _compare
 from saga_rl.learn.script import numbers, words
 
 

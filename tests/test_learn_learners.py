@@ -12,16 +12,16 @@ import torch
 from numpy.typing import NDArray
 
 from saga_rl.errors import UserError
-from saga_rl.learn.dataset import Decisions
-from saga_rl.learn.learners import LEARNERS, learner
-from saga_rl.learn.learners.hazard import Hazard, times_to_next_use
-from saga_rl.learn.learners.options import describe, parse
-from saga_rl.learn.learners.returns import one_step_gain
-from saga_rl.learn.learners.tables import Tables, pooled
+from saga_rl.learn.data.dataset import Decisions
 from saga_rl.learn.network import RowNet, serving_layers
-from saga_rl.learn.train import RULE, TrainConfig, TrainResult, train
+from saga_rl.learn.offline.learners import LEARNERS, learner
+from saga_rl.learn.offline.learners.hazard import Hazard, times_to_next_use
+from saga_rl.learn.offline.learners.options import describe, parse
+from saga_rl.learn.offline.learners.returns import one_step_gain
+from saga_rl.learn.offline.learners.tables import Tables, pooled
+from saga_rl.learn.offline.train import RULE, TrainConfig, TrainResult, train
 from saga_rl.policies.features import LEARNED_EVICTION
-from saga_rl.policies.mlp import forward
+from saga_rl.policies.learned.mlp import forward
 
 ROWS, FEATURES, COLUMN = 5, len(LEARNED_EVICTION), 3
 LABELS = [name for name, kind in LEARNERS.items() if kind.needs == "labels"]

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saga_rl.learn.losses import (
+from saga_rl.learn.network import RowNet, normalisation
+from saga_rl.learn.offline.losses import (
     behaviour_cloning,
     conservative,
     expectile,
@@ -22,7 +23,6 @@ from saga_rl.learn.losses import (
     top_agreement,
     weighted_cloning,
 )
-from saga_rl.learn.network import RowNet, normalisation
 
 INF = float("inf")
 torch.set_num_threads(1)  # tiny tensors: threads only wait for each other

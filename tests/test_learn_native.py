@@ -17,7 +17,7 @@ from saga_rl.errors import UserError
 pytest.importorskip("sb3_contrib")
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 
-from saga_rl.learn.native import NativeVec
+from saga_rl.learn.online.sb3_vector import NativeVec
 
 
 @pytest.fixture(scope="module")

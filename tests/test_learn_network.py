@@ -74,7 +74,7 @@ class PickLargest(gym.Env):
 
 def test_maskable_ppo_trains_a_row_actor() -> None:
     sb3_contrib = pytest.importorskip("sb3_contrib")
-    from saga_rl.learn.sb3 import RowPolicy
+    from saga_rl.learn.online.sb3 import RowPolicy
 
     torch.manual_seed(0)
     net = RowNet(3, (8,), np.full(3, 2.0), np.full(3, 0.5))

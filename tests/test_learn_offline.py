@@ -13,11 +13,11 @@ import pytest
 from test_learn_learners import labelled
 
 from saga_rl.errors import UserError
-from saga_rl.learn.dataset import Decisions, Episode, new_dataset, read_dataset
-from saga_rl.learn.learners import LEARNERS
-from saga_rl.learn.offline import load, weigh
-from saga_rl.policies.checkpoint import LEARNED_FEATURES, load_checkpoint
+from saga_rl.learn.data.dataset import Decisions, Episode, new_dataset, read_dataset
+from saga_rl.learn.offline.from_datasets import load, weigh
+from saga_rl.learn.offline.learners import LEARNERS
 from saga_rl.policies.features import feature_hash
+from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES, load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -126,7 +126,7 @@ def test_a_reward_is_weighed_from_components(toy: Path) -> None:
 def test_a_stopped_run_says_how_to_go_on(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                          capsys: pytest.CaptureFixture[str]) -> None:
     """Stopped in epoch 3, gone on with: the checkpoint's weights are those of a run in one go."""
-    from saga_rl.learn import train as loop
+    from saga_rl.learn.offline import train as loop
 
     run(toy, tmp_path / "whole", epochs=4)
     epoch, calls = loop._epoch, []

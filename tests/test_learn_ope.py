@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from saga_rl.errors import UserError
-from saga_rl.learn.dataset import Decisions
+from saga_rl.learn.data.dataset import Decisions
+from saga_rl.learn.judge.ope import estimators as est
+from saga_rl.learn.judge.ope import policies as pol
+from saga_rl.learn.judge.ope.fqe import FqeConfig, fit
+from saga_rl.learn.judge.ope.paths import Paths, cut, ratios
 from saga_rl.learn.network import RowNet
-from saga_rl.learn.ope import estimators as est
-from saga_rl.learn.ope import policies as pol
-from saga_rl.learn.ope.fqe import FqeConfig, fit
-from saga_rl.learn.ope.paths import Paths, cut, ratios
 from saga_rl.policies.base import Policy
 from saga_rl.policies.registry import make
 

@@ -16,14 +16,14 @@ from saga_rl.aeg.generators import generate
 from saga_rl.aeg.io import write_trace
 from saga_rl.env.episodes import resample
 from saga_rl.errors import UserError
-from saga_rl.learn.collect import game_of
-from saga_rl.learn.dataset import Decisions, episode_facts, labels_of, read_dataset
-from saga_rl.learn.ope import estimators as est
-from saga_rl.learn.ope.policies import from_scores
-from saga_rl.learn.ope.study import Study, label_places, pick, play_targets, rank_correlations
-from saga_rl.learn.task import with_trace
+from saga_rl.learn.data.collect import game_of
+from saga_rl.learn.data.dataset import Decisions, episode_facts, labels_of, read_dataset
+from saga_rl.learn.data.task import with_trace
+from saga_rl.learn.judge.ope import estimators as est
+from saga_rl.learn.judge.ope.policies import from_scores
+from saga_rl.learn.judge.ope.study import Study, label_places, pick, play_targets, rank_correlations
 from saga_rl.policies.registry import make
-from saga_rl.sim.bound import bound
+from saga_rl.sim.openloop.bound import bound
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = ["lru", "lru-protect", "wa-lru", "youngest"]

@@ -13,15 +13,15 @@ from rich.console import Console
 from scripts_kit import run
 
 from saga_rl.errors import UserError
-from saga_rl.learn.evaluation import COLLAPSE
-from saga_rl.learn.protocol import cells, closed_rows, open_rows
-from saga_rl.learn.protocol.bench import Bench
-from saga_rl.learn.protocol.cells import Spec
-from saga_rl.learn.protocol.figures import Figure, paired, share, sound
-from saga_rl.learn.protocol.lab import Lab, check_folder
-from saga_rl.learn.protocol.report import markdown, workloads_of
-from saga_rl.learn.protocol.settings import ROWS, Settings, check, limit_grid, reserve_grid
-from saga_rl.learn.workloads import DEFINED
+from saga_rl.experiments.intervals import COLLAPSE
+from saga_rl.learn.judge.protocol import cells, closed_rows, open_rows
+from saga_rl.learn.judge.protocol.bench import Bench
+from saga_rl.learn.judge.protocol.cells import Spec
+from saga_rl.learn.judge.protocol.figures import Figure, paired, share, sound
+from saga_rl.learn.judge.protocol.lab import Lab, check_folder
+from saga_rl.learn.judge.protocol.report import markdown, workloads_of
+from saga_rl.learn.judge.protocol.settings import ROWS, Settings, check, limit_grid, reserve_grid
+from saga_rl.learn.judge.sessions import DEFINED
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
 
@@ -199,7 +199,7 @@ def test_grids_name_policies_that_exist() -> None:
 
 
 def test_a_checkpoint_is_known_by_what_it_holds_and_names(tmp_path: Path) -> None:
-    from saga_rl.policies.checkpoint import LEARNED_FEATURES, save_checkpoint
+    from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES, save_checkpoint
 
     def save(seam: str, other: str, weight: float) -> Path:
         n = len(LEARNED_FEATURES[seam])
@@ -219,8 +219,8 @@ def test_a_checkpoint_is_known_by_what_it_holds_and_names(tmp_path: Path) -> Non
 
 
 def test_a_run_is_what_the_simulator_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    from saga_rl.learn import points
-    from saga_rl.learn.workloads import workload
+    from saga_rl.learn.judge import points
+    from saga_rl.learn.judge.workloads import workload
     from saga_rl.sim.cluster import simulate
 
     monkeypatch.setattr(points, "pressure", lambda *a: {"kv_tokens": 400_000})
@@ -278,13 +278,13 @@ def test_a_users_mistake_is_one_line(more: list[str], word: str, tmp_path: Path)
 
 
 def test_rows_have_names() -> None:
-    from saga_rl.learn.protocol.report import MAKERS
+    from saga_rl.learn.judge.protocol.report import MAKERS
 
     assert tuple(MAKERS) == ROWS
 
 
 def test_the_folder_is_for_one_at_a_time(tmp_path: Path) -> None:
-    from saga_rl.learn.protocol.lab import lab
+    from saga_rl.learn.judge.protocol.lab import lab
 
     with lab(tmp_path / "r", 1, "", Console()), pytest.raises(UserError, match="in use"), \
             lab(tmp_path / "r", 1, "", Console()):

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from test_learn_learners import QUICK, labelled
 
 from saga_rl.errors import UserError
-from saga_rl.learn.learners import LEARNERS, learner
-from saga_rl.learn.learners.options import parse
-from saga_rl.learn.resume import fingerprint, read_state, write_state
-from saga_rl.learn.train import TrainConfig, train
+from saga_rl.learn.offline.learners import LEARNERS, learner
+from saga_rl.learn.offline.learners.options import parse
+from saga_rl.learn.offline.resume import fingerprint, read_state, write_state
+from saga_rl.learn.offline.train import TrainConfig, train
 
 
 class Killed(Exception):

@@ -14,9 +14,9 @@ from test_learn_offline import script, write
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.io import write_trace
 from saga_rl.errors import UserError
-from saga_rl.learn.dataset import read_dataset
-from saga_rl.learn.rounds import own_states
-from saga_rl.policies.checkpoint import load_checkpoint
+from saga_rl.learn.data.dataset import read_dataset
+from saga_rl.learn.offline.dagger import own_states
+from saga_rl.policies.learned.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -16,17 +16,17 @@ from policies_rows import write_checkpoint
 
 from saga_rl.aeg.generators import generate
 from saga_rl.errors import UserError
-from saga_rl.learn import search as se
-from saga_rl.learn.genome import Genome, scales
 from saga_rl.learn.network import RowNet
-from saga_rl.learn.onnx_export import onnx_bytes
+from saga_rl.learn.offline.onnx_export import onnx_bytes
+from saga_rl.learn.search import cma_es as se
+from saga_rl.learn.search.parameter_vector import Genome, scales
 from saga_rl.policies import features as ft
 from saga_rl.policies.base import SEAMS
-from saga_rl.policies.checkpoint import LEARNED_FEATURES, load_checkpoint, load_set
-from saga_rl.policies.mlp import forward
+from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES, load_checkpoint, load_set
+from saga_rl.policies.learned.mlp import forward
 from saga_rl.policies.presets import PRESETS, from_specs, preset
 from saga_rl.policies.registry import make
-from saga_rl.runtime.config import policies_of
+from saga_rl.runtime.config.settings import policies_of
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
 

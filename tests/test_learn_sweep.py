@@ -14,10 +14,10 @@ from test_learn_learners import labelled
 from test_learn_offline import script, write
 
 from saga_rl.errors import UserError
-from saga_rl.learn.learners import LEARNERS
-from saga_rl.learn.sweep import Dimension, best_of, config_of, draw, score, space, summary
-from saga_rl.learn.sweep_backends import Plan, local, wandb, wandb_config
-from saga_rl.policies.checkpoint import load_checkpoint
+from saga_rl.learn.offline.learners import LEARNERS
+from saga_rl.learn.offline.sweep import Dimension, best_of, config_of, draw, score, space, summary
+from saga_rl.learn.offline.sweep_backends import Plan, local, wandb, wandb_config
+from saga_rl.policies.learned.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_ray_tune_runs_the_same_trials(toy: Path, tmp_path: Path, monkeypatch: p
 def test_ray_draws_from_the_same_ranges() -> None:
     """What Ray's own sampling gives lies where the local search draws, for every learner's space."""
     rt = pytest.importorskip("ray.tune")
-    from saga_rl.learn.sweep_backends import _tune_domain
+    from saga_rl.learn.offline.sweep_backends import _tune_domain
 
     for algo in LEARNERS:
         for d in space(algo):

@@ -12,17 +12,18 @@ import pytest
 from saga_rl.aeg.generators import generate, shift
 from saga_rl.aeg.io import equal
 from saga_rl.errors import UserError
-from saga_rl.learn import points, workloads
-from saga_rl.learn.workloads import Definition, parts_of, workload, workload_names
+from saga_rl.learn.judge import points, sessions
+from saga_rl.learn.judge.sessions import Definition, parts_of
+from saga_rl.learn.judge.workloads import workload, workload_names
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`swe` of short contexts, kept apart from the user's cache."""
     made = Definition("webarena", 3, 60, {"max_context": 16_000})
-    monkeypatch.setitem(workloads.DEFINED, "swe", made)
+    monkeypatch.setitem(sessions.DEFINED, "swe", made)
     monkeypatch.setattr(points, "cache_folder", lambda: tmp_path / "kept")
-    for cached in (points.pressure, points.sustained, points.peak, workloads._parts, workloads.arranged):
+    for cached in (points.pressure, points.sustained, points.peak, sessions._parts, sessions.arranged):
         cached.cache_clear()
 
 
@@ -36,9 +37,9 @@ def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_parts_are_disjoint_and_whole() -> None:
     w = workload("web")
-    parts = {p: set(w.split(p).sessions.group) for p in workloads.PARTS}
+    parts = {p: set(w.split(p).sessions.group) for p in sessions.PARTS}
     assert sum(map(len, parts.values())) == w.definition.sessions == len(set().union(*parts.values()))
-    for part, share in workloads.PARTS.items():
+    for part, share in sessions.PARTS.items():
         assert len(parts[part]) == pytest.approx(share * w.definition.sessions, abs=1)
 
 
@@ -106,7 +107,7 @@ def test_the_point_is_the_most_pressure_in_range_that_is_safe(tried: list, kv: i
 
 def test_points_are_found_once_and_on_training_sessions(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    whole = workloads.arranged.__wrapped__
+    whole = sessions.arranged.__wrapped__
 
     def watch(w: Any, part: str, *rest: Any) -> Any:
         asked.append(part)
@@ -117,7 +118,7 @@ def test_points_are_found_once_and_on_training_sessions(small: None, monkeypatch
     assert asked and set(asked) == {"train"}
     assert found["kv_tokens"] == points.choose(found["tried"])["kv_tokens"]
     longest = max(int((t.steps.prompt_tokens + t.steps.output_tokens).max())
-                  for t in (workload("swe").split(p) for p in workloads.PARTS))
+                  for t in (workload("swe").split(p) for p in sessions.PARTS))
     assert found["kv_tokens"] >= longest
     asked.clear()
     points.pressure.cache_clear()
@@ -136,7 +137,7 @@ def test_unknown_names_are_told(tmp_path: Path) -> None:
 
 def test_recorded_collections(shared_data: Path) -> None:
     w = workload("mooncake-synthetic", data=shared_data)
-    parts = [set(w.split(p).sessions.group) for p in workloads.PARTS]
+    parts = [set(w.split(p).sessions.group) for p in sessions.PARTS]
     assert not parts[0] & parts[1] and not parts[1] & parts[2] and not parts[0] & parts[2]
-    trace = workloads.arranged(w, "test", 1, 50, 30.0)
+    trace = sessions.arranged(w, "test", 1, 50, 30.0)
     assert 60 * 49 / np.ptp(trace.sessions.arrival_s) == pytest.approx(30.0)

@@ -67,7 +67,7 @@ def test_the_constraints_pin_every_dependency_and_are_what_is_installed():
 
 def test_the_core_imports_without_torch_vllm_or_matplotlib():
     code = ("import sys; sys.modules.update(dict.fromkeys(('torch', 'vllm', 'matplotlib', 'minari', 'wandb')));"
-            "import saga_rl.cli, saga_rl.runtime.replay, saga_rl.report.tables, saga_rl.report.html")
+            "import saga_rl.cli.main, saga_rl.replay.run, saga_rl.report.tables, saga_rl.report.html")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert out.returncode == 0, out.stderr
 

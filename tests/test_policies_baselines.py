@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saga_rl.errors import UserError
-from saga_rl.policies import chains as ch
 from saga_rl.policies import features as F
-from saga_rl.policies import tables as tb
 from saga_rl.policies.registry import make
+from saga_rl.policies.state import chains as ch
+from saga_rl.policies.state import tables as tb
 
 quick = settings(max_examples=150, deadline=None)
 counts = st.lists(st.integers(0, 300), min_size=1, max_size=12)

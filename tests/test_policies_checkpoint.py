@@ -15,9 +15,6 @@ from policies_rows import rows as rows_of
 from safetensors.numpy import load_file, save
 
 from saga_rl.errors import UserError
-from saga_rl.policies import checkpoint_checks
-from saga_rl.policies.checkpoint import load_checkpoint, save_checkpoint
-from saga_rl.policies.eviction.learned import settled_score
 from saga_rl.policies.features import (
     E_ENDED,
     E_QUEUE_LOG,
@@ -26,7 +23,10 @@ from saga_rl.policies.features import (
     LEARNED_EVICTION,
     LEARNED_PLACEMENT,
 )
-from saga_rl.policies.mlp import forward, mlp_score, pack, scratch_size
+from saga_rl.policies.learned import checkpoint_checks
+from saga_rl.policies.learned.checkpoint import load_checkpoint, save_checkpoint
+from saga_rl.policies.learned.mlp import forward, mlp_score, pack, scratch_size
+from saga_rl.policies.learned.settled import settled_score
 from saga_rl.policies.registry import make
 
 F = len(LEARNED_EVICTION)

@@ -14,7 +14,6 @@ from saga_rl.errors import UserError
 from saga_rl.policies import registry
 from saga_rl.policies.base import MEMORY, SEAMS, Policy
 from saga_rl.policies.batch import score_rows
-from saga_rl.policies.chains import make_chains
 from saga_rl.policies.features import (
     A_NEW,
     A_OLDER_LIKELY,
@@ -25,7 +24,8 @@ from saga_rl.policies.features import (
     eviction_row,
     make_g,
 )
-from saga_rl.policies.tables import make_tables
+from saga_rl.policies.state.chains import make_chains
+from saga_rl.policies.state.tables import make_tables
 
 FUTURE = {"eviction": E_ORACLE, "admission": A_ORACLE}
 """The column that shows the future, where there is one."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from saga_rl.policies import chains as ch
-from saga_rl.policies import tables as tb
-from saga_rl.policies.fairness import afs
+from saga_rl.policies.state import chains as ch
+from saga_rl.policies.state import tables as tb
+from saga_rl.policies.state.agent_fair_share import afs
 
 EPOCH = 0.1
 

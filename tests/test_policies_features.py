@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies_rows import COLUMNS
 
-from saga_rl.policies import chains as ch
 from saga_rl.policies import features as F
-from saga_rl.policies import tables as tb
 from saga_rl.policies.registry import make
-from saga_rl.policies.source import code_hash
+from saga_rl.policies.state import chains as ch
+from saga_rl.policies.state import tables as tb
+from saga_rl.source_hash import code_hash
 
 PREFIX = {"eviction": "E_", "placement": "P_", "ordering": "O_", "admission": "A_"}
 

@@ -12,7 +12,7 @@ from policies_rows import row
 from saga_rl.errors import UserError
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import E_IDLE_S
-from saga_rl.policies.guard import CHUNK, LOG_EVERY_S, Guard
+from saga_rl.policies.learned.guard import CHUNK, LOG_EVERY_S, Guard
 from saga_rl.policies.registry import make
 
 

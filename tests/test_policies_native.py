@@ -10,7 +10,7 @@ import pytest
 from saga_rl.policies.base import SEAMS, Policy
 from saga_rl.policies.batch import score_rows
 from saga_rl.policies.features import COLUMNS
-from saga_rl.policies.native import row_scorer
+from saga_rl.policies.learned.native import row_scorer
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make, names
 

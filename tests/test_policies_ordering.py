@@ -6,11 +6,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saga_rl.policies import chains as ch
 from saga_rl.policies import features as F
-from saga_rl.policies import service as sv
-from saga_rl.policies import tables as tb
 from saga_rl.policies.registry import make
+from saga_rl.policies.state import chains as ch
+from saga_rl.policies.state import service as sv
+from saga_rl.policies.state import tables as tb
 
 quick = settings(max_examples=150, deadline=None)
 
@@ -62,7 +62,7 @@ def test_srpt_takes_the_shortest_expected_rest():
 
 
 class Engine:
-    """Serves one request at a time in a policy's order, with the counters of `policies.service`."""
+    """Serves one request at a time in a policy's order, with the counters of `policies.state.service`."""
 
     def __init__(self, spec: str, tenants: int) -> None:
         self.spec, self.queue, self.counters = spec, [], sv.make_service(1, tenants)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saga_rl.policies import chains as ch
-from saga_rl.policies import tables as tb
+from saga_rl.policies.state import chains as ch
+from saga_rl.policies.state import tables as tb
 
 quick = settings(max_examples=40, deadline=None)
 BIN = (np.log(tb.MAX_S) - np.log(tb.MIN_S)) / tb.BINS

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saga_rl.policies import chains as ch
 from saga_rl.policies.features import (
     E_LONGEST,
     E_PAUSE,
@@ -22,7 +21,8 @@ from saga_rl.policies.features import (
     G_POOL,
     eviction_row,
 )
-from saga_rl.policies.tables import make_tables
+from saga_rl.policies.state import chains as ch
+from saga_rl.policies.state.tables import make_tables
 
 SESSIONS, AGENTS, WORKERS = 2, 4, 2
 CHAINS = SESSIONS * AGENTS

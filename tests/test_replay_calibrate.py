@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from replay_server import FakeServer
 
-from saga_rl.runtime.calibrate import TERMS, Sample, fit, measure, profile_from, request_row
-from saga_rl.runtime.situations import mixed_row, request_sample
+from saga_rl.replay.calibrate import TERMS, Sample, fit, measure, profile_from, request_row
+from saga_rl.replay.situations import mixed_row, request_sample
 
 ROWS = [request_row(n, 1, 1, 512) for n in (64, 900, 3000, 6000)]
 ROWS += [request_row(n, 64, k, 512) for n in (64, 4096) for k in (1, 4)]
@@ -110,7 +110,7 @@ def test_a_server_that_does_not_say_what_it_cached_is_believed_only_if_it_was_fa
 
 
 def test_a_profile_can_be_read_by_the_simulator(tmp_path):
-    from saga_rl.sim.cost import load_profile
+    from saga_rl.sim.cost.profile import load_profile
 
     samples = sampled(np.array([.01, .005, 1e-4, 1e-7, 1e-3, 0, 2e-7]), np.zeros(len(ROWS)))
     profile_from(samples, "fitted", 40_000, 512, url="here").save(tmp_path / "p.json")
@@ -124,8 +124,8 @@ def test_a_profile_can_be_read_by_the_simulator(tmp_path):
 def test_the_command_writes_a_profile_with_ranges_and_errors(tmp_path):
     from typer.testing import CliRunner
 
-    from saga_rl.cli import app
-    from saga_rl.sim.cost import load_profile
+    from saga_rl.cli.main import app
+    from saga_rl.sim.cost.profile import load_profile
 
     server = FakeServer(first_s=0.02, per_token_s=0.004, max_model_len=1200)
     out = tmp_path / "live.json"

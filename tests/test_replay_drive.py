@@ -19,7 +19,7 @@ from saga_rl.aeg.io import read_trace, write_trace
 from saga_rl.aeg.trace import Trace, TraceMeta
 from saga_rl.aeg.validate import check
 from saga_rl.errors import UserError
-from saga_rl.runtime.replay import metrics, recorded_trace, run_replay
+from saga_rl.replay.run import metrics, recorded_trace, run_replay
 
 SLACK_S = 0.25
 """A busy machine may send late, never early."""
@@ -260,8 +260,8 @@ def test_the_command_writes_json_and_a_trace_and_refuses_with_status_2(tmp_path,
 
     import typer
 
-    from saga_rl.cli import run_user_command
-    from saga_rl.runtime.replay import replay_command
+    from saga_rl.errors import run_user_command
+    from saga_rl.replay.run import replay_command
 
     app = typer.Typer()
     replay_command(app)

@@ -13,12 +13,12 @@ import httpx
 from starlette.applications import Starlette
 
 from saga_rl.policies.registry import make
-from saga_rl.runtime import admin
-from saga_rl.runtime.admin import Operator, routes
-from saga_rl.runtime.app import api_keys
-from saga_rl.runtime.config import SagaConfig
-from saga_rl.runtime.placement import Placement
-from saga_rl.runtime.poller import Poller
+from saga_rl.runtime.config.settings import SagaConfig
+from saga_rl.runtime.routing.placement import Placement
+from saga_rl.runtime.server import admin
+from saga_rl.runtime.server.admin import Operator, routes
+from saga_rl.runtime.server.app import api_keys
+from saga_rl.runtime.server.poller import Poller
 
 
 class Engine:

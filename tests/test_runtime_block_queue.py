@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from runtime_kit import BLOCK, make_request, vllm
 
 from saga_rl.policies.registry import make
-from saga_rl.runtime.block_queue import PolicyBlockQueue
-from saga_rl.runtime.hints import Hints
-from saga_rl.runtime.tracker import Tracker
-from saga_rl.runtime.victims import Victims
+from saga_rl.runtime.engine.kv.block_queue import PolicyBlockQueue
+from saga_rl.runtime.engine.kv.victims import Victims
+from saga_rl.runtime.sessions.hints import Hints
+from saga_rl.runtime.sessions.tracker import Tracker
 
 assert vllm is not None
 from vllm.v1.core.kv_cache_manager import KVCacheManager  # noqa: E402

@@ -15,15 +15,15 @@ from numba import njit
 from runtime_kit import BLOCK, Clock, drain, make_request, make_scheduler, step, vllm
 
 from saga_rl.errors import UserError
-from saga_rl.policies import chains as ch
-from saga_rl.policies import service as sv
 from saga_rl.policies.base import SCORE, Policy, PolicySet
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
-from saga_rl.runtime.config import read_config, read_floors
+from saga_rl.policies.state import chains as ch
+from saga_rl.policies.state import service as sv
+from saga_rl.runtime.config.settings import read_config, read_floors
 
 assert vllm is not None
-from saga_rl.runtime.scheduler import SagaScheduler, SagaSyncScheduler  # noqa: E402
+from saga_rl.runtime.engine.scheduler import SagaScheduler, SagaSyncScheduler  # noqa: E402
 
 
 @njit(SCORE)
@@ -104,7 +104,7 @@ def test_service_of_tenants_that_wait_stays_within_the_bound_whatever_the_scores
     def look(s) -> None:
         counted: dict[int, int] = {}
         for r in s.waiting:
-            served = s._served[r.request_id]
+            served = s.served[r.request_id]
             counted[served.tenant] = counted.get(served.tenant, 0) + 1
         counters = s.service.counters[0]
         assert {t: int(n) for t, n in enumerate(counters[:-1, sv.WAITING]) if n} == counted
@@ -162,7 +162,7 @@ class Auditor:
                    if s.tracker.chains[r.chain, ch.TENANT] == tenant)
         table = s.kv_cache_manager.get_block_ids
         return idle + sum(len(table(r.request_id)[0]) for r in s.running
-                          if s._served[r.request_id].tenant == tenant)
+                          if s.served[r.request_id].tenant == tenant)
 
     def take(self, run, most, out):
         had, taken = self.has(run.tenant), self._take(run, most, out)
@@ -254,7 +254,7 @@ def test_a_request_that_waits_too_long_makes_a_tenant_with_less_need_yield_and_i
     assert len(times) == 2
     assert not any(len(x) > 2 for x in running)
     calm2 = s.requests["calm2"]
-    served = s._served["calm2"]
+    served = s.served["calm2"]
     assert (served.preemptions, served.yields, served.cached_tokens) == (2, 2, 0)  # once for each of the urgent ones
     assert calm2.num_preemptions == 2
     drain(s, clock)

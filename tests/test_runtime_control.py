@@ -11,10 +11,11 @@ import pytest
 from runtime_kit import Clock, drain, make_request, make_scheduler, step
 
 from saga_rl.errors import UserError
-from saga_rl.runtime import control
-from saga_rl.runtime.policy_change import change, read_spec, revert
-from saga_rl.runtime.request_queue import PolicyRequestQueue
-from saga_rl.runtime.scheduler import SagaSyncScheduler
+from saga_rl.runtime.engine import commands
+from saga_rl.runtime.engine.policy_change import change, read_spec, revert
+from saga_rl.runtime.engine.queueing.request_queue import PolicyRequestQueue
+from saga_rl.runtime.engine.scheduler import SagaSyncScheduler
+from saga_rl.runtime.server import control
 
 CHECKPOINT = str(Path(__file__).resolve().parents[1] / "checkpoints" / "eviction")
 
@@ -32,15 +33,15 @@ def test_an_answer_is_made_of_plain_values_and_errors_are_one_line(folder):
     s = scheduler(folder)
     s.add_request(make_request("r", list(range(100)), session="a", tenant="t"))
     step(s)
-    said = control.handle(s, "snapshot", {})
+    said = commands.handle(s, "snapshot", {})
     assert said["kv/blocks"] == 16
     assert (said["spec"], said["checkpoints"]) == ("lru", {})
     assert {type(v) for v in said.values()} <= {int, float, str, dict}
-    assert control.handle(s, "told", {"notes": [{"session": "a", "agent": 0, "next_tool": None, "final": False}]}) == {
+    assert commands.handle(s, "told", {"notes": [{"session": "a", "agent": 0, "next_tool": None, "final": False}]}) == {
         "applied": 0}
-    assert control.handle(s, "no such", {}) == {"error": "no command 'no such'"}
-    assert control.handle(object(), "snapshot", {}) == {"error": "this engine runs another scheduler"}
-    assert "KeyError" in control.handle(s, "swap", {})["error"]
+    assert commands.handle(s, "no such", {}) == {"error": "no command 'no such'"}
+    assert commands.handle(object(), "snapshot", {}) == {"error": "this engine runs another scheduler"}
+    assert "KeyError" in commands.handle(s, "swap", {})["error"]
     assert s.metrics.counts["failed/control swap"] == 1
 
 
@@ -49,9 +50,9 @@ def test_the_method_is_given_to_the_engine_once():
         def __init__(self) -> None:
             self.scheduler = SimpleNamespace()
 
-    control.attach(Core)
+    commands.attach(Core)
     first = Core.saga_control
-    control.attach(Core)
+    commands.attach(Core)
     assert Core.saga_control is first
     assert Core().saga_control("snapshot") == {"error": "this engine runs another scheduler"}
 
@@ -64,13 +65,13 @@ def test_stock_takes_every_rule_out_and_the_next_policy_brings_them_back(folder)
     step(s)
     assert isinstance(s.waiting, PolicyRequestQueue)
     waiting = len(s.waiting)
-    assert control.handle(s, "swap", {"policy": "stock"})["policy"] == "stock"
+    assert commands.handle(s, "swap", {"policy": "stock"})["policy"] == "stock"
     assert s.policies.names() == {"eviction": "lru", "placement": "sticky", "ordering": "fcfs", "admission": "none"}
     assert not isinstance(s.waiting, PolicyRequestQueue)
     assert (s.block_queue.floors, len(s.waiting)) == (None, waiting)
     assert [r.request_id for r in s.waiting] == sorted(r.request_id for r in s.waiting)
     step(s)
-    assert control.handle(s, "swap", {"policy": {"ordering": "afs"}})["spec"] == {"ordering": "afs"}
+    assert commands.handle(s, "swap", {"policy": {"ordering": "afs"}})["spec"] == {"ordering": "afs"}
     assert (s.rules, s.block_queue.floors) == (rules, floors)
     assert sorted(drain(s)) == [f"r{i}" for i in range(6)]
 
@@ -94,7 +95,7 @@ def test_a_change_is_undone_once_and_only_the_last(folder):
 def test_a_policy_that_cannot_serve_changes_nothing(folder, given):
     s = scheduler(folder)
     before = dict(s.__dict__)
-    said = control.handle(s, "swap", {"policy": given})
+    said = commands.handle(s, "swap", {"policy": given})
     assert set(said) == {"error"}
     assert "\n" not in said["error"]
     assert {k: v for k, v in s.__dict__.items() if before.get(k) is not v} == {}
@@ -102,7 +103,7 @@ def test_a_policy_that_cannot_serve_changes_nothing(folder, given):
 
 def test_another_checkpoint_than_the_server_read_is_refused(folder):
     s = scheduler(folder)
-    said = control.handle(s, "swap", {"policy": CHECKPOINT, "expect": {"eviction": "0" * 64}})
+    said = commands.handle(s, "swap", {"policy": CHECKPOINT, "expect": {"eviction": "0" * 64}})
     assert "another checkpoint in this engine" in said["error"]
     assert s.policies.eviction.name == "lru"
 

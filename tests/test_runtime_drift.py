@@ -18,8 +18,8 @@ from saga_rl.policies.base import SCORE, Policy, PolicySet
 from saga_rl.policies.features import E_IDLE_S, EVICTION
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
-from saga_rl.runtime.scheduler import SagaSyncScheduler
-from saga_rl.runtime.victims import HEURISTIC
+from saga_rl.runtime.engine.kv.victims import HEURISTIC
+from saga_rl.runtime.engine.scheduler import SagaSyncScheduler
 from saga_rl.sim.config import SimConfig
 
 pytestmark = pytest.mark.vllm

@@ -13,10 +13,10 @@ pytest.importorskip("vllm", reason="vLLM is not installed (extra serve or serve-
 
 from engines_kit import added, client, outputs, request, restored
 
-from saga_rl.runtime import engines
-from saga_rl.runtime.engine_hooks import MINE, check_hooks, unfit
-from saga_rl.runtime.engines import Engines
-from saga_rl.runtime.router import Router
+from saga_rl.runtime.routing import engines
+from saga_rl.runtime.routing.engine_hooks import MINE, check_hooks, unfit
+from saga_rl.runtime.routing.engines import Engines
+from saga_rl.runtime.routing.router import Router
 
 
 @pytest.fixture(autouse=True)

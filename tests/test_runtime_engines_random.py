@@ -14,9 +14,9 @@ pytest.importorskip("vllm", reason="vLLM is not installed (extra serve or serve-
 
 from engines_kit import client, outputs, request, restored
 
-from saga_rl.runtime import stealing
-from saga_rl.runtime.engine_hooks import MINE
-from saga_rl.runtime.engines import Engines
+from saga_rl.runtime.routing import stealing
+from saga_rl.runtime.routing.engine_hooks import MINE
+from saga_rl.runtime.routing.engines import Engines
 
 ENGINES = 3
 

@@ -11,18 +11,18 @@ import pytest
 from numba import njit, objmode
 from runtime_kit import BLOCK, Clock, drain, make_request, make_scheduler, step, vllm
 
-from saga_rl.policies import chains as ch
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
-from saga_rl.runtime.runs import BLOCKS
-from saga_rl.runtime.safe import PAUSE_S, SafeGuard
+from saga_rl.policies.state import chains as ch
+from saga_rl.runtime.config.safe import PAUSE_S, SafeGuard
+from saga_rl.runtime.engine.kv.runs import BLOCKS
 
 assert vllm is not None
 from vllm.v1.request import RequestStatus  # noqa: E402
 
-from saga_rl.runtime.invariants import InvariantError, broken  # noqa: E402
-from saga_rl.runtime.scheduler import SagaScheduler, SagaSyncScheduler  # noqa: E402
+from saga_rl.runtime.engine.invariants import InvariantError, broken  # noqa: E402
+from saga_rl.runtime.engine.scheduler import SagaScheduler, SagaSyncScheduler  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +68,14 @@ BREAKS = {
     "the order of runs": lambda s: setattr(s.block_queue.runs, "_slots", s.block_queue.runs.slots()[:-1]),
     "both ways round": lambda s: s.block_queue.runs.base.update({1: 2}),
     "hashes are not": lambda s: s.kv_cache_manager.block_pool.cached_block_hash_to_block._cache.popitem(),
-    "share a row": lambda s: setattr(s._served["r0"], "chain", s._served["r1"].chain),
-    "has gone": lambda s: s._served.update({"ghost": s._served["r0"]}),
-    "nothing is known": lambda s: s._served.pop("r2"),
-    "rows that run": lambda s: s.tracker.chains.__setitem__((s._served["r0"].chain, ch.RUNNING), 0),
-    "rows that wait": lambda s: s.tracker.chains.__setitem__((s._served["r2"].chain, ch.WAITING), 0),
+    "share a row": lambda s: setattr(s.served["r0"], "chain", s.served["r1"].chain),
+    "has gone": lambda s: s.served.update({"ghost": s.served["r0"]}),
+    "nothing is known": lambda s: s.served.pop("r2"),
+    "rows that run": lambda s: s.tracker.chains.__setitem__((s.served["r0"].chain, ch.RUNNING), 0),
+    "rows that wait": lambda s: s.tracker.chains.__setitem__((s.served["r2"].chain, ch.WAITING), 0),
     "a row has leaked": lambda s: s.tracker._free.pop(),
     "sessions and rows": lambda s: s.tracker._sessions.pop("s1"),
-    "lost tokens": lambda s: s._lost_tokens.update({"gone": 3}),
+    "lost tokens": lambda s: s.lost_tokens.update({"gone": 3}),
     "counted wrongly": lambda s: s.service.counters.__setitem__((0, 0, 1), 7.0),
     "waits for service": lambda s: s.service._waiting.add(10**6),
     "no number of tokens": lambda s: s.service.counters.__setitem__((0, 1, 0), np.nan),
@@ -202,7 +202,7 @@ def test_a_hook_of_ours_that_raises_is_counted_and_everyone_is_served(folder, mo
     assert len(drain(s, clock)) == 8
     assert s.metrics.counts[f"failed/{where}"] > 0
     assert s.kv_cache_manager.block_pool.get_num_free_blocks() == 39
-    assert not s._served
+    assert not s.served
 
 
 @pytest.mark.parametrize("stage", ["waiting", "prefill", "decode", "preempted"])
@@ -232,7 +232,7 @@ def test_a_client_that_goes_away_leaves_nothing_at_any_stage(folder, stage):
                 break
         assert (s.requests[victim].status == RequestStatus.PREEMPTED) == (stage == "preempted")
     s.finish_requests(victim, RequestStatus.FINISHED_ABORTED)
-    assert victim not in s._served and broken(s) == []
+    assert victim not in s.served and broken(s) == []
     drain(s, clock)
     assert broken(s) == [] and s.kv_cache_manager.block_pool.get_num_free_blocks() == 40
     assert s.tracker.chains[s.tracker.chain_of("late" if stage == "waiting" else "s" + victim[1]), ch.STEPS] == 0

@@ -24,15 +24,15 @@ from runtime_kit import Clock, drain, make_request, make_scheduler, step, vllm
 
 from saga_rl.aeg.io import read_trace, write_trace
 from saga_rl.aeg.split import split
-from saga_rl.learn.dataset import read_dataset
-from saga_rl.policies.checkpoint import load_checkpoint
+from saga_rl.learn.data.dataset import read_dataset
+from saga_rl.policies.learned.checkpoint import load_checkpoint
 from saga_rl.policies.presets import preset
-from saga_rl.runtime.recorder import journal_folder
-from saga_rl.runtime.recording import merge
-from saga_rl.runtime.tiny_model import build_tiny_model
+from saga_rl.replay.tiny_model import build_tiny_model
+from saga_rl.runtime.recording.merge import merge
+from saga_rl.runtime.recording.recorder import journal_folder
 
 assert vllm is not None
-from saga_rl.runtime.scheduler import SagaSyncScheduler  # noqa: E402
+from saga_rl.runtime.engine.scheduler import SagaSyncScheduler  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 SESSIONS, STEPS = 30, 4

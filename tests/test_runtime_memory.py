@@ -1,5 +1,5 @@
 """What a server meets in a long life: sessions that never return or return late, clocks that jump, floods of names and
-of requests, tight memory. Every scheduler here is checked by `runtime.invariants` as it runs."""
+of requests, tight memory. Every scheduler here is checked by `runtime.engine.invariants` as it runs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from runtime_kit import BLOCK, Clock, drain, make_request, make_scheduler, step, vllm
 
-from saga_rl.policies import chains as ch
 from saga_rl.policies.presets import preset
-from saga_rl.runtime.hints import Hints
-from saga_rl.runtime.tracker import KEEP_S, MAX_NAMES, MAX_TOOLS, Tracker
+from saga_rl.policies.state import chains as ch
+from saga_rl.runtime.sessions.hints import Hints
+from saga_rl.runtime.sessions.tracker import KEEP_S, MAX_NAMES, MAX_TOOLS, Tracker
 
 assert vllm is not None
-from saga_rl.runtime.invariants import broken  # noqa: E402
-from saga_rl.runtime.scheduler import SagaScheduler, SagaSyncScheduler  # noqa: E402
+from saga_rl.runtime.engine.invariants import broken  # noqa: E402
+from saga_rl.runtime.engine.scheduler import SagaScheduler, SagaSyncScheduler  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_ten_thousand_sessions_that_never_return_leave_bounded_memory_and_all_bl
     assert max(rows) <= 4096 and rows[-1] == rows[5]  # two and a half waves are remembered, whatever came before
     assert len(s.tracker) <= 2000 and len(s.tracker._sessions) <= 2000
     assert s.snapshot()["sessions/presumed ended"] >= 8000
-    assert len(s.block_queue.runs.table) <= 256 and not s._served and not s.service.flying
+    assert len(s.block_queue.runs.table) <= 256 and not s.served and not s.service.flying
     assert s.kv_cache_manager.block_pool.get_num_free_blocks() == 64
 
 

@@ -16,15 +16,15 @@ from vllm.v1.kv_offload.base import ReqContext, make_offload_key  # noqa: E402
 from vllm.v1.kv_offload.cpu.manager import CPUOffloadingManager  # noqa: E402
 from vllm.v1.kv_offload.cpu.policies.factory import CachePolicyFactory  # noqa: E402
 
-from saga_rl.policies import chains as ch  # noqa: E402
 from saga_rl.policies.registry import make  # noqa: E402
-from saga_rl.runtime.hints import Hints  # noqa: E402
-from saga_rl.runtime.offload.attach import WRAPPED, attach, managers  # noqa: E402
-from saga_rl.runtime.offload.cache_policy import SagaCachePolicy  # noqa: E402
-from saga_rl.runtime.scheduler import SagaSyncScheduler  # noqa: E402
-from saga_rl.runtime.tracker import Tracker  # noqa: E402
+from saga_rl.policies.state import chains as ch  # noqa: E402
+from saga_rl.runtime.engine.offload.attach import WRAPPED, attach, managers  # noqa: E402
+from saga_rl.runtime.engine.offload.cache_policy import SagaCachePolicy  # noqa: E402
+from saga_rl.runtime.engine.scheduler import SagaSyncScheduler  # noqa: E402
+from saga_rl.runtime.sessions.hints import Hints  # noqa: E402
+from saga_rl.runtime.sessions.tracker import Tracker  # noqa: E402
 
-MODULE = "saga_rl.runtime.offload.cache_policy"
+MODULE = "saga_rl.runtime.engine.offload.cache_policy"
 
 
 class Connector:
@@ -304,7 +304,7 @@ def engine(folder, clock, eviction: str):
         s = make_scheduler(SagaSyncScheduler, folder, clock=clock, blocks=24,
                            saga={"policy": {"eviction": eviction}})
     (tied,) = attach(s.connector, s.tracker, s.policies.eviction, BLOCK, 1.0,
-                     lambda r: served.chain if (served := s._served.get(r)) else None, lambda: s.now)
+                     lambda r: served.chain if (served := s.served.get(r)) else None, lambda: s.now)
     return s, tied
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from live_kit import ENV, Server, until
 
-from saga_rl.runtime.tiny_model import build_tiny_model
+from saga_rl.replay.tiny_model import build_tiny_model
 
 KEY = "sesame"
 CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "eviction"
-SCHEDULER = "saga_rl.runtime.scheduler.SagaScheduler"
+SCHEDULER = "saga_rl.runtime.engine.scheduler.SagaScheduler"
 
 
 class Plain(Server):
@@ -245,7 +245,7 @@ class Config:
 
 
 @pytest.mark.parametrize(("saga", "scheduler", "message"), [
-    ({"policy": "lru"}, None, "the engines run another scheduler; add --scheduler-cls saga_rl.runtime.scheduler"),
+    ({"policy": "lru"}, None, "the engines run another scheduler; add --scheduler-cls saga_rl.runtime.engine"),
     ({"policy": "sage"}, SCHEDULER, "there is no policy named 'sage'"),
     ({"polcy": "lru"}, SCHEDULER, "there is no key"),
     ({"poll_s": 0}, SCHEDULER, "poll_s: is 0; give a number above 0"),
@@ -255,7 +255,7 @@ class Config:
 ])
 def test_a_wrong_configuration_ends_the_start(saga, scheduler, message):
     from saga_rl.errors import UserError
-    from saga_rl.runtime.plugin import configured
+    from saga_rl.runtime.launch.plugin import configured
 
     with pytest.raises(UserError) as e:
         configured(Config(saga, scheduler))
@@ -264,7 +264,8 @@ def test_a_wrong_configuration_ends_the_start(saga, scheduler, message):
 
 def test_an_unknown_version_is_refused_unless_asked_for(monkeypatch):
     from saga_rl.errors import UserError
-    from saga_rl.runtime import startup, versions
+    from saga_rl.runtime.config import versions
+    from saga_rl.runtime.launch import startup
 
     monkeypatch.delenv(versions.ALLOW, raising=False)  # `make vllm` sets it
     monkeypatch.setattr(versions, "installed", lambda: ("vllm", "0.99.0"))
@@ -277,7 +278,7 @@ def test_a_hook_that_vllm_no_longer_has_is_refused_by_name(monkeypatch):
     from vllm.v1.engine.core_client import AsyncMPClient
 
     from saga_rl.errors import UserError
-    from saga_rl.runtime import versions
+    from saga_rl.runtime.config import versions
 
     versions.check_plugin_hooks()
     monkeypatch.delattr(AsyncMPClient, "_call_utility_async")
@@ -286,7 +287,7 @@ def test_a_hook_that_vllm_no_longer_has_is_refused_by_name(monkeypatch):
 
 
 def test_a_recording_under_plain_vllm_gets_a_key_and_a_place(tmp_path, monkeypatch):
-    from saga_rl.runtime import startup
+    from saga_rl.runtime.launch import startup
 
     monkeypatch.chdir(tmp_path)
     config = Config({"record": "x.parquet"})
@@ -299,7 +300,7 @@ def test_a_recording_under_plain_vllm_gets_a_key_and_a_place(tmp_path, monkeypat
 def test_the_plugin_never_ends_vllm(monkeypatch):
     from types import SimpleNamespace
 
-    from saga_rl.runtime import plugin
+    from saga_rl.runtime.launch import plugin
 
     monkeypatch.setitem(sys.modules, "vllm.engine.arg_utils", SimpleNamespace())
     plugin.register()

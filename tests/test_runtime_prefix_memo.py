@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from runtime_kit import BLOCK, Clock, make_request, make_scheduler, step, vllm
 
 assert vllm is not None
-from saga_rl.runtime.scheduler import SagaScheduler, SagaSyncScheduler  # noqa: E402
+from saga_rl.runtime.engine.scheduler import SagaScheduler, SagaSyncScheduler  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from saga_rl.runtime.poller import Poller
-from saga_rl.runtime.prometheus import COUNTERS, MOST_CAUSES, Collector
+from saga_rl.runtime.server.poller import Poller
+from saga_rl.runtime.server.prometheus import COUNTERS, MOST_CAUSES, Collector
 
 ANSWER: dict[str, Any] = {
     "name": "engine-0", "requests": 7, "evicted/idle": 3, "evicted/ended": 4, "recomputed tokens": 96, "schedule": 10,

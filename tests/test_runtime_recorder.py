@@ -20,16 +20,16 @@ from runtime_kit import BLOCK, Clock, drain, make_request, make_scheduler, step,
 
 from saga_rl.aeg.io import read_trace
 from saga_rl.errors import UserError
-from saga_rl.runtime.hints import Hints
-from saga_rl.runtime.journal import RETRY_S
-from saga_rl.runtime.recorder import FLUSH_S, Recorder, journal_folder
-from saga_rl.runtime.recording import merge
-from saga_rl.runtime.tracker import Served
+from saga_rl.runtime.recording.journal import RETRY_S
+from saga_rl.runtime.recording.merge import merge
+from saga_rl.runtime.recording.recorder import FLUSH_S, Recorder, journal_folder
+from saga_rl.runtime.sessions.hints import Hints
+from saga_rl.runtime.sessions.tracker import Served
 
 assert vllm is not None
 from vllm.v1.request import RequestStatus  # noqa: E402
 
-from saga_rl.runtime.scheduler import SagaSyncScheduler  # noqa: E402
+from saga_rl.runtime.engine.scheduler import SagaSyncScheduler  # noqa: E402
 
 
 def hashes(*names: int) -> list[bytes]:
@@ -141,7 +141,7 @@ def test_a_journal_cut_short_by_a_crash_keeps_every_whole_line(tmp_path):
 
 
 def test_memory_of_contexts_is_bounded_and_the_trace_is_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr("saga_rl.runtime.recorder.MAX_REMEMBERED", 2)
+    monkeypatch.setattr("saga_rl.runtime.recording.recorder.MAX_REMEMBERED", 2)
     traces = []
     for name, order in (("near", [0, 0, 1, 1, 2, 2]), ("far", [0, 1, 2, 0, 1, 2])):
         record = tmp_path / name
@@ -187,7 +187,7 @@ def test_lines_are_flushed_by_time_and_valid_json(tmp_path):
 
 
 def test_a_sessions_last_step_is_on_disk_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("saga_rl.runtime.recorder.FLUSH_S", 3600.0)
+    monkeypatch.setattr("saga_rl.runtime.recording.recorder.FLUSH_S", 3600.0)
     record = tmp_path / "x.parquet"
     recorder = Recorder(record, 0, "k", BLOCK, wall=0.0)
     recorder.finished(served("A", 1.0, 64, 1), 2.0, 3, hashes(1, 2))
@@ -234,7 +234,7 @@ def same_trace(a, b) -> bool:
 def test_rotation_by_size_and_by_time_gives_the_same_trace(tmp_path, monkeypatch):
     whole, small, timed = (tmp_path / n for n in ("whole", "small", "timed"))
     now = [0.0]
-    monkeypatch.setattr("saga_rl.runtime.recorder.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("saga_rl.runtime.recording.recorder.time.monotonic", lambda: now[0])
     traces = []
     for record, options in ((whole, {}), (small, {"rotate_bytes": 2000}), (timed, {"rotate_s": 2.5})):
         r = Recorder(record, 0, "key", 16, wall=0.0, **options)
@@ -291,7 +291,7 @@ class Disk:
 
     def __init__(self, monkeypatch, left: float) -> None:
         self.left, self._write = left, os.write
-        monkeypatch.setattr("saga_rl.runtime.journal.os.write", self.write)
+        monkeypatch.setattr("saga_rl.runtime.recording.journal.os.write", self.write)
 
     def write(self, file, data) -> int:
         n = int(min(len(data), self.left))
@@ -303,7 +303,7 @@ class Disk:
 
 def test_a_full_disk_is_told_once_counted_and_recording_goes_on_when_there_is_room(tmp_path, monkeypatch, caplog):
     record, now = tmp_path / "r", [0.0]
-    monkeypatch.setattr("saga_rl.runtime.recorder.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("saga_rl.runtime.recording.recorder.time.monotonic", lambda: now[0])
     disk = Disk(monkeypatch, math.inf)
     r = Recorder(record, 0, "key", 16, wall=0.0)
     with caplog.at_level(logging.WARNING, "vllm.saga_rl"):
@@ -327,10 +327,10 @@ def test_a_full_disk_is_told_once_counted_and_recording_goes_on_when_there_is_ro
 
 def test_a_disk_that_hangs_does_not_stop_the_scheduler_and_memory_stays_bounded(tmp_path, monkeypatch):
     """The thread waits in `write` for ever; steps go into a queue of 50 and the rest is counted."""
-    monkeypatch.setattr("saga_rl.runtime.recorder.MAX_QUEUED", 50)
+    monkeypatch.setattr("saga_rl.runtime.recording.recorder.MAX_QUEUED", 50)
     record, goes_on = tmp_path / "r", threading.Event()
     r = Recorder(record, 0, "key", 16, wall=0.0)
-    monkeypatch.setattr("saga_rl.runtime.journal.os.fdatasync", lambda _: goes_on.wait(60))
+    monkeypatch.setattr("saga_rl.runtime.recording.journal.os.fdatasync", lambda _: goes_on.wait(60))
     r.finished(served("first", 0.0, 50, 0, final=True), 1.0, 3, hashes(1))
     until = time.monotonic() + 300
     while r._queue and time.monotonic() < until:
@@ -347,8 +347,8 @@ def test_a_disk_that_hangs_does_not_stop_the_scheduler_and_memory_stays_bounded(
 
 
 def test_long_contexts_that_wait_are_bounded_too(tmp_path, monkeypatch):
-    monkeypatch.setattr("saga_rl.runtime.recorder.MAX_QUEUED_BLOCKS", 100)
-    monkeypatch.setattr("saga_rl.runtime.recorder.FLUSH_S", 3600.0)
+    monkeypatch.setattr("saga_rl.runtime.recording.recorder.MAX_QUEUED_BLOCKS", 100)
+    monkeypatch.setattr("saga_rl.runtime.recording.recorder.FLUSH_S", 3600.0)
     r = Recorder(tmp_path / "r", 0, "key", 16, wall=0.0)
     with r._lock:  # as if the thread was busy
         for k in range(10):
@@ -362,7 +362,7 @@ def test_long_contexts_that_wait_are_bounded_too(tmp_path, monkeypatch):
 
 
 def test_what_is_remembered_is_bounded_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("saga_rl.runtime.recorder.MAX_BLOCKS", 64)
+    monkeypatch.setattr("saga_rl.runtime.recording.recorder.MAX_BLOCKS", 64)
     r = Recorder(tmp_path / "r", 0, "key", 16, wall=0.0)
     play(r, 10, sessions="abcdef")
     assert 0 < sum(map(len, r._last.values())) == r._blocks <= 64

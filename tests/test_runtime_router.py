@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from saga_rl.policies import features as ft
 from saga_rl.policies.registry import make
-from saga_rl.runtime.config import SagaConfig
-from saga_rl.runtime.hints import Hints
-from saga_rl.runtime.router import LOST, Router, _draw
-from saga_rl.runtime.router_shared import SharedRouter
+from saga_rl.runtime.config.settings import SagaConfig
+from saga_rl.runtime.routing.router import LOST, Router, _draw
+from saga_rl.runtime.routing.router_shared import SharedRouter
+from saga_rl.runtime.sessions.hints import Hints
 
 
 def router(policy: str = "saga", **kwargs) -> Router:
@@ -261,9 +261,9 @@ def client_class():
 
 
 def test_vllms_client_asks_us_and_keeps_its_own_books(client_class):
-    from saga_rl.runtime.placement import install
+    from engines_kit import install_placement
 
-    placement = install(make("placement", "sticky"), SagaConfig(policy="lru"))
+    placement = install_placement(make("placement", "sticky"), SagaConfig(policy="lru"))
     client, pick = FakeClient(), client_class.get_core_engine_for_request
     engines = [pick(client, request(f"r{k}", f"s{k % 2}")) for k in range(6)]
     assert engines == [b"0", b"1"] * 3
@@ -280,9 +280,9 @@ def test_vllms_client_asks_us_and_keeps_its_own_books(client_class):
 
 
 def test_when_our_choice_fails_vllm_decides_and_it_is_counted(client_class, monkeypatch):
-    from saga_rl.runtime.placement import install
+    from engines_kit import install_placement
 
-    placement = install(make("placement", "sticky"), SagaConfig(policy="lru"))
+    placement = install_placement(make("placement", "sticky"), SagaConfig(policy="lru"))
 
     def broken(*args):
         raise ZeroDivisionError

@@ -8,16 +8,16 @@ import pytest
 from runtime_kit import BLOCK, Clock, drain, make_request, make_scheduler, step, vllm
 
 from saga_rl.errors import UserError
-from saga_rl.policies import chains as ch
-from saga_rl.runtime import versions
-from saga_rl.runtime.block_queue import PolicyBlockQueue
+from saga_rl.policies.state import chains as ch
+from saga_rl.runtime.config import versions
+from saga_rl.runtime.engine.kv.block_queue import PolicyBlockQueue
 
 assert vllm is not None
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler  # noqa: E402
 from vllm.v1.core.sched.scheduler import Scheduler  # noqa: E402
 from vllm.v1.request import RequestStatus  # noqa: E402
 
-from saga_rl.runtime.scheduler import SagaScheduler, SagaSyncScheduler  # noqa: E402
+from saga_rl.runtime.engine.scheduler import SagaScheduler, SagaSyncScheduler  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_blocks_are_conserved_running_ones_untouched_and_everyone_is_served(fold
     done += drain(s, clock)
     assert sorted(done) == sorted(f"r{k}" for k in range(1, sent + 1))
     assert sum(s.block_queue.evicted.values()) > 0
-    assert not s._served
+    assert not s.served
     live = s.tracker.chains
     assert live[:, ch.WAITING].sum() == live[:, ch.RUNNING].sum() == 0
 
@@ -249,7 +249,7 @@ def test_aborts_leave_nothing_behind(folder):
     for i in range(4):
         s.finish_requests(f"r{i}", RequestStatus.FINISHED_ABORTED)
     assert not s.has_unfinished_requests()
-    assert not s._served
+    assert not s.served
     assert s.kv_cache_manager.block_pool.get_num_free_blocks() == 39
     assert (s.tracker.chains[:, ch.STEPS] == 0).all()
 

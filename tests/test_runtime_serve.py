@@ -16,7 +16,7 @@ from live_kit import ENV, SAGA, Server, until
 
 from saga_rl.aeg.io import read_trace
 from saga_rl.errors import UserError
-from saga_rl.runtime.tiny_model import build_tiny_model
+from saga_rl.replay.tiny_model import build_tiny_model
 
 CHECKPOINT = str(Path(__file__).resolve().parents[1] / "checkpoints" / "eviction")
 SESSIONS, STEPS = 8, 4
@@ -174,7 +174,7 @@ def test_what_is_wrong_is_told_in_one_line_before_vllm_is_loaded(flags, message,
 def test_a_build_for_gpus_without_one_is_told_in_one_line(monkeypatch):
     import vllm.platforms.interface
 
-    from saga_rl.runtime import serve
+    from saga_rl.runtime.launch import serve
 
     monkeypatch.setattr(vllm.platforms, "_current_platform", vllm.platforms.interface.UnspecifiedPlatform())
     with pytest.raises(UserError, match="no GPU on this machine"):

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from saga_rl.errors import UserError
-from saga_rl.policies import tables as tb
-from saga_rl.runtime import statistics
-from saga_rl.runtime.hints import Hints
-from saga_rl.runtime.statistics import Keeper, load, path_of, save
-from saga_rl.runtime.tracker import MAX_TOOLS, MAX_TYPES, Tracker
+from saga_rl.policies.state import tables as tb
+from saga_rl.runtime.sessions import statistics
+from saga_rl.runtime.sessions.hints import Hints
+from saga_rl.runtime.sessions.statistics import Keeper, load, path_of, save
+from saga_rl.runtime.sessions.tracker import MAX_TOOLS, MAX_TYPES, Tracker
 
 
 def taught(steps: int, tools: int, types: int, seed: int = 0) -> Tracker:

@@ -13,13 +13,13 @@ from engines_kit import added, client, outputs, request, restored
 from runtime_kit import Clock, drain, make_request, make_scheduler, step
 
 from saga_rl.policies.registry import make
-from saga_rl.runtime import stealing
-from saga_rl.runtime.engine_hooks import MINE
-from saga_rl.runtime.hints import Hints
-from saga_rl.runtime.invariants import broken
-from saga_rl.runtime.router import Router
-from saga_rl.runtime.scheduler import SagaSyncScheduler
-from saga_rl.runtime.stealing import cost_s, give_up, link_tokens_per_s, plan
+from saga_rl.runtime.engine.invariants import broken
+from saga_rl.runtime.engine.scheduler import SagaSyncScheduler
+from saga_rl.runtime.routing import stealing
+from saga_rl.runtime.routing.engine_hooks import MINE
+from saga_rl.runtime.routing.router import Router
+from saga_rl.runtime.routing.stealing import cost_s, give_up, link_tokens_per_s, plan
+from saga_rl.runtime.sessions.hints import Hints
 
 
 def queue(n: int = 4, tokens: int = 1000, engines: int = 2) -> Router:

@@ -8,18 +8,18 @@ import pytest
 from runtime_kit import BLOCK, Clock, drain, make_request, make_scheduler, step, vllm
 
 from saga_rl.errors import UserError
-from saga_rl.policies import chains as ch
 from saga_rl.policies.base import PolicySet
 from saga_rl.policies.presets import from_specs, preset
-from saga_rl.runtime.completion import BUCKETS_S, Completion
-from saga_rl.runtime.hints import Hints
-from saga_rl.runtime.tracker import Tracker
+from saga_rl.policies.state import chains as ch
+from saga_rl.runtime.sessions.completion import BUCKETS_S, Completion
+from saga_rl.runtime.sessions.hints import Hints
+from saga_rl.runtime.sessions.tracker import Tracker
 
 assert vllm is not None
 from vllm.v1.core.sched.scheduler import Scheduler  # noqa: E402
 
-from saga_rl.runtime.request_queue import PolicyRequestQueue  # noqa: E402
-from saga_rl.runtime.scheduler import SagaSyncScheduler  # noqa: E402
+from saga_rl.runtime.engine.queueing.request_queue import PolicyRequestQueue  # noqa: E402
+from saga_rl.runtime.engine.scheduler import SagaSyncScheduler  # noqa: E402
 
 
 @pytest.fixture(scope="module")

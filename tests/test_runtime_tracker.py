@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saga_rl.policies import chains as ch
-from saga_rl.policies.tables import make_tables
-from saga_rl.runtime.hints import Hints, read_hints
-from saga_rl.runtime.tracker import KEEP_S, MAX_NAMES, MAX_TOOLS, MAX_TYPES, NOBODY, Tracker
+from saga_rl.policies.state import chains as ch
+from saga_rl.policies.state.tables import make_tables
+from saga_rl.runtime.sessions.hints import Hints, read_hints
+from saga_rl.runtime.sessions.tracker import KEEP_S, MAX_NAMES, MAX_TOOLS, MAX_TYPES, NOBODY, Tracker
 
 TOOLS = ("bash", "edit", None)
 SESSIONS, AGENTS = 2, 3
@@ -25,7 +25,8 @@ STEP = st.tuples(st.integers(0, SESSIONS * AGENTS - 1), st.floats(0.01, 20.0), s
 @settings(max_examples=60, deadline=None)
 @given(st.lists(STEP, min_size=1, max_size=30))
 def test_rows_equal_those_of_the_simulators_calls(history):
-    """One history told to the tracker, and told to `policies.chains` in the order in which the simulator calls it."""
+    """One history told to the tracker, and told to `policies.state.chains` in the order in which the simulator calls
+    it."""
     tracker = Tracker()
     chains, tables = ch.make_chains(SESSIONS * AGENTS), make_tables(1, 16, 8)
     codes: dict[str, int] = {}

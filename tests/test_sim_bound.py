@@ -8,14 +8,14 @@ from typer.testing import CliRunner
 
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.io import write_trace
+from saga_rl.cli.bound import register, split_specs
 from saga_rl.errors import UserError
 from saga_rl.policies.registry import make
-from saga_rl.sim.bound import bound
-from saga_rl.sim.bound_cli import register, split_specs
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.record import record_reference
-from saga_rl.sim.replay import replay
-from saga_rl.sim.stepper import EvictionStepper
+from saga_rl.sim.openloop.bound import bound
+from saga_rl.sim.openloop.record import record_reference
+from saga_rl.sim.openloop.replay import replay
+from saga_rl.sim.stepping.replay_stepper import EvictionStepper
 
 NAMES = ("lru", "lru-protect", "wa-lru", "wa-lru-literal", "youngest")
 

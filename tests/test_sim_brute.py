@@ -19,10 +19,10 @@ from sim_strings import BLOCK, NaiveString, random_reference, random_trace
 from saga_rl.aeg.forest import build_forest
 from saga_rl.aeg.trace import Trace
 from saga_rl.policies.registry import make
+from saga_rl.sim.openloop.replay import play
+from saga_rl.sim.openloop.script import prepare
+from saga_rl.sim.openloop.unit import next_uses, play_uses
 from saga_rl.sim.reference import END, READY, START, Reference
-from saga_rl.sim.replay import play
-from saga_rl.sim.script import prepare
-from saga_rl.sim.unit import next_uses, play_uses
 
 CASES = 6000
 """Of the prefix cache, over all shapes and crowds; half as many random strings of unit blocks."""

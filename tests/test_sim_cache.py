@@ -11,13 +11,13 @@ from sim_strings import BLOCK, random_trace
 from saga_rl.aeg.build import SessionSpec, StepSpec, build_trace
 from saga_rl.aeg.forest import build_forest
 from saga_rl.aeg.trace import TraceMeta
-from saga_rl.policies import chains as ch
 from saga_rl.policies.features import EVICTION, G_TAU_MAX, make_g
 from saga_rl.policies.registry import make
-from saga_rl.policies.tables import make_tables
-from saga_rl.sim import cache as kv
-from saga_rl.sim import evict as ev
-from saga_rl.sim.jit import compiled
+from saga_rl.policies.state import chains as ch
+from saga_rl.policies.state.tables import make_tables
+from saga_rl.sim.cache import evict as ev
+from saga_rl.sim.cache import pool as kv
+from saga_rl.sim.compiled.jit import compiled
 
 
 class Worker:

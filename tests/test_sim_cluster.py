@@ -17,13 +17,13 @@ from saga_rl.aeg.trace import TraceMeta
 from saga_rl.errors import UserError
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
-from saga_rl.sim import cache as kv
-from saga_rl.sim import state as st
+from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.cluster import Cluster, simulate
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.cost import CostProfile
-from saga_rl.sim.placement_stepper import PlacementStepper
-from saga_rl.sim.state import make_world
+from saga_rl.sim.cost.profile import CostProfile
+from saga_rl.sim.engine import state as st
+from saga_rl.sim.engine.state import make_world
+from saga_rl.sim.stepping.placement_stepper import PlacementStepper
 
 PROFILE = CostProfile("unit", base_s=1.0, per_prefill_token_s=0.01, per_kv_token_s=0.001, max_batched_tokens=100)
 META = TraceMeta("test", "generated:test")

@@ -14,11 +14,11 @@ from test_sim_naive import PROFILE, _sessions
 from saga_rl.aeg.generators import generate
 from saga_rl.policies.base import SEAMS, PolicySet
 from saga_rl.policies.registry import make, names
-from saga_rl.sim import cache as kv
-from saga_rl.sim import state as st
+from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.cluster import Cluster, simulate
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.iterations import iteration_log
+from saga_rl.sim.engine import state as st
+from saga_rl.sim.iteration_log import iteration_log
 
 OPEN = ("learned", "belady", "ends-known", "returns-known")
 """A checkpoint's, and those that must know the future of a fixed string."""

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saga_rl.errors import UserError
-from saga_rl.sim.cost import RANGES, CostProfile, load_profile, profile_names
-from saga_rl.sim.cost_fit import even_weights, hats, nnls, region_errors, relative_fit
-from saga_rl.sim.models import GIB, MODELS, from_config, model_shape, pool
+from saga_rl.sim.cost.fit import even_weights, hats, nnls, region_errors, relative_fit
+from saga_rl.sim.cost.models import GIB, MODELS, from_config, model_shape, pool
+from saga_rl.sim.cost.profile import RANGES, CostProfile, load_profile, profile_names
 
 FIT = Path(__file__).resolve().parents[1] / "benchmarks" / "profiles" / "fit.py"
 FITTED = [n for n in profile_names() if load_profile(n).provenance.get("kind") == "fitted"]
@@ -296,7 +296,7 @@ def run_cli(*words: str):
     import typer
     from typer.testing import CliRunner
 
-    from saga_rl.sim.profile_cli import register
+    from saga_rl.cli.profile import register
 
     parent = typer.Typer()
     parent.callback()(lambda: None)

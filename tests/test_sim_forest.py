@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sim_strings import BLOCK, naive_blocks, random_trace
 
 from saga_rl.aeg.forest import Forest, build_forest
-from saga_rl.sim.script import refine
+from saga_rl.sim.openloop.script import refine
 
 
 def expand(forest: Forest, step: int) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.cost import CostProfile
+from saga_rl.sim.cost.profile import CostProfile
 
 PROFILE = CostProfile("unit", base_s=1.0, per_prefill_token_s=0.013, per_kv_token_s=0.0017, per_seq_s=0.11,
                       per_attn_s=0.0003, per_context_s=0.0005, batch_tokens=(1.0, 10.0, 48.0), batch_s=(0.2, 0.25, 0.9),

@@ -13,9 +13,9 @@ from saga_rl.aeg.generators import generate
 from saga_rl.aeg.scale import scale_lengths
 from saga_rl.errors import UserError
 from saga_rl.policies.presets import preset
+from saga_rl.sim.cache.block_ring import ABSENT, leave, make_rings, use
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.ring import ABSENT, leave, make_rings, use
 
 
 def test_a_ring_is_an_ordered_dictionary():

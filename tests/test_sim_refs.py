@@ -13,10 +13,10 @@ from numba.core.runtime import rtsys
 
 from saga_rl.aeg.generators import generate
 from saga_rl.policies.presets import preset
-from saga_rl.sim import state as st
 from saga_rl.sim.cluster import make_fresh
+from saga_rl.sim.compiled.refs import world_ref
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.refs import world_ref
+from saga_rl.sim.engine import state as st
 
 
 @njit

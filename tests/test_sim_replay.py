@@ -13,9 +13,9 @@ from saga_rl.aeg.forest import build_forest
 from saga_rl.aeg.trace import TraceMeta
 from saga_rl.errors import UserError
 from saga_rl.policies.registry import make
+from saga_rl.sim.openloop.replay import make_play, play, replay
+from saga_rl.sim.openloop.script import prepare
 from saga_rl.sim.reference import END, READY, START, Reference
-from saga_rl.sim.replay import make_play, play, replay
-from saga_rl.sim.script import prepare
 
 ONLINE = ("lru", "lru-protect", "wa-lru", "wa-lru-literal", "youngest")
 SEEDS = st.integers(0, 2**32)

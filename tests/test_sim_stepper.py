@@ -8,8 +8,8 @@ from sim_strings import random_reference, random_trace
 
 from saga_rl.policies.features import E_IDLE_S, E_ORACLE, E_USEFUL, EVICTION
 from saga_rl.policies.registry import make
-from saga_rl.sim.replay import replay
-from saga_rl.sim.stepper import EvictionStepper
+from saga_rl.sim.openloop.replay import replay
+from saga_rl.sim.stepping.replay_stepper import EvictionStepper
 
 SEEDS = st.integers(0, 2**32)
 

@@ -17,7 +17,7 @@ from saga_rl.aeg.generators import generate
 from saga_rl.errors import UserError
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
-from saga_rl.sim import cache as kv
+from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.cluster import Cluster, simulate
 from saga_rl.sim.config import SimConfig
 

@@ -19,11 +19,11 @@ from saga_rl.aeg.importers import import_trace
 from saga_rl.errors import UserError
 from saga_rl.policies.registry import make
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.record import record_reference
+from saga_rl.sim.openloop.record import record_reference
+from saga_rl.sim.openloop.replay import play
+from saga_rl.sim.openloop.script import prepare
+from saga_rl.sim.openloop.unit import belady_misses, block_string, hits, lru_misses, misses, next_uses, play_uses
 from saga_rl.sim.reference import END
-from saga_rl.sim.replay import play
-from saga_rl.sim.script import prepare
-from saga_rl.sim.unit import belady_misses, block_string, hits, lru_misses, misses, next_uses, play_uses
 
 ROOT = Path(__file__).resolve().parents[1]
 POLICIES = ("lru", "belady")

@@ -23,11 +23,11 @@ from saga_rl.aeg.scale import scale_lengths
 from saga_rl.aeg.trace import Trace, TraceMeta
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
-from saga_rl.sim import cache as kv
+from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.cluster import Cluster, simulate
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.cost import CostProfile
-from saga_rl.sim.iterations import iteration_log
+from saga_rl.sim.cost.profile import CostProfile
+from saga_rl.sim.iteration_log import iteration_log
 
 STOCK = replace(preset("lru"), placement=make("placement", "sticky"))
 PROFILE = CostProfile("unit", base_s=0.25, per_prefill_token_s=0.013, per_kv_token_s=0.0017, per_seq_s=0.11,

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from saga_rl.aeg.generators import generate
-from saga_rl.policies import chains as ch
 from saga_rl.policies.features import E_YOUNG_LOG, EVICTION, G_INFORMED, ORDERING, eviction_row, ordering_row
 from saga_rl.policies.presets import preset
-from saga_rl.runtime.hints import Hints
-from saga_rl.runtime.tracker import Served, Tracker
-from saga_rl.sim import cache as kv
-from saga_rl.sim import evict as ev
-from saga_rl.sim import state as st
+from saga_rl.policies.state import chains as ch
+from saga_rl.runtime.sessions.hints import Hints
+from saga_rl.runtime.sessions.tracker import Served, Tracker
+from saga_rl.sim.cache import evict as ev
+from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.cluster import Cluster
 from saga_rl.sim.config import SimConfig
+from saga_rl.sim.engine import state as st
 from saga_rl.sim.reference import END, READY, START
 
 

@@ -26,11 +26,11 @@ from saga_rl.aeg.validate import check
 from saga_rl.policies import features as ft
 from saga_rl.policies.base import MEMORY, SCORE, SEAMS, Policy, PolicySet
 from saga_rl.policies.registry import make
-from saga_rl.runtime.scheduler import SagaSyncScheduler
-from saga_rl.sim import state as st
+from saga_rl.runtime.engine.scheduler import SagaSyncScheduler
 from saga_rl.sim.cluster import Cluster
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.cost import CostProfile
+from saga_rl.sim.cost.profile import CostProfile
+from saga_rl.sim.engine import state as st
 
 PROFILE = CostProfile("unit", base_s=0.01, per_prefill_token_s=1e-4, per_kv_token_s=1e-7, per_seq_s=1e-4,
                       per_attn_s=1e-8, per_context_s=1e-7, max_batched_tokens=256)
@@ -117,7 +117,7 @@ class SagaEngine(VllmEngine):
         shared = vllm_config()
         stock = STOCK_SCHEDULER(config)  # sets the limits
         shared.additional_config = {"saga": {"expiry_s": config.expiry_s, "budget_s": 60.0, **self.rules}}
-        with patch("saga_rl.runtime.scheduler.policies_of", lambda _: self.policies):
+        with patch("saga_rl.runtime.engine.scheduler.policies_of", lambda _: self.policies):
             cls = type("Timed", (SagaSyncScheduler,), {"clock": staticmethod(lambda: self.now)})
             return cls(vllm_config=shared, kv_cache_config=kv_config(config.pool_blocks, config.block_tokens),
                        structured_output_manager=stock.structured_output_manager, block_size=config.block_tokens,

@@ -18,10 +18,10 @@ from scripts_kit import run, script
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.io import read_trace, write_trace
 from saga_rl.errors import UserError
-from saga_rl.learn.dataset import read_dataset
-from saga_rl.learn.workloads import workload
-from saga_rl.policies.checkpoint import load_checkpoint
+from saga_rl.learn.data.dataset import read_dataset
+from saga_rl.learn.judge.workloads import workload
 from saga_rl.policies.features import LEARNED_EVICTION, feature_hash
+from saga_rl.policies.learned.checkpoint import load_checkpoint
 from saga_rl.policies.presets import PRESETS, preset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,7 +95,7 @@ def test_an_export_scores_as_the_network_did(work: Path) -> None:
     import torch
 
     from saga_rl.learn.network import RowNet
-    from saga_rl.learn.train import undecided
+    from saga_rl.learn.offline.train import undecided
     from saga_rl.policies.features import EVICTION
 
     checkpoint = load_checkpoint(work / "policy")
@@ -145,7 +145,7 @@ def test_interrupted_training_leaves_nothing(work: Path, monkeypatch: pytest.Mon
     def stop(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("saga_rl.learn.train._loss", stop)
+    monkeypatch.setattr("saga_rl.learn.offline.train._loss", stop)
     with pytest.raises(KeyboardInterrupt):
         module.main(work / "data-v0", work / "half", epochs=2, wandb="disabled")
     assert not (work / "half").exists()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from saga_rl.aeg.generators import generate
-from saga_rl.policies.checkpoint import MANIFEST, load_checkpoint
 from saga_rl.policies.features import COLUMNS, EVICTION
+from saga_rl.policies.learned.checkpoint import MANIFEST, load_checkpoint
 from saga_rl.policies.presets import preset
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig

@@ -24,7 +24,7 @@ from vllm.v1.request import Request  # noqa: E402
 
 from saga_rl.aeg.forest import Forest, build_forest  # noqa: E402
 from saga_rl.aeg.trace import Trace  # noqa: E402
-from saga_rl.sim import cache as kv  # noqa: E402
+from saga_rl.sim.cache import pool as kv  # noqa: E402
 
 Block = tuple[int, int]
 """(segment of the forest, offset in it)"""

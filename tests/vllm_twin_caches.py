@@ -9,8 +9,8 @@ from vllm_twin import Block, Places, Watch, contexts, kv_config, make_request, n
 
 from saga_rl.aeg.forest import build_forest
 from saga_rl.aeg.trace import Trace
-from saga_rl.sim import cache as kv
-from saga_rl.sim import evict as ev
+from saga_rl.sim.cache import evict as ev
+from saga_rl.sim.cache import pool as kv
 
 
 class VllmCache:

@@ -17,7 +17,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 from vllm_twin import Places, Watch, contexts, kv_config, make_request
 
 from saga_rl.aeg.trace import Trace
-from saga_rl.runtime.tiny_model import build_tiny_model
+from saga_rl.replay.tiny_model import build_tiny_model
 from saga_rl.sim.config import SimConfig
 
 MAX_LEN = 1 << 17

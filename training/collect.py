@@ -22,10 +22,10 @@ from saga_rl.aeg.io import read_trace
 from saga_rl.aeg.split import split
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.learn.cards import dataset_card
-from saga_rl.learn.collect import Task, label
-from saga_rl.learn.collect_many import Statistics, play_all
-from saga_rl.learn.dataset import new_dataset, rows_hash
-from saga_rl.learn.games import FEATURES, GAMES, check_behaviour, rows_of
+from saga_rl.learn.data.collect import Task, label
+from saga_rl.learn.data.collect_many import Statistics, play_all
+from saga_rl.learn.data.dataset import new_dataset, rows_hash
+from saga_rl.learn.data.games import FEATURES, GAMES, check_behaviour, rows_of
 from saga_rl.learn.script import capacities, check_range, file_label, new_folder, numbers, progress, run_script, words
 from saga_rl.policies.presets import preset
 from saga_rl.provenance import provenance, sha256

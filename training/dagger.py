@@ -1,7 +1,7 @@
 """Rounds of ranking on the policy's own states (DAgger): train, play, label, add, train again.
 
 A policy that learned from other policies' states meets states of its own; here it learns what to do there. Eviction
-only: other seams have no labels. How, and from where: `saga_rl.learn.rounds`.
+only: other seams have no labels. How, and from where: `saga_rl.learn.offline.dagger`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typer import Argument, Option
 
 from saga_rl.errors import UserError
 from saga_rl.files import write_json
-from saga_rl.learn.learners import LEARNERS, learner
-from saga_rl.learn.learners.options import parse
-from saga_rl.learn.offline import check_target, load, republish
-from saga_rl.learn.rounds import SEAM, Play, fit_round, gather, judge, rounds_picture
+from saga_rl.learn.offline.dagger import SEAM, Play, fit_round, gather, judge, rounds_picture
+from saga_rl.learn.offline.from_datasets import check_target, load, republish
+from saga_rl.learn.offline.learners import LEARNERS, learner
+from saga_rl.learn.offline.learners.options import parse
+from saga_rl.learn.offline.train import TrainConfig
 from saga_rl.learn.script import capacities, check_range, progress, run_script
-from saga_rl.learn.train import TrainConfig
 from saga_rl.policies.presets import preset
 from saga_rl.provenance import provenance, sha256
 

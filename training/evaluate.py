@@ -17,17 +17,18 @@ from typer import Argument, Option
 from saga_rl.aeg.io import read_trace
 from saga_rl.env.episodes import sim_config
 from saga_rl.errors import UserError
+from saga_rl.experiments.intervals import COLLAPSE
 from saga_rl.files import atomic, write_json
 from saga_rl.learn.cards import evaluation_card, interval
-from saga_rl.learn.evaluation import COLLAPSE, STOCK, closed_loop, open_loop
-from saga_rl.learn.plots import evaluation_picture
+from saga_rl.learn.judge.evaluation import STOCK, closed_loop, open_loop
+from saga_rl.learn.judge.picture import evaluation_picture
 from saga_rl.learn.script import capacities, check_range, progress, run_script
 from saga_rl.learn.tracking import Tracker
-from saga_rl.policies.checkpoint import load_checkpoint
+from saga_rl.policies.learned.checkpoint import load_checkpoint
 from saga_rl.policies.presets import preset, preset_names
 from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance
-from saga_rl.sim.bound import LOW_PRESSURE
+from saga_rl.sim.openloop.bound import LOW_PRESSURE
 
 HEURISTICS = {"lru": "lru", "lru-protect": "lru-protect", "wa-lru": "wa-lru", "wa-lru-literal": "wa-lru-literal"}
 

@@ -8,9 +8,9 @@ from typing import Annotated
 from rich.console import Console
 from typer import Argument, Option
 
-from saga_rl.learn.onnx_export import export
+from saga_rl.learn.offline.onnx_export import export
 from saga_rl.learn.script import run_script
-from saga_rl.policies.checkpoint import LEARNED_FEATURES, load_checkpoint
+from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES, load_checkpoint
 
 
 def main(

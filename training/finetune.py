@@ -26,10 +26,10 @@ from saga_rl.env.queue import AdmissionEnv, JointEnv, OrderingEnv
 from saga_rl.env.scheduler import SchedulerEnv
 from saga_rl.env.vector import EvictionVectorEnv
 from saga_rl.errors import UserError, unknown_name
-from saga_rl.learn.actors import FRESH, Start, actor_of, load_start, save_actor
+from saga_rl.learn.offline.train import deterministic
+from saga_rl.learn.online.actors import FRESH, Start, actor_of, load_start, save_actor
 from saga_rl.learn.script import capacities, check_range, file_label, progress, run_script
 from saga_rl.learn.tracking import Tracker
-from saga_rl.learn.train import deterministic
 from saga_rl.provenance import provenance, sha256
 
 ENVS: dict[str, Any] = {"eviction": EvictionEnv, "placement": PlacementEnv, "ordering": OrderingEnv,
@@ -115,7 +115,7 @@ def vector_of(env: str, places: list[tuple[Path, int]], shape: dict[str, Any], n
     """An environment of Stable-Baselines3 for each (trace, capacity), or `native` compiled ones of each."""
     from stable_baselines3.common.vec_env import DummyVecEnv
 
-    from saga_rl.learn.native import NativeVec
+    from saga_rl.learn.online.sb3_vector import NativeVec
 
     if not native:
         return DummyVecEnv([partial(_same, ENVS[env](path, kv, **shape)) for path, kv in places])
@@ -129,7 +129,7 @@ def learn(start: Start, vec: Any, settings: dict[str, Any], steps: int, seed: in
     from sb3_contrib import MaskablePPO
     from stable_baselines3.common.callbacks import BaseCallback
 
-    from saga_rl.learn.sb3 import RowPolicy
+    from saga_rl.learn.online.sb3 import RowPolicy
 
     deterministic(seed)
     rewards: list[float] = []

@@ -16,13 +16,13 @@ from typer import Argument, Option
 
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.files import write_json
-from saga_rl.learn.collect import label
-from saga_rl.learn.dataset import Decisions, episode_facts, read_dataset, rows_hash
-from saga_rl.learn.ope.estimators import Estimate
-from saga_rl.learn.ope.fqe import FqeConfig
-from saga_rl.learn.ope.paths import MODES, cut
-from saga_rl.learn.ope.picture import study_picture
-from saga_rl.learn.ope.study import ESTIMATORS, Study, estimate, pick, play_targets, rank_correlations
+from saga_rl.learn.data.collect import label
+from saga_rl.learn.data.dataset import Decisions, episode_facts, read_dataset, rows_hash
+from saga_rl.learn.judge.ope.estimators import Estimate
+from saga_rl.learn.judge.ope.fqe import FqeConfig
+from saga_rl.learn.judge.ope.paths import MODES, cut
+from saga_rl.learn.judge.ope.picture import study_picture
+from saga_rl.learn.judge.ope.study import ESTIMATORS, Study, estimate, pick, play_targets, rank_correlations
 from saga_rl.learn.script import check_range, new_folder, progress, run_script, words
 from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance, sha256

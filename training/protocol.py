@@ -16,9 +16,9 @@ from rich.table import Table
 from typer import Option
 
 from saga_rl.errors import UserError
-from saga_rl.learn.protocol.lab import lab
-from saga_rl.learn.protocol.report import MAKERS, cells, evaluate, known_workload, recorded, write
-from saga_rl.learn.protocol.settings import ROWS, Settings, check
+from saga_rl.learn.judge.protocol.lab import lab
+from saga_rl.learn.judge.protocol.report import MAKERS, cells, evaluate, known_workload, recorded, write
+from saga_rl.learn.judge.protocol.settings import ROWS, Settings, check
 from saga_rl.learn.script import EXIT_INTERRUPTED, check_range, run_script, stop, words
 from saga_rl.learn.tracking import Tracker
 from saga_rl.provenance import provenance

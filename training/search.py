@@ -1,7 +1,8 @@
 """Search for policies that decide together (order, admission, eviction, or placement) by whole simulated runs.
 
-CMA-ES over the numbers of small scorers, see `saga_rl.learn.search`. Writes one checkpoint for each seam into OUT,
-which serves as a whole: `saga-rl serve MODEL --policy OUT`. Judged against the best hand-made rule on the same runs.
+CMA-ES over the numbers of small scorers, see `saga_rl.learn.search.cma_es`. Writes one checkpoint for each seam into
+OUT, which serves as a whole: `saga-rl serve MODEL --policy OUT`. Judged against the best hand-made rule on the same
+runs.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from typer import Argument, Option
 from saga_rl.env.episodes import sim_config
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.files import check_target
-from saga_rl.learn.arenas import arena, wanted
-from saga_rl.learn.genome import Genome, scales
 from saga_rl.learn.script import check_range, numbers, progress, run_script, words
-from saga_rl.learn.search import Found, SearchConfig, search
-from saga_rl.learn.search_card import copied_card, search_card
-from saga_rl.learn.search_plot import search_picture
+from saga_rl.learn.search.card import copied_card, search_card
+from saga_rl.learn.search.cma_es import Found, SearchConfig, search
+from saga_rl.learn.search.parameter_vector import Genome, scales
+from saga_rl.learn.search.picture import search_picture
+from saga_rl.learn.search.scenarios import arena, wanted
 from saga_rl.learn.tracking import Tracker
 from saga_rl.policies.base import SEAMS
-from saga_rl.policies.checkpoint import load_checkpoint, save_checkpoint
+from saga_rl.policies.learned.checkpoint import load_checkpoint, save_checkpoint
 from saga_rl.policies.presets import PRESETS
 from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance

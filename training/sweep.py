@@ -16,12 +16,12 @@ from typer import Argument, Option
 
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.files import write_json
-from saga_rl.learn.learners import LEARNERS, learner
-from saga_rl.learn.offline import check_target, companions_of, load, republish
+from saga_rl.learn.offline.from_datasets import check_target, companions_of, load, republish
+from saga_rl.learn.offline.learners import LEARNERS, learner
+from saga_rl.learn.offline.sweep import best_of, criterion_of, summary
+from saga_rl.learn.offline.sweep_backends import BACKENDS, Plan, local, tune, wandb
+from saga_rl.learn.offline.sweep_picture import sweep_picture
 from saga_rl.learn.script import check_range, progress, run_script
-from saga_rl.learn.sweep import best_of, criterion_of, summary
-from saga_rl.learn.sweep_backends import BACKENDS, Plan, local, tune, wandb
-from saga_rl.learn.sweep_picture import sweep_picture
 from saga_rl.provenance import provenance
 
 

@@ -1,7 +1,8 @@
 """Train a policy offline on datasets of `training/collect.py`, and write it as a checkpoint.
 
-The learners are in `saga_rl.learn.learners`, one file each; docs/learners.md says which applies where. The seam is the
-dataset's. After every epoch the whole state is kept beside `--out`, so a run that was stopped goes on (`--resume`).
+The learners are in `saga_rl.learn.offline.learners`, one file each; docs/learners.md says which applies where. The seam
+is the dataset's. After every epoch the whole state is kept beside `--out`, so a run that was stopped goes on
+(`--resume`).
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from typing import Annotated
 from rich.console import Console
 from typer import Argument, Option
 
-from saga_rl.learn.learners import LEARNERS, learner
-from saga_rl.learn.learners.options import parse
-from saga_rl.learn.offline import check_target, companions_of, load, save
+from saga_rl.learn.offline.from_datasets import check_target, companions_of, load, save
+from saga_rl.learn.offline.learners import LEARNERS, learner
+from saga_rl.learn.offline.learners.options import parse
+from saga_rl.learn.offline.train import TrainConfig, train
 from saga_rl.learn.script import EXIT_INTERRUPTED, check_range, numbers, progress, run_script, stop
 from saga_rl.learn.tracking import Tracker
-from saga_rl.learn.train import TrainConfig, train
 from saga_rl.provenance import sha256
 
 

@@ -14,8 +14,8 @@ from typer import Argument, Option
 from saga_rl.aeg.io import write_trace
 from saga_rl.errors import UserError
 from saga_rl.files import check_target
+from saga_rl.learn.judge.workloads import workload
 from saga_rl.learn.script import run_script
-from saga_rl.learn.workloads import workload
 
 
 def main(

@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 from workloads import workloads
 
-from saga_rl.aeg.infer_cli import measure
-from saga_rl.aeg.infer_plot import draw
-from saga_rl.aeg.infer_stream import TYPES
+from saga_rl.aeg.inference.picture import draw
+from saga_rl.aeg.inference.stream import TYPES
 from saga_rl.aeg.trace import Trace
-from saga_rl.cli import run_user_command
+from saga_rl.cli.aeg import measure
+from saga_rl.errors import run_user_command
 from saga_rl.files import check_target, write_json
 from saga_rl.provenance import provenance
 

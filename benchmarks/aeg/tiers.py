@@ -29,11 +29,10 @@ from rich.table import Table
 from workloads import GENERATED, REAL, workloads
 
 from saga_rl.aeg.trace import Trace
-from saga_rl.cli import run_user_command
 from saga_rl.env.episodes import capacities_for, resample, sim_config
-from saga_rl.errors import UserError, unknown_name
+from saga_rl.errors import UserError, run_user_command, unknown_name
+from saga_rl.experiments.intervals import COLLAPSE, paired_ratio
 from saga_rl.files import atomic, check_target, write_json
-from saga_rl.learn.evaluation import COLLAPSE, paired_ratio
 from saga_rl.policies.base import PolicySet
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make

@@ -6,7 +6,7 @@ Next-tool accuracy on katas and weka of counts of transitions in plain Python, p
 
 - order: how many tools back a state reaches (the longest one seen 10 times is used);
 - fading: what a state's counts are multiplied by before one is added (1: nothing is forgotten);
-- last steps: whether the step that ends a chain is counted. `policies.tables` count a transition when the chain's
+- last steps: whether the step that ends a chain is counted. `policies.state.tables` count a transition when the chain's
   following request comes, so they never see that one.
 
 The first row of each block is what the policies read.
@@ -24,8 +24,8 @@ from rich.table import Table
 from workloads import REAL
 
 from saga_rl.aeg.importers import import_trace
-from saga_rl.aeg.infer_stream import Stream, stream
-from saga_rl.cli import run_user_command
+from saga_rl.aeg.inference.stream import Stream, stream
+from saga_rl.errors import run_user_command
 
 ENOUGH = 10
 VARIANTS = [(1, 1.0, False), (1, 1.0, True), (1, 0.99, False), (2, 1.0, False), (2, 0.99, False), (3, 0.99, False)]

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 
 from saga_rl.processes import SERVE, Child, free_port
-from saga_rl.sim.cost import load_profile
+from saga_rl.sim.cost.profile import load_profile
 
 AGENTS, CONTEXT, GROWTH, ANSWER, TOOL_S = 4, 20_000, 1_500, 150, 2.0
 """An engine's agents; a context at first, what a step adds, an answer (tokens), and a tool (device's seconds)."""

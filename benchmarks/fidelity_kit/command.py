@@ -26,7 +26,7 @@ from fidelity_kit.show import comparison_table, fit_table, picture
 from saga_rl.errors import EXIT_BAD_INPUT, UserError
 from saga_rl.files import atomic, write_json
 from saga_rl.provenance import provenance
-from saga_rl.runtime.tiny_model import build_tiny_model
+from saga_rl.replay.tiny_model import build_tiny_model
 
 NEAR = tuple(np.linspace(0.99, 1.01, 21).tolist())
 """Factors on all times of the profile: what an error of 1 % does to the simulated figures."""

@@ -16,7 +16,7 @@ from saga_rl.errors import UserError
 from saga_rl.policies.presets import preset
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.cost import CostProfile
+from saga_rl.sim.cost.profile import CostProfile
 
 Figures = dict[str, float]
 SAME_S = 1e-9

@@ -24,10 +24,10 @@ import numpy as np
 
 from fidelity_kit.log import END, EVENT_COLUMNS, GROW, PREEMPT, START, EngineLog, composition
 from saga_rl.aeg.trace import Trace
-from saga_rl.runtime.replay_text import PromptBook
+from saga_rl.replay.text import PromptBook
 
 if TYPE_CHECKING:  # it loads numba, whose modules vLLM's search through all modules does not survive
-    from saga_rl.sim.cost import CostProfile
+    from saga_rl.sim.cost.profile import CostProfile
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from fidelity_kit.log import COMPOSITION, EngineLog, compositions
 from saga_rl.errors import UserError
-from saga_rl.sim.cost import CostProfile
-from saga_rl.sim.cost_fit import hats, nnls, region_errors
-from saga_rl.sim.iteration_cost import seconds as iteration_seconds
+from saga_rl.sim.cost.fit import hats, nnls, region_errors
+from saga_rl.sim.cost.iteration import seconds as iteration_seconds
+from saga_rl.sim.cost.profile import CostProfile
 
 KNOTS = (1.0, 8.0, 32.0, 128.0, 256.0)
 """Tokens of a batch between which the table is linear; those above the engine's limit are left out."""
@@ -65,7 +65,7 @@ def region_names(rows: NDArray[np.float64]) -> list[str]:
 
 def fit_profile(rows: NDArray[np.float64], seconds: NDArray[np.float64], max_batched_tokens: int,
                 name: str = "fidelity", knots: tuple[float, ...] = KNOTS, **notes: Any) -> Fit:
-    """Fit the form of `saga_rl/sim/iteration_cost.py`. rows: (n, 5) `COMPOSITION`. Raises `UserError` for too few."""
+    """Fit the form of `saga_rl/sim/cost/iteration.py`. rows: (n, 5) `COMPOSITION`. Raises `UserError` for too few."""
     if len(rows) < LEAST:
         raise UserError("fit", f"has {len(rows)} iterations, fewer than {LEAST}", "let the engines run longer")
     prefill, pairs, context, kv_read, decoding = rows.T

@@ -12,7 +12,7 @@ START, GROW, PREEMPT, END = range(4)
 """Kinds of events: a request leaves the queue, a running one goes on, one loses its blocks, one is done."""
 EVENT_COLUMNS = ("iteration", "kind", "step", "have", "tokens", "known")
 COMPOSITION = ("prefill", "pairs", "context", "kv_read", "decoding")
-"""An iteration as the cost model sees it; meanings in `saga_rl/sim/iteration_cost.py`."""
+"""An iteration as the cost model sees it; meanings in `saga_rl/sim/cost/iteration.py`."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import numpy as np
 from fidelity_kit.log import END, PREEMPT, START, EngineLog
 from saga_rl.aeg.forest import build_forest
 from saga_rl.aeg.trace import Trace
-from saga_rl.sim import cache as kv
-from saga_rl.sim import evict as ev
+from saga_rl.sim.cache import evict as ev
+from saga_rl.sim.cache import pool as kv
 
 
 @dataclass

@@ -15,7 +15,7 @@ from fidelity_kit.log import EngineLog
 from fidelity_kit.settings import ENGINES
 from saga_rl.aeg.trace import Trace
 from saga_rl.errors import UserError
-from saga_rl.sim.cost import CostProfile
+from saga_rl.sim.cost.profile import CostProfile
 
 LEAD_S, START_LIMIT_S = 0.3, 300.0
 

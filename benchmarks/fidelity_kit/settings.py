@@ -9,7 +9,7 @@ from saga_rl.aeg.scale import scale_lengths
 from saga_rl.aeg.trace import Trace
 from saga_rl.env.episodes import demand_tokens
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.cost import CostProfile
+from saga_rl.sim.cost.profile import CostProfile
 
 ENGINES = 2
 NOMINAL = CostProfile("nominal", 2.5e-3, 6e-5, 1e-7, 1.5e-4, 1e-8, provenance={"kind": "assumed"})

@@ -59,7 +59,7 @@ def words(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from saga_rl.cli import app, run_user_command
+    from saga_rl.cli.main import app, run_user_command
 
     given = sys.argv[1:] if argv is None else argv
     run_user_command(lambda: app(words(given)))

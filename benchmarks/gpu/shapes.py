@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saga_rl.errors import UserError
-from saga_rl.runtime.tiny_model import build_tiny_model
+from saga_rl.replay.tiny_model import build_tiny_model
 
 GIB = 1 << 30
 BYTES = 2

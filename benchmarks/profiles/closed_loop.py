@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from saga_rl.sim.cost import CostProfile
+from saga_rl.sim.cost.profile import CostProfile
 
 ROUNDS = 3
 """Requests a client finishes after its first, which only spreads the clients' phases and is not counted."""

@@ -3,7 +3,7 @@
     python benchmarks/profiles/fit.py --data DIR [--only NAME] [--out DIR]
 
 DIR holds aiconfigurator/, llmservingsim/ and splitwise/. An iteration's seconds are the sum of its kernels
-(`kernels.py`) over a grid (`grid.py`); the form of `saga_rl/sim/iteration_cost.py` is fitted to the sums by least
+(`kernels.py`) over a grid (`grid.py`); the form of `saga_rl/sim/cost/iteration.py` is fitted to the sums by least
 squares on relative error, every region of the grid with the same weight. Prints the error of each region and the error
 against other measurements, and writes NAME.json to --out (default: the package's own folder). Deterministic.
 """
@@ -22,12 +22,11 @@ from rich.console import Console
 from tables import VLLM, WALKS
 from validate import against_llmservingsim, against_serving, against_splitwise, host_time, served, with_host
 
-from saga_rl.cli import run_user_command
-from saga_rl.errors import unknown_name
+from saga_rl.errors import run_user_command, unknown_name
 from saga_rl.files import check_target
-from saga_rl.sim.cost import CostProfile
-from saga_rl.sim.cost_fit import error_table, even_weights, hats, region_errors, relative_fit
-from saga_rl.sim.models import MODELS, RESERVE_GIB, UTILISATION, pool
+from saga_rl.sim.cost.fit import error_table, even_weights, hats, region_errors, relative_fit
+from saga_rl.sim.cost.models import MODELS, RESERVE_GIB, UTILISATION, pool
+from saga_rl.sim.cost.profile import CostProfile
 
 PROFILES = {
     "h100-llama3.1-8b-tp1": ("h100", "llama3.1-8b", 1),
@@ -147,7 +146,7 @@ def assumptions(gpu: str, host_s: tuple[float, float]) -> list[str]:
 
 
 def main() -> None:
-    shipped = Path(str(files("saga_rl.sim").joinpath("profiles")))
+    shipped = Path(str(files("saga_rl.sim.cost").joinpath("profiles")))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds the tables")
     parser.add_argument("--only", help="one of: " + ", ".join(PROFILES))

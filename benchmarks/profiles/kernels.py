@@ -13,7 +13,7 @@ from tables import VLLM, WALKS, Attention, Gemm, all_reduce
 
 from saga_rl.errors import UserError
 from saga_rl.files import must_exist
-from saga_rl.sim.models import ModelShape
+from saga_rl.sim.cost.models import ModelShape
 
 ELEMENTWISE_A_LAYER = 4
 """Two fused add + RMS norm, rotary embedding with the KV write, SiLU and product; one more with norms of q and k."""

@@ -16,9 +16,9 @@ from closed_loop import Loop, closed_loop
 from kernels import Instance
 
 from saga_rl.files import must_exist
-from saga_rl.sim.cost import CostProfile
-from saga_rl.sim.cost_fit import nnls, region_errors
-from saga_rl.sim.models import ModelShape, pool
+from saga_rl.sim.cost.fit import nnls, region_errors
+from saga_rl.sim.cost.models import ModelShape, pool
+from saga_rl.sim.cost.profile import CostProfile
 
 BUDGET = 8192
 """Tokens an iteration in the serving benchmarks: the engines' default; the table does not say."""

@@ -30,7 +30,7 @@ _HASHER = get_request_block_hasher(BLOCK, sha256)
 
 def make_scheduler(policy: str, model: Path, blocks: int, seqs: int) -> Any:
     """vLLM's asynchronous scheduler, or ours with `policy`, over `blocks` blocks of 16 tokens."""
-    from saga_rl.runtime.scheduler import SagaScheduler
+    from saga_rl.runtime.engine.scheduler import SagaScheduler
 
     config = VllmConfig(
         scheduler_config=SchedulerConfig(max_num_seqs=seqs, max_num_batched_tokens=8192, max_model_len=MOST_LEN,

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from saga_rl.runtime.hints import Hints
-from saga_rl.runtime.router import Router
+from saga_rl.runtime.routing.router import Router
+from saga_rl.runtime.sessions.hints import Hints
 
 
 def measure(policies: dict[str, Any], workers: int, sessions: int, decisions: int, seed: int = 0) -> dict[str, Any]:

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from saga_rl.bench.measure import machine
-from saga_rl.bench.servers import KEY, MODEL, Server
+from saga_rl.experiments.bench.measure import machine
+from saga_rl.experiments.bench.servers import KEY, MODEL, Server
 from saga_rl.processes import free_port
 
 __all__ = ["machine", "measure"]

@@ -11,11 +11,11 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from saga_rl.cli import run_user_command
 from saga_rl.demo import own
 from saga_rl.demo.outcome import show, write_page
 from saga_rl.demo.ring import run
 from saga_rl.demo.settings import Settings
+from saga_rl.errors import run_user_command
 from saga_rl.processes import ProcessFailed
 
 

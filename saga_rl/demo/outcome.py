@@ -9,10 +9,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from saga_rl.bench import pictures
-from saga_rl.bench.arms import STOCK
 from saga_rl.demo.ring import BEST, LEARNED, RIVAL, Outcome
 from saga_rl.demo.settings import Settings
+from saga_rl.experiments.bench import pictures
+from saga_rl.experiments.bench.arms import STOCK
 from saga_rl.report.html import Page
 from saga_rl.report.style import png
 

@@ -14,25 +14,25 @@ import numpy as np
 from rich.console import Console
 
 from saga_rl.aeg.io import read_trace, write_trace
-from saga_rl.bench import router
-from saga_rl.bench.arms import ARMS, OURS, STOCK, Arm
-from saga_rl.bench.fleet import Fleet, Host
-from saga_rl.bench.judge import judge
-from saga_rl.bench.measure import device
-from saga_rl.bench.plan import Plan, make
-from saga_rl.bench.play import line, play
-from saga_rl.bench.settings import Settings as BenchSettings
 from saga_rl.demo.material import Material, load, material
 from saga_rl.demo.settings import Settings
 from saga_rl.demo.stages import Stages
 from saga_rl.errors import UserError
+from saga_rl.experiments.bench import router
+from saga_rl.experiments.bench.arms import ARMS, OURS, STOCK, Arm
+from saga_rl.experiments.bench.fleet import Fleet, Host
+from saga_rl.experiments.bench.judge import judge
+from saga_rl.experiments.bench.measure import device
+from saga_rl.experiments.bench.plan import Plan, make
+from saga_rl.experiments.bench.play import line, play
+from saga_rl.experiments.bench.settings import Settings as BenchSettings
 from saga_rl.files import write_json
 from saga_rl.policies.presets import preset
 from saga_rl.provenance import provenance
-from saga_rl.runtime.config import SagaConfig
+from saga_rl.runtime.config.settings import SagaConfig
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.cost import load_profile
+from saga_rl.sim.cost.profile import load_profile
 
 BEST, LEARNED, RIVAL = "likely", "learned", "router-program"
 FIRST = "likely"
@@ -47,7 +47,8 @@ class Outcome:
 
     facts: dict[str, Any]
     arms: dict[str, Any]
-    """By name, as `bench.judge` gives them, with `tct_s` by session and `simulated_tct_mean_s` where it can be."""
+    """By name, as `experiments.bench.judge` gives them, with `tct_s` by session and `simulated_tct_mean_s` where it can
+    be."""
     held: dict[str, Any]
 
 

@@ -1,5 +1,5 @@
 """`saga_rl/PlacementVec-v0`, `OrderingVec-v0`, `AdmissionVec-v0`, `JointVec-v0` and `SchedulerVec-v0`: many of the
-closed-loop environments at once, stepped in one compiled call (`saga_rl.sim.closed_vector`).
+closed-loop environments at once, stepped in one compiled call (`saga_rl.sim.stepping.closed_vector`).
 
 Spaces, rewards, masks, infos and what an observation may know are those of the single environments, decision for
 decision. What differs is where episodes come from: a pool of them is arranged at construction, and played as
@@ -24,11 +24,11 @@ from saga_rl.env.queue import AdmissionEnv, JointEnv, OrderingEnv, QueueEnv
 from saga_rl.env.rewards import Rewards
 from saga_rl.env.scheduler import DECISIONS, SchedulerEnv
 from saga_rl.errors import UserError
-from saga_rl.sim import closed_slots as cs
-from saga_rl.sim import vector as vc
-from saga_rl.sim.closed_vector import ClosedFleet
 from saga_rl.sim.cluster import check_runs, make_fresh
-from saga_rl.sim.packing import Template
+from saga_rl.sim.stepping import closed_slots as cs
+from saga_rl.sim.stepping import replay_vector as vc
+from saga_rl.sim.stepping.closed_vector import ClosedFleet
+from saga_rl.sim.stepping.world_memory import Template
 
 
 class ClosedVectorEnv(PooledVectorEnv):

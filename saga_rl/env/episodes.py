@@ -16,7 +16,7 @@ from saga_rl.errors import UserError
 from saga_rl.policies.presets import preset
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.cost import load_profile
+from saga_rl.sim.cost.profile import load_profile
 
 
 def load_source(trace: Trace | str | Path | None, generator: str | None, params: dict[str, Any] | None) -> Trace:

@@ -28,8 +28,8 @@ from saga_rl.errors import UserError
 from saga_rl.policies.features import LEARNED_EVICTION
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
-from saga_rl.sim.record import record_reference
-from saga_rl.sim.stepper import EvictionStepper
+from saga_rl.sim.openloop.record import record_reference
+from saga_rl.sim.stepping.replay_stepper import EvictionStepper
 
 REWARD_TOKENS = 1000.0
 """Tokens computed again that cost one unit of reward."""

@@ -29,7 +29,7 @@ from saga_rl.env.rewards import MIN_TCT_S
 from saga_rl.errors import UserError
 from saga_rl.policies.features import LEARNED_PLACEMENT
 from saga_rl.policies.presets import preset
-from saga_rl.sim.placement_stepper import PlacementStepper
+from saga_rl.sim.stepping.placement_stepper import PlacementStepper
 
 BOUND = 1e6
 

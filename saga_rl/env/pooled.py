@@ -18,7 +18,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from saga_rl.errors import UserError
-from saga_rl.sim import vector as vc
+from saga_rl.sim.stepping import replay_vector as vc
 
 MODES = {AutoresetMode.NEXT_STEP: vc.NEXT_STEP, AutoresetMode.SAME_STEP: vc.SAME_STEP,
          AutoresetMode.DISABLED: vc.BY_HAND}
@@ -32,9 +32,9 @@ def need(**least: tuple[int, int]) -> None:
 
 
 class PooledVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[Any]]):
-    """A subclass calls `_open` last in its construction. The compiled loops write to its slots; see `sim.vector.Slots`
-    for those that every kind has: book, order, obs, mask, reward, terminated, truncated, final_obs, final_mask,
-    final_book."""
+    """A subclass calls `_open` last in its construction. The compiled loops write to its slots; see
+    `sim.stepping.replay_vector.Slots` for those that every kind has: book, order, obs, mask, reward, terminated,
+    truncated, final_obs, final_mask, final_book."""
 
     columns: ClassVar[dict[str, int]]
     """Keys of info that are columns of `book`; "pool_episode" is the episode's number in the pool."""

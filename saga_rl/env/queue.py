@@ -1,7 +1,7 @@
 """Who enters from a worker's queue: `saga_rl/Ordering-v0`, `saga_rl/Admission-v0` and `saga_rl/Joint-v0`.
 
-Closed loop, all three over `saga_rl.sim.queue_stepper`. R = max_rows; requests are offered in the given order, so row 0
-is its own choice; those whose tenant may not be served (service gap) are not offered.
+Closed loop, all three over `saga_rl.sim.stepping.queue_stepper`. R = max_rows; requests are offered in the given order,
+so row 0 is its own choice; those whose tenant may not be served (service gap) are not offered.
 
 | | Ordering | Admission | Joint |
 |---|---|---|---|
@@ -36,7 +36,7 @@ from saga_rl.policies.features import LEARNED_ADMISSION, LEARNED_ORDERING
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
 from saga_rl.sim.cluster import HOLD
-from saga_rl.sim.queue_stepper import QueueStepper
+from saga_rl.sim.stepping.queue_stepper import QueueStepper
 
 ORDER, ADMIT = len(LEARNED_ORDERING), len(LEARNED_ADMISSION)
 

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 import numpy as np
 
 from saga_rl.errors import UserError, unknown_name
-from saga_rl.sim.closed_vector import MIN_TCT_S, P95_FROM
-from saga_rl.sim.closed_vector import TOKENS_UNIT as RECOMPUTED_TOKENS
+from saga_rl.sim.stepping.closed_vector import MIN_TCT_S, P95_FROM
+from saga_rl.sim.stepping.closed_vector import TOKENS_UNIT as RECOMPUTED_TOKENS
 
 KINDS = ("tct", "recomputed")
-# From `sim.closed_vector`, which settles in compiled code. MIN_TCT_S: shorter completion times count as this, so that
-# the logarithm stays finite. RECOMPUTED_TOKENS: that cost one unit of reward. P95_FROM: sessions that must have ended
-# before their 95th percentile is an estimate.
+# From `sim.stepping.closed_vector`, which settles in compiled code. MIN_TCT_S: shorter completion times count as this,
+# so that the logarithm stays finite. RECOMPUTED_TOKENS: that cost one unit of reward. P95_FROM: sessions that must have
+# ended before their 95th percentile is an estimate.
 
 
 class Rewards:

@@ -1,4 +1,5 @@
-"""`saga_rl/Scheduler-v0`: all decisions of a scheduler in one closed-loop run (`saga_rl.sim.scheduler_stepper`).
+"""`saga_rl/Scheduler-v0`: all decisions of a scheduler in one closed-loop run
+(`saga_rl.sim.stepping.scheduler_stepper`).
 
 R = max_rows. Whatever comes next is decided: where a request goes, who enters from a worker's queue, or whose blocks
 go for the iteration that a worker is about to compose.
@@ -30,8 +31,8 @@ from saga_rl.env.queue import ADMIT, ORDER, QueueEnv
 from saga_rl.errors import UserError
 from saga_rl.policies.features import LEARNED_EVICTION, LEARNED_PLACEMENT
 from saga_rl.sim.cluster import CHOOSE, EVICT, PLACE
-from saga_rl.sim.queue_stepper import HOLD
-from saga_rl.sim.scheduler_stepper import SchedulerStepper, check_eviction
+from saga_rl.sim.stepping.queue_stepper import HOLD
+from saga_rl.sim.stepping.scheduler_stepper import SchedulerStepper, check_eviction
 
 DECISIONS = {PLACE: "placement", CHOOSE: "queue", EVICT: "eviction"}
 KINDS, PLACEMENT, EVICTION = len(DECISIONS), len(LEARNED_PLACEMENT), len(LEARNED_EVICTION)

@@ -1,4 +1,5 @@
-"""`saga_rl/EvictionVec-v0`: many `saga_rl/Eviction-v0` at once, stepped in one compiled call (`saga_rl.sim.vector`).
+"""`saga_rl/EvictionVec-v0`: many `saga_rl/Eviction-v0` at once, stepped in one compiled call
+(`saga_rl.sim.stepping.replay_vector`).
 
 Spaces, rewards, masks and what an observation may know are those of `saga_rl.env.eviction`, decision for decision. What
 differs is where episodes come from: recording a reference string takes a closed-loop run, so a pool of them is made at
@@ -23,11 +24,11 @@ from saga_rl.errors import UserError
 from saga_rl.policies.features import LEARNED_EVICTION
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
-from saga_rl.sim import vector as vc
-from saga_rl.sim.record import record_reference
+from saga_rl.sim.openloop.record import record_reference
+from saga_rl.sim.openloop.script import prepare
 from saga_rl.sim.reference import Reference
-from saga_rl.sim.script import prepare
-from saga_rl.sim.stepper import EvictionStepper
+from saga_rl.sim.stepping import replay_vector as vc
+from saga_rl.sim.stepping.replay_stepper import EvictionStepper
 
 
 class EvictionVectorEnv(PooledVectorEnv):

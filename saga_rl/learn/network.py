@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from saga_rl.policies.mlp import CLIP
+from saga_rl.policies.learned.mlp import CLIP
 
 HIDDEN = (24, 24)
 MIN_STD = 1e-3
@@ -24,7 +24,7 @@ MIN_STD = 1e-3
 class RowNet(nn.Module):
     """score(x) = MLP(clip((x - mean) / std)), F -> hidden (ReLU) -> 1, for x of shape (..., F); returns shape (...).
 
-    The same network as `saga_rl.policies.mlp`, which runs it in service, and with its clipping bound.
+    The same network as `saga_rl.policies.learned.mlp`, which runs it in service, and with its clipping bound.
     """
 
     mean: torch.Tensor
@@ -59,7 +59,8 @@ class RowNet(nn.Module):
             yield module
 
     def layers(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """[(W, b)] with W of shape (out, in), first layer first: what `policies.checkpoint.save_checkpoint` takes."""
+        """[(W, b)] with W of shape (out, in), first layer first: what `policies.learned.checkpoint.save_checkpoint`
+        takes."""
         return [(_array(linear.weight), _array(linear.bias)) for linear in self._linears()]
 
     @classmethod

@@ -24,7 +24,7 @@ EXIT_INTERRUPTED = 130
 
 def run_script(command: Callable[..., None]) -> None:
     """Run `command` as a typer program. A `UserError` becomes one line on standard error and exit status 2, Ctrl-C one
-    line and 130; like `saga_rl.cli.run_user_command`, without loading the commands of the other rooms."""
+    line and 130; like `saga_rl.cli.main.run_user_command`, without loading the commands of the other rooms."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
     @app.command()

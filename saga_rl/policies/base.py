@@ -78,7 +78,7 @@ class Policy:
     draws: bool = False
     """Placement: reads the columns "draw" and "ring"."""
     steals: bool = False
-    """Placement: an idle worker takes queued sessions from overloaded ones (`sim.stealing`)."""
+    """Placement: an idle worker takes queued sessions from overloaded ones (`sim.engine.stealing`)."""
     oldest_first: bool = False
     """Eviction: `score` always prefers what was released earliest, so a caller may pick that without making rows."""
     doc: dict[str, Any] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """What no policy can override: fairness between tenants, enforced outside every score, in simulator and vLLM alike.
 
-- **Service gap** (`policies.service`): of the waiting requests, in the policy's order, the first one is scheduled whose
-  tenant has had at most `service_gap_tokens` more service than the tenant that had least among those that wait.
+- **Service gap** (`policies.state.service`): of the waiting requests, in the policy's order, the first one is scheduled
+  whose tenant has had at most `service_gap_tokens` more service than the tenant that had least among those that wait.
 - **KV floors**: eviction for one tenant's request leaves every other tenant's cached blocks alone that lie within its
   floor; a request that would need them waits instead. Only the sole request of an otherwise idle engine may take them,
   since nothing else could ever make room; that is counted (`floor_breaks`).

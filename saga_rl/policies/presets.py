@@ -41,7 +41,7 @@ def preset(name: str) -> PolicySet:
     if name in PRESETS:
         return from_specs(PRESETS[name])
     if Path(name).is_dir():
-        from saga_rl.policies.checkpoint import load_set
+        from saga_rl.policies.learned.checkpoint import load_set
 
         return load_set(name)
     error = unknown_name("policy preset", name, PRESETS)

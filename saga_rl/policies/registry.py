@@ -31,6 +31,8 @@ def register(seam: Seam, name: str) -> Callable[[Factory], Factory]:
 def _load() -> None:
     for seam in SEAMS:
         import_module(f"saga_rl.policies.{seam}")
+        import_module(f"saga_rl.policies.baselines.{seam}")
+    import_module("saga_rl.policies.learned.scorers")
 
 
 def names(seam: Seam) -> list[str]:
@@ -68,3 +70,14 @@ def make(seam: Seam, spec: str) -> Policy:
             raise UserError(f"{seam} policy {spec!r}", f"{key} is not a number: {value!r}",
                             f"write {key}=NUMBER" if eq else f"write {key}=NUMBER, with '='") from None
     return factory(**kwargs)
+
+
+def split_specs(text: str) -> list[str]:
+    """Comma-separated policy specs; a policy's own parameters may hold commas: `lru,wa-lru:alpha=1,beta=2`."""
+    specs: list[str] = []
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        if specs and ":" in specs[-1] and "=" in part and ":" not in part:
+            specs[-1] += "," + part
+        elif part not in specs:
+            specs.append(part)
+    return specs

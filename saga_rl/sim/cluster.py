@@ -13,16 +13,28 @@ from numpy.typing import NDArray
 from saga_rl.aeg.trace import Trace
 from saga_rl.aeg.validate import check_fits
 from saga_rl.errors import UserError
-from saga_rl.policies import chains as ch
 from saga_rl.policies.base import PolicySet
 from saga_rl.policies.presets import preset
-from saga_rl.sim import state as st
+from saga_rl.policies.state import chains as ch
+from saga_rl.sim.compiled.jit import compiled
+from saga_rl.sim.compiled.refs import world_ref
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.fairness import fairness
-from saga_rl.sim.jit import compiled
-from saga_rl.sim.loop import ALL, CHOOSE, ENDED, EVICT, HOLD, NO_PAUSE, PLACE, PLACEMENTS, QUEUE, SCORE_ARGS, run_on
-from saga_rl.sim.metrics import metrics
-from saga_rl.sim.refs import world_ref
+from saga_rl.sim.engine import state as st
+from saga_rl.sim.engine.loop import (
+    ALL,
+    CHOOSE,
+    ENDED,
+    EVICT,
+    HOLD,
+    NO_PAUSE,
+    PLACE,
+    PLACEMENTS,
+    QUEUE,
+    SCORE_ARGS,
+    run_on,
+)
+from saga_rl.sim.results.fairness import fairness
+from saga_rl.sim.results.metrics import metrics
 
 __all__ = ["ALL", "CHOOSE", "ENDED", "EVICT", "HOLD", "HORIZONS", "NO_PAUSE", "PLACE", "PLACEMENTS", "QUEUE", "Cluster",
            "SimResult", "alone_tct", "check_runs", "simulate", "stated_horizon"]

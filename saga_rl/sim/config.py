@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.policies.constraints import Constraints
 from saga_rl.policies.parameters import EXPIRY_S
-from saga_rl.sim.cost import CostProfile, load_profile
+from saga_rl.sim.cost.profile import CostProfile, load_profile
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,4 @@
-"""Admission policies: one file each; importing this package registers them."""
+"""Admission: whether the request at the head of a queue may start. A file a policy; importing this package registers
+them. Rivals and oracles: `policies.baselines`."""
 
-from saga_rl.policies.admission import (  # noqa: F401
-    aimd,
-    grow,
-    learned,
-    limit,
-    limit_live,
-    none,
-    pause_resume,
-    reserve_clairvoyant,
-    reserve_older,
-)
+from saga_rl.policies.admission import none, reserve_older  # noqa: F401

@@ -1,23 +1,4 @@
-"""Eviction policies: one file each; importing this package registers them."""
+"""Eviction: whose idle KV blocks go first. A file a policy; importing this package registers them. Rivals and oracles:
+`policies.baselines`."""
 
-from saga_rl.policies.eviction import (  # noqa: F401
-    arc,
-    bayes_tables,
-    belady,
-    clairvoyant,
-    continuum,
-    ends_known,
-    greedy_dual,
-    kvflow,
-    learned,
-    lfu,
-    lru,
-    lru_protect,
-    returns_known,
-    s3_fifo,
-    tail_lru,
-    ttl_online,
-    wa_lru,
-    wa_lru_literal,
-    youngest,
-)
+from saga_rl.policies.eviction import bayes_tables, lru, wa_lru, wa_lru_literal, youngest  # noqa: F401

@@ -1,8 +1,8 @@
 """Bayes tables: the chain goes first whose next use is expected last, by what was seen of its tool.
 
-Two tables are kept online (`policies.tables`): how long each tool's calls took, and how often a step that called it was
-its chain's last. Bayes' rule turns idle time into the chance that the chain has ended (the longer it is silent, the
-likelier), the latencies that are still possible into the seconds until it returns:
+Two tables are kept online (`policies.state.tables`): how long each tool's calls took, and how often a step that called
+it was its chain's last. Bayes' rule turns idle time into the chance that the chain has ended (the longer it is silent,
+the likelier), the latencies that are still possible into the seconds until it returns:
 
     (1 - P(ended)) x (E[seconds until return | returns] + `idle` x seconds idle) + P(ended) x `horizon_s`
 

@@ -11,7 +11,7 @@ from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.eviction.wa_lru import ALPHA, BETA, GAMMA, p_evict, parameters
 from saga_rl.policies.features import E_ENDED, E_IDLE_S, E_TTL_LEFT, E_USED
 from saga_rl.policies.registry import register
-from saga_rl.policies.tables import COLD_TASKS
+from saga_rl.policies.state.tables import COLD_TASKS
 
 HARD, LRU_ABOVE = 0.9, 0.95
 

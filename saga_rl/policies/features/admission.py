@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from saga_rl.policies import chains as ch
-from saga_rl.policies import tables as tb
 from saga_rl.policies.features.pools import BEGIN, G_ADMIT, G_ADMIT_INFORMED, HERE, NO_EVENT
+from saga_rl.policies.state import chains as ch
+from saga_rl.policies.state import tables as tb
 
 ADMISSION = (
     "need_share",     # these as shares of the pool, see below

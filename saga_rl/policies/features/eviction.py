@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from saga_rl.policies import chains as ch
-from saga_rl.policies import tables as tb
 from saga_rl.policies.features.pools import (
     G_BLOCK,
     G_HERE,
@@ -19,6 +17,8 @@ from saga_rl.policies.features.pools import (
     HERE,
     NO_EVENT,
 )
+from saga_rl.policies.state import chains as ch
+from saga_rl.policies.state import tables as tb
 
 EVICTION = (
     "idle_log",       # log1p seconds since its blocks were last released

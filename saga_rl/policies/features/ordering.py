@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from saga_rl.policies import chains as ch
-from saga_rl.policies import tables as tb
+from saga_rl.policies.state import chains as ch
+from saga_rl.policies.state import tables as tb
 
 ORDERING = (
     "wait_log",       # log1p seconds in the queue so far
@@ -27,7 +27,7 @@ ORDERING = (
     "prompt_tokens",
     "remain_s",       # service that its chain is expected to need until it ends, by its agent type
     "cached_tokens",  # of its chain's KV, evictable here
-    "service",        # its tenant's service counter (`policies.service`), tokens
+    "service",        # its tenant's service counter (`policies.state.service`), tokens
     "least_service",  # the smallest counter of a tenant that waits here
 )
 (O_WAIT_LOG, O_AGE_LOG, O_ATTAINED_LOG, O_STEPS_LOG, O_PROMPT_LOG, O_REMAIN_LOG, O_UNCACHED_LOG, O_BEGUN, O_PREEMPTED,

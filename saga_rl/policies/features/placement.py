@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from saga_rl.policies import chains as ch
+from saga_rl.policies.state import chains as ch
 
 PLACEMENT = (
     "load",           # max(running-slot share, pinned KV share) + queued prefill seconds / 1 s, SAGA section 6

@@ -1,13 +1,4 @@
-"""Placement policies: one file each; importing this package registers them."""
+"""Placement: which worker serves a request. A file a policy; importing this package registers them. Rivals:
+`policies.baselines`."""
 
-from saga_rl.policies.placement import (  # noqa: F401
-    consistent_hash,
-    learned,
-    least_load,
-    least_sessions,
-    power_of_two,
-    prefix_aware,
-    round_robin,
-    saga,
-    sticky,
-)
+from saga_rl.policies.placement import least_sessions, saga, sticky  # noqa: F401

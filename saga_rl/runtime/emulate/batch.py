@@ -1,4 +1,4 @@
-"""What one scheduled step asks of a device, in the terms of a cost profile (`sim.iteration_cost`)."""
+"""What one scheduled step asks of a device, in the terms of a cost profile (`sim.cost.iteration`)."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from saga_rl.runtime.emulate.batch import Batch
 from saga_rl.runtime.emulate.faults import Faults
-from saga_rl.sim.cost import CostProfile
-from saga_rl.sim.iteration_cost import seconds as iteration_seconds
+from saga_rl.sim.cost.iteration import seconds as iteration_seconds
+from saga_rl.sim.cost.profile import CostProfile
 
 
 class Device:

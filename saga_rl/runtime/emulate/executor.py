@@ -18,13 +18,13 @@ import numpy as np
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 
+from saga_rl.runtime.config.emulated import active
 from saga_rl.runtime.emulate import kv_spec
 from saga_rl.runtime.emulate.answers import Answer, allowed
 from saga_rl.runtime.emulate.device import Device
 from saga_rl.runtime.emulate.offload import Copies
 from saga_rl.runtime.emulate.platform import runner_as_on_cuda
 from saga_rl.runtime.emulate.running import Running, Step
-from saga_rl.runtime.emulate.settings import active
 
 LAYOUTS = ["LBHNC", "LBNHC", "BLHNC", "BLNHC"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from saga_rl.runtime.emulate.settings import Settings
+from saga_rl.runtime.config.emulated import Settings
 
 KERNEL_TOKENS = 16
 """Attention kernels of GPUs work on multiples of so many tokens."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from saga_rl.errors import UserError
-from saga_rl.runtime.emulate.settings import Settings
+from saga_rl.runtime.config.emulated import Settings
 
 CONNECTOR = "OffloadingConnector"
 

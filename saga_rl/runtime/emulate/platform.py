@@ -14,9 +14,9 @@ import torch
 from vllm.platforms.cpu import CpuPlatform
 from vllm.platforms.interface import PlatformEnum
 
+from saga_rl.runtime.config.emulated import active
 from saga_rl.runtime.emulate.forked import close_servers_in_children
 from saga_rl.runtime.emulate.refusals import refuse
-from saga_rl.runtime.emulate.settings import active
 
 EXECUTOR = "saga_rl.runtime.emulate.executor.EmulatedExecutor"
 BLOCK_TOKENS = 16

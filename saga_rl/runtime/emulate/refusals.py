@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from saga_rl.errors import UserError
-from saga_rl.runtime.emulate.settings import Settings
+from saga_rl.runtime.config.emulated import Settings
 
 WITHOUT = "leave it out: an emulated device has no such cost or behaviour to imitate"
 

@@ -1,7 +1,7 @@
 """Model folders without weights: the `config.json` of a known shape and a small tokenizer, for emulated devices.
 
-Shapes are those of the models' published configurations, as `sim.models` counts them. The tokenizer is trained on this
-package's own source, so that any client can talk to the server; what it says means nothing.
+Shapes are those of the models' published configurations, as `sim.cost.models` counts them. The tokenizer is trained on
+this package's own source, so that any client can talk to the server; what it says means nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from saga_rl.errors import UserError, unknown_name
-from saga_rl.runtime.tiny_model import write_tokenizer
+from saga_rl.replay.tiny_model import write_tokenizer
 
 EOS = 2
 _LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5,

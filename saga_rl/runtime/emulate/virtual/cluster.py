@@ -1,4 +1,4 @@
-"""A trace played on virtual engines behind our router: clients as `runtime.replay_drive`, hints as they give them."""
+"""A trace played on virtual engines behind our router: clients as `replay.drive`, hints as they give them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from saga_rl.policies.base import PolicySet
 from saga_rl.runtime.emulate.virtual.content import Content
 from saga_rl.runtime.emulate.virtual.engine import Answer, VirtualEngine
 from saga_rl.runtime.emulate.virtual.setup import PATIENT_S, make_request, make_scheduler
-from saga_rl.runtime.hints import Hints, read_hints
-from saga_rl.runtime.router import Router
+from saga_rl.runtime.routing.router import Router
+from saga_rl.runtime.sessions.hints import Hints, read_hints
 from saga_rl.sim.config import SimConfig
 
 FINISH, CLIENT, SENT, GO = range(4)

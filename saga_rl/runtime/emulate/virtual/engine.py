@@ -11,10 +11,10 @@ from typing import Any
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 
 from saga_rl.runtime.emulate.virtual.setup import make_copies
-from saga_rl.sim.arrival import TAKE_IN_S
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.cost import CostProfile
-from saga_rl.sim.loop import NAP_S
+from saga_rl.sim.cost.profile import CostProfile
+from saga_rl.sim.engine.arrival import TAKE_IN_S
+from saga_rl.sim.engine.loop import NAP_S
 
 
 @dataclass

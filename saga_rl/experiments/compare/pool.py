@@ -1,0 +1,102 @@
+"""Worker processes: spawned, each loads compiled code once, and none outlives the program that started it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+from saga_rl.aeg.generators import generate
+from saga_rl.errors import UserError
+from saga_rl.experiments.compare.cells import Cell, Result, run_job
+
+Done = Callable[[Cell, Result, float], None]
+
+
+def _begin(quiet: bool) -> None:
+    """In a fresh worker: Ctrl-C is the parent's business, its death is ours."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if quiet:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the life of the process
+
+    def watch() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """`jobs` processes. On an error, and on Ctrl-C, they are ended at once."""
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_begin, initargs=(True,))
+    try:
+        yield pool
+    except BaseException:
+        processes = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.kill()
+        raise
+    pool.shutdown()
+
+
+def warm() -> None:
+    """Compile, or load from disk, what cells run. One worker does it before the others start, so that it is compiled
+    once and not by all of them side by side."""
+    from saga_rl.policies.presets import preset
+    from saga_rl.sim.cluster import simulate
+    from saga_rl.sim.config import SimConfig
+    from saga_rl.sim.openloop.bound import bound
+
+    trace = generate("webarena", 0, sessions=2, max_context=20_000)
+    simulate(trace, SimConfig(workers=2, kv_tokens=40_000), preset("saga+"))
+    bound(trace, SimConfig(kv_tokens=40_000), ["lru", "wa-lru"])
+
+
+def submit(pool: ProcessPoolExecutor, what: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """Run `what`, a module-level function, in a worker; ask `result` for what it gave."""
+    return pool.submit(_guarded, what, *arguments)
+
+
+def _guarded(what: Callable[..., Any], *arguments: Any) -> tuple[Any, tuple[str, str, str] | None]:
+    try:
+        return what(*arguments), None
+    except UserError as e:
+        return None, (e.where, e.cause, e.mend)  # as text, since it takes three arguments and a pickle gives it one
+
+
+def result(future: Future[Any]) -> Any:
+    """Raises what was raised there; `UserError` if a worker was killed (as when memory ran out)."""
+    try:
+        value, error = future.result()
+    except BrokenProcessPool:
+        raise UserError("a worker process", "was killed from outside, most likely because memory ran out",
+                        "run again with fewer --jobs; finished cells are kept") from None
+    if error:
+        raise UserError(*error)
+    return value
+
+
+def run_all(pool: ProcessPoolExecutor, folder: Path, jobs: Sequence[list[Cell]], done: Done) -> None:
+    """Run every job, in the order given, and hand each cell's result to `done` in this process as it comes. Raises as
+    `result` does."""
+    by_future: dict[Future[Any], list[Cell]] = {submit(pool, run_job, folder, job): job for job in jobs}
+    pending = set(by_future)
+    while pending:
+        finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+        for future in finished:
+            cells = {cell.key: cell for cell in by_future[future]}
+            for key, figures, seconds in result(future):
+                done(cells[key], figures, seconds)

@@ -1,0 +1,432 @@
+"""vLLM's queue of free KV blocks, ordered by an eviction policy instead of by time.
+
+Blocks that hold nothing go first, exactly as in the stock queue. Cached blocks are kept in runs (`runs`), which the
+policy ranks in each step that finds too few empty blocks, as the simulator does; within a run blocks go in order, and a
+prefix that others share goes after all that was built on it. With the policy `lru` this is the stock order, block for
+block.
+
+Tried with vLLM 0.28 - 0.33 (`BlockPool` calls: `popleft`, `popleft_n`, `remove`, `append`, `append_n`, `prepend_n`).
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue, KVCacheBlock
+
+from saga_rl.policies.features import EVICT
+from saga_rl.policies.state import chains as ch
+from saga_rl.runtime.engine.kv.floors import Floors
+from saga_rl.runtime.engine.kv.ranking import Ranking
+from saga_rl.runtime.engine.kv.runs import LAST_S, Run, Runs
+from saga_rl.runtime.engine.kv.victims import Victims
+from saga_rl.runtime.sessions.tracker import NOBODY
+
+NO_USER, SEVERAL = -1, -2
+Entry = tuple[float, int, Run]
+
+
+class PolicyBlockQueue:
+    """A `FreeKVCacheBlockQueue` by interface. `stock` is the queue it replaces and keeps as the list of empty blocks.
+
+    forget: takes a cached block's hash away (`BlockPool._maybe_evict_cached_block`).
+    """
+
+    def __init__(self, stock: FreeKVCacheBlockQueue, n_blocks: int, victims: Victims,
+                 forget: Callable[[KVCacheBlock], object]) -> None:
+        self.empty, self.victims, self.forget = stock, victims, forget
+        self.evicted: Counter[str] = Counter()
+        """Cached blocks taken, by what their chain was doing."""
+        self.now = 0.0
+        self._runs = Runs(victims.tracker, n_blocks)
+        self.floors: Floors | None = None
+        self.tenant: int | None = None
+        """Whose request is being allocated for: floors hold against it."""
+        self.withhold = False
+        """Floors are to be kept: see `FlooredBlockQueue`."""
+        self.before_taking: Callable[[], None] | None = None
+        """Called once, ahead of the next blocks that are taken."""
+        self.taken = 0
+        """Cached blocks taken so far."""
+        self._free = self.num_free_blocks = stock.num_free_blocks
+        """Empty or evictable. vLLM reads the second for each request in each step: it must not be a property."""
+        self._user = np.full(n_blocks, NO_USER, np.int64)
+        self._owner = NOBODY
+        self._heap: list[Entry] = []
+        self._ranked = Ranking(np.zeros(0), np.zeros(0, np.int64), self._runs)
+        """The rest of the last ranking, beginning at `_next`: what was better is in `_heap`, or gone."""
+        self._next = 0
+        self._freed: list[int] = []  # blocks on which nothing is built any more since the run at hand was touched
+        self._mark: tuple | None = None
+        """What the last ranking was made of; None: it does not hold any more."""
+        self._fell_back = False
+        self._touched: tuple[Run, KVCacheBlock] | None = None
+        self._touched_since = False
+        """Since the last ranking."""
+        self._touches = 0
+
+    @property
+    def runs(self) -> Runs:
+        """The evictable blocks. Complete whenever somebody looks: see `remove`."""
+        if self._touched is not None:
+            (run, block), n = self._touched, self._touches
+            self._touched = None
+            self._runs.fewer(run, n)
+            if run.last is not None:
+                self._runs.build(block, run.last)
+        return self._runs
+
+    def use(self, victims: Victims) -> None:
+        """Another policy chooses from now on."""
+        self.victims, self._mark = victims, None
+
+    # ------------------------------------------------------------------ who releases
+    def begin_release(self, chain: int) -> int:
+        """Blocks that come from now on belong to `chain`. Returns what `end_release` wants to know."""
+        self._owner = chain
+        return self._free
+
+    def end_release(self, before: int, tables: Sequence[Sequence[KVCacheBlock]]) -> None:
+        """The request whose block tables were `tables` has let go of them."""
+        self._owner = NOBODY
+        pinned = 0
+        for table in tables:
+            i = 0
+            while i < len(table) and (table[i].ref_cnt > 0 or table[i].is_null):
+                self._user[table[i].block_id] = SEVERAL
+                i += 1
+            pinned += i
+            if 0 < i < len(table):
+                self.runs.build(table[i - 1], table[i])
+        if self._free - before != sum(map(len, tables)) - pinned:  # others hold blocks in the middle, too
+            for table in tables:
+                for base, block in itertools.pairwise(table):
+                    if base.ref_cnt > 0:
+                        self.runs.build(base, block)
+
+    # ------------------------------------------------------------------ vLLM's interface
+    def popleft(self) -> KVCacheBlock:
+        if self._free == 0:
+            raise ValueError("No free blocks available")
+        return self.popleft_n(1)[0]
+
+    def popleft_n(self, n: int) -> list[KVCacheBlock]:
+        assert self._free >= n
+        if self.before_taking is not None:
+            call, self.before_taking = self.before_taking, None
+            call()
+        out: list[KVCacheBlock] = []
+        if n <= self.empty.num_free_blocks:
+            out = self.empty.popleft_n(n)
+        else:
+            self._make_room(n, out)
+        self._free = self.num_free_blocks = self._free - n
+        return out
+
+    def remove(self, block: KVCacheBlock) -> None:
+        """A session that returns takes its blocks one by one, prefix first, thousands of them: what runs have and what
+        the rest is now built on is put down once, when somebody looks (`runs`)."""
+        runs, number = self._runs, block.block_id
+        run = runs.of[number]
+        if run is None:
+            self.empty.remove(block)
+        else:
+            above, at_end = block.prev_free_block, block is run.last
+            if self._touched is None or self._touched[0] is not run or not at_end:
+                runs, self._touches = self.runs, 0
+                self._touched_since = True
+            if number in runs.base:
+                runs.unbase(number)
+            run.remove(block)
+            runs.of[number] = None
+            if at_end:
+                self._touches += 1
+                self._touched = run, block
+            else:
+                runs.fewer(run, 1)
+                if above is not None:
+                    runs.build(block, above)
+        self._free = self.num_free_blocks = self._free - 1
+
+    def append(self, block: KVCacheBlock) -> None:
+        self.append_n([block])
+
+    def append_n(self, blocks: list[KVCacheBlock]) -> None:
+        if not blocks:
+            return
+        ids = np.fromiter((b.block_id for b in blocks), np.int64, len(blocks))
+        users = self._user[ids]
+        if self._owner == NOBODY:
+            shared = users == SEVERAL
+        else:
+            shared = (users != NO_USER) & (users != self._owner)
+            self._user[ids] = np.where(shared, SEVERAL, self._owner)
+        cuts = [0, *(np.flatnonzero(shared[1:] != shared[:-1]) + 1).tolist(), len(blocks)]
+        for a, b in itertools.pairwise(cuts):
+            self.runs.add(blocks[a:b], self._owner, self.now, bool(shared[a]))
+            if a:
+                self.runs.build(blocks[a], blocks[a - 1])
+        self._free = self.num_free_blocks = self._free + len(blocks)
+
+    def prepend_n(self, blocks: list[KVCacheBlock]) -> None:
+        for block in blocks if self.runs.on else ():
+            self.runs.clear(block.block_id)
+        self.empty.prepend_n(blocks)
+        self._free = self.num_free_blocks = self._free + len(blocks)
+
+    def get_all_free_blocks(self) -> list[KVCacheBlock]:
+        """In the order in which they would go if nothing changed."""
+        return list(self._in_order())
+
+    def iter_blocks_after(self, cursor: KVCacheBlock | None) -> Iterator[KVCacheBlock]:
+        """Free blocks in that order after `cursor` (None, or a block that is no longer free: from the start)."""
+        order = self.get_all_free_blocks()
+        at = next((i for i, b in enumerate(order) if b is cursor), -1)
+        yield from order[at + 1:]
+
+    # ------------------------------------------------------------------ eviction
+    @property
+    def n_empty(self) -> int:
+        """Blocks that hold nothing."""
+        return self.empty.num_free_blocks
+
+    @property
+    def n_evictable(self) -> int:
+        return self._free - self.empty.num_free_blocks
+
+    def drop_past_ttl(self) -> int:
+        """Forget what lies past its TTL, for policies that say so. Returns blocks."""
+        runs, dropped = self.runs, 0
+        while len(slots := runs.slots()):
+            self.victims.refresh(runs, slots, self.n_empty, self.now)
+            late = slots[self.victims.past_ttl(runs, slots, self.now)]
+            free = [r for slot in late.tolist() if (r := runs.at[slot]) is not None and not runs.blocked(r)]
+            if not free:
+                break
+            for run in free:
+                taken: list[KVCacheBlock] = []
+                self._take(run, run.num_free_blocks, taken)
+                self._drop(taken)
+                dropped += len(taken)
+        self.evicted["past ttl"] += dropped
+        return dropped
+
+    def _make_room(self, n: int, out: list[KVCacheBlock]) -> None:
+        """Add blocks to `out` until it has `n`: the empty ones, then cached ones."""
+        spare = self.floors.spare(self.runs, self.tenant) if self.floors is not None and self.tenant is not None else {}
+        kept: list[Entry] = []
+        self._rank()
+        while len(out) < n:
+            ready = min(n - len(out), self.empty.num_free_blocks)
+            if ready:
+                out += self.empty.popleft_n(ready)
+                continue
+            run, broken = self._best(spare, kept)
+            base = self.runs.below(run)
+            most, v = n - len(out), self.victims
+            if v.drift is not None and not self._fell_back:
+                self._watch(run)
+            taken = self._take(run, most if broken else min(most, spare.get(run.tenant, most)), out)
+            row = self.victims.tracker.chains[run.chain]
+            cause = "ended" if row[ch.ENDED] > 0 else "waiting" if row[ch.WAITING] == 1 else "idle"
+            self.evicted["shared" if run.shared else cause] += taken
+            if run.tenant in spare:
+                spare[run.tenant] -= taken
+            if broken and self.floors is not None:
+                self.floors.breaks += taken
+            if self.victims.policy.whole_chain and self.floors is None:
+                self._take_whole(run, base)
+            if not self._let_in_freed():
+                self._mark = None
+                self._rank()
+                kept.clear()
+        for entry in kept:
+            heapq.heappush(self._heap, entry)
+
+    def _watch(self, victim: Run) -> None:
+        """Compare whom the network chose with one that it ranks far behind."""
+        v, owned = self.victims, self.runs.owned_by
+        if v.watches(victim.chain, owned(victim.chain)):
+            others = (r for r in self._ranked.from_middle(self.runs, self._next)
+                      if r.chain != victim.chain and v.watches(r.chain, owned(r.chain)))
+            v.chose(victim, next(others, None), self.runs, self.now)
+
+    def _best(self, spare: dict[int, int], kept: list[Entry]) -> tuple[Run, bool]:
+        """The run that goes first, and whether a floor breaks by that. spare: how many blocks a tenant may lose; kept:
+        runs set aside, since their tenants may lose none."""
+        while self._fill():
+            run = self._heap[0][2]
+            if not run.num_free_blocks or self.runs.blocked(run):
+                heapq.heappop(self._heap)
+                run.queued = False
+            elif spare.get(run.tenant, 1) <= 0:
+                kept.append(heapq.heappop(self._heap))
+            else:
+                return run, False
+        if self._touched_since:  # what was built on something may be in use by now
+            self._mark = None
+            self._rank()
+            kept.clear()
+            return self._best(spare, kept)
+        kept.sort(key=lambda e: e[:2])
+        for entry in kept:  # nothing else is left, and the caller allowed it
+            if entry[2].num_free_blocks and not self.runs.blocked(entry[2]):
+                return entry[2], True
+        run = self.runs.all()[0]  # only if vLLM freed blocks in an order that contradicts what was built on what
+        assert run.first is not None
+        self.runs.clear(run.first.block_id)
+        return run, spare.get(run.tenant, 1) <= 0
+
+    def _take_whole(self, run: Run, base: Run | None) -> None:
+        """Empty what is left of `run`, and the runs of its chain that it was built on, beginning with `base`."""
+        rest: list[KVCacheBlock] = []
+        self._take(run, run.num_free_blocks, rest)
+        while base is not None and base.chain == run.chain and not run.num_free_blocks and not self.runs.blocked(base):
+            run, base = base, self.runs.below(base)
+            self._take(run, run.num_free_blocks, rest)
+        self._drop(rest)
+        self.evicted["whole"] += len(rest)
+
+    def _rank(self) -> None:
+        """Score every run on which nothing is built; ties: released earlier goes first. Once a step, and anew where
+        something was released within it. In a later step the order holds if the policy promises so and nothing has
+        happened to a chain. A policy with memory, which is told of every victim, is asked at each allocation."""
+        v, runs = self.victims, self.runs
+        p = v.policy
+        mark, last = (runs.seq, v.tracker.version, self.now), self._mark
+        if last is not None and last[0] == mark[0] and not p.memory:
+            if last[2] == mark[2]:
+                return
+            if last[1] == mark[1] and p.steady and math.isinf(p.steady_idle_s):
+                self._mark = mark
+                return
+        self._mark, self._touched_since = mark, False
+        slots = runs.slots()
+        if p.oldest_first:
+            keys = np.zeros(len(slots))
+        else:
+            v.refresh(runs, slots, self.n_empty, self.now)
+            slots = self._unblocked(slots)
+            before = v.guard.fallbacks.total()
+            keys = -v.scores(runs, slots, self.now)
+            self._fell_back = v.guard.fallbacks.total() > before
+        for _, _, run in self._heap:
+            run.queued = False
+        order = np.argsort(keys, kind="stable")
+        self._heap, self._next = [], 0
+        self._ranked = Ranking(keys[order], slots[order], runs)
+        if p.memory:  # it is told the score of whatever goes
+            for slot, key in zip(slots.tolist(), keys.tolist(), strict=True):
+                if (ranked := runs.at[slot]) is not None:
+                    ranked.key = key
+        self._freed.clear()
+
+    def _unblocked(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of the runs in `slots` on which nothing is built."""
+        runs = self.runs
+        blocked = [r.slot for b in runs.on if (r := runs.of[b]) is not None and r.first is not None
+                   and r.first.block_id == b]
+        return slots[~np.isin(slots, blocked)] if blocked else slots
+
+    def _fill(self) -> bool:
+        """Move what comes next of the ranking to the heap of candidates, which begins with the best of all then. False
+        if none is left."""
+        heap, ranked = self._heap, self._ranked
+        while self._next < len(ranked.slots):
+            i = self._next
+            key, seq = float(ranked.keys[i]), int(ranked.seqs[i])
+            if heap and heap[0][:2] < (key, seq):
+                break
+            self._next += 1
+            run = ranked.take(self.runs, i)
+            if run is not None:
+                run.key, run.queued = key, True
+                heapq.heappush(heap, (key, seq, run))
+        return bool(heap)
+
+    def _let_in_freed(self) -> bool:
+        """Runs on which nothing is built any more are candidates now. False if their scores are another policy's than
+        those of the rest."""
+        v, mixed = self.victims, False
+        for block_id in self._freed:
+            run = self.runs.of[block_id]
+            if run is None or run.queued or self._ranked.holds(run) or self.runs.blocked(run):
+                continue
+            if not v.policy.oldest_first:
+                before = v.guard.fallbacks.total()
+                run.key = -float(v.scores(self.runs, np.array([run.slot]), self.now)[0])
+                mixed |= (v.guard.fallbacks.total() > before) != self._fell_back
+            run.queued = True
+            heapq.heappush(self._heap, (run.key, run.seq, run))
+        self._freed.clear()
+        return not mixed
+
+    def _take(self, run: Run, most: int, out: list[KVCacheBlock]) -> int:
+        """Move up to `most` blocks from the front of `run` to `out`, stopping at one that others are built on."""
+        start, runs, last_s = len(out), self.runs, self.runs.table[run.slot, LAST_S]
+        if runs.on or runs.base:
+            while len(out) - start < most and run.first is not None and run.first.block_id not in runs.on:
+                out += run.popleft_n(1)
+                self._unbase(out[-1].block_id)
+        else:
+            out += run.popleft_n(min(most, run.num_free_blocks))
+        taken = out[start:]
+        self.taken += len(taken)
+        for block in taken:
+            self._user[block.block_id] = NO_USER
+        runs.left(run, taken)
+        if self.victims.policy.memory:
+            owned = runs.owned[run.chain]
+            self.victims.tell(run.chain, self.now, last_s, owned, EVICT, len(taken), owned, -run.key)
+        return len(taken)
+
+    def _unbase(self, block_id: int) -> None:
+        base = self.runs.unbase(block_id)
+        if base >= 0:
+            self._freed.append(base)
+
+    def _drop(self, blocks: list[KVCacheBlock]) -> None:
+        for block in blocks:
+            self.forget(block)
+        self.empty.append_n(blocks)
+
+    def _in_order(self) -> Iterator[KVCacheBlock]:
+        yield from self.empty.get_all_free_blocks()
+        runs, slots = self.runs, self.runs.slots()
+        if not len(slots):
+            return
+        self.victims.refresh(runs, slots, self.n_empty, self.now)
+        scores = self.victims.scores(runs, slots, self.now)
+        best = [r for i in np.argsort(-scores, kind="stable").tolist() if (r := runs.at[slots[i]]) is not None]
+        left = {run.seq: list(run)[::-1] for run in best}
+        gone: set[int] = set()
+        while best:
+            ready = (r for r in best if not runs.on.get(left[r.seq][-1].block_id, set()) - gone)
+            run = next(ready, best[0])
+            blocks = left[run.seq]
+            gone.update(runs.on.get(blocks[-1].block_id, ()))  # as `_best` does if nothing is ready
+            while blocks and not runs.on.get(blocks[-1].block_id, set()) - gone:
+                gone.add(blocks[-1].block_id)
+                yield blocks.pop()
+            if not blocks:
+                best.remove(run)
+
+
+class FlooredBlockQueue(PolicyBlockQueue):
+    """With floors: while `withhold` is set, `num_free_blocks` counts only what may be taken without touching one."""
+
+    @property
+    def num_free_blocks(self) -> int:
+        if self.withhold and self.floors is not None and self.tenant is not None:
+            return self.empty.num_free_blocks + self.floors.takeable(self.runs, self.tenant, self.n_evictable)
+        return self._free
+
+    @num_free_blocks.setter
+    def num_free_blocks(self, n: int) -> None:
+        """`_free` says it."""

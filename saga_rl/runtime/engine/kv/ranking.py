@@ -1,0 +1,43 @@
+"""The order in which an eviction policy would take runs, made into objects only as far as it is looked at: of a
+thousand runs an allocation takes one or two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saga_rl.runtime.engine.kv.runs import SEQ, Run, Runs
+
+LOOKS = 64
+"""Places that `Ranking.from_middle` looks at."""
+
+
+class Ranking:
+    """Runs by (key, age), best first; few are ever looked at."""
+
+    def __init__(self, keys: NDArray[np.float64], slots: NDArray[np.int64], runs: Runs) -> None:
+        self.keys, self.slots = keys, slots
+        self.seqs = runs.table[slots, SEQ]
+        self._held = np.zeros(len(runs.table), np.bool_)
+        self._held[slots] = True
+
+    def take(self, runs: Runs, i: int) -> Run | None:
+        """The run at place i, which leaves the ranking; None if it is no more."""
+        slot = int(self.slots[i])
+        self._held[slot] = False
+        run = runs.at[slot]
+        return run if run is not None and run.seq == self.seqs[i] else None
+
+    def holds(self, run: Run) -> bool:
+        """Whether its place has not come yet."""
+        return run.slot < len(self._held) and bool(self._held[run.slot])
+
+    def from_middle(self, runs: Runs, start: int) -> Iterator[Run]:
+        """Those from the middle of the places from `start` on, at most `LOOKS` places."""
+        middle = (start + len(self.slots)) // 2
+        for i in range(middle, min(middle + LOOKS, len(self.slots))):
+            run = runs.at[int(self.slots[i])]
+            if run is not None and run.seq == self.seqs[i]:
+                yield run

@@ -1,0 +1,243 @@
+"""What happens to one request in vLLM's scheduler, told to the tracker, the tenants' service and the block queue.
+
+The base of `scheduler.SagaMixin`, which makes everything that is used here. A hook of ours that fails is counted
+(`failed/WHERE`) and logged, and vLLM goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request, RequestStatus
+
+from saga_rl.policies.base import PolicySet
+from saga_rl.policies.features import BEGIN, RELEASE
+from saga_rl.policies.state import chains as ch
+from saga_rl.runtime.config import clock
+from saga_rl.runtime.config.safe import Failures
+from saga_rl.runtime.config.settings import SagaConfig
+from saga_rl.runtime.engine.invariants import Checker
+from saga_rl.runtime.engine.kv.block_queue import PolicyBlockQueue
+from saga_rl.runtime.engine.metrics import Metrics
+from saga_rl.runtime.engine.queueing.admission import Admission
+from saga_rl.runtime.engine.queueing.request_queue import PolicyRequestQueue
+from saga_rl.runtime.engine.queueing.tenants import Service
+from saga_rl.runtime.recording.recorder import Recorder
+from saga_rl.runtime.sessions.hints import read_hints
+from saga_rl.runtime.sessions.tracker import NOBODY, Served, Tracker
+
+_LOST = (RequestStatus.FINISHED_ABORTED, RequestStatus.FINISHED_IGNORED, RequestStatus.FINISHED_ERROR)
+
+
+class RequestLife(Scheduler):
+    """`clock` gives seconds; tests replace it."""
+
+    clock = staticmethod(clock.seconds)
+    saga_config: SagaConfig
+    policies: PolicySet
+    metrics: Metrics
+    tracker: Tracker
+    service: Service
+    block_queue: PolicyBlockQueue
+    admission: Admission
+    recorder: Recorder | None
+    now: float
+    served: dict[str, Served]
+    _stock_allocate: Callable[..., Any]
+    _failed: Failures
+    _check: Checker | None
+    _depth: int
+    """How many of vLLM's calls we are in: nothing is checked in the middle of one."""
+    _epoch_s: float
+    _preempting: Request | None
+    lost_tokens: dict[str, int]
+    """Tokens that preempted requests had computed."""
+    _tokenless: dict[str, tuple[Request, Served]]
+    """Requests that have begun and have no token yet."""
+    _refused: tuple | None
+    """What the last refusal of a steady admission policy was about."""
+
+    def _tick(self) -> float:
+        self.now = self.block_queue.now = max(self.clock(), self.now)
+        return self.now
+
+    def _hash_block(self) -> int:
+        return int(getattr(self, "hash_block_size", None) or self.block_size)
+
+    def _checked(self, after: str) -> None:
+        if self._check is not None and not self._depth:
+            self._check(after)
+
+    def add_request(self, request: Request) -> None:
+        if request.request_id not in self.requests:
+            try:
+                self._arrives(request, self._tick())
+            except Exception:
+                self._failed("arrival")
+        super().add_request(request)
+        self._checked("add_request")
+
+    def _arrives(self, request: Request, now: float) -> None:
+        extra = request.sampling_params.extra_args if request.sampling_params is not None else None
+        hints = read_hints(getattr(request, "session_id", None), extra)
+        self.metrics.counts["requests"] += 1
+        if hints.unread:
+            self.metrics.counts["hints unread"] += hints.unread
+        served = self.served[request.request_id] = self.tracker.arrive(hints, now, request.num_prompt_tokens)
+        self.service.queued(served)
+        self.block_queue.victims.returned(served.chain)
+
+    def _allocate(self, request: Request, num_new_tokens: int, num_new_computed_tokens: int = 0, *args: Any,
+                  delay_cache_blocks: bool = False, **kwargs: Any) -> Any:
+        """`KVCacheManager.allocate_slots`. A request that waits is first shown to the admission policy; floors are kept
+        for any (`policies.constraints`), unless nothing else runs that could make room."""
+
+        def stock() -> Any:
+            return self._stock_allocate(request, num_new_tokens, num_new_computed_tokens, *args,
+                                        delay_cache_blocks=delay_cache_blocks, **kwargs)
+
+        served, queue = self.served.get(request.request_id), self.block_queue
+        if served is None:
+            return stock()
+        waits = request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+        queue.tenant, queue.withhold = served.tenant, len(self.running) > (0 if waits else 1)
+        try:
+            if not waits:
+                return stock()
+            cached = num_new_computed_tokens // self.block_size
+            if request.num_computed_tokens == 0 and not self._admits(request, served, cached):
+                return None
+            if delay_cache_blocks:  # an asynchronous load of KV: it is scheduled when that has come
+                return stock()
+            found = (request.num_computed_tokens + num_new_computed_tokens
+                     + kwargs.get("num_external_computed_tokens", 0))
+            queue.before_taking = lambda: self._begins(request, served, found)
+            blocks = stock()
+            if blocks is not None:
+                if queue.before_taking is not None:  # no block had to be taken
+                    queue.before_taking()
+                if queue.victims.policy.memory:
+                    self._tell(BEGIN, served.chain, cached, -(-request.num_tokens // self.block_size))
+            return blocks
+        finally:
+            queue.tenant, queue.withhold, queue.before_taking = None, False, None
+
+    def _begins(self, request: Request, served: Served, found_tokens: int) -> None:
+        """The request gets its first blocks, perhaps again."""
+        try:
+            self.service.left(served, True)
+            if math.isnan(served.scheduled_s):
+                served.cached_tokens = found_tokens
+                self._tokenless[request.request_id] = request, served
+                self.service.begins(request, served, request.num_tokens - found_tokens)
+                had = min(int(self.tracker.chains[served.chain, ch.CONTEXT]), request.num_tokens) - 1
+            else:
+                had = self.lost_tokens.pop(request.request_id, 0)
+            again = max(had // self.block_size * self.block_size - found_tokens, 0)
+            self.metrics.counts["recomputed tokens"] += again
+            self.tracker.schedule(served, self.now)
+            if isinstance(self.waiting, PolicyRequestQueue) and self.waiting.urgent is request:
+                self.waiting.urgent = None
+            self.admission.let_in(found_tokens // self.block_size, -(-request.num_tokens // self.block_size))
+        except Exception:
+            self._failed("start of a request")
+
+    def _admits(self, request: Request, served: Served, cached_blocks: int) -> bool:
+        policy = self.policies.admission
+        if policy.name == "none" or not (self.running or policy.memory):
+            return True
+        queue = self.block_queue
+        mark = request.request_id, self.tracker.version, queue.taken, self._epoch_s
+        if policy.steady and mark == self._refused:
+            yes = False  # nothing has changed that could make it another answer
+        else:
+            started = time.perf_counter()
+            try:
+                self.admission.look(request, served, cached_blocks, self.running, self.served, self.now)
+                yes = not self.running or self.admission.admits()
+            except Exception:
+                self._failed("admission")
+                yes = True
+            self.metrics.took("admission", time.perf_counter() - started)
+        if not yes and self.now - served.since_s > self.saga_config.starve_s:
+            yes = True
+            self.metrics.counts["let in starving"] += 1
+        self._refused = None if yes else mark
+        self.metrics.counts["admission held"] += not yes
+        return yes
+
+    def _tell(self, event: int, chain: int, blocks: float, total: float) -> None:
+        """Tell an eviction policy with memory what happened to a chain just now."""
+        queue = self.block_queue
+        queue.victims.tell(chain, self.now, self.now, queue.runs.owned_by(chain), event, blocks, total)
+
+    def _released(self, chain: int) -> None:
+        if self.block_queue.victims.policy.memory:
+            owned = self.block_queue.runs.owned_by(chain)
+            self._tell(RELEASE, chain, owned, owned)
+
+    def pinned(self) -> Counter[int]:
+        """Blocks of running requests by tenant's code."""
+        out: Counter[int] = Counter()
+        for r in self.running:
+            served = self.served.get(r.request_id)
+            if served is not None:
+                out[served.tenant] += sum(map(len, self.kv_cache_manager.get_blocks(r.request_id).blocks))
+        return out
+
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        self._preempting = request
+        self.lost_tokens[request.request_id] = request.num_computed_tokens
+        self.metrics.counts["preemptions"] += 1
+        super()._preempt_request(request, *args, **kwargs)
+
+    def _free_request_blocks(self, request: Request) -> None:
+        served = self.served.get(request.request_id)
+        tables = self.kv_cache_manager.get_blocks(request.request_id).blocks
+        before = self.block_queue.begin_release(NOBODY if served is None else served.chain)
+        super()._free_request_blocks(request)
+        self.block_queue.end_release(before, tables)
+        if request is self._preempting:  # vLLM queues it again right after this: the order sees that it was preempted
+            self._preempting = None
+            if served is not None:
+                try:
+                    self.tracker.preempt(served, self.now)
+                    self._released(served.chain)
+                    self.service.queued(served)
+                except Exception:
+                    self._failed("preemption")
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        out = super()._free_request(request, *args, **kwargs)
+        served = self.served.pop(request.request_id, None)
+        self.lost_tokens.pop(request.request_id, None)
+        self._tokenless.pop(request.request_id, None)
+        if served is not None:
+            try:
+                self._leaves(request, served)
+            except Exception:
+                self._failed("end of a request")
+        return out
+
+    def _leaves(self, request: Request, served: Served) -> None:
+        if math.isnan(served.first_token_s) and request.num_output_tokens:
+            served.first_token_s = self.now
+        self.service.done(request, served)
+        if isinstance(self.waiting, PolicyRequestQueue) and self.waiting.urgent is request:
+            self.waiting.urgent = None
+        if request.status in _LOST:
+            self.tracker.abort(served, self.now)
+            self._released(served.chain)
+            if self.recorder is not None:
+                self.recorder.dropped(request.status.name.removeprefix("FINISHED_").lower())
+            return
+        self.tracker.finish(served, self.now, request.num_output_tokens)
+        self._released(served.chain)
+        if self.recorder is not None:
+            full = (request.num_tokens - 1) // self._hash_block()  # the last token's KV is never computed
+            self.recorder.finished(served, self.now, request.num_output_tokens, request.block_hashes[:full])

@@ -1,0 +1,2 @@
+"""Who is served next: vLLM's waiting queue by policy (`request_queue`), `admission` of its head, service of
+`tenants`."""

@@ -1,0 +1,66 @@
+"""Other policies in a scheduler that is serving: every block, request, row, table and counter stays."""
+
+from __future__ import annotations
+
+from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
+
+from saga_rl.errors import UserError
+from saga_rl.policies.base import SEAMS, PolicySet
+from saga_rl.policies.learned.guard import Guard
+from saga_rl.policies.state import chains as ch
+from saga_rl.runtime.engine.kv.victims import Victims
+from saga_rl.runtime.engine.queueing.admission import Admission
+from saga_rl.runtime.engine.queueing.request_queue import PolicyRequestQueue
+from saga_rl.runtime.engine.view import EngineView
+from saga_rl.runtime.engine.warm import warm_policies
+
+
+def swap(s: EngineView, policies: PolicySet, shown: str) -> None:
+    """Put `policies` in the place of those of `s`, between two steps. They are made and compiled first; if that raises,
+    nothing has changed. What a policy with memory remembers begins anew, as do drift and the columns it reads; guards'
+    counters go on. `UserError` for policies that cannot serve here."""
+    for seam in SEAMS:
+        if getattr(policies, seam).oracle:
+            raise UserError(f"{seam} policy {getattr(policies, seam).name!r}", "needs to know the future",
+                            "choose one that can serve")
+    if policies.ordering.name != "fcfs" and s.policy != SchedulingPolicy.FCFS:
+        raise UserError("--scheduling-policy", "is set beside an ordering policy of saga-rl",
+                        "choose policies with the ordering fcfs")
+    queue, old = s.block_queue, s.policies
+    victims = Victims(s.tracker, policies.eviction, s.block_size, queue.victims.pool_blocks, s.saga_config.budget_s,
+                      s.queue_positions, policies.admission)
+    admission = Admission(s.tracker, policies.admission, queue, s.block_size, s.admission.pool_blocks,
+                          s.saga_config.budget_s)
+    admission.victims = victims
+    warm_policies(s.tracker, queue, victims, admission)
+    s.policies = policies
+    try:
+        waiting = _waiting(s)
+    except BaseException:
+        s.policies = old
+        raise
+    _carry(queue.victims.guard, victims.guard)
+    _carry(s.admission.guard, admission.guard)
+    s.tracker.chains[:, ch.MINE:] = 0.0
+    queue.use(victims)
+    s.tiers = s.tie_tiers(policies)
+    s.admission, s.waiting, s.shown = admission, waiting, shown
+    s.metrics.counts["policy swaps"] += 1
+
+
+def _waiting(s: EngineView) -> RequestQueue:
+    """The queue that the policies now in force want, with all that waits in it."""
+    old, fresh = s.waiting, s.empty_queue()
+    if isinstance(old, PolicyRequestQueue) and isinstance(fresh, PolicyRequestQueue):
+        _carry(old.guard, fresh.guard)
+        fresh.shares, fresh.urgent = old.shares, old.urgent
+    elif fresh is old or type(fresh) is type(old):
+        return old
+    for request in sorted(old, key=lambda r: (r.num_preemptions == 0, s.arrival(r))):
+        fresh.add_request(request)
+    return fresh
+
+
+def _carry(old: Guard, new: Guard) -> None:
+    new.fallbacks.update(old.fallbacks)
+    new.decisions += old.decisions

@@ -1,0 +1,249 @@
+"""Engines that die: with several engines behind one API server, one that dies is taken out and the others serve on.
+
+vLLM's own client ends the whole server when any engine process ends. Here, for dense models (whose data-parallel
+engines run apart), placement passes the dead engine over, requests of it that had not begun to answer are sent again,
+those in the middle of an answer fail with vLLM's own error, and the last engine's death ends the server as ever.
+docs/engines.md says what a client sees. Whatever is not as expected: vLLM's own behaviour, loudly.
+
+Tried with vLLM 0.28 - 0.33 (`check_hooks`). All state of one client is its `Engines`, found in the client itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from multiprocessing import connection
+from typing import Any
+
+from saga_rl.runtime.config import clock
+from saga_rl.runtime.routing.vllm_client import MINE, error_outputs, unfit
+
+log = logging.getLogger("vllm.saga_rl")
+DRAIN_S = 0.2
+"""What a dead engine had sent is still read for so long; then its requests' fates are settled."""
+NOTICE_S = 60.0
+"""An engine that said that it is dying and does not end for so long: vLLM's own behaviour."""
+
+
+LAST_WORDS_S = 10.0
+"""What an engine sent before it ended is read within so long."""
+
+
+class Engines:
+    """Which engines of one client live, what was sent to them and not begun to answer, and what asks them something.
+
+    placement: what holds the router and the counters. Everything but `watch` runs in the client's event loop.
+    """
+
+    def __init__(self, client: Any, placement: Any) -> None:
+        self.client: Callable[[], Any] = weakref.ref(client)
+        self.placement = placement
+        self.names: list[bytes] = list(client.core_engines)
+        self.lost: set[int] = set()
+        self.settled: set[int] = set()
+        """Of those: their requests' fates are settled, and whatever still comes from them is dropped."""
+        self.pending: dict[str, Any] = {}
+        """Requests that were sent and have not begun to answer, as they were sent."""
+        self.aborted: set[str] = set()
+        """Requests whose clients went away, until their engine says that it is done with them."""
+        self.asked: set[str] = set()
+        """Requests that an engine is being asked to give up (`stealing`)."""
+        self.calls: dict[int, set[asyncio.Future]] = {}
+        self.dropped: set[asyncio.Future] = set()
+        self.noticed = 0.0
+        self.lost_s = -LAST_WORDS_S
+        self.tasks: set[asyncio.Task] = set()
+        self.stealing = False
+
+    @property
+    def counts(self) -> Any:
+        return self.placement.metrics.counts
+
+    def rank(self, engine: bytes) -> int:
+        """Place of an engine, by its name; ValueError if it is not one of this client's."""
+        return self.names.index(engine)
+
+    def live(self) -> list[int]:
+        return [w for w in range(len(self.names)) if w not in self.lost]
+
+    def keep(self, task: asyncio.Task) -> None:
+        """Keep a task from the garbage collector until it is done."""
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def swallows(self) -> bool:
+        """An engine says that it dies: whether that is another's business than vLLM's, which would end all."""
+        now = time.monotonic()
+        if len(self.live()) < 2 and now - self.lost_s > LAST_WORDS_S:
+            return False
+        self.noticed = now
+        return True
+
+    # ------------------------------------------------------------------ what passes by
+    def sent(self, request: Any, in_flight: bool) -> None:
+        """A request is about to be sent; a later part of a streamed input cannot be sent a second time."""
+        if not in_flight and not request.resumable:
+            self.pending[request.request_id] = request
+
+    def left(self, client: Any, names: list[str]) -> None:
+        """Clients went away."""
+        for name in names:
+            self.pending.pop(name, None)
+            if name in client.reqs_in_flight:
+                self.aborted.add(name)
+
+    def came(self, outputs: Any) -> None:
+        """Outputs came; leaves in them what vLLM should see."""
+        if outputs.engine_index in self.settled:
+            outputs.outputs, outputs.finished_requests, outputs.scheduler_stats = [], None, None
+            return
+        for o in outputs.outputs:
+            self.pending.pop(o.request_id, None)
+        if outputs.finished_requests:
+            client, engine = self.client(), self.names[outputs.engine_index]
+            keep = set()
+            for name in outputs.finished_requests:
+                if client.reqs_in_flight.get(name, engine) != engine or (name in self.asked and name in self.pending):
+                    continue  # it is another engine's by now, or about to be
+                self.pending.pop(name, None)
+                self.aborted.discard(name)
+                keep.add(name)
+            outputs.finished_requests = keep
+
+    # ------------------------------------------------------------------ an engine dies
+    def watch(self, processes: list[Any], stopped: Callable[[], bool], stock: Callable[[], None]) -> None:
+        """Wait for engine processes to end, in a thread of its own. stock: vLLM's own way, which ends the server."""
+        try:
+            alive = {p.sentinel: w for w, p in enumerate(processes)}
+            while alive and not stopped():
+                for sentinel in connection.wait(list(alive), timeout=1):
+                    w = alive.pop(sentinel)
+                    if stopped():
+                        return  # the server ends
+                    self.noticed = 0.0
+                    processes[w].join(1)  # so that its status is known
+                    if not alive:
+                        log.error("saga-rl: the last engine ended (number %d, status %s); so does the server", w,
+                                  processes[w].exitcode)
+                        return stock()
+                    self._tell(w, processes[w].exitcode, stock)
+                if self.noticed and time.monotonic() - self.noticed > NOTICE_S:
+                    raise TimeoutError(f"an engine that said it was dying has not ended after {NOTICE_S:.0f} s")
+                if self.client() is None:
+                    return
+        except Exception:
+            log.exception("saga-rl: cannot watch the engines; vLLM's own behaviour from here on")
+            stock()
+
+    def _tell(self, w: int, status: Any, stock: Callable[[], None]) -> None:
+        client = self.client()
+        task = None if client is None else client.resources.output_queue_task
+        if task is None:
+            raise RuntimeError(f"engine {w} ended (status {status}) before the server served")
+        task.get_loop().call_soon_threadsafe(self.engine_lost, w, status, stock)
+
+    def engine_lost(self, w: int, status: Any, stock: Callable[[], None]) -> None:
+        """Engine w ended: nothing goes there from now on; its requests' fates are settled `DRAIN_S` later."""
+        try:
+            self.lost.add(w)
+            self.lost_s = time.monotonic()
+            self.counts["engines lost"] += 1
+            log.error("saga-rl: engine %d ended (status %s); %d of %d serve on", w, status, len(self.live()),
+                      len(self.names))
+            self.placement.router_for(self.client()).engine_lost(w)
+            for call in self.calls.pop(w, ()):
+                self.dropped.add(call)
+                call.cancel()
+            self.keep(asyncio.get_running_loop().create_task(self._settle_soon(w, stock)))
+        except Exception:
+            log.exception("saga-rl: cannot take engine %d out; vLLM's own behaviour from here on", w)
+            stock()
+
+    async def _settle_soon(self, w: int, stock: Callable[[], None]) -> None:
+        try:
+            await asyncio.sleep(DRAIN_S)
+            await self.settle(w)
+        except Exception:
+            log.exception("saga-rl: cannot take engine %d out; vLLM's own behaviour from here on", w)
+            stock()
+
+    async def settle(self, w: int) -> None:
+        """Send again what had not begun to answer at engine w, and fail the rest with vLLM's own error."""
+        client, now = self.client(), clock.seconds()
+        self.settled.add(w)
+        router = self.placement.router_for(client)
+        again: list[str] = []
+        failed: list[str] = []
+        for name in [n for n, engine in client.reqs_in_flight.items() if engine == self.names[w]]:
+            self.forget(client, name)
+            router.gone(name, now)
+            if name not in self.aborted:
+                (again if name in self.pending else failed).append(name)
+            self.aborted.discard(name)
+        self.fail(client, w, failed)
+        for name in again:
+            await self.send_again(client, name)
+        log.error("saga-rl: engine %d is out: %d requests sent again, %d failed in the middle of an answer", w,
+                  len(again), len(failed))
+
+    def forget(self, client: Any, name: str) -> None:
+        """Take a request out of vLLM's own books."""
+        engine = client.reqs_in_flight.pop(name, None)
+        if engine is not None:
+            client.engine_inflight[engine] -= 1
+
+    def fail(self, client: Any, w: int, names: list[str]) -> None:
+        """Give the clients of requests vLLM's error for a request that failed inside an engine."""
+        if names:
+            self.counts["requests failed with an engine"] += len(names)
+            client.outputs_queue.put_nowait(error_outputs(w, names))
+
+    async def send_again(self, client: Any, name: str) -> None:
+        """Send a request that is nowhere, unless its client has gone in the meantime."""
+        request = self.pending.get(name)
+        if request is None:
+            return
+        try:
+            await client.add_request_async(request)
+            self.counts["requests sent again"] += 1
+        except Exception:
+            log.exception("saga-rl: request %s cannot be sent again", name)
+            self.pending.pop(name, None)
+            self.forget(client, name)
+            self.placement.router_for(client).gone(name, clock.seconds())
+            self.fail(client, self.live()[0] if self.live() else 0, [name])
+
+    def stay_off(self, client: Any, request: Any, engine: bytes) -> bytes:
+        """The engine to send to when `engine` was chosen: if that is lost, the live one with the fewest requests."""
+        if self.rank(engine) not in self.lost or not self.live():
+            return engine
+        better = min((self.names[w] for w in self.live()), key=lambda e: client.engine_inflight[e])
+        client.engine_inflight[engine] -= 1
+        client.engine_inflight[better] += 1
+        client.reqs_in_flight[request.request_id] = better
+        flight = self.placement.router_for(client).flights.get(request.request_id)
+        if flight is not None:
+            self.placement.router_for(client).book(request.request_id, flight.served.hints, flight.served.prompt_tokens,
+                                                   self.rank(better), clock.seconds())
+        return better
+
+
+def begin(client: Any, placement_of: Callable[[Any], Any], stock: Callable[[], None]) -> bool:
+    """Watch the engines of `client` in vLLM's place; False, with the reason logged, where that is not ours to do."""
+    why = unfit(client)
+    if why is not None:
+        log.warning("saga-rl: an engine that dies takes the server down, as vLLM does: %s", why)
+        return False
+    placement = placement_of(client)
+    if placement is None:
+        return False
+    mine, manager = Engines(client, placement), client.resources.engine_manager
+    client.__dict__[MINE] = mine
+    setattr(client.resources, MINE, mine)
+    threading.Thread(target=mine.watch, args=(list(manager.processes), manager.manager_stopped.is_set, stock),
+                     daemon=True, name="saga-rl engines").start()
+    return True

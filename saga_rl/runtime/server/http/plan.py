@@ -1,0 +1,225 @@
+"""What is added to one request, and what is kept of it until its answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from saga_rl.runtime.server.http.chains import Chains, Entry, Prompt
+from saga_rl.runtime.server.http.dialects import COMPLETIONS, MESSAGES, prompt_of, tool_before, turns_of
+from saga_rl.runtime.server.http.session import FINAL_HEADER, HEADERS, named_session
+from saga_rl.runtime.server.http.settings import Settings, Tenants
+from saga_rl.runtime.server.http.tap import Tap
+from saga_rl.runtime.sessions.hints import cut_name
+
+HINTS = ("saga_agent", "saga_tool", "saga_next_tool", "saga_tenant", "saga_agent_type", "saga_final", "saga_deadline_s")
+MOST_HINT = 4096
+"""Characters of a hint; longer ones are dropped (names are cut at 200 by the engine)."""
+MOST_RESPONSES = 16_384
+Headers = Iterable[tuple[bytes, bytes]]
+_ENDS = tuple(bytes([c]) for c in b'"0123456789]}elNy')
+"""What a value ends with."""
+_decode = msgspec.json.Decoder().decode
+
+
+@dataclass(slots=True)
+class Plan:
+    body: bytes
+    headers: list[tuple[bytes, bytes]]
+    extra: dict[str, Any]
+    """What was added, see `anthropic_hook`."""
+    tap: Tap
+    session: str | None = None
+    agent: int = 0
+    tenant: str | None = None
+    entry: Entry | None = None
+
+
+class Planner:
+    """The state of one API server."""
+
+    def __init__(self, settings: Settings, tenants: Tenants, counts: Counter[str]) -> None:
+        self.settings, self.tenants, self.counts = settings, tenants, counts
+        self.chains = Chains(settings.most_nodes)
+        self._responses: OrderedDict[tuple[str | None, str], tuple[str, int, dict[str, str]]] = OrderedDict()
+
+    def plan(self, dialect: str, raw_headers: Headers, raw: bytes) -> Plan | None:
+        """None: leave it as it is (not JSON, no object: vLLM says so)."""
+        raw_headers, raw = list(raw_headers), _utf8(raw)
+        headers = {k.lower(): v for k, v in raw_headers}
+        tenant = self.tenants.of(headers)
+        if len(raw) > self.settings.most_bytes:
+            self.counts["bodies not read"] += 1
+            return self.blind(dialect, raw_headers, raw)
+        body = _read(raw)
+        if not isinstance(body, dict) or not body:
+            self.counts["bodies not understood"] += 1
+            return None
+        given = body.get("vllm_xargs")
+        hints = self._hints(given, tenant)
+        own, named = self._named(body, headers, tenant)
+        earlier: dict[str, str] = {}
+        if named is None and isinstance(body.get("previous_response_id"), str):
+            known = self._responses.get((tenant, body["previous_response_id"][:200]))
+            if known is not None:
+                named, earlier = known[0], known[2]
+                hints.setdefault("saga_agent", known[1])
+        turns = turns_of(dialect, body)
+        plan = Plan(raw, raw_headers, {}, Tap(dialect, False), named, tenant=tenant)
+        self._place(plan, dialect, body, tenant, hints, turns, bool(body.get("previous_response_id")))
+        if turns and "saga_tool" not in hints:
+            tool = tool_before(turns, earlier)
+            if tool is not None:
+                hints["saga_tool"] = cut_name(tool)
+        if headers.get(FINAL_HEADER, b"").strip() == b"1":
+            hints.setdefault("saga_final", 1)
+        self._add(plan, dialect, body, given, hints, own, tenant)
+        self.counts["requests"] += 1
+        return plan
+
+    def blind(self, dialect: str, raw_headers: Headers, raw: bytes) -> Plan | None:
+        """A body that is not read, where tenants must be told apart: the client's hints and session are replaced."""
+        if not (self.tenants.strict or self.settings.cache_salt):
+            return None
+        raw_headers, raw = list(raw_headers), _utf8(raw)
+        tenant = self.tenants.of({k.lower(): v for k, v in raw_headers})
+        plan = Plan(raw, [h for h in raw_headers if h[0].lower() != HEADERS[0]], {}, Tap(dialect, False))
+        add: dict[str, Any] = {"vllm_xargs": {"saga_tenant": tenant or "default"}}
+        if dialect != MESSAGES:
+            add["session_id"] = None
+        if self.settings.cache_salt:
+            add["cache_salt"] = self.tenants.salt(tenant, None)
+        _splice(plan, add)
+        plan.extra = add
+        return plan
+
+    def done(self, plan: Plan) -> dict[str, Any] | None:
+        """Its request is over. The note for the engines, if there is anything to tell."""
+        answer = plan.tap.answer()
+        if plan.entry is not None:
+            self.chains.answered(plan.entry, answer)
+        if plan.tap.unread:
+            self.counts["answers unread"] += 1
+        if plan.session is None or answer is None:
+            return None
+        if plan.tap.response_id is not None and plan.tap.dialect == "responses":
+            key = plan.tenant, plan.tap.response_id
+            self._responses[key] = (plan.session, plan.agent, dict(plan.tap.calls))
+            while len(self._responses) > MOST_RESPONSES:
+                self._responses.popitem(last=False)
+        if plan.tap.tool is None:
+            return None
+        self.counts["tools seen"] += 1
+        return {"session": plan.session, "agent": plan.agent, "next_tool": plan.tap.tool, "final": False}
+
+    # ------------------------------------------------------------------ parts
+    def _hints(self, given: Any, tenant: str | None) -> dict[str, Any]:
+        """The client's own saga hints that may pass; the others are counted."""
+        hints: dict[str, Any] = {}
+        for key in HINTS:
+            if not isinstance(given, dict) or key not in given:
+                continue
+            value = given[key]
+            if not isinstance(value, str | int | float) or (isinstance(value, str) and len(value) > MOST_HINT):
+                self.counts["hints dropped"] += 1
+            elif key == "saga_tenant" and self.tenants.strict:
+                self.counts["tenants not believed"] += 1
+            else:
+                hints[key] = value
+        if tenant is not None and (self.tenants.strict or "saga_tenant" not in hints):
+            hints["saga_tenant"] = tenant
+        return hints
+
+    def _named(self, body: dict[str, Any], headers: dict[bytes, bytes], tenant: str | None
+               ) -> tuple[bool, str | None]:
+        """Whether the session stands in the body already as it shall be, and its name. Each tenant has names of its
+        own, so that nobody ends or enters another's session."""
+        named = named_session(body, headers)
+        if named is None:
+            return False, None
+        if tenant is not None and self.tenants.strict:
+            return False, cut_name(f"{tenant}/{named}")
+        return body.get("session_id") == named, named
+
+    def _place(self, plan: Plan, dialect: str, body: dict[str, Any], tenant: str | None, hints: dict[str, Any],
+               turns: Any, goes_on: bool) -> None:
+        """Session and agent from the chain, where nothing names them."""
+        agent = hints.get("saga_agent")
+        text = prompt_of(body) if dialect == COMPLETIONS else None
+        if agent is not None or not self.settings.chains or (turns is None and not text) or goes_on:
+            plan.agent = int(agent) if isinstance(agent, int) else 0
+            return
+        scope = "\0".join((tenant or "", plan.session or "", str(hints.get("saga_tenant", "")))).encode(
+            "utf-8", "surrogatepass")
+        plan.entry = self.chains.arrive(Prompt(scope, turns, text), plan.session)
+        if plan.session is None:
+            self.counts["sessions by chain" if plan.entry.step > 1 else "sessions begun"] += 1
+            if plan.entry.step == 1:
+                hints["saga_unnamed"] = 1
+        plan.session, plan.agent = plan.entry.chain.session, plan.entry.chain.agent
+        plan.tap = Tap(dialect, True)
+        if plan.agent:
+            hints["saga_agent"] = plan.agent
+
+    def _add(self, plan: Plan, dialect: str, body: dict[str, Any], given: Any, hints: dict[str, Any], own: bool,
+             tenant: str | None) -> None:
+        add: dict[str, Any] = {}
+        before = given if isinstance(given, dict) else {}
+        merged = {**{k: v for k, v in before.items() if k not in HINTS}, **hints}
+        if (given is None or isinstance(given, dict)) and merged != before:
+            add["vllm_xargs"] = merged
+        if plan.session is not None and not own:
+            if dialect == MESSAGES:
+                session = plan.session.encode("utf-8", "surrogatepass")
+                if not _plain(session):
+                    session = b"session-" + hashlib.sha256(session).hexdigest().encode()
+                    plan.session = session.decode()
+                plan.headers = [h for h in plan.headers if h[0].lower() != HEADERS[0]] + [(HEADERS[0], session)]
+            elif body.get("session_id") is None or isinstance(body["session_id"], str):
+                add["session_id"] = plan.session
+        if self.settings.cache_salt and isinstance(body.get("cache_salt", ""), str | None):
+            add["cache_salt"] = self.tenants.salt(tenant, body.get("cache_salt"))
+        plan.extra = add
+        if add:
+            _splice(plan, add)
+
+
+def _utf8(raw: bytes) -> bytes:
+    """UTF-16 and UTF-32, which Python's reader takes too, as UTF-8; whatever cannot be read stays as it is."""
+    if b"\0" not in raw[:4]:
+        return raw
+    try:
+        return raw.decode(json.detect_encoding(raw), "surrogatepass").encode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return raw
+
+
+def _read(raw: bytes) -> Any:
+    """JSON as vLLM's server reads it: a strict fast reader first, then Python's own, which takes more."""
+    try:
+        return _decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        try:
+            return json.loads(raw)
+        except (ValueError, RecursionError):
+            return None
+
+
+def _splice(plan: Plan, add: dict[str, Any]) -> None:
+    """`add` as the last keys of the body's object."""
+    raw = plan.body.rstrip(b" \t\r\n")
+    if not raw.endswith(b"}") or not raw[:-1].rstrip().endswith(_ENDS):
+        return  # no object, or an empty one
+    plan.body = raw[:-1] + b"," + json.dumps(add).encode()[1:]
+    plan.headers = [(k, str(len(plan.body)).encode()) if k.lower() == b"content-length" else (k, v)
+                    for k, v in plan.headers]
+
+
+def _plain(name: bytes) -> bool:
+    return all(33 <= c < 127 for c in name)

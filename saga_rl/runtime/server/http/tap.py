@@ -1,0 +1,182 @@
+"""What an answer calls, read beside its way to the client: whole JSON bodies and server-sent events, cut anywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from saga_rl.runtime.server.http.chains import Answer, digest
+from saga_rl.runtime.server.http.dialects import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from saga_rl.runtime.sessions.hints import cut_name
+
+MOST_BYTES = 4 * 2**20
+"""Of a whole answer, or of one event; longer ones are let go by unread."""
+MOST_CALLS = 64
+PREFIX = 64
+"""Bytes compared of an answer to a plain prompt."""
+_decode = msgspec.json.Decoder().decode
+_MARKS = {CHAT: (b'"tool_calls"',), MESSAGES: (b'"tool_use"',), COMPLETIONS: (),
+          RESPONSES: (b'"function_call"', b'"custom_tool_call"', b"response.created", b"response.completed")}
+_TEXT_MARKS = {CHAT: (b'"content"',), MESSAGES: (b'"text_delta"',), COMPLETIONS: (b'"text"',),
+               RESPONSES: (b"response.output_text.delta",)}
+
+
+class Tap:
+    """Reads one answer. want_text: also its text, to compare with the next prompt (chains)."""
+
+    def __init__(self, dialect: str, want_text: bool) -> None:
+        self.dialect, self.want_text = dialect, want_text
+        self.status, self.stream, self.unread = 0, False, 0
+        self.calls: dict[str, str] = {}
+        self.response_id: str | None = None
+        self._text: list[str] = []
+        self._size = 0
+        self._rest = bytearray()
+        self._off = False
+        self._marks = _MARKS[dialect] + (_TEXT_MARKS[dialect] if want_text else ())
+
+    def start(self, message: Any) -> None:
+        self.status = message["status"]
+        kind = next((v for k, v in message.get("headers", ()) if k.lower() == b"content-type"), b"").lower()
+        self.stream = kind.startswith(b"text/event-stream")
+        self._off = self.status != 200 or not (self.stream or kind.startswith(b"application/json"))
+
+    def body(self, part: bytes, last: bool) -> None:
+        """One piece as it was sent. Cheap where nothing of interest is in it."""
+        if self._off:
+            return
+        self._rest += part
+        if self.stream:
+            self._events(last)
+        elif last:
+            self._whole(self._value(bytes(self._rest)))
+            self._rest.clear()
+        if len(self._rest) > MOST_BYTES:
+            self._rest.clear()
+            self._off = True
+            self.unread += 1
+
+    def answer(self) -> Answer | None:
+        """None: it was no answer (an error, cut off before anything came)."""
+        if self.status != 200:
+            return None
+        text = "".join(self._text).strip().encode("utf-8", "surrogatepass")
+        if self.dialect == COMPLETIONS:
+            return Answer({}, text[:PREFIX])
+        return Answer(self.calls, digest(text) if text and self.want_text else b"")
+
+    @property
+    def tool(self) -> str | None:
+        """The first tool that it called."""
+        return next(iter(self.calls.values()), None)
+
+    def _events(self, last: bool) -> None:
+        end = self._rest.rfind(b"\n")
+        if last:
+            end = len(self._rest)
+        if end < 0:
+            return
+        ready = bytes(self._rest[:end])
+        del self._rest[:end + 1]
+        if not any(mark in ready for mark in self._marks):
+            return
+        for line in ready.splitlines():
+            if line.startswith(b"data:") and any(mark in line for mark in self._marks):
+                value = self._value(line[5:])
+                if isinstance(value, dict):
+                    self._event(value)
+
+    def _value(self, raw: bytes) -> Any:
+        try:
+            return _decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self.unread += 1
+            return None
+
+    # ------------------------------------------------------------------ whole answers
+    def _whole(self, value: Any) -> None:
+        if not isinstance(value, dict):
+            return
+        self._called_id(value.get("id"))
+        if self.dialect == CHAT:
+            self._chat(_first(value.get("choices")).get("message"))
+        elif self.dialect == COMPLETIONS:
+            self._say(_first(value.get("choices")).get("text"))
+        elif self.dialect == MESSAGES:
+            for block in _dicts(value.get("content")):
+                self._block(block)
+                self._say(block.get("text"))
+        else:
+            self._output(value)
+
+    # ------------------------------------------------------------------ events
+    def _event(self, value: dict[str, Any]) -> None:
+        kind = value.get("type")
+        if self.dialect == CHAT:
+            for choice in _dicts(value.get("choices")):
+                if choice.get("index", 0) == 0:
+                    self._chat(choice.get("delta"))
+        elif self.dialect == COMPLETIONS:
+            for choice in _dicts(value.get("choices")):
+                if choice.get("index", 0) == 0:
+                    self._say(choice.get("text"))
+        elif self.dialect == MESSAGES:
+            self._block(_dict(value.get("content_block")))
+            if kind == "content_block_delta":
+                self._say(_dict(value.get("delta")).get("text"))
+        elif kind in ("response.created", "response.completed"):
+            self._called_id(_dict(value.get("response")).get("id"))
+            for item in _dicts(_dict(value.get("response")).get("output")):
+                self._item(item)
+        elif kind in ("response.output_item.added", "response.output_item.done"):
+            self._item(_dict(value.get("item")))
+        elif kind == "response.output_text.delta":
+            self._say(value.get("delta"))
+
+    # ------------------------------------------------------------------ parts
+    def _chat(self, message: Any) -> None:
+        message = _dict(message)
+        for call in _dicts(message.get("tool_calls")):
+            self._call(call.get("id"), _dict(call.get("function")).get("name"))
+        self._say(message.get("content"))
+
+    def _block(self, block: dict[str, Any]) -> None:
+        if block.get("type") == "tool_use":
+            self._call(block.get("id"), block.get("name"))
+
+    def _output(self, response: dict[str, Any]) -> None:
+        for item in _dicts(response.get("output")):
+            self._item(item)
+            for part in _dicts(item.get("content")) if item.get("type") == "message" else ():
+                self._say(part.get("text"))
+
+    def _item(self, item: dict[str, Any]) -> None:
+        if item.get("type") in ("function_call", "custom_tool_call"):
+            self._call(item.get("call_id"), item.get("name"))
+
+    def _call(self, call: Any, name: Any) -> None:
+        if isinstance(name, str) and name and len(self.calls) < MOST_CALLS:
+            key = call if isinstance(call, str) and call else f"#{len(self.calls)}"
+            self.calls.setdefault(key[:200], cut_name(name))
+
+    def _called_id(self, value: Any) -> None:
+        if isinstance(value, str) and value:
+            self.response_id = value[:200]
+
+    def _say(self, text: Any) -> None:
+        if self.want_text and isinstance(text, str) and self._size < MOST_BYTES:
+            self._size += len(text)
+            self._text.append(text)
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
+
+
+def _first(value: Any) -> dict[str, Any]:
+    return next(iter(_dicts(value)), {})

@@ -1,0 +1,2 @@
+"""What an engine iteration costs: the `iteration`'s form, `profile`s of its constants (those that ship in `profiles/`),
+how they are fitted (`fit`), and what a model weighs (`models`). Imports no other room of the simulator."""

@@ -1,0 +1,99 @@
+"""What a slot of the native closed-loop vectors shows: the rows of the decision at hand, as the single environments."""
+
+from __future__ import annotations
+
+from numba import njit
+
+from saga_rl.policies.features import LEARNED_ADMISSION, LEARNED_EVICTION, LEARNED_ORDERING, LEARNED_PLACEMENT
+from saga_rl.sim.engine import state as st
+from saga_rl.sim.engine.loop import CHOOSE, EVICT, PLACE
+from saga_rl.sim.stepping import closed_slots as cs
+from saga_rl.sim.stepping import replay_vector as vc
+from saga_rl.sim.stepping.queue_stepper import IDLE, OFFERED, Queue, weigh
+from saga_rl.sim.stepping.victims import OFFERED as CANDIDATES_OFFERED
+from saga_rl.sim.stepping.victims import Victims
+
+WIDTH, ADMISSION_WIDTH = len(LEARNED_ORDERING), len(LEARNED_ADMISSION)
+PLACEMENT_WIDTH, EVICTION_WIDTH = len(LEARNED_PLACEMENT), len(LEARNED_EVICTION)
+KINDS = 3
+"""Columns that say which decision it is."""
+
+
+@njit(cache=True)
+def queue_of(hall, b):
+    """What the slot's decision shows of a queue; rows are work space."""
+    return Queue(hall.shown[b], hall.place[b], hall.key, hall.order_rows, hall.admit_rows)
+
+
+@njit(cache=True)
+def victims_of(hall, b):
+    """What it shows of a worker's idle blocks."""
+    return Victims(hall.victims_at[b], hall.victims_when[b], hall.offer[b], hall.victim_rows[b])
+
+
+@njit(cache=True)
+def _write(source, target, low, high):
+    """Clipped; what is no number stays so."""
+    for k in range(len(target)):
+        x = source[k]
+        target[k] = low if x < low else high if x > high else x
+
+
+@njit(cache=True)
+def show(hall, world, b, over, obs, mask):
+    """Write the rows of the decision to which `_go` came last, none if the episode is over, and wipe those that are
+    left of the one before."""
+    kind, mine, low, high = hall.rules[cs.KIND], hall.book[b], hall.real[cs.LOW], hall.real[cs.HIGH]
+    if kind == cs.SCHEDULER:
+        _show_any(hall, world, b, over, obs, mask)
+        return
+    n, rows = 0, obs.shape[0]
+    if not over:
+        n = rows if kind == cs.PLACEMENT else hall.shown[b, OFFERED]
+    for i in range(n):
+        if kind == cs.PLACEMENT:
+            _write(world.work.place[i], obs[i], low, high)
+            continue
+        if kind != cs.ORDER:
+            weigh(world, queue_of(hall, b), i)
+        if kind == cs.ADMIT:
+            _write(hall.admit_rows[i], obs[i], low, high)
+        else:
+            _write(hall.order_rows[i], obs[i, :WIDTH], low, high)
+        if kind == cs.JOINT:
+            _write(hall.admit_rows[i], obs[i, WIDTH:], low, high)
+    for i in range(n, mine[vc.ROWS]):
+        obs[i] = 0.0
+    mine[vc.ROWS] = n
+    for i in range(rows):
+        mask[i] = i < n or kind == cs.PLACEMENT
+    if kind == cs.ADMIT or kind == cs.JOINT:
+        mask[rows - 1] = not over and hall.shown[b, IDLE] == 0
+
+
+@njit(cache=True)
+def _show_any(hall, world, b, over, obs, mask):
+    """`show` where decisions differ in kind: all of the observation is written."""
+    low, high, decision, rows = hall.real[cs.LOW], hall.real[cs.HIGH], hall.book[b, cs.DECISION], obs.shape[0]
+    n = 0
+    obs[:] = 0.0
+    if not over:
+        n = world.limits[st.WORKERS] if decision == PLACE else hall.shown[b, OFFERED]
+        n = hall.victims_at[b, CANDIDATES_OFFERED] if decision == EVICT else n
+    for i in range(rows):
+        mask[i] = i < n
+    if decision == CHOOSE and not over and hall.shown[b, IDLE] == 0:
+        mask[rows - 1] = True
+    for i in range(rows):
+        if mask[i]:
+            obs[i, decision - PLACE] = 1.0
+    for i in range(n):
+        row = obs[i, KINDS:]
+        if decision == PLACE:
+            _write(world.work.place[i], row[:PLACEMENT_WIDTH], 0.0, high)
+        elif decision == EVICT:
+            _write(hall.victim_rows[b, hall.offer[b, i]], row[:EVICTION_WIDTH], low, -low)
+        else:
+            weigh(world, queue_of(hall, b), i)
+            _write(hall.order_rows[i], row[:WIDTH], low, -low)
+            _write(hall.admit_rows[i], row[WIDTH:WIDTH + ADMISSION_WIDTH], low, -low)
