@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--envs", type=int, default=32, help="tries a round")
-    parser.add_argument("--placement", default="least-sessions,learned:checkpoints/placement", help="beside it")
+    parser.add_argument("--placement", default="least-sessions", help="beside it")
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
     try:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Reproduce the checkpoints: generate and split sessions, then for `eviction` collect and train, for `joint` (order,
-# admission, eviction) and `placement` search on whole simulated runs, and evaluate on held-out sessions.
+# admission, eviction) search on whole simulated runs, and evaluate on held-out sessions.
 # Run it from the root of the project. Set BIN to the folder of the interpreter, WORK to where data may go, OUT to write
 # the checkpoints elsewhere, PARTS to make only some of them, EVALUATE=0 to skip the report, DATA to the folder of recorded
 # collections to have them in it. Stopped searches go on from their journals in WORK.
@@ -8,7 +8,7 @@ set -euo pipefail
 BIN=${BIN:-.venv/bin}
 WORK=${WORK:-runs/checkpoint}
 OUT=${OUT:-checkpoints}
-PARTS=${PARTS:-eviction joint joint-hidden placement}
+PARTS=${PARTS:-eviction joint joint-hidden}
 EVALUATE=${EVALUATE:-1}
 POPULATION=16
 TIGHT=300000,300000,260000,260000 # KV tokens a worker, for the four workloads with humans
@@ -58,13 +58,6 @@ if [[ " $PARTS " == *" joint-hidden "* ]]; then
         "504416,399664,398880,387232,387232,$TIGHT,362528,254000" "${human[@]}" workload:shift-hitl@load=.85 \
         "${human[@]}" "${coding[@]}"
 fi
-if [[ $PARTS == *placement* ]]; then
-    seen=(workload:swe workload:web workload:swe@load=.8 workload:web@load=.8)
-    "$BIN/python" training/search.py "${seen[@]}" --validation "$(printf "%s\n" "${seen[@]}" | paste -sd,)" \
-        --population 9,10,9,10 --kv-tokens 418096,495680,418096,495680 --workers 8 --seams placement \
-        --candidates 12 --episodes 1 --checks 3 --generations 60 --sigma 0.3 --seed 1 \
-        --out "$OUT" --run-dir "$WORK" --note "$NOTE"
-fi
 [ "$EVALUATE" = 0 ] && exit 0
 joint= own= # trained on a recorded collection's own training sessions: not shipped, but shown in the report
 specialist() { # NAME KV_TOKENS
@@ -90,6 +83,6 @@ if [ -n "${DATA:-}" ]; then
     together weka 1222992 25
     together katas 858752 10
 fi
-"$BIN/python" training/protocol.py --out "$WORK/report" --eviction "$OUT/eviction" --placement "$OUT/placement" \
+"$BIN/python" training/protocol.py --out "$WORK/report" --eviction "$OUT/eviction" \
     --joint "$OUT/joint" --hidden "$OUT/joint-hidden" ${DATA:+--data "$DATA"} ${own:+--transfer "$own"} ${joint:+--own "$joint"}
 cp "$WORK/report/protocol.md" "$OUT/REPORT.md"

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 from eviction_pool import EvictionPool
+from hedge_ttl import HedgeTTL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saga_rl.errors import UserError
-from saga_rl.learn.offline.regret import HedgeTTL
 from saga_rl.policies import features as F
 from saga_rl.policies.baselines.eviction import ttl_online
 from saga_rl.policies.registry import make

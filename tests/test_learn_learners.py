@@ -25,7 +25,7 @@ from saga_rl.policies.learned.mlp import forward
 
 ROWS, FEATURES, COLUMN = 5, len(LEARNED_EVICTION), 3
 LABELS = [name for name, kind in LEARNERS.items() if kind.needs == "labels"]
-VALUES = ["iql", "cql", "awac"]
+VALUES = ["iql", "cql"]
 EPOCHS = 20
 
 
@@ -76,8 +76,7 @@ def fit(data: Decisions, algo: str, *options: str, **more: Any) -> TrainResult:
     return train(data, TrainConfig(algo=algo, options=own, **(given | more)), lambda epoch, curves: None)
 
 
-QUICK = {"gbdt": ("trees=30", "least=10"), "fbc": ("discount=0",), "iql": ("discount=0",), "awac": ("discount=0",),
-         "cql": ("discount=0",)}
+QUICK = {"iql": ("discount=0",), "cql": ("discount=0",)}
 
 
 @pytest.mark.parametrize("algo", list(LEARNERS))
@@ -195,7 +194,7 @@ def test_the_best_policy_is_found_beneath_a_bad_behaviour(algo: str, world: tupl
     """Value iteration knows the answer. Cloning the behaviour goes back; who sees rewards but no further stays."""
     mdp, data = world
     best = mdp.value(lambda q: q.max(axis=1))[:-1]
-    options = {"iql": ("tau=0.97", "temperature=0.05"), "awac": ("temperature=0.1",), "cql": ("alpha=0.02",)}[algo]
+    options = {"iql": ("tau=0.97", "temperature=0.05"), "cql": ("alpha=0.02",)}[algo]
     result = fit(data, algo, f"discount={GAMMA}", "rate=0.05", *options, epochs=EPOCHS, hidden=(32,), lr=5e-3)
     np.testing.assert_allclose(mdp.of(result.net), best, atol=1e-6)
     assert result.epoch == EPOCHS, "the last epoch is kept"
@@ -228,20 +227,6 @@ def test_what_follows_a_cut_is_not_learned_from() -> None:
         assert kind(tables, (4,), kind.Options()).select(tables).tolist() == [True, True, True, False]
     batch = tables.part(torch.tensor([0, 1]))
     assert batch.going.tolist() == [1.0, 0.0]
-
-
-def test_filtered_cloning_takes_the_best_of_each_setting() -> None:
-    """Two settings of other levels: by episode, the better half of each is kept, not all of the easier one."""
-    n = 8
-    rewards = np.array([0.0, 1.0, 2.0, 3.0, 100.0, 101.0, 102.0, 103.0])
-    data = decisions(np.random.default_rng(0).normal(size=(n, 2, 3)), np.ones((n, 2), bool), np.zeros(n, np.int64),
-                     rewards, np.arange(n), meta={"settings": [0, 0, 0, 0, 1, 1, 1, 1]})
-    kind, tables = learner("fbc"), Tables.of(data)
-    for by in ("episode", "decision"):
-        kept = kind(tables, (4,), kind.Options(by=by, share=0.5, discount=0.0)).select(tables)
-        assert kept[:4].sum() == kept[4:].sum() == 2, by
-    assert kind(tables, (4,), kind.Options(by="episode", share=0.5)).select(tables).tolist() == [
-        False, False, True, True] * 2
 
 
 def test_the_one_step_gain_is_that_of_a_known_bandit() -> None:
@@ -278,17 +263,6 @@ def test_return_times_and_their_index() -> None:
     assert (index.diff() < 0).all() and (index > 0).all() and (index < 1).all()
     assert (scores.diff() > 0).all()
     assert float(index[-1]) < 0.2 * float(index[0])
-
-
-def test_the_trees_are_a_rival_of_their_own() -> None:
-    result = fit(labelled(), "gbdt", *QUICK["gbdt"])
-    assert result.figures["rival_pair_accuracy"] > 0.9
-    data = labelled(1)
-    scores = result.learner.predict(data.observations)
-    assert scores.shape == data.masks.shape
-    again = learner("gbdt")(Tables.of(data), (4,), learner("gbdt").Options())
-    again.restore(result.learner.settled())
-    np.testing.assert_array_equal(again.predict(data.observations), scores)
 
 
 def test_pooling_is_over_valid_rows() -> None:

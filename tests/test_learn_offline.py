@@ -63,13 +63,12 @@ def run(toy: Path, out: Path, **options: Any) -> None:
 
 @pytest.mark.parametrize("algo", list(LEARNERS))
 def test_every_learner_writes_a_checkpoint(algo: str, toy: Path, tmp_path: Path) -> None:
-    run(toy, tmp_path / "p", algo=algo, set_=["trees=5"] if algo == "gbdt" else None)
+    run(toy, tmp_path / "p", algo=algo)
     checkpoint = load_checkpoint(tmp_path / "p")
     assert checkpoint.seam == "eviction" and checkpoint.meta["config"]["algo"] == algo
     assert LEARNERS[algo].says in checkpoint.card and "toy.parquet" in checkpoint.card
     assert np.isfinite(list(checkpoint.meta["figures"].values())).all()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p"], "no state is left after a run that ended"
-    assert (tmp_path / "p" / "gbdt.txt").exists() == (algo == "gbdt")
 
 
 @pytest.mark.parametrize("seam", ["placement", "ordering", "admission"])
@@ -160,7 +159,7 @@ def test_mistakes_are_named_and_nothing_is_written(toy: Path, tmp_path: Path) ->
         with pytest.raises(UserError, match=words):
             run(toy, tmp_path / "p", **options)
     placement = write(tmp_path / "place-v0", labelled(0, 4, 10), "placement")
-    for algo in ("rank", "listwise", "hazard", "gbdt"):
+    for algo in ("rank", "listwise", "hazard"):
         with pytest.raises(UserError, match="Belady labels, and a dataset of placement has none"):
             run(placement, tmp_path / "p", algo=algo)
     with pytest.raises(UserError, match="different seams"):

@@ -29,7 +29,7 @@ SHIPPED = Path("checkpoints")
 def main(
     out: Annotated[Path, Option(help="Folder for protocol.json, .md, .png and the journal of runs; made if absent.")],
     eviction: Annotated[str, Option(help="Eviction checkpoint, or a spec; default: checkpoints/eviction.")] = "",
-    placement: Annotated[str, Option(help="Placement checkpoint, or a spec; default: checkpoints/placement.")] = "",
+    placement: Annotated[str, Option(help="Placement checkpoint, or a spec; default: none, and no row of it.")] = "",
     joint: Annotated[str, Option(help="Admission checkpoint with its companions, a folder of several, or a preset; "
                                  "default: checkpoints/joint or checkpoints/admission.")] = "",
     hidden: Annotated[str, Option(help="The same, where nobody announces ends; default: --joint, or of what is shipped "
@@ -57,12 +57,12 @@ def main(
     check_range("--jobs", jobs, 0)
     console = Console(stderr=True)
     shipped = {name: given or shipped_folder(name, console) for name, given in (
-        ("eviction", eviction), ("placement", placement), ("admission", joint))}
+        ("eviction", eviction), ("admission", joint))}
     if data and not Path(data).is_dir():
         raise UserError(data, "is no folder", "name the folder of recorded collections after --data")
     untold = SHIPPED / "joint-hidden"
     hidden = hidden or (str(untold) if not joint and untold.is_dir() else "")
-    s = Settings(shipped["eviction"], shipped["placement"], shipped["admission"], hidden, tuple(words(transfer)),
+    s = Settings(shipped["eviction"], placement, shipped["admission"], hidden, tuple(words(transfer)),
                  tuple(map(pair, words(own))), tuple(words(only)) or ROWS, seeds=seeds, budget=budget, workers=workers,
                  many_workers=many_workers, data=data, recorded=recorded(data),
                  only=tuple(known_workload(n, data) for n in words(workloads)))

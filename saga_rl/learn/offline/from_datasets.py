@@ -10,20 +10,18 @@ from typing import Any, cast
 import numpy as np
 
 from saga_rl.errors import UserError, unknown_name
-from saga_rl.files import atomic
 from saga_rl.learn.data.dataset import COMPONENTS, Decisions, episode_facts, joined, read_dataset, rows_hash
 from saga_rl.learn.network import serving_layers
 from saga_rl.learn.offline.learners import learner
 from saga_rl.learn.offline.learners.card import learner_card
-from saga_rl.learn.offline.learners.gbdt import Gbdt
 from saga_rl.learn.offline.train import TrainConfig, TrainResult
 from saga_rl.policies.base import SEAMS, Seam
+from saga_rl.policies.features import same_hash
 from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES, load_checkpoint, save_checkpoint
 from saga_rl.policies.presets import PRESETS
 from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance, sha256
 
-TREES = "gbdt.txt"
 SETTING = ("trace", "kv_tokens", "load", "population", "workers", "part")
 """Facts of an episode that say where it was played: returns of different settings cannot be compared."""
 
@@ -49,7 +47,7 @@ def load(folders: Sequence[Path], clone: str = "", reward: str = "") -> Loaded:
             raise UserError(folder, f"holds decisions of seam {data.seam!r}, which no single network serves",
                             "collect one of: " + ", ".join(LEARNED_FEATURES))
         if data.meta.get("features") != list(LEARNED_FEATURES[data.seam]) or (
-                data.meta.get("feature_hash") != rows_hash(data.seam)):
+                not same_hash(data.meta.get("feature_hash"), rows_hash(data.seam))):
             raise UserError(folder, "was collected with other features or feature code", "collect it again")
         settings += [", ".join(str(facts.get(k, "")) for k in SETTING) for facts in episode_facts(folder)]
         parts.append(data)
@@ -101,7 +99,7 @@ def companions_of(seam: str, given: dict[str, str]) -> dict[str, str]:
 
 def save(out: Path, loaded: Loaded, config: TrainConfig, result: TrainResult, companions: dict[str, str],
          note: str = "", more: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Write the checkpoint folder with its card; trees go beside the network as `gbdt.txt`. Returns its `meta`."""
+    """Write the checkpoint folder with its card. Returns its `meta`."""
     kind, seam, net = learner(config.algo), loaded.data.seam, result.net
     data = {**loaded.facts, "decisions": f"{result.train_decisions} to train, {result.validation_decisions} held out "
                                          "(whole episodes)"}
@@ -111,9 +109,6 @@ def save(out: Path, loaded: Loaded, config: TrainConfig, result: TrainResult, co
             "note": note, "data": data, "source": provenance(seed=config.seed, trace=None), **(more or {})}
     card = learner_card(out.name, seam, meta, LEARNED_FEATURES[seam], companions)
     save_checkpoint(out, seam, serving_layers(net, seam), net.mean.numpy(), net.std.numpy(), card, meta, companions)
-    if isinstance(result.learner, Gbdt):
-        with atomic(out / TREES) as tmp:
-            tmp.write_text(result.learner.text)
     return meta
 
 
@@ -123,9 +118,6 @@ def republish(folder: Path, out: Path, **meta: Any) -> None:
     whole = {**found.meta, **meta}
     card = learner_card(out.name, found.seam, whole, LEARNED_FEATURES[found.seam], found.companions)
     save_checkpoint(out, found.seam, found.layers, found.mean, found.std, card, whole, found.companions)
-    if (folder / TREES).is_file():
-        with atomic(out / TREES) as tmp:
-            tmp.write_bytes((folder / TREES).read_bytes())
 
 
 def _facts(folders: Sequence[Path], parts: Sequence[Decisions], reward: str) -> dict[str, str]:

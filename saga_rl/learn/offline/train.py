@@ -71,7 +71,7 @@ class TrainResult:
     train_decisions: int
     validation_decisions: int
     learner: Learner
-    """All of it, critics and rivals too; `net` is its actor."""
+    """All of it, critics too; `net` is its actor."""
     epoch: int
     """The one that was kept."""
     seen: int
@@ -133,7 +133,6 @@ def train(data: Decisions, config: TrainConfig, on_epoch: OnEpoch, state: Path |
     learn, check = Tables.of(data.where(~held)), Tables.of(data.where(held))
     learner = kind(learn, config.hidden, kind.Options() if config.options is None else config.options)
     if facts:
-        learner.restore(facts["settled"])
     learner.prepare(learn)
     learner.prepare(check)
     mine, theirs = (torch.nonzero(learner.select(tables)).flatten() for tables in (learn, check))
@@ -161,8 +160,7 @@ def train(data: Decisions, config: TrainConfig, on_epoch: OnEpoch, state: Path |
         if state:
             write_state(state, {**flat("model", learner.state_dict()), **flat("best", best_state),
                                 **flat("adam", optimiser_tensors(optimiser)), "generator": generator.get_state()},
-                        {"run": ours, "epoch": epoch, "best": best, "kept": kept, "figures": figures,
-                         "settled": learner.settled()})
+                        {"run": ours, "epoch": epoch, "best": best, "kept": kept, "figures": figures})
         on_epoch(epoch, curves)
     learner.load_state_dict(best_state)
     if config.trust:

@@ -31,6 +31,7 @@ from saga_rl.policies.features import (
     LEARNED_ORDERING,
     LEARNED_PLACEMENT,
     feature_hash,
+    same_hash,
 )
 from saga_rl.policies.learned.checkpoint_checks import FORMAT, VERSION, check_network, read_json, read_tensors
 from saga_rl.policies.learned.mlp import Layers, mlp_score, pack, scratch_size
@@ -153,8 +154,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         differing = sorted(set(manifest["features"]) ^ set(features))
         raise UserError(where, f"was trained on other features ({', '.join(differing) or 'in another order'})",
                         "retrain it, or use the release that wrote it")
-    if manifest["feature_hash"] != feature_hash(seam):
-        raise UserError(where, "was trained on other feature code (feature_hash differs)",
+    if not same_hash(manifest["feature_hash"], feature_hash(seam)):
+        raise UserError(where, "was trained on features that are computed otherwise (feature_hash differs)",
                         "retrain it, or use the release that wrote it")
     _check_companions(where, seam, manifest["companions"])
     tensors = read_tensors(folder / WEIGHTS, manifest["sha256"])

@@ -21,7 +21,7 @@ from safetensors.numpy import save as to_safetensors
 
 from saga_rl.errors import UserError
 from saga_rl.files import atomic, must_exist
-from saga_rl.policies.features import tables_hash
+from saga_rl.policies.features import same_hash, tables_hash
 from saga_rl.policies.state import tables as tb
 from saga_rl.runtime.sessions.hints import MAX_NAME
 from saga_rl.runtime.sessions.tracker import MAX_TOOLS, MAX_TYPES, Tracker
@@ -167,7 +167,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray]]:
         raise UserError(path, "is not a statistics file of saga-rl", _MEND)
     if head.get("version") != VERSION:
         raise UserError(path, f"is of version {head.get('version')!r}, this release reads {VERSION}", _MEND)
-    if head.get("tables_hash") != tables_hash():
+    if not same_hash(head.get("tables_hash"), tables_hash()):
         raise UserError(path, "was learned under another definition of the tables", _MEND)
     return head, arrays
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from saga_rl.errors import unknown_name
-from saga_rl.learn.offline.learners.awac import AdvantageWeighted
 from saga_rl.learn.offline.learners.base import Learner
 from saga_rl.learn.offline.learners.bc import BehaviourCloning
 from saga_rl.learn.offline.learners.cql import ConservativeQ
-from saga_rl.learn.offline.learners.fbc import FilteredCloning
-from saga_rl.learn.offline.learners.gbdt import Gbdt
 from saga_rl.learn.offline.learners.hazard import Hazard
 from saga_rl.learn.offline.learners.iql import ImplicitQ
 from saga_rl.learn.offline.learners.listwise import Listwise
 from saga_rl.learn.offline.learners.rank import Rank
 
 LEARNERS: dict[str, type[Learner]] = {kind.name: kind for kind in (
-    Rank, Listwise, Hazard, Gbdt, BehaviourCloning, FilteredCloning, ImplicitQ, ConservativeQ, AdvantageWeighted)}
+    Rank, Listwise, Hazard, BehaviourCloning, ImplicitQ, ConservativeQ)}
 
 
 def learner(name: str) -> type[Learner]:

@@ -58,13 +58,6 @@ class Learner(nn.Module):
         """More figures of held-out `tables`, after training."""
         return {}
 
-    def settled(self) -> dict[str, Any]:
-        """What `prepare` found that cannot be found again exactly, as JSON values (a resumed run gets it back)."""
-        return {}
-
-    def restore(self, settled: dict[str, Any]) -> None:
-        """Take back `settled()`; called before `prepare`."""
-
 
 def nothing_to_learn() -> UserError:
     return UserError("dataset", "holds no decision with a choice to learn from", "collect under more pressure")

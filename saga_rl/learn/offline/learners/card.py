@@ -39,6 +39,4 @@ def learner_card(name: str, seam: str, meta: Mapping[str, Any], features: Sequen
               "- It is refused where the feature code differs from the one it was trained on."]
     if seam == "ordering":
         lines.append("- It says who goes first, not that nobody should: a row for holding was scored in training only.")
-    if "rival_pair_accuracy" in meta["figures"]:
-        lines.append("- The network was fitted to boosted trees; `rival_*` are the trees' own figures.")
     return "\n".join([*lines, ""])
