@@ -132,7 +132,6 @@ def train(data: Decisions, config: TrainConfig, on_epoch: OnEpoch, state: Path |
         raise UserError("--validation", "leaves nothing to train on", "hold out less, or collect more episodes")
     learn, check = Tables.of(data.where(~held)), Tables.of(data.where(held))
     learner = kind(learn, config.hidden, kind.Options() if config.options is None else config.options)
-    if facts:
     learner.prepare(learn)
     learner.prepare(check)
     mine, theirs = (torch.nonzero(learner.select(tables)).flatten() for tables in (learn, check))
