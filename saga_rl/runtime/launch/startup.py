@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saga_rl.errors import UserError
+from saga_rl.moved import new_name
 from saga_rl.policies.base import PolicySet
 from saga_rl.runtime.config import versions
 from saga_rl.runtime.config.emulated import active
@@ -32,6 +33,7 @@ def checked(vllm_config: Any) -> SagaConfig | None:
     if not is_ours(vllm_config):
         raise UserError(f"additional_config[{KEY!r}]", "is set, and the engines run another scheduler",
                         f"add --scheduler-cls {SCHEDULER}, or leave it out")
+    _require_todays_name(vllm_config)
     versions.require_tested(config.allow_untested)
     if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
         raise UserError("VLLM_USE_RUST_FRONTEND", "is set, and the Rust server routes by itself", "unset it")
@@ -42,6 +44,12 @@ def checked(vllm_config: Any) -> SagaConfig | None:
                          record_key=config.record_key or secrets.token_hex(16))
         vllm_config.additional_config[KEY] = config.as_dict()  # before the engines get it
     return config
+
+
+def _require_todays_name(vllm_config: Any) -> None:
+    cls = vllm_config.scheduler_config.scheduler_cls
+    if isinstance(cls, str) and (new := new_name(cls)) is not None:
+        raise UserError(f"--scheduler-cls {cls}", "is the name of an earlier release", f"write {new}")
 
 
 def require_recordable(config: SagaConfig) -> None:
