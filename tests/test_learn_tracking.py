@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from saga_rl.errors import UserError
-from saga_rl.learn.tracking import Tracker
+from saga_rl.learn.tracking import WandbRun
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_offline_writes_curves_and_artifacts_here_only(tmp_path: Path, no_networ
         monkeypatch.setenv(f"WANDB_{name}", "")  # so that what the tracker sets is taken back
     (tmp_path / "card").mkdir()
     (tmp_path / "card" / "CARD.md").write_text("# card\n")
-    with Tracker("offline", "saga-rl-test", tmp_path, {"lr": 0.1}, "train") as tracker:
+    with WandbRun("offline", "saga-rl-test", tmp_path / "card", {"lr": 0.1}, "train") as tracker:
         tracker.log({"loss": 1.0}, 1)
         tracker.summary({"best": 0.5})
         tracker.artifact("checkpoint", "toy", tmp_path / "card", {"n": 1})
@@ -46,7 +46,7 @@ def test_offline_writes_curves_and_artifacts_here_only(tmp_path: Path, no_networ
 
 def test_disabled_writes_nothing_and_needs_no_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with Tracker("disabled", "p", tmp_path, {}, "train") as tracker:
+    with WandbRun("disabled", "p", tmp_path / "out", {}, "train") as tracker:
         tracker.log({"loss": 1.0}, 1)
         tracker.artifact("checkpoint", "toy", tmp_path, {})
     assert not list(tmp_path.iterdir())
@@ -55,9 +55,9 @@ def test_disabled_writes_nothing_and_needs_no_wandb(tmp_path: Path, monkeypatch:
 def test_missing_wandb_is_said_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="--wandb disabled"):
-        Tracker("offline", "p", tmp_path, {}, "train")
+        WandbRun("offline", "p", tmp_path, {}, "train")
 
 
 def test_unknown_mode_lists_the_valid_ones(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="choose one of: offline, "):
-        Tracker("ofline", "p", tmp_path, {}, "train")
+        WandbRun("ofline", "p", tmp_path, {}, "train")

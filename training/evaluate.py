@@ -23,7 +23,7 @@ from saga_rl.learn.cards import evaluation_card, interval
 from saga_rl.learn.judge.evaluation import STOCK, closed_loop, open_loop
 from saga_rl.learn.judge.picture import evaluation_picture
 from saga_rl.learn.script import capacities, check_range, progress, run_script
-from saga_rl.learn.tracking import Tracker
+from saga_rl.learn.tracking import WandbRun
 from saga_rl.policies.learned.checkpoint import load_checkpoint
 from saga_rl.policies.presets import preset, preset_names
 from saga_rl.policies.registry import make
@@ -82,7 +82,8 @@ def main(
         tmp.write_text(evaluation_card(result, trace.meta.name))
     console = Console()
     report(result, console if console.is_terminal else Console(width=120))
-    with Tracker(wandb, project, out, {"checkpoint": checkpoint.name, "trace": trace.meta.name}, "evaluate") as tracker:
+    facts = {"checkpoint": checkpoint.name, "trace": trace.meta.name}
+    with WandbRun(wandb, project, out, facts, "evaluate") as tracker:
         tracker.artifact("evaluation", f"{checkpoint.name}-on-{trace.meta.name}", out, {"sha256": loaded.sha256})
 
 

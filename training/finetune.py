@@ -29,7 +29,7 @@ from saga_rl.errors import UserError, unknown_name
 from saga_rl.learn.offline.train import deterministic
 from saga_rl.learn.online.actors import FRESH, Start, actor_of, load_start, save_actor
 from saga_rl.learn.script import capacities, check_range, file_label, progress, run_script
-from saga_rl.learn.tracking import Tracker
+from saga_rl.learn.tracking import WandbRun
 from saga_rl.provenance import provenance, sha256
 
 ENVS: dict[str, Any] = {"eviction": EvictionEnv, "placement": PlacementEnv, "ordering": OrderingEnv,
@@ -95,7 +95,7 @@ def main(
     vec = vector_of(env, places, shape, envs, seed)
     settings: dict[str, Any] = {"learning_rate": lr, "gamma": gamma, "ent_coef": entropy, "n_steps": rollout}
     tracked = {**settings, **shape, "env": env, "envs": envs, "steps": steps, "start": checkpoint.name}
-    with Tracker(wandb, project, out.parent, tracked, "finetune") as tracker:
+    with WandbRun(wandb, project, out, tracked, "finetune") as tracker:
         actor, figures = learn(start, vec, settings, steps, seed, tracker)
         meta = {"algorithm": f"MaskablePPO, {steps} decisions on saga_rl/{env.capitalize()}-v0, from {start.label}",
                 "config": {**settings, **shape, "envs": envs}, "figures": figures,
@@ -124,7 +124,7 @@ def vector_of(env: str, places: list[tuple[Path, int]], shape: dict[str, Any], n
 
 
 def learn(start: Start, vec: Any, settings: dict[str, Any], steps: int, seed: int,
-          tracker: Tracker) -> tuple[Any, dict[str, float]]:
+          tracker: WandbRun) -> tuple[Any, dict[str, float]]:
     """The fine-tuned actor, and the mean reward a decision in the first and last rollout."""
     from sb3_contrib import MaskablePPO
     from stable_baselines3.common.callbacks import BaseCallback

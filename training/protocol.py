@@ -20,7 +20,7 @@ from saga_rl.learn.judge.protocol.lab import lab
 from saga_rl.learn.judge.protocol.report import MAKERS, cells, evaluate, known_workload, recorded, write
 from saga_rl.learn.judge.protocol.settings import ROWS, Settings, check
 from saga_rl.learn.script import EXIT_INTERRUPTED, check_range, run_script, stop, words
-from saga_rl.learn.tracking import Tracker
+from saga_rl.learn.tracking import WandbRun
 from saga_rl.provenance import provenance
 
 SHIPPED = Path("checkpoints")
@@ -81,7 +81,7 @@ def main(
     shown = Console()
     report(result, shown if shown.is_terminal else Console(width=150))
     shown.print(f"{result['runs']:,} runs, {seconds:,.0f} s of one core; {out / 'protocol.md'}", markup=False)
-    with Tracker(wandb, project, out, {"joint": s.joint, "eviction": s.eviction}, "protocol") as tracker:
+    with WandbRun(wandb, project, out, {"joint": s.joint, "eviction": s.eviction}, "protocol") as tracker:
         tracker.artifact("evaluation", "protocol", out, {"rows": ",".join(s.rows)})
 
 

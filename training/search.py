@@ -24,7 +24,7 @@ from saga_rl.learn.search.cma_es import Found, SearchConfig, search
 from saga_rl.learn.search.parameter_vector import Genome, scales
 from saga_rl.learn.search.picture import search_picture
 from saga_rl.learn.search.scenarios import arena, wanted
-from saga_rl.learn.tracking import Tracker
+from saga_rl.learn.tracking import WandbRun
 from saga_rl.policies.base import SEAMS
 from saga_rl.policies.learned.checkpoint import load_checkpoint, save_checkpoint
 from saga_rl.policies.presets import PRESETS
@@ -108,7 +108,7 @@ def main(
                           others=others, trained={s: x for s, x in tried.items() if s in searched}, reference=reference)
     if start:
         config = replace(config, start=tuple(config.genome().of_checkpoints(start).tolist()))
-    with Tracker(wandb, project, folder, dict(vars(config)), "search") as tracker:
+    with WandbRun(wandb, project, out, dict(vars(config)), "search", run_dir) as tracker:
         with progress() as bar:
             job = bar.add_task("searching", total=generations + 1, note="compiling, first generation")
 

@@ -18,7 +18,7 @@ from saga_rl.learn.offline.learners import LEARNERS, learner
 from saga_rl.learn.offline.learners.options import parse
 from saga_rl.learn.offline.train import TrainConfig, train
 from saga_rl.learn.script import EXIT_INTERRUPTED, check_range, numbers, progress, run_script, stop
-from saga_rl.learn.tracking import Tracker
+from saga_rl.learn.tracking import WandbRun
 from saga_rl.provenance import sha256
 
 
@@ -67,7 +67,7 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / f"{out.name}.state.safetensors"
     done = 0
-    with Tracker(wandb, project, folder, {**config.facts(), "dataset": dataset.name}, "train") as tracker:
+    with WandbRun(wandb, project, out, {**config.facts(), "dataset": dataset.name}, "train", run_dir) as tracker:
         tracker.artifact("dataset", dataset.name, dataset, {"seam": loaded.data.seam})
         with progress() as bar:
             job = bar.add_task("training", total=epochs, note="")

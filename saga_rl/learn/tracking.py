@@ -2,7 +2,8 @@
 
 Modes: `offline` (default) writes a run folder that `wandb sync` can upload later; `online` sends while training;
 `disabled` does nothing and does not even import wandb. Offline and disabled contact nothing. Everything that wandb
-writes, its staging area included, lies under `<output>/wandb`.
+writes, its staging area included, lies in a folder `wandb` beside the output, or in the folder for runs where a script
+has one.
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ COPY_LIMIT_BYTES = 20_000_000
 """A larger file of a dataset is logged as a reference (path, size, checksum) instead of a copy."""
 
 
-class Tracker:
-    """A run of `project`, or nothing at all when disabled. Use as a context: a failed run is marked as failed."""
+class WandbRun:
+    """A run of `project`, or nothing at all when disabled. Use as a context: a failed run is marked as failed.
 
-    def __init__(self, mode: str, project: str, folder: Path, config: dict[str, Any], job: str) -> None:
+    output: what is made; run_dir: where files of the run go instead of beside it. Raises `UserError`.
+    """
+
+    def __init__(self, mode: str, project: str, output: Path, config: dict[str, Any], job: str,
+                 run_dir: Path | None = None) -> None:
         if mode not in MODES:
             raise unknown_name("--wandb mode", mode, MODES)
         self.run: Any = None
         if mode == "disabled":
             return
+        folder = run_dir or output.parent
         base = folder / "wandb"
         base.mkdir(parents=True, exist_ok=True)
         for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR", "WANDB_CONFIG_DIR"):
@@ -69,7 +75,7 @@ class Tracker:
                 artifact.add_file(str(path), name=str(path.relative_to(folder)))
         self.run.log_artifact(artifact)
 
-    def __enter__(self) -> Tracker:
+    def __enter__(self) -> WandbRun:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,

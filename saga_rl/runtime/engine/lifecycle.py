@@ -23,13 +23,14 @@ from saga_rl.runtime.config.safe import Failures
 from saga_rl.runtime.config.settings import SagaConfig
 from saga_rl.runtime.engine.invariants import Checker
 from saga_rl.runtime.engine.kv.block_queue import PolicyBlockQueue
+from saga_rl.runtime.engine.kv.seam import KvSeam
 from saga_rl.runtime.engine.metrics import Metrics
 from saga_rl.runtime.engine.queueing.admission import Admission
 from saga_rl.runtime.engine.queueing.request_queue import PolicyRequestQueue
 from saga_rl.runtime.engine.queueing.tenants import Service
 from saga_rl.runtime.recording.recorder import Recorder
 from saga_rl.runtime.sessions.hints import read_hints
-from saga_rl.runtime.sessions.tracker import NOBODY, Served, Tracker
+from saga_rl.runtime.sessions.tracker import Served, Tracker
 
 _LOST = (RequestStatus.FINISHED_ABORTED, RequestStatus.FINISHED_IGNORED, RequestStatus.FINISHED_ERROR)
 
@@ -44,6 +45,7 @@ class RequestLife(Scheduler):
     tracker: Tracker
     service: Service
     block_queue: PolicyBlockQueue
+    kv: KvSeam
     admission: Admission
     recorder: Recorder | None
     now: float
@@ -198,10 +200,10 @@ class RequestLife(Scheduler):
 
     def _free_request_blocks(self, request: Request) -> None:
         served = self.served.get(request.request_id)
+        owner = self.kv.left(request.request_id) if served is None else served.chain
         tables = self.kv_cache_manager.get_blocks(request.request_id).blocks
-        before = self.block_queue.begin_release(NOBODY if served is None else served.chain)
-        super()._free_request_blocks(request)
-        self.block_queue.end_release(before, tables)
+        with self.kv.released(owner, tables, getattr(self, "deferred_frees", None)):
+            super()._free_request_blocks(request)
         if request is self._preempting:  # vLLM queues it again right after this: the order sees that it was preempted
             self._preempting = None
             if served is not None:
@@ -212,9 +214,14 @@ class RequestLife(Scheduler):
                 except Exception:
                     self._failed("preemption")
 
+    def _drain_deferred_frees(self) -> None:
+        self.kv.drained(self, super()._drain_deferred_frees)
+
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         out = super()._free_request(request, *args, **kwargs)
         served = self.served.pop(request.request_id, None)
+        if served is not None and request.request_id in self.requests:
+            self.kv.leaves(request.request_id, served.chain)
         self.lost_tokens.pop(request.request_id, None)
         self._tokenless.pop(request.request_id, None)
         if served is not None:

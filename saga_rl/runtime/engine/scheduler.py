@@ -32,6 +32,7 @@ from saga_rl.runtime.engine.invariants import checker
 from saga_rl.runtime.engine.kv import prefix_memo
 from saga_rl.runtime.engine.kv.block_queue import FlooredBlockQueue, PolicyBlockQueue
 from saga_rl.runtime.engine.kv.floors import Floors
+from saga_rl.runtime.engine.kv.seam import KvSeam
 from saga_rl.runtime.engine.kv.victims import Victims
 from saga_rl.runtime.engine.lifecycle import RequestLife
 from saga_rl.runtime.engine.metrics import Metrics
@@ -104,6 +105,7 @@ class SagaMixin(RequestLife):
         self.block_queue = (FlooredBlockQueue if floored else PolicyBlockQueue)(
             pool.free_block_queue, pool.num_gpu_blocks, victims, pool._maybe_evict_cached_block)
         pool.free_block_queue = self.block_queue
+        self.kv = KvSeam(pool, self.block_queue)
         if floored:
             self.block_queue.floors = Floors(self.rules.kv_floors, self.tracker.tenants.codes, blocks, self.pinned)
         self.admission = Admission(self.tracker, self.policies.admission, self.block_queue, self.block_size, blocks,
@@ -185,7 +187,7 @@ class SagaMixin(RequestLife):
 
     def _epoch(self, now: float) -> None:
         self._epoch_s = now
-        owners = self.block_queue.runs.owners()
+        owners = self.kv.owners()
         self.metrics.counts["expired"] += self.tracker.expire(now, owners)
         if isinstance(self.waiting, PolicyRequestQueue):
             self.waiting.refresh(now)

@@ -182,13 +182,35 @@ class PolicyBlockQueue:
 
     def get_all_free_blocks(self) -> list[KVCacheBlock]:
         """In the order in which they would go if nothing changed."""
-        return list(self._in_order())
+        return list(self.in_order())
 
     def iter_blocks_after(self, cursor: KVCacheBlock | None) -> Iterator[KVCacheBlock]:
         """Free blocks in that order after `cursor` (None, or a block that is no longer free: from the start)."""
         order = self.get_all_free_blocks()
         at = next((i for i, b in enumerate(order) if b is cursor), -1)
         yield from order[at + 1:]
+
+    # ------------------------------------------------------------------ content that is gone
+    def empties(self, block: KVCacheBlock) -> None:
+        """Put a cached block that lost its content among the empty ones."""
+        self.remove(block)
+        self._user[block.block_id] = NO_USER
+        self.empty.append(block)
+        self._free = self.num_free_blocks = self._free + 1
+        self._mark = None
+
+    def empty_all(self) -> None:
+        """Put all cached blocks among the empty ones, what was released first ahead."""
+        runs = self.runs
+        for run in runs.all():
+            blocks = run.popleft_n(run.num_free_blocks)
+            runs.left(run, blocks)
+            self.empty.append_n(blocks)
+        runs.on.clear()
+        runs.base.clear()
+        self._user[:] = NO_USER
+        self._heap, self._next, self._mark = [], 0, None
+        self._ranked = Ranking(np.zeros(0), np.zeros(0, np.int64), runs)
 
     # ------------------------------------------------------------------ eviction
     @property
@@ -396,7 +418,8 @@ class PolicyBlockQueue:
             self.forget(block)
         self.empty.append_n(blocks)
 
-    def _in_order(self) -> Iterator[KVCacheBlock]:
+    def in_order(self) -> Iterator[KVCacheBlock]:
+        """Yield free blocks in the order in which they would go if nothing changed."""
         yield from self.empty.get_all_free_blocks()
         runs, slots = self.runs, self.runs.slots()
         if not len(slots):
