@@ -1,4 +1,4 @@
-"""Direct search: the genome is the rule it starts from, the search finds what is there to be found, and resumes."""
+"""Direct search: the vector is the rule it starts from, the search finds what is there to be found, and resumes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from saga_rl.errors import UserError
 from saga_rl.learn.network import RowNet
 from saga_rl.learn.offline.onnx_export import onnx_bytes
 from saga_rl.learn.search import cma_es as se
-from saga_rl.learn.search.parameter_vector import Genome, scales
+from saga_rl.learn.search.parameter_vector import ParameterVector, scales
 from saga_rl.policies import features as ft
 from saga_rl.policies.base import SEAMS
 from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES, load_checkpoint, load_set
@@ -39,32 +39,32 @@ def web():
     return generate("webarena", 3, sessions=14, max_context=32_768)
 
 
-# ---------------------------------------------------------------- genome
+# ---------------------------------------------------------------- vector
 @given(st.integers(0, 3), st.permutations(SEAMS), st.integers(0, 2**20))
 @settings(max_examples=30, deadline=None)
-def test_a_genome_is_linear_plus_units(units, seams, seed):
-    genome = Genome(tuple(seams[:3]), units)
+def test_a_parameter_vector_is_linear_plus_units(units, seams, seed):
+    vector = ParameterVector(tuple(seams[:3]), units)
     rng = np.random.default_rng(seed)
-    theta = rng.normal(size=genome.size)
-    assert len(genome.start()) == genome.size
+    theta = rng.normal(size=vector.size)
+    assert len(vector.start()) == vector.size
     at = 0
-    for seam in genome.seams:
+    for seam in vector.seams:
         names = LEARNED_FEATURES[seam]
         n, scale = len(names), scales(names)
-        part = theta[at:at + genome.length(seam)]
+        part = theta[at:at + vector.length(seam)]
         at += len(part)
         x = rng.uniform(0, 5, (6, n)) * scale
         z = np.clip(x / scale, -10, 10)
         want = z @ part[:n] + part[n]
         for unit in part[n + 1:].reshape(units, n + 2):
             want = want + unit[-1] * np.maximum(z @ unit[:n] + unit[n], 0)
-        got = forward(genome.layers(seam, theta), np.zeros(n), scale, x)
+        got = forward(vector.layers(seam, theta), np.zeros(n), scale, x)
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)  # weights are kept as float32
 
 
 def test_the_start_is_the_rules_it_names():
-    genome = Genome(("ordering", "admission", "placement"), 2)
-    start = genome.policies(genome.start(), {"eviction": "lru"})
+    vector = ParameterVector(("ordering", "admission", "placement"), 2)
+    start = vector.policies(vector.start(), {"eviction": "lru"})
     rng = np.random.default_rng(0)
     likely = make("admission", "reserve-older:likely=1")
     for _ in range(300):
@@ -91,10 +91,10 @@ def test_the_start_serves_a_trace_as_the_rules_do(web):
     """Eviction apart: `youngest` has a tier for who was silent for 5 minutes, and here nobody is; a learned policy one
     for what a compacting chain leaves behind, and here some do, so it may be somewhat faster."""
     rules = from_specs(PRESETS["saga+"] | {"admission": "reserve-older:likely=1"})
-    genome = Genome(JOINT)
+    vector = ParameterVector(JOINT)
     config = SimConfig(kv_tokens=80_000, population=6)
     a = simulate(web, config, rules, slo=False).metrics
-    b = simulate(web, config, genome.policies(genome.start(), PRESETS["saga+"]), slo=False).metrics
+    b = simulate(web, config, vector.policies(vector.start(), PRESETS["saga+"]), slo=False).metrics
     assert a["evictions"] > 0
     assert 0.95 < b["tct_mean_s"] / a["tct_mean_s"] < 1.02
 
@@ -106,12 +106,12 @@ def test_cost_of_known_ratios():
 
 
 def test_the_reference_against_itself_costs_nothing(web):
-    arena = se.Arena("web", web, SimConfig(kv_tokens=80_000, population=6), 10)
-    judge = se.Judge([arena], se.SearchConfig(reference=REFERENCE))
+    scenario = se.Scenario("web", web, SimConfig(kv_tokens=80_000, population=6), 10)
+    judge = se.Judge([scenario], se.SearchConfig(reference=REFERENCE))
     trace, (mean, p95, end) = judge.reference(0, 5)
-    assert se.outcome(trace, arena.config, from_specs(REFERENCE)) == (mean, p95, end)
+    assert se.outcome(trace, scenario.config, from_specs(REFERENCE)) == (mean, p95, end)
     assert judge.reference(0, 5)[0] is trace
-    cut = se.outcome(trace, arena.config, from_specs(REFERENCE), end / 2)
+    cut = se.outcome(trace, scenario.config, from_specs(REFERENCE), end / 2)
     assert cut[0] < mean and cut[2] <= end / 2  # what is unfinished counts up to the horizon
 
 
@@ -124,7 +124,7 @@ class Bowl(se.Judge):
     """Cost is the squared distance to a point: CMA-ES must come close."""
 
     def cost(self, theta, seeds, trained=False):
-        return float(((theta - self.genome.start() - 0.3) ** 2).sum()) + (TRAINED["more"] if trained else 0.0)
+        return float(((theta - self.vector.start() - 0.3) ** 2).sum()) + (TRAINED["more"] if trained else 0.0)
 
 
 class Here:
@@ -157,7 +157,7 @@ def test_finds_the_bottom_of_a_bowl(bowl):
     found = se.search([], [], bowl)
     assert found.start_cost == pytest.approx(0.09 * 10)
     assert found.validation_cost < 0.01 * found.start_cost
-    np.testing.assert_allclose(found.theta, bowl.genome().start() + 0.3, atol=0.05)
+    np.testing.assert_allclose(found.theta, bowl.vector().start() + 0.3, atol=0.05)
     assert found.curve[0]["validation"] == found.start_cost
 
 
@@ -165,13 +165,13 @@ def test_what_was_best_by_luck_gives_way_to_the_start(bowl, monkeypatch):
     def cost(self, theta, seeds, trained=False):
         if min(seeds) >= 20_000_000:  # the final judgement: nothing is better than the start
             assert len(seeds) == se.FINAL_CHECKS * bowl.checks
-            return float(np.abs(theta - self.genome.start()).sum())
-        return float(-np.abs(theta - self.genome.start()).sum())
+            return float(np.abs(theta - self.vector.start()).sum())
+        return float(-np.abs(theta - self.vector.start()).sum())
 
     monkeypatch.setattr(Bowl, "cost", cost)
     found = se.search([], [], replace(bowl, generations=8))
     assert min(c["validation"] for c in found.curve) < 0, "it looked better"
-    assert np.array_equal(found.theta, bowl.genome().start()) and found.validation_cost == found.start_cost == 0.0
+    assert np.array_equal(found.theta, bowl.vector().start()) and found.validation_cost == found.start_cost == 0.0
 
 
 @pytest.mark.parametrize("more", [-0.5, 0.5])
@@ -215,10 +215,10 @@ def test_a_journal_of_another_search_is_refused(bowl, tmp_path):
 
 
 def test_a_search_on_whole_runs_does_not_depend_on_the_number_of_processes(web):
-    arena = se.Arena("web", web, SimConfig(kv_tokens=80_000, population=5), 6)
+    scenario = se.Scenario("web", web, SimConfig(kv_tokens=80_000, population=5), 6)
     config = se.SearchConfig(seams=("ordering",), generations=1, population=4, episodes=1, checks=1, seed=5,
                              others={s: REFERENCE[s] for s in SEAMS if s != "ordering"}, reference=REFERENCE)
-    a, b = (se.search([arena], [arena], config, jobs=n) for n in (1, 2))
+    a, b = (se.search([scenario], [scenario], config, jobs=n) for n in (1, 2))
     assert np.array_equal(a.theta, b.theta) and a.curve == b.curve
     assert a.runs == (4 + 1) * 1 + 1 + (0 + 1) * 1 + 1 + 2 * se.FINAL_CHECKS
 

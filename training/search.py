@@ -21,9 +21,9 @@ from saga_rl.files import check_target
 from saga_rl.learn.script import check_range, numbers, progress, run_script, words
 from saga_rl.learn.search.card import copied_card, search_card
 from saga_rl.learn.search.cma_es import Found, SearchConfig, search
-from saga_rl.learn.search.parameter_vector import Genome, scales
+from saga_rl.learn.search.parameter_vector import ParameterVector, scales
 from saga_rl.learn.search.picture import search_picture
-from saga_rl.learn.search.scenarios import arena, wanted
+from saga_rl.learn.search.scenarios import scenario, wanted
 from saga_rl.learn.tracking import WandbRun
 from saga_rl.policies.base import SEAMS
 from saga_rl.policies.learned.checkpoint import load_checkpoint, save_checkpoint
@@ -101,13 +101,13 @@ def main(
     asked = [wanted(t) for t in traces]
     clusters = [replace(sim_config(kv, workers, profile=profile), block_tokens=block_tokens, max_num_seqs=max_num_seqs,
                         max_batched_tokens=max_batched_tokens, expiry_s=expiry_s) for kv in pools]
-    train = [arena(a, "train", n, sessions, c) for a, n, c in zip(asked, counts, clusters, strict=True)]
-    judged = [arena(replace(a, source=wanted(h).source), "validation", n, sessions, c)
+    train = [scenario(a, "train", n, sessions, c) for a, n, c in zip(asked, counts, clusters, strict=True)]
+    judged = [scenario(replace(a, source=wanted(h).source), "validation", n, sessions, c)
               for h, a, n, c in zip(held, asked, counts, clusters, strict=True)]
     config = SearchConfig(tuple(searched), units, generations, candidates, episodes, sigma, checks=checks, seed=seed,
                           others=others, trained={s: x for s, x in tried.items() if s in searched}, reference=reference)
     if start:
-        config = replace(config, start=tuple(config.genome().of_checkpoints(start).tolist()))
+        config = replace(config, start=tuple(config.vector().of_checkpoints(start).tolist()))
     with WandbRun(wandb, project, out, dict(vars(config)), "search", run_dir) as tracker:
         with progress() as bar:
             job = bar.add_task("searching", total=generations + 1, note="compiling, first generation")
@@ -129,18 +129,18 @@ def main(
 
 def save(out: Path, found: Found, config: SearchConfig, facts: list[str], note: str, seed: int) -> None:
     """A checkpoint for each searched seam, each the others' companion, and a copy of every learned one beside them."""
-    genome = config.genome()
+    vector = config.vector()
     out.mkdir(exist_ok=True)
     meta: dict[str, Any] = {
         "algorithm": "CMA-ES on whole simulated runs", "config": {**vars(config), "seams": list(config.seams)},
         "arenas": facts, "validation_cost": found.validation_cost, "searched_cost": found.searched_cost,
         "start_cost": found.start_cost, "runs": found.runs,
         "reference": dict(config.reference), "curve": found.curve, "note": note,
-        "weights": {s: _weights(genome.features(s), genome.layers(s, found.theta)) for s in config.seams},
+        "weights": {s: _weights(vector.features(s), vector.layers(s, found.theta)) for s in config.seams},
         "source": provenance(seed=seed, trace=None)}
     copied = {s: spec.removeprefix("learned:") for s, spec in config.others.items() if spec.startswith("learned:")}
     copied |= dict(config.trained) if found.adopted else {}
-    here = {*genome.seams, *copied}
+    here = {*vector.seams, *copied}
     for seam in SEAMS:
         companions: dict[str, str] = {o: f"learned:../{o}" if o in here else config.others[o] for o in SEAMS
                                       if o != seam}
@@ -148,9 +148,9 @@ def save(out: Path, found: Found, config: SearchConfig, facts: list[str], note: 
             c = load_checkpoint(copied[seam])
             save_checkpoint(out / seam, seam, c.layers, c.mean, c.std, c.card + copied_card(seam, meta, companions),
                             c.meta, companions)
-        elif seam in genome.seams:
-            features = genome.features(seam)
-            save_checkpoint(out / seam, seam, genome.layers(seam, found.theta), np.zeros(len(features)),
+        elif seam in vector.seams:
+            features = vector.features(seam)
+            save_checkpoint(out / seam, seam, vector.layers(seam, found.theta), np.zeros(len(features)),
                             scales(features), search_card(seam, meta, features, companions), meta, companions)
 
 
@@ -187,7 +187,7 @@ def _kept(start: str, searched: list[str], units: int, others: dict[str, str]) -
     searched now, either, and serves as it is there."""
     left, kept = [], dict(others)
     for seam in searched:
-        if Genome((seam,), units).fits(Path(start) / seam):  # type: ignore[arg-type]
+        if ParameterVector((seam,), units).fits(Path(start) / seam):  # type: ignore[arg-type]
             left.append(seam)
         else:
             kept[seam] = f"learned:{Path(start) / seam}"

@@ -2,9 +2,9 @@
 
 Order, admission and eviction act through each other and through the arrivals that they cause, and a decision shows in
 completion times minutes later: so a candidate is scored by what it does to whole runs, against a reference rule on the
-same runs (common random numbers). With r = candidate / reference over the episodes of an arena,
+same runs (common random numbers). With r = candidate / reference over the episodes of a scenario,
 
-    cost = mean over arenas of  mean log r(mean TCT)  +  P95_WEIGHT * max(0, mean log r(P95 TCT))
+    cost = mean over scenarios of  mean log r(mean TCT)  +  P95_WEIGHT * max(0, mean log r(P95 TCT))
 
 Every generation draws new arrangements, so that none is learned by heart; every few generations the search's mean is
 judged on validation sessions. The best of many such judgements is best by luck, too: so the start and the `FINAL` best
@@ -34,8 +34,8 @@ from numpy.typing import NDArray
 from saga_rl.aeg.trace import Trace
 from saga_rl.errors import UserError
 from saga_rl.files import atomic
-from saga_rl.learn.search.parameter_vector import Genome
-from saga_rl.learn.search.scenarios import Arena
+from saga_rl.learn.search.parameter_vector import ParameterVector
+from saga_rl.learn.search.scenarios import Scenario
 from saga_rl.policies.base import PolicySet
 from saga_rl.policies.learned.checkpoint import load_checkpoint
 from saga_rl.policies.presets import from_specs
@@ -56,27 +56,27 @@ class SearchConfig:
     generations: int = 40
     population: int = 16
     episodes: int = 2
-    """Of each arena and candidate, a generation."""
+    """Of each scenario and candidate, a generation."""
     sigma: float = 0.25
     check_every: int = 4
     checks: int = 4
-    """Validation episodes of each arena."""
+    """Validation episodes of each scenario."""
     seed: int = 0
     others: Mapping[str, str] = field(default_factory=dict)
     """Specs of the seams that are not searched."""
     reference: Mapping[str, str] = field(default_factory=dict)
     """Specs of the rule to beat."""
     start: tuple[float, ...] = ()
-    """Numbers to begin with; empty: the rules of `genome.START`."""
+    """Numbers to begin with; empty: the rules of `vector.START`."""
     trained: Mapping[str, str] = field(default_factory=dict)
     """By searched seam the folder of a checkpoint that was trained otherwise: all of them together are tried in the
     place of what was found, in the final judgement."""
 
-    def genome(self) -> Genome:
-        return Genome(tuple(self.seams), self.units)  # type: ignore[arg-type]
+    def vector(self) -> ParameterVector:
+        return ParameterVector(tuple(self.seams), self.units)  # type: ignore[arg-type]
 
     def begin(self) -> NDArray[np.float64]:
-        return np.array(self.start) if self.start else self.genome().start()
+        return np.array(self.start) if self.start else self.vector().start()
 
 
 @dataclass(frozen=True)
@@ -108,33 +108,33 @@ def outcome(trace: Trace, config: SimConfig, policies: PolicySet, horizon_s: flo
 
 
 class Judge:
-    """Costs of candidates on arenas; references are run once an episode and kept."""
+    """Costs of candidates on scenarios; references are run once an episode and kept."""
 
-    def __init__(self, arenas: Sequence[Arena], config: SearchConfig) -> None:
-        self.arenas, self.config, self.genome = arenas, config, config.genome()
+    def __init__(self, scenarios: Sequence[Scenario], config: SearchConfig) -> None:
+        self.scenarios, self.config, self.vector = scenarios, config, config.vector()
         self._kept: dict[tuple[int, int], tuple[Trace, tuple[float, ...]]] = {}
 
-    def reference(self, arena: int, seed: int) -> tuple[Trace, tuple[float, ...]]:
-        if (arena, seed) not in self._kept:
+    def reference(self, scenario: int, seed: int) -> tuple[Trace, tuple[float, ...]]:
+        if (scenario, seed) not in self._kept:
             if len(self._kept) > 4096:
                 self._kept.clear()
-            trace = self.arenas[arena].episode(seed)
-            self._kept[arena, seed] = trace, outcome(trace, self.arenas[arena].config, from_specs(
+            trace = self.scenarios[scenario].episode(seed)
+            self._kept[scenario, seed] = trace, outcome(trace, self.scenarios[scenario].config, from_specs(
                 dict(self.config.reference)))
-        return self._kept[arena, seed]
+        return self._kept[scenario, seed]
 
     def ratios(self, theta: NDArray[np.float64], seeds: Sequence[int], trained: bool = False) -> NDArray[np.float64]:
-        """(arenas, seeds, 2) log of (mean, P95) TCT over the reference's. trained: `SearchConfig.trained` in place of
-        the seams of `theta` that it names."""
-        policies = self.genome.policies(theta, self.config.others)
+        """(scenarios, seeds, 2) log of (mean, P95) TCT over the reference's. trained: `SearchConfig.trained` in place
+        of the seams of `theta` that it names."""
+        policies = self.vector.policies(theta, self.config.others)
         if trained:
-            policies = replace(policies, **{s: make(s, f"learned:{self.config.trained[s]}") for s in self.genome.seams
+            policies = replace(policies, **{s: make(s, f"learned:{self.config.trained[s]}") for s in self.vector.seams
                                             if s in self.config.trained})
-        out = np.zeros((len(self.arenas), len(seeds), 2))
-        for a, arena in enumerate(self.arenas):
+        out = np.zeros((len(self.scenarios), len(seeds), 2))
+        for a, scenario in enumerate(self.scenarios):
             for k, seed in enumerate(seeds):
                 trace, (mean, p95, end) = self.reference(a, seed)
-                got = outcome(trace, arena.config, policies, SLOW * end)
+                got = outcome(trace, scenario.config, policies, SLOW * end)
                 out[a, k] = np.log(got[0] / mean), np.log(got[1] / p95)
         return out
 
@@ -150,7 +150,7 @@ def total_cost(ratios: NDArray[np.float64]) -> float:
 _JUDGES: dict[str, Judge] = {}
 
 
-def _begin(train: Sequence[Arena], validation: Sequence[Arena], config: SearchConfig) -> None:
+def _begin(train: Sequence[Scenario], validation: Sequence[Scenario], config: SearchConfig) -> None:
     _JUDGES["train"], _JUDGES["validation"] = Judge(train, config), Judge(validation, config)
 
 
@@ -158,15 +158,15 @@ def _cost(where: str, theta: NDArray[np.float64], seeds: Sequence[int], trained:
     return _JUDGES[where].cost(theta, seeds, trained)
 
 
-def search(train: Sequence[Arena], validation: Sequence[Arena], config: SearchConfig, journal: Path | None = None,
+def search(train: Sequence[Scenario], validation: Sequence[Scenario], config: SearchConfig, journal: Path | None = None,
            jobs: int = 2, on_generation: Callable[[int, dict[str, float]], None] = lambda *_: None) -> Found:
     """Minimise the cost; deterministic from the config whatever `jobs` is. An existing `journal` of the same config is
     continued. Raises `UserError` for a journal of another search."""
     import cma
 
-    genome = config.genome()
+    vector = config.vector()
     es = cma.CMAEvolutionStrategy(config.begin(), config.sigma, {
-        "seed": config.seed + 1, "popsize": config.population, "verbose": -9, "CMA_diagonal": genome.size > 60})
+        "seed": config.seed + 1, "popsize": config.population, "verbose": -9, "CMA_diagonal": vector.size > 60})
     lines = _read(journal, config, train)
     runs, curve = 0, []
     checked: list[tuple[float, int, NDArray[np.float64]]] = []
@@ -206,7 +206,7 @@ def search(train: Sequence[Arena], validation: Sequence[Arena], config: SearchCo
     return Found(finalists[at][2], min(beside, searched), costs[0], searched, beside < searched, runs, curve)
 
 
-def _identity(config: SearchConfig, train: Sequence[Arena]) -> dict[str, Any]:
+def _identity(config: SearchConfig, train: Sequence[Scenario]) -> dict[str, Any]:
     from saga_rl.policies.features import feature_hash
 
     rest = {k: v if not isinstance(v, Mapping) else dict(v) for k, v in vars(config).items()
@@ -218,7 +218,7 @@ def _identity(config: SearchConfig, train: Sequence[Arena]) -> dict[str, Any]:
                                  | ({"weights": weights} if weights else {})))
 
 
-def _read(journal: Path | None, config: SearchConfig, train: Sequence[Arena]) -> list[dict[str, Any]]:
+def _read(journal: Path | None, config: SearchConfig, train: Sequence[Scenario]) -> list[dict[str, Any]]:
     if journal is None:
         return []
     identity = _identity(config, train)

@@ -39,7 +39,7 @@ LOG_SCALE, SHARE_SCALE, SLOT = 3.0, 0.5, 1 / 256
 
 
 @dataclass(frozen=True)
-class Genome:
+class ParameterVector:
     """Which seams are searched, and how many units each has."""
 
     seams: tuple[Seam, ...]
@@ -73,7 +73,7 @@ class Genome:
         found = load_checkpoint(folder)
         names = self.features(found.seam)
         shapes = [(w.shape, b.shape) for w, b in found.layers]
-        mine = Genome((found.seam,), self.units)
+        mine = ParameterVector((found.seam,), self.units)
         return shapes == [(w.shape, b.shape) for w, b in mine.layers(found.seam, mine.start())] and not (
             np.any(found.mean)) and np.allclose(found.std, scales(names))
 

@@ -1,6 +1,6 @@
 """Where a search judges its candidates: sessions to draw from, how they arrive, and a cluster.
 
-A person writes an arena as a trace file, or `workload:NAME` for the sessions of a named workload, and behind it
+A person writes a scenario as a trace file, or `workload:NAME` for the sessions of a named workload, and behind it
 `@hidden` (nobody says that a session ended) and `@load=X`: open arrivals instead of a closed population, at X times the
 trace's own rate or, of a workload, at X times its peak (`learn.judge.points.peak`) for each worker. A closed population
 shows what a policy loses; how long sessions wait for others, and so what their order is worth, shows in open arrivals
@@ -33,7 +33,7 @@ OPEN_ROUNDS = 8
 
 
 @dataclass(frozen=True)
-class Arena:
+class Scenario:
     """One place to be judged at; `episode(seed)` is the same for every candidate."""
 
     name: str
@@ -48,7 +48,7 @@ class Arena:
     """Sessions a minute, all workers; 0 = as many alive as `config.population`, or the trace's own arrivals."""
 
     def told(self) -> str:
-        """One line that says what the arena is."""
+        """One line that says what the scenario is."""
         c = self.config
         alive = f"{self.per_min:.2f} arriving a minute" if self.per_min else f"{c.population or 'open'} alive"
         usual = sim_config(c.kv_tokens)
@@ -66,7 +66,7 @@ class Arena:
 
 @dataclass(frozen=True)
 class Wanted:
-    """An arena as it was written."""
+    """A scenario as it was written."""
 
     source: str
     hidden: bool = False
@@ -96,17 +96,18 @@ def wanted(text: str) -> Wanted:
             except ValueError:
                 load = np.nan
             if not 0 < load < np.inf:
-                raise UserError(f"arena {text!r}", f"its load is {value!r}", "write a positive number, as in @load=1.2")
+                raise UserError(f"scenario {text!r}", f"its load is {value!r}",
+                                "write a positive number, as in @load=1.2")
         else:
-            raise UserError(f"arena {text!r}", f"has an option {option!r}", "choose from @hidden and @load=NUMBER")
+            raise UserError(f"scenario {text!r}", f"has an option {option!r}", "choose from @hidden and @load=NUMBER")
     return Wanted(source, hidden, load)
 
 
-def arena(asked: Wanted, part: str, population: int, sessions: int, cluster: SimConfig) -> Arena:
-    """The arena of `part` of a workload, or of all sessions of a file, on `cluster`. population: alive at once on each
-    worker (0, or with a load: open arrivals); sessions: of an episode, 0 = `OPEN_ROUNDS` times the population of all
-    workers with a load (a workload of phases: one round of them), else three times; never more than there are. Raises
-    `UserError`."""
+def scenario(asked: Wanted, part: str, population: int, sessions: int, cluster: SimConfig) -> Scenario:
+    """The scenario of `part` of a workload, or of all sessions of a file, on `cluster`. population: alive at once on
+    each worker (0, or with a load: open arrivals); sessions: of an episode, 0 = `OPEN_ROUNDS` times the population of
+    all workers with a load (a workload of phases: one round of them), else three times; never more than there are.
+    Raises `UserError`."""
     name, workload_ = asked.workload, None
     if name:
         workload_ = workload(name, asked.hidden)
@@ -118,14 +119,14 @@ def arena(asked: Wanted, part: str, population: int, sessions: int, cluster: Sim
     config = replace(cluster, population=0 if asked.load else population * workers, end_hint=not asked.hidden)
     if not asked.load:
         n = min(sessions or 3 * population * workers or trace.n_sessions, trace.n_sessions)
-        return Arena(name or file_label(Path(asked.source)), trace, config, n)
+        return Scenario(name or file_label(Path(asked.source)), trace, config, n)
     n = min(sessions or OPEN_ROUNDS * population * workers or trace.n_sessions, trace.n_sessions)
     if workload_ is None:
         quick = arrange(trace, np.arange(trace.n_sessions), trace.sessions.arrival_s / asked.load)
-        return Arena(f"{file_label(Path(asked.source))} x {asked.load:g}", quick, config, n)
+        return Scenario(f"{file_label(Path(asked.source))} x {asked.load:g}", quick, config, n)
     from saga_rl.learn.judge.points import peak
 
     per_min = asked.load * peak(name)["per_worker_per_min"] * workers
     if not sessions and workload_.definition.kind == "phases":
         n = min(workload_.default_sessions("P3", 1, per_min), trace.n_sessions)
-    return Arena(f"{name} at {asked.load:g} of its peak", trace, config, n, part, workload_, per_min)
+    return Scenario(f"{name} at {asked.load:g} of its peak", trace, config, n, part, workload_, per_min)
