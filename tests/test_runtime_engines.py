@@ -15,7 +15,7 @@ from engines_kit import added, client, outputs, request, restored
 
 from saga_rl.runtime.routing import engines
 from saga_rl.runtime.routing.engine_hooks import MINE, check_hooks, unfit
-from saga_rl.runtime.routing.engines import Engines
+from saga_rl.runtime.routing.engines import Engines, EngineState
 from saga_rl.runtime.routing.router import Router
 
 
@@ -91,7 +91,7 @@ def test_what_had_not_begun_is_sent_again_and_the_rest_fails_with_vllms_error():
         assert mine.counts["requests sent again"] == 1
         assert mine.counts["requests failed with an engine"] == 2
         assert mine.counts["ranks of lost engines overridden"] == 2
-        assert not mine.aborted
+        assert not mine.requests
 
     asyncio.run(scene())
 
@@ -101,13 +101,13 @@ def test_a_client_that_goes_while_its_request_is_sent_again_is_not_served():
         c = client(3)
         mine: Engines = c.__dict__[MINE]
         await c.add_request_async(request("a", "s", rank=0))
-        mine.lost.add(0)
+        mine.states[0] = EngineState.LOST
         mine.forget(c, "a")
         await c.abort_requests_async(["a"])
         await mine.send_again(c, "a")
         assert added(c) == [(0, "a")]
         assert not c.reqs_in_flight
-        assert not mine.pending
+        assert not mine.requests
 
     asyncio.run(scene())
 

@@ -179,8 +179,7 @@ def test_a_stolen_request_goes_on_at_the_thief_and_the_victims_goodbye_is_not_ta
         assert not c.reqs_in_flight
         assert not +c.engine_inflight
         assert not router.flights
-        assert not mine.pending
-        assert not mine.asked
+        assert not mine.requests
         assert mine.counts["steals"] == 1
 
     for early in (False, True):
@@ -223,9 +222,9 @@ def test_whatever_happens_while_an_engine_is_asked_no_request_is_lost_or_served_
         assert {n: c.core_engines.index(e) for n, e in c.reqs_in_flight.items()} == {n: sent[n] for n in live}
         assert {n: f.engine for n, f in router.flights.items()} == {n: sent[n] for n in live}
         assert sum(c.engine_inflight.values()) == sum(e.in_flight for e in router.engines) == len(live)
-        assert set(mine.pending) == live
+        assert set(mine.requests) == live
         for name in live:
             await see(c, outputs(sent[name], {name: 1}, {name}))
-        assert not c.reqs_in_flight and not router.flights and not mine.pending and not +c.engine_inflight
+        assert not c.reqs_in_flight and not router.flights and not mine.requests and not +c.engine_inflight
 
     asyncio.run(scene())

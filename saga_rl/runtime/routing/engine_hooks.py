@@ -73,7 +73,7 @@ def _requests(cls: Any) -> None:
         try:
             await stock_add(self, request)
         except BaseException:
-            mine.pending.pop(request.request_id, None)
+            mine.requests.pop(request.request_id, None)
             raise
 
     async def abort_requests_async(self: Any, request_ids: list[str]) -> None:

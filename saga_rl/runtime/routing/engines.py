@@ -15,7 +15,9 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
 from multiprocessing import connection
 from typing import Any
 
@@ -33,6 +35,27 @@ LAST_WORDS_S = 10.0
 """What an engine sent before it ended is read within so long."""
 
 
+class EngineState(Enum):
+    """LOST: its process ended; SETTLED: the fates of its requests are settled, too, and what still comes is dropped."""
+
+    LIVE, LOST, SETTLED = range(3)
+
+
+class RequestState(Enum):
+    """SENT: not begun to answer; ASKED: besides, its engine is being asked to give it up (`stealing`); ABORTED: its
+    client went away, and its engine has not said yet that it is done with it. One that answers is in none of them."""
+
+    SENT, ASKED, ABORTED = range(3)
+
+
+@dataclass
+class Sent:
+    """A request as it was sent (None once it cannot be sent again), and where it stands."""
+
+    request: Any
+    state: RequestState = RequestState.SENT
+
+
 class Engines:
     """Which engines of one client live, what was sent to them and not begun to answer, and what asks them something.
 
@@ -43,15 +66,9 @@ class Engines:
         self.client: Callable[[], Any] = weakref.ref(client)
         self.placement = placement
         self.names: list[bytes] = list(client.core_engines)
-        self.lost: set[int] = set()
-        self.settled: set[int] = set()
-        """Of those: their requests' fates are settled, and whatever still comes from them is dropped."""
-        self.pending: dict[str, Any] = {}
-        """Requests that were sent and have not begun to answer, as they were sent."""
-        self.aborted: set[str] = set()
-        """Requests whose clients went away, until their engine says that it is done with them."""
-        self.asked: set[str] = set()
-        """Requests that an engine is being asked to give up (`stealing`)."""
+        self.states = [EngineState.LIVE] * len(self.names)
+        self.requests: dict[str, Sent] = {}
+        """Those that have a state, by name."""
         self.calls: dict[int, set[asyncio.Future]] = {}
         self.dropped: set[asyncio.Future] = set()
         self.noticed = 0.0
@@ -67,8 +84,25 @@ class Engines:
         """Place of an engine, by its name; ValueError if it is not one of this client's."""
         return self.names.index(engine)
 
+    @property
+    def lost(self) -> set[int]:
+        """Engines whose processes ended."""
+        return {w for w, state in enumerate(self.states) if state is not EngineState.LIVE}
+
     def live(self) -> list[int]:
-        return [w for w in range(len(self.names)) if w not in self.lost]
+        return [w for w, state in enumerate(self.states) if state is EngineState.LIVE]
+
+    def unanswered(self, name: str) -> Any:
+        """The request of that name, if it was sent and has not begun to answer; else None."""
+        sent = self.requests.get(name)
+        return None if sent is None or sent.state is RequestState.ABORTED else sent.request
+
+    def asks(self, names: Iterable[str], asked: bool) -> None:
+        """Their engine is being asked to give them up, or has answered."""
+        for name in names:
+            sent = self.requests.get(name)
+            if sent is not None and sent.state is not RequestState.ABORTED:
+                sent.state = RequestState.ASKED if asked else RequestState.SENT
 
     def keep(self, task: asyncio.Task) -> None:
         """Keep a task from the garbage collector until it is done."""
@@ -87,30 +121,32 @@ class Engines:
     def sent(self, request: Any, in_flight: bool) -> None:
         """A request is about to be sent; a later part of a streamed input cannot be sent a second time."""
         if not in_flight and not request.resumable:
-            self.pending[request.request_id] = request
+            self.requests[request.request_id] = Sent(request)
 
     def left(self, client: Any, names: list[str]) -> None:
         """Clients went away."""
         for name in names:
-            self.pending.pop(name, None)
+            self.requests.pop(name, None)
             if name in client.reqs_in_flight:
-                self.aborted.add(name)
+                self.requests[name] = Sent(None, RequestState.ABORTED)
 
     def came(self, outputs: Any) -> None:
         """Outputs came; leaves in them what vLLM should see."""
-        if outputs.engine_index in self.settled:
+        if self.states[outputs.engine_index] is EngineState.SETTLED:
             outputs.outputs, outputs.finished_requests, outputs.scheduler_stats = [], None, None
             return
         for o in outputs.outputs:
-            self.pending.pop(o.request_id, None)
+            if self.unanswered(o.request_id) is not None:
+                del self.requests[o.request_id]
         if outputs.finished_requests:
             client, engine = self.client(), self.names[outputs.engine_index]
             keep = set()
             for name in outputs.finished_requests:
-                if client.reqs_in_flight.get(name, engine) != engine or (name in self.asked and name in self.pending):
+                sent = self.requests.get(name)
+                if client.reqs_in_flight.get(name, engine) != engine or (
+                        sent is not None and sent.state is RequestState.ASKED):
                     continue  # it is another engine's by now, or about to be
-                self.pending.pop(name, None)
-                self.aborted.discard(name)
+                self.requests.pop(name, None)
                 keep.add(name)
             outputs.finished_requests = keep
 
@@ -149,7 +185,7 @@ class Engines:
     def engine_lost(self, w: int, status: Any, stock: Callable[[], None]) -> None:
         """Engine w ended: nothing goes there from now on; its requests' fates are settled `DRAIN_S` later."""
         try:
-            self.lost.add(w)
+            self.states[w] = EngineState.LOST
             self.lost_s = time.monotonic()
             self.counts["engines lost"] += 1
             log.error("saga-rl: engine %d ended (status %s); %d of %d serve on", w, status, len(self.live()),
@@ -174,16 +210,17 @@ class Engines:
     async def settle(self, w: int) -> None:
         """Send again what had not begun to answer at engine w, and fail the rest with vLLM's own error."""
         client, now = self.client(), clock.seconds()
-        self.settled.add(w)
+        self.states[w] = EngineState.SETTLED
         router = self.placement.router_for(client)
         again: list[str] = []
         failed: list[str] = []
         for name in [n for n, engine in client.reqs_in_flight.items() if engine == self.names[w]]:
             self.forget(client, name)
             router.gone(name, now)
-            if name not in self.aborted:
-                (again if name in self.pending else failed).append(name)
-            self.aborted.discard(name)
+            if self.unanswered(name) is not None:
+                again.append(name)
+            elif self.requests.pop(name, None) is None:  # else its client has gone
+                failed.append(name)
         self.fail(client, w, failed)
         for name in again:
             await self.send_again(client, name)
@@ -204,7 +241,7 @@ class Engines:
 
     async def send_again(self, client: Any, name: str) -> None:
         """Send a request that is nowhere, unless its client has gone in the meantime."""
-        request = self.pending.get(name)
+        request = self.unanswered(name)
         if request is None:
             return
         try:
@@ -212,7 +249,7 @@ class Engines:
             self.counts["requests sent again"] += 1
         except Exception:
             log.exception("saga-rl: request %s cannot be sent again", name)
-            self.pending.pop(name, None)
+            self.requests.pop(name, None)
             self.forget(client, name)
             self.placement.router_for(client).gone(name, clock.seconds())
             self.fail(client, self.live()[0] if self.live() else 0, [name])

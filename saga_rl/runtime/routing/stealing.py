@@ -105,13 +105,13 @@ async def _look(engines: Any) -> None:
 
 def free(engines: Any, name: str) -> bool:
     """Whether a request may be sent elsewhere: it can be sent again, and its client asked for no engine."""
-    request = engines.pending.get(name)
+    request = engines.unanswered(name)
     return request is not None and request.data_parallel_rank is None
 
 
 async def steal(client: Any, engines: Any, thief: int, victim: int, names: list[str]) -> str | None:
     """Ask the victim to give one of `names` up and send it to the thief; returns which it was, None = none."""
-    engines.asked.update(names)
+    engines.asks(names, True)
     try:  # no time limit: a request given up in an answer that nobody reads would be lost
         answer = await client._call_utility_async("saga_control", "steal", {"requests": names},
                                                   engine=engines.names[victim])
@@ -123,7 +123,7 @@ async def steal(client: Any, engines: Any, thief: int, victim: int, names: list[
             return None
         if client.reqs_in_flight.get(name) != engines.names[victim]:
             return None  # the engine died after that, and it was sent again
-        if name not in engines.pending or thief in engines.lost:
+        if engines.unanswered(name) is None or thief in engines.lost:
             engines.forget(client, name)
             engines.placement.router_for(client).gone(name, clock.seconds())
             await engines.send_again(client, name)  # unless its client has gone
@@ -131,7 +131,7 @@ async def steal(client: Any, engines: Any, thief: int, victim: int, names: list[
         await _take(client, engines, name, thief, victim)
         return name
     finally:
-        engines.asked.difference_update(names)
+        engines.asks(names, False)
 
 
 async def _take(client: Any, engines: Any, name: str, thief: int, victim: int) -> None:
@@ -141,6 +141,6 @@ async def _take(client: Any, engines: Any, name: str, thief: int, victim: int) -
     client.engine_inflight[engines.names[thief]] += 1
     client.reqs_in_flight[name] = engines.names[thief]
     engines.counts["steals"] += 1
-    sent = client._send_input(EngineCoreRequestType.ADD, engines.pending[name], engines.names[thief])
+    sent = client._send_input(EngineCoreRequestType.ADD, engines.unanswered(name), engines.names[thief])
     engines.placement.router_for(client).moved(name, thief, clock.seconds())
     await sent
