@@ -2,5 +2,5 @@
 
 `policies` says what a target policy is, `paths` cuts datasets into stretches, `estimators` has weighted importance
 sampling and the doubly robust estimator with their intervals, `fqe` the model of values that the latter and fitted Q
-evaluation use. See docs/ope.md for what each assumes.
+evaluation use. See docs/how-to/off-policy.md for what each assumes.
 """
