@@ -19,7 +19,8 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
                  ("saga_rl.cli.simulate",)),
     "bound": ("Tokens computed again by each eviction policy, over Bélády's on the same reference string (see "
               "docs/explanation/bound.md).", ("saga_rl.cli.bound",)),
-    "compare": ("Compare all policies on the same sessions, paired: tables, pictures, one page (docs/how-to/compare.md).",
+    "compare": ("Compare all policies on the same sessions, paired: tables, pictures, one page "
+                "(docs/how-to/compare.md).",
                 ("saga_rl.cli.compare",)),
     "bench": ("Compare ways of serving the same sessions on real vLLM servers, with or without GPUs "
               "(docs/how-to/bench.md).", ("saga_rl.cli.bench",)),
