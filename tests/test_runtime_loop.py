@@ -1,5 +1,5 @@
 """The loop closes: a server records, its journals become a trace, a checkpoint is trained on that, judged on sessions
-that training did not see, and serves. Step by step what docs/recording.md tells a user to do.
+that training did not see, and serves. Step by step what docs/how-to/learn.md tells a user to do.
 
 The one test that serves a real model, small and random, on vLLM's CPU build: all others stand on emulated devices.
 """

@@ -101,7 +101,7 @@ def test_no_engine_has_answered_yet():
 def test_the_docs_list_every_metric():
     from pathlib import Path
 
-    text = (Path(__file__).resolve().parents[1] / "docs" / "metrics.md").read_text()
+    text = (Path(__file__).resolve().parents[1] / "docs" / "reference" / "metrics.md").read_text()
     poller = Poller(None, 1.0)
     names = {family.name for family in Collector(poller, 1).collect()}
     assert len(names) > len(COUNTERS)

@@ -68,7 +68,8 @@ def _few_at_once(trace: Trace, seed: int, slack: int, most: int) -> Reference:
 
 
 def _compare(reference: Reference) -> tuple[int, int, int]:
-    """(Bélády's blocks computed again, LRU's, the optimum's), after checking the bound as docs/bound.md states it."""
+    """(Bélády's blocks computed again, LRU's, the optimum's), after checking the bound as docs/explanation/bound.md
+    states it."""
     prepared = prepare(reference, reference.kv_tokens)
     assert prepared.clipped_blocks == 0
     belady, lru = (play(prepared, make("eviction", name)).recomputed_tokens // BLOCK for name in ("belady", "lru"))

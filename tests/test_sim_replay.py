@@ -192,9 +192,9 @@ def test_a_literal_ttl_drops_what_comes_back_late_and_a_lazy_one_does_not():
 
 
 def test_where_belady_may_miss_the_optimum():
-    """The limit that docs/bound.md states. r repeats the shared text and nothing else, so its lookup is capped and the
-    text's last block is computed anew in any case: evicting it would be free, but a, which is used sooner than y, lies
-    behind it. Bélády takes y and a (2 blocks), the optimum a and the free block (1)."""
+    """The limit that docs/explanation/bound.md states. r repeats the shared text and nothing else, so its lookup is
+    capped and the text's last block is computed anew in any case: evicting it would be free, but a, which is used
+    sooner than y, lies behind it. Bélády takes y and a (2 blocks), the optimum a and the free block (1)."""
     shared = {"shared_prefix": "text", "prefix_tokens": 8}
     trace = build_trace(TraceMeta("x", "generated:test"), [
         SessionSpec("a", 0.0, [StepSpec(12, 1, tool="bash", **shared),

@@ -1,8 +1,8 @@
 """Train a policy offline on datasets of `training/collect.py`, and write it as a checkpoint.
 
-The learners are in `saga_rl.learn.offline.learners`, one file each; docs/learners.md says which applies where. The seam
-is the dataset's. After every epoch the whole state is kept beside `--out`, so a run that was stopped goes on
-(`--resume`).
+The learners are in `saga_rl.learn.offline.learners`, one file each; docs/reference/learners.md says which applies
+where. The seam is the dataset's. After every epoch the whole state is kept beside `--out`, so a run that was
+stopped goes on (`--resume`).
 """
 
 from __future__ import annotations

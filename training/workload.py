@@ -19,7 +19,7 @@ from saga_rl.learn.script import run_script
 
 
 def main(
-    name: Annotated[str, Argument(help="Workload, as in docs/evaluation.md.")],
+    name: Annotated[str, Argument(help="Workload, as in docs/how-to/evaluate.md.")],
     out: Annotated[Path, Option("--out", "-o", help="Trace file to write (.parquet or .jsonl).")],
     part: Annotated[str, Option(help="train, validation or test.")] = "train",
     data: Annotated[str, Option(help="Folder of recorded collections, for weka, katas and mooncake.")] = "",

@@ -1,4 +1,4 @@
-"""Traces on disk: one Parquet file, one row a step. The columns are described in docs/trace-format.md.
+"""Traces on disk: one Parquet file, one row a step. The columns are described in docs/reference/trace-format.md.
 
 The table is plain enough for any Parquet reader; what a table cannot hold (meta, vocabularies and their order) is JSON
 in the schema metadata under the key `saga_rl`. Decoding an encoded trace gives it back exactly.
@@ -141,7 +141,8 @@ def from_table(table: pa.Table) -> Trace:
 def _decode_v1(table: pa.Table, head: dict[str, Any]) -> Trace:
     missing = [k for k in COLUMNS if k not in table.column_names]
     if missing:
-        raise UserError(f"column {missing[0]}", "is missing", "write the file with saga-rl, see docs/trace-format.md")
+        raise UserError(f"column {missing[0]}", "is missing",
+                        "write the file with saga-rl, see docs/reference/trace-format.md")
     unknown = [k for k in table.column_names if k not in COLUMNS]
     if unknown:
         raise UserError(f"column {unknown[0]}", "is unknown", "remove it; notes belong into the metadata")
@@ -210,7 +211,7 @@ def _check_type(table: pa.Table, name: str, want: pa.DataType) -> None:
         good = have == want
     if not good:
         shown = "string" if pa.types.is_dictionary(want) else want
-        raise UserError(f"column {name}", f"has type {have}, not {shown}", "see docs/trace-format.md")
+        raise UserError(f"column {name}", f"has type {have}, not {shown}", "see docs/reference/trace-format.md")
     if name not in _NULLABLE and table[name].null_count:
         row = int(np.argmax(table[name].is_null().to_numpy()))
         raise UserError(f"row {row}, column {name}", "is null", "give it a value")

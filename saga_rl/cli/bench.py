@@ -58,7 +58,7 @@ def _bench(
     plan: Annotated[bool, typer.Option("--plan", help="Print what would be run, and end.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Show what the folder has; nothing is run.")] = False,
 ) -> None:
-    """Compare ways of serving the same sessions on real vLLM servers, with or without GPUs (docs/serving-gain.md)."""
+    """Compare ways of serving the same sessions on real vLLM servers, with or without GPUs (docs/how-to/bench.md)."""
     from saga_rl.experiments.bench.arms import chosen
     from saga_rl.experiments.bench.run import run
     from saga_rl.experiments.bench.settings import Settings

@@ -37,7 +37,8 @@ def _bound(
     expiry_s: Annotated[float, typer.Option(help="Idle seconds after which a session is presumed ended.")] = EXPIRY_S,
     json: Annotated[Path | None, typer.Option(help="Write the result there.")] = None,
 ) -> None:
-    """Tokens computed again by each eviction policy, over Bélády's on the same reference string (see docs/bound.md)."""
+    """Tokens computed again by each eviction policy, over Bélády's on the same reference string (see
+    docs/explanation/bound.md)."""
     check_target(json)
     specs = split_specs(eviction)
     for spec in specs:

@@ -62,7 +62,7 @@ def _compare(
     jobs: Annotated[int | None, typer.Option(help="Processes; all cores unless given.")] = None,
     fresh: Annotated[bool, typer.Option(help="Begin anew; what the folder holds is moved aside.")] = False,
 ) -> None:
-    """Compare all policies on the same sessions, paired: tables, pictures, one page (docs/compare.md)."""
+    """Compare all policies on the same sessions, paired: tables, pictures, one page (docs/how-to/compare.md)."""
     given = ["--" + p.replace("_", "-") for p in ctx.params
              if getattr(ctx.get_parameter_source(p), "name", "") == "COMMANDLINE"]
     asked = Settings(presets=checks.specs(policy or ()), capacities=checks.numbers("--capacities", capacities, 0.0),

@@ -18,11 +18,12 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "simulate": ("Run a trace through the simulated cluster, tools' waits included, and report completion times.",
                  ("saga_rl.cli.simulate",)),
     "bound": ("Tokens computed again by each eviction policy, over Bélády's on the same reference string (see "
-              "docs/bound.md).", ("saga_rl.cli.bound",)),
-    "compare": ("Compare all policies on the same sessions, paired: tables, pictures, one page (docs/compare.md).",
+              "docs/explanation/bound.md).", ("saga_rl.cli.bound",)),
+    "compare": ("Compare all policies on the same sessions, paired: tables, pictures, one page "
+                "(docs/how-to/compare.md).",
                 ("saga_rl.cli.compare",)),
     "bench": ("Compare ways of serving the same sessions on real vLLM servers, with or without GPUs "
-              "(docs/serving-gain.md).", ("saga_rl.cli.bench",)),
+              "(docs/how-to/bench.md).", ("saga_rl.cli.bench",)),
     "serve": ("Serve MODEL with vLLM's OpenAI server under a scheduling policy.", ("saga_rl.cli.serve",)),
     "merge-recording": ("Make one trace of the journals that a crashed or killed server left behind.",
                         ("saga_rl.cli.merge_recording",)),

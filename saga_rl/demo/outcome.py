@@ -133,8 +133,8 @@ def write_page(s: Settings, outcome: Outcome, path: Path) -> None:
               "session that was served had been seen." + (f" Left out: {left}." if left else ""))
     page.heading("What to do next")
     page.text("1. Serve your agents with `saga-rl serve MODEL --policy likely --record served.parquet` (rules, "
-              "nothing to train) and record a day. 2. Search on the recording, as this demo did (docs/search.md). "
-              "3. Measure before you switch: `saga-rl bench served.parquet --arms stock,likely,FOLDER --emulate "
+              "nothing to train) and record a day. 2. Search on the recording, as this demo did (docs/how-to/learn.md)."
+              " 3. Measure before you switch: `saga-rl bench served.parquet --arms stock,likely,FOLDER --emulate "
               "PROFILE` for your GPUs, with repeats and intervals. The learned policy of this demo is in the folder "
               "learned, beside this page; it was made for this demo's sessions, not for yours.")
     page.write(path)

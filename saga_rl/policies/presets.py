@@ -13,12 +13,14 @@ PRESETS: dict[str, dict[str, str]] = {
     # what vLLM and a session-affine router do
     "lru": {"eviction": "lru", "placement": "sticky", "ordering": "fcfs", "admission": "none"},
     # SAGA, with the lazy reading of its TTL. Its load threshold is retuned: the paper's 0.8 supposes that KV moves with
-    # the session; where a move means computing the context again, 0.8 sets off a spiral of moves (docs/policies.md).
+    # the session; where a move means computing the context again, 0.8 sets off a spiral of moves
+    # (docs/reference/policies.md).
     "saga": {"eviction": "wa-lru", "placement": "saga:theta=100", "ordering": "afs", "admission": "none"},
     # the strongest heuristics measured on real vLLM where clients say which request is a session's last
     "saga+": {"eviction": "youngest", "placement": "saga:theta=100", "ordering": "session-fcfs",
               "admission": "reserve-older"},
-    # ... and where nobody says it: what a session holds counts by the chance that it goes on (docs/serving-gain.md)
+    # ... and where nobody says it: what a session holds counts by the chance that it goes on
+    # (docs/explanation/serving-gain.md)
     "likely": {"eviction": "bayes-tables", "placement": "least-sessions", "ordering": "session-fcfs",
                "admission": "reserve-older:likely=1"},
 }

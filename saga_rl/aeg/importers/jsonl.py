@@ -1,6 +1,7 @@
 """Importer `jsonl`: one LLM call a line, the format to export your own traffic to.
 
-docs/trace-format.md lists the fields. Types are strict; unknown fields are left out and counted in `meta.dropped`.
+docs/reference/trace-format.md lists the fields. Types are strict; unknown fields are left out and counted in
+`meta.dropped`.
 """
 
 from __future__ import annotations

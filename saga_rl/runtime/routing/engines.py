@@ -3,7 +3,7 @@
 vLLM's own client ends the whole server when any engine process ends. Here, for dense models (whose data-parallel
 engines run apart), placement passes the dead engine over, requests of it that had not begun to answer are sent again,
 those in the middle of an answer fail with vLLM's own error, and the last engine's death ends the server as ever.
-docs/engines.md says what a client sees. Whatever is not as expected: vLLM's own behaviour, loudly.
+docs/how-to/several-engines.md says what a client sees. Whatever is not as expected: vLLM's own behaviour, loudly.
 
 Tried with vLLM 0.28 - 0.33 (`check_hooks`). All state of one client is its `Engines`, found in the client itself.
 """

@@ -4,7 +4,7 @@ Each server sees its own requests only. So where a chain lives is not remembered
 session and agent over the engines that live, which gives the same engine in every server and moves only the chains of
 an engine that is lost. Loads are the engines' own counts, which vLLM's coordinator sends to every server ten times a
 second (`lb_engines`: waiting, running, share of KV in use), or what this server sent itself if that is more. The
-policy is asked as ever. What this loses against one server stands in docs/engines.md.
+policy is asked as ever. What this loses against one server stands in docs/how-to/several-engines.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Structured logs: one JSON object a line on standard error, when the configuration asks for it (`events`).
 
-Keys of every line: `event`, `time` (seconds since 1970), `pid`; the rest depends on the event (docs/metrics.md).
+Keys of every line: `event`, `time` (seconds since 1970), `pid`; the rest depends on the event
+(docs/reference/metrics.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Our figures on vLLM's /metrics: what the engines and the router last said, as Prometheus wants it (docs/metrics.md).
+"""Our figures on vLLM's /metrics: what the engines and the router last said, as Prometheus wants it
+(docs/reference/metrics.md).
 
 Everything is read from the `Poller`'s last answers, so a scrape costs no engine anything. Counters are the engines'
 own: they begin anew with an engine. Labels are bounded: `MOST_CAUSES` causes, a fixed number of tenants; the rest is

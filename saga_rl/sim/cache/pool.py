@@ -13,7 +13,7 @@ blocks of segments without resident children. As in vLLM, full blocks are publis
 are released tail first when a request ends. Where vLLM computes a block anew that is cached (the last one of a prompt
 that is cached to its very end) and nobody holds it, the request takes the cached block over; if somebody does, it
 computes a private copy, which is freed at release. vLLM keeps both cached. What agrees with vLLM exactly, and what does
-not: docs/exactness.md.
+not: docs/explanation/exactness.md.
 """
 
 from __future__ import annotations

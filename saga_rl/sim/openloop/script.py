@@ -74,7 +74,8 @@ class Prepared:
     """Blocks that runs computed but could not hold at once, over all events."""
     capped_lookups: int
     """Lookups that had to stop one block short of what was known (a prompt that is known to its end, where a block ends
-    too): the only case in which Bélády may miss the optimum, by at most about one block each (docs/bound.md)."""
+    too): the only case in which Bélády may miss the optimum, by at most about one block each
+    (docs/explanation/bound.md)."""
     smallest_pool_blocks: int
     """The smallest pool in which nothing is clipped."""
 

@@ -9,8 +9,8 @@ only, each request's next use (`next_uses`), and look no block up by name:
   blocks are a set of bits over it and the victim is the highest bit. A tree of 64-bit words finds it in log64(n) steps.
   Blocks that are not used again are all alike: they are counted, and go first.
 
-`block_string` is the string of blocks that a trace or a recorded reference asks for; `docs/bound.md` says how these
-counts relate to those of the prefix cache.
+`block_string` is the string of blocks that a trace or a recorded reference asks for; `docs/explanation/bound.md` says
+how these counts relate to those of the prefix cache.
 """
 
 from __future__ import annotations

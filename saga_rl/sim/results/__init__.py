@@ -1,2 +1,2 @@
-"""Figures of a closed-loop run: `metrics` (keys: docs/results.md) and `fairness` between tenants. May import
+"""Figures of a closed-loop run: `metrics` (keys: docs/reference/results.md) and `fairness` between tenants. May import
 `engine`."""

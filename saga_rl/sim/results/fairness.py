@@ -1,4 +1,5 @@
-"""Fairness between tenants in a closed-loop run: what each had, and how far apart they were. Keys: docs/results.md."""
+"""Fairness between tenants in a closed-loop run: what each had, and how far apart they were. Keys:
+docs/reference/results.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of a closed-loop run. Keys are a contract: see `docs/results.md`."""
+"""The figures of a closed-loop run. Keys are a contract: see `docs/reference/results.md`."""
 
 from __future__ import annotations
 
