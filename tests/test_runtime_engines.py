@@ -14,9 +14,9 @@ pytest.importorskip("vllm", reason="vLLM is not installed (extra serve or serve-
 from engines_kit import added, client, outputs, request, restored
 
 from saga_rl.runtime.routing import engines
-from saga_rl.runtime.routing.engine_hooks import MINE, check_hooks, unfit
-from saga_rl.runtime.routing.engines import Engines, EngineState
+from saga_rl.runtime.routing.engines import Engines, EngineState, RequestState
 from saga_rl.runtime.routing.router import Router
+from saga_rl.runtime.routing.vllm_client import MINE, check_hooks, unfit
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +91,7 @@ def test_what_had_not_begun_is_sent_again_and_the_rest_fails_with_vllms_error():
         assert mine.counts["requests sent again"] == 1
         assert mine.counts["requests failed with an engine"] == 2
         assert mine.counts["ranks of lost engines overridden"] == 2
-        assert not mine.requests
+        assert all(s.state is RequestState.SENT for s in mine.requests.values())
 
     asyncio.run(scene())
 

@@ -15,8 +15,8 @@ pytest.importorskip("vllm", reason="vLLM is not installed (extra serve or serve-
 from engines_kit import client, outputs, request, restored
 
 from saga_rl.runtime.routing import stealing
-from saga_rl.runtime.routing.engine_hooks import MINE
 from saga_rl.runtime.routing.engines import Engines, EngineState
+from saga_rl.runtime.routing.vllm_client import MINE
 
 ENGINES = 3
 

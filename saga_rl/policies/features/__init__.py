@@ -25,6 +25,16 @@ COLUMNS = {"eviction": len(EVICTION), "placement": len(PLACEMENT), "ordering": l
 """Width of a row of each seam."""
 
 EARLIER_HASHES: dict[str, tuple[str, ...]] = {
+    "390ad1bc0e55dc6b11aeafe26b02bfcc5afaf815831ad4b86c104c799a6c7a6c":
+        ("53b9635555520ce5d3bf7ea4d32afd4204618bd041811a54cb6a27474bbba2a5",),  # eviction
+    "d4470140b1941c315291a6b460da7c5c65407be40701f420325e8ce2bcff72b6":
+        ("036d47be7975447d0d20b5e3c1be32cc552f4c1ae2c1a3c92fde7a97a45ce015",),  # placement
+    "f6ad649d44a63e04d4f9c8e08272c62a63fd3676f3ba5b6e1a20f710a02a6387":
+        ("26a399d40edddf3f555f6b6bccd135f57dad6e38443cc19607969b8846dbf105",),  # ordering
+    "3d3010a8fb38f3093921a636973fa7498f8e6639b188f27cacc5d79fc8042160":
+        ("d8072529043bfcf0ad0df607bc023a2d744cb84aa8fc9261ea9218d13e2b09ea",),  # admission
+    "f083a4de56e1c071957ba18c04c041a0b25725ab9f8287d4c80256e576feb6b5":
+        ("0e264842c6edb78f627437fec3919b7785d099b690284b776a580f41ffcc4cb5",),  # tables
 }
 """Hashes that earlier releases gave what is computed here, by today's (`feature_hash`, `tables_hash`): they hashed
 source code. What was written under one of them is as good as new."""

@@ -6,7 +6,7 @@ nothing; another formula in any column that a network reads does.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
@@ -21,7 +21,7 @@ from saga_rl.policies.state import chains as ch
 from saga_rl.policies.state import tables as tb
 
 CHAINS, SESSIONS, TOOLS, TYPES, WORKERS = 48, 16, 4, 3, 2
-EVENTS, EVERY = 6000, 12
+EVENTS, EVERY = 4000, 10
 EXPIRY_S = 120.0
 BLOCK, POOL = 16, 4096
 DIGITS = 6
@@ -31,8 +31,8 @@ DIGITS = 6
 class _Draws:
     """Numbers that no library's change of its generator can change (an LCG modulo 2**64)."""
 
-    def __init__(self) -> None:
-        self.state = 20_260_101
+    def __init__(self, seed: int) -> None:
+        self.state = 20_260_101 + seed
 
     def below(self, n: int) -> int:
         self.state = (self.state * 6364136223846793005 + 1442695040888963407) % 2**64
@@ -49,7 +49,7 @@ class _History:
     """Chains and tables under a history in which everything happens that can happen."""
 
     def __init__(self) -> None:
-        self.draws = _Draws()
+        self.draws = _Draws(0)
         self.chains, self.tables = ch.make_chains(CHAINS), tb.make_tables(WORKERS, TOOLS, TYPES)
         self.now = 0.0
         self.queued = np.zeros(CHAINS)
@@ -106,42 +106,38 @@ def _g(draws: _Draws) -> NDArray[np.float64]:
     g = np.zeros((WORKERS, pools.G_COLUMNS))
     g[:, pools.G_INFORMED] = g[:, pools.G_ADMIT_INFORMED] = 1
     g[:, pools.G_BLOCK], g[:, pools.G_POOL] = BLOCK, POOL
-    g[:, pools.G_SIZE_MAX], g[:, pools.G_USED], g[:, pools.G_LIVE] = 300.0, draws.uniform(), draws.uniform()
+    g[:, pools.G_SIZE_MAX], g[:, pools.G_TAU_MAX] = 300.0, 40.0
+    g[:, pools.G_USED], g[:, pools.G_LIVE] = draws.uniform(), draws.uniform()
     return g
 
 
-def _eviction(h: _History, c: int, out: NDArray[np.float64]) -> None:
-    d = h.draws
+def _eviction(h: _History, d: _Draws, c: int, out: NDArray[np.float64]) -> None:
     fe.eviction_row(h.chains, h.tables, _g(d), c % WORKERS, c, h.now, h.now - d.seconds(20.0), float(d.below(400)),
                     float(d.below(2)), np.nan, out)
 
 
-def _placement(h: _History, c: int, out: NDArray[np.float64]) -> None:
-    d = h.draws
+def _placement(h: _History, d: _Draws, c: int, out: NDArray[np.float64]) -> None:
     fp.placement_row(h.chains, c, h.now, h.prompt[c], d.below(2) == 0, float(d.below(30)), 32.0, float(d.below(90_000)),
                      float(BLOCK * POOL), float(d.below(9000)), 9000.0, float(d.below(40)), float(d.below(9)),
                      float(d.below(20)), out)
 
 
-def _ordering(h: _History, c: int, out: NDArray[np.float64]) -> None:
-    d = h.draws
+def _ordering(h: _History, d: _Draws, c: int, out: NDArray[np.float64]) -> None:
     fo.ordering_row(h.chains, h.tables, c % WORKERS, c, h.now, h.queued[c], h.prompt[c], float(d.below(2)), d.uniform(),
                     float(d.below(2000)), float(d.below(5000)), float(d.below(100)), out)
 
 
-def _admission(h: _History, c: int, out: NDArray[np.float64]) -> None:
-    d, w = h.draws, c % WORKERS
-    weighed, blocks = np.zeros(3), [float(d.below(900)) for _ in range(10)]
+def _admission(h: _History, d: _Draws, c: int, out: NDArray[np.float64]) -> None:
+    w, weighed, blocks = c % WORKERS, np.zeros(3), [float(d.below(900)) for _ in range(10)]
     for other in range(c % 5, CHAINS, 5):
         fa.weigh_older(h.chains, h.tables, w, other, h.now, h.now - d.seconds(20.0), float(d.below(200)), weighed)
     need = fa.expected_output(h.tables, w, c % TYPES, d.below(2000)) / BLOCK
     grow = fa.expected_growth(h.chains, h.tables, w, c) / BLOCK
     lost = fa.lost_blocks(h.chains, c, h.prompt[c], blocks[0], BLOCK)
     useful = fa.useful_share(h.chains[c], blocks[1], BLOCK)
-    fa.admission_row(h.chains, h.tables, _g(d), w, c, h.now, h.queued[c], need, blocks[2], blocks[3], useful *
-    blocks[4],
-                     blocks[5], float(POOL), blocks[6], blocks[7], grow, blocks[8] // 30, blocks[9] // 30, weighed,
-                     lost, np.nan, out)
+    fa.admission_row(h.chains, h.tables, _g(d), w, c, h.now, h.queued[c], need, blocks[2], blocks[3],
+                     useful * blocks[4], blocks[5], float(POOL), blocks[6], blocks[7], grow, blocks[8] // 30,
+                     blocks[9] // 30, weighed, lost, np.nan, out)
 
 
 _ROWS = {"eviction": (_eviction, fe.EVICTION, fe.LEARNED_EVICTION), "placement": (_placement, fp.PLACEMENT,
@@ -149,36 +145,43 @@ _ROWS = {"eviction": (_eviction, fe.EVICTION, fe.LEARNED_EVICTION), "placement":
          "admission": (_admission, fa.ADMISSION, fa.LEARNED_ADMISSION)}
 
 
-def rows(decision: str) -> Iterator[NDArray[np.float64]]:
-    """Yield the columns that a network of this decision reads, moment by moment of the fixed history."""
-    fill, columns, learned = _ROWS[decision]
-    h, out = _History(), np.zeros(len(columns))
+@cache
+def _played() -> tuple[dict[str, list[NDArray[np.float64]]], _History]:
+    """The columns that a network reads, by decision, moment by moment; and what the history left."""
+    h, rows = _History(), {d: [] for d in _ROWS}  # type: dict[str, list[NDArray[np.float64]]]
+    draws = {d: _Draws(1 + k) for k, d in enumerate(_ROWS)}
     for n in range(EVENTS):
         h.event()
         if n % EVERY == 0:
-            out[:] = 0.0
-            fill(h, h.draws.below(CHAINS), out)
-            yield out[:len(learned)]
+            for decision, (fill, columns, learned) in _ROWS.items():
+                out = np.zeros(len(columns))
+                fill(h, draws[decision], draws[decision].below(CHAINS), out)
+                rows[decision].append(out[:len(learned)])
+    return rows, h
 
 
-def _digest(names: tuple[str, ...], arrays: Iterator[NDArray]) -> str:
+def rows(decision: str) -> NDArray[np.float64]:
+    """Return (moments, columns that a network of this decision reads) of the fixed history."""
+    return np.array(_played()[0][decision])
+
+
+def _digest(names: tuple[str, ...], arrays: Iterable[NDArray]) -> str:
     digest = hashlib.sha256(repr(names).encode())
     for values in arrays:
-        digest.update(" ".join(f"{v:.{DIGITS - 1}e}" for v in np.asarray(values, np.float64).ravel()).encode())
+        flat = np.asarray(values, np.float64).ravel()
+        digest.update((f"%.{DIGITS - 1}e " * len(flat) % tuple(flat.tolist())).encode())
     return digest.hexdigest()
 
 
 @cache
 def feature_hash(*decisions: str) -> str:
     """Return the SHA-256 of what the rows of these decisions hold (none: of all four)."""
-    each = [_digest(_ROWS[d][2], rows(d)) for d in decisions or _ROWS]
+    each = [_digest(_ROWS[d][2], [rows(d)]) for d in decisions or _ROWS]
     return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
 
 @cache
 def tables_hash() -> str:
     """Return the SHA-256 of what is learned in service from the fixed history: the tables and the rows of chains."""
-    h = _History()
-    for _ in range(EVENTS):
-        h.event()
-    return _digest(tb.Tables._fields, iter([*h.tables, np.nan_to_num(h.chains, posinf=1e30)]))
+    h = _played()[1]
+    return _digest(tb.Tables._fields, [*h.tables, np.nan_to_num(h.chains, posinf=1e30)])
