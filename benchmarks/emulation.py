@@ -7,18 +7,13 @@ Recorded sessions in full length (DATA: the folder of the collections), a closed
 the request that follows them. A row: policy x oversubscription x engines. The pool is the profile's; the population is
 what makes the KV that live sessions would hold so many times what the engines have. A tier of so many pools beside each
 engine is vLLM's own KV offloading, its link as fast as an emulated device's. The simulator is told that it never hears
-a tool's name, which is what a late name is worth (`Tracker.arrive`). DIR gets a file for each row, so that a run
-that was cut short goes on where it was, and `emulation.json` and `emulation.md` in the end.
+a tool's name, which is what a late name is worth (`Tracker.arrive`). DIR gets a journal of rows, so that a run that was
+cut short goes on where it was, and `emulation.json` and `emulation.md` in the end; rows of other code are run anew.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import multiprocessing
-import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -26,15 +21,24 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich.console import Console
 from typer import Argument, Option
 
 from saga_rl.aeg.importers import import_trace
 from saga_rl.aeg.trace import Trace
 from saga_rl.env.episodes import demand_tokens
-from saga_rl.errors import UserError
-from saga_rl.files import atomic, write_json
+from saga_rl.errors import UserError, run_user_command, unknown_name
+from saga_rl.experiments import pool
+from saga_rl.experiments.cell import Spec, make_cell
+from saga_rl.experiments.journal import Head, Kind, opened, state_of
+from saga_rl.experiments.runner import Runner
+from saga_rl.experiments.simulated import Processes, Timed, code_digest, timed
+from saga_rl.files import atomic, must_exist, write_json
+from saga_rl.policies.learned.checkpoint import digest as weights_of
+from saga_rl.policies.learned.checkpoint import load_parts
 from saga_rl.policies.presets import preset
-from saga_rl.provenance import provenance
+from saga_rl.provenance import provenance, sha256
+from saga_rl.report.tables import markdown
 from saga_rl.runtime.config.emulated import Settings
 from saga_rl.runtime.config.settings import SagaConfig
 from saga_rl.sim.cluster import simulate
@@ -47,10 +51,11 @@ FIGURES = ("tct_mean_s", "tct_p95_s", "hit_share")
 LIMITS = {"tct_mean_s": 0.03, "tct_p95_s": 0.05, "hit_share": 0.01}
 """What counts as agreement: the first two relative, the share absolute."""
 ROOT = Path(__file__).resolve().parents[1]
+KIND = Kind("saga-rl emulation", "fidelity table")
 
 
 @dataclass(frozen=True)
-class Cell:
+class Row:
     """One row of the table."""
 
     source: str
@@ -68,10 +73,10 @@ class Cell:
     tier: float = 0.0
     """CPU tier beside each engine, pools."""
 
-    @property
-    def name(self) -> str:
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:10]
-        return f"{self.source}-{Path(self.policy).name}-{self.over:g}x-{self.engines}-{digest}"
+    @staticmethod
+    def of(spec: Spec) -> Row:
+        """The row of `asdict`'s JSON."""
+        return Row(**spec | {"steps": tuple(spec["steps"])})
 
 
 @cache
@@ -79,7 +84,7 @@ def collection(data: str, source: str) -> Trace:
     return import_trace(source, Path(data) / SOURCES[source])
 
 
-def workload(data: str, cell: Cell) -> tuple[Trace, SimConfig, float]:
+def workload(data: str, cell: Row) -> tuple[Trace, SimConfig, float]:
     """Sessions, cluster, and the oversubscription that its population comes to."""
     trace = collection(data, cell.source)
     n = np.diff(trace.session_offsets)
@@ -120,7 +125,7 @@ def link_tokens_per_s(profile: str) -> float:
     return settings.pcie_bytes_per_s * settings.gpus / shape.kv_bytes_per_token()
 
 
-def measure(data: str, cell: Cell) -> dict[str, Any]:
+def measure(data: str, cell: Row) -> dict[str, Any]:
     """Both sides of one row."""
     from saga_rl.runtime.emulate.virtual import VirtualConfig, play
 
@@ -143,6 +148,17 @@ def measure(data: str, cell: Cell) -> dict[str, Any]:
             "seconds": {"simulator": simulated_s, "both": time.perf_counter() - started}}
 
 
+def run_rows(data: str, specs: list[Spec]) -> list[Timed]:
+    """In a worker: (figures, seconds of one core) of the one row in `specs`."""
+    (spec,) = specs
+    return timed(f"{spec['source']}, {spec['policy']} at {spec['over']:g}x", lambda: [measure(data, Row.of(spec))])
+
+
+def code() -> str:
+    """The digest of all that a row depends on: the simulator, the adapter and this file."""
+    return code_digest([Path(__file__).resolve(), *sorted((ROOT / "saga_rl" / "runtime").rglob("*.py"))])
+
+
 def differences(sim: dict[str, Any], real: dict[str, float]) -> dict[str, float]:
     """Real against simulated: relative for times, absolute for the share."""
     return {k: real[k] - float(sim[k]) if k == "hit_share" else real[k] / float(sim[k]) - 1.0 for k in FIGURES}
@@ -154,25 +170,25 @@ def agrees(row: dict[str, Any]) -> bool:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    out = ["| sessions | policy | over | engines | tier | simulated mean / P95, cached | real scheduler | mean | P95 "
-           "| cached | |",
-           "|---|---|---|---|---|---|---|---|---|---|---|"]
-    for r in rows:
-        c, d = r["cell"], r["difference"]
-        sides = [f"{x['tct_mean_s']:,.1f} / {x['tct_p95_s']:,.1f} s, {x['hit_share']:.3f}"
-                 for x in (r["simulated"], r["real"])]
-        out.append(f"| {c['source']} ({r['sessions']}, {r['population']} alive) | {c['policy']} | "
-                   f"{r['oversubscription']:.2f}x | {c['engines']} | {c['tier']:g}x | {sides[0]} | {sides[1]} | "
-                   f"{d['tct_mean_s']:+.1%} | {d['tct_p95_s']:+.1%} | {d['hit_share']:+.3f} | "
-                   f"{'' if agrees(r) else 'apart'} |")
-    return "\n".join(out) + "\n"
+    return markdown(("sessions", "policy", "over", "engines", "tier", "simulated mean / P95, cached", "real scheduler",
+                     "mean", "P95", "cached", ""), [cells_of(r) for r in rows]) + "\n"
+
+
+def cells_of(r: dict[str, Any]) -> list[str]:
+    """One row as text."""
+    c, d = r["cell"], r["difference"]
+    sides = [f"{x['tct_mean_s']:,.1f} / {x['tct_p95_s']:,.1f} s, {x['hit_share']:.3f}"
+             for x in (r["simulated"], r["real"])]
+    return [f"{c['source']} ({r['sessions']}, {r['population']} alive)", c["policy"], f"{r['oversubscription']:.2f}x",
+            str(c["engines"]), f"{c['tier']:g}x", *sides, f"{d['tct_mean_s']:+.1%}", f"{d['tct_p95_s']:+.1%}",
+            f"{d['hit_share']:+.3f}", "" if agrees(r) else "apart"]
 
 
 def gains(rows: list[dict[str, Any]]) -> str:
     """Markdown: mean completion under the real scheduler, and over that of `lru` at the same place."""
     cells = {tuple(r["cell"][k] for k in ("source", "engines", "tier", "over", "policy")): r for r in rows}
     names = list(dict.fromkeys(r["cell"]["policy"] for r in rows))
-    out = ["| sessions | engines | tier | over | " + " | ".join(names) + " |", "|---" * (4 + len(names)) + "|"]
+    out = []
     for place in dict.fromkeys(key[:4] for key in cells):
         base = cells.get((*place, "lru"))
         line = [f"{place[0]}", f"{place[1]}", f"{place[2]:g}x", f"{place[3]:g}x"]
@@ -181,8 +197,8 @@ def gains(rows: list[dict[str, Any]]) -> str:
             mean = None if row is None else row["real"]["tct_mean_s"]
             line.append("" if mean is None else f"{mean:,.0f} s" if base is None or name == "lru" else
                         f"{mean / base['real']['tct_mean_s']:.2f}")
-        out.append("| " + " | ".join(line) + " |")
-    return "\n".join(out) + "\n"
+        out.append(line)
+    return markdown(("sessions", "engines", "tier", "over", *names), out) + "\n"
 
 
 def main(
@@ -207,23 +223,17 @@ def main(
     """Write the table of how the simulator and the real scheduler agree."""
     for s in source:
         if s not in SOURCES:
-            raise typer.BadParameter(f"{s!r} is none of {', '.join(SOURCES)}", param_hint="--source")
-    cells = [Cell(s, p, o, n, sessions, steps, context, profile, gap_s, asynchronous, f)
-             for s in source for n in engines for f in tier for o in over for p in policy]
-    folder = out / "rows"
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = {c.name: json.loads(f.read_text()) for c in cells if (f := folder / f"{c.name}.json").exists()}
-    todo, begun = [c for c in cells if c.name not in rows], time.monotonic()
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(measure, str(data), c): c for c in todo}
-        for k, future in enumerate(as_completed(futures), 1):
-            name = futures[future].name
-            rows[name] = future.result()
-            write_json(folder / f"{name}.json", rows[name])
-            spent = time.monotonic() - begun
-            print(f"{k} of {len(todo)} rows, {spent / 60:.0f} min, about {spent / k * (len(todo) - k) / 60:.0f} to go: "
-                  f"{table([rows[name]]).splitlines()[-1]}", file=sys.stderr, flush=True)
-    done = [rows[c.name] for c in cells]
+            raise unknown_name("source", s, SOURCES)
+    rows = [Row(s, p, o, n, sessions, steps, context, profile, gap_s, asynchronous, f)
+            for s in source for n in engines for f in tier for o in over for p in policy]
+    digest, sums = code(), {s: sha256(must_exist(data / SOURCES[s])) for s in source}
+    weights = {p: weights_of(load_parts(p)) for p in policy if Path(p).is_dir()}
+    cells = {row: make_cell(asdict(row), digest, [sums[row.source], weights.get(row.policy)]) for row in rows}
+    state_of(out, KIND)
+    out.mkdir(exist_ok=True)
+    with opened(out, KIND, Head(digest)) as journal, pool.workers(jobs) as executor:
+        backend = Processes(executor, run_rows, str(data), says=lambda result: " | ".join(cells_of(result)))
+        done = list(Runner(journal, backend, Console(stderr=True)).run("rows", cells).values())
     write_json(out / "emulation.json", {"rows": done, "agree": sum(map(agrees, done)), "limits": LIMITS,
                                         "provenance": provenance(seed=None, trace=None)})
     with atomic(out / "emulation.md") as tmp:
@@ -232,4 +242,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_user_command(lambda: typer.run(main))

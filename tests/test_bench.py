@@ -1,5 +1,4 @@
-"""`saga-rl bench` without an engine: sessions, demand, arms, flags, journal, statistics, and a whole bench against
-known servers."""
+"""`saga-rl bench` without an engine: sessions, demand, arms, flags, statistics, a whole bench against known servers."""
 
 from __future__ import annotations
 
@@ -25,14 +24,13 @@ from saga_rl.experiments.bench import fleet, judge, material, router, servers, t
 from saga_rl.experiments.bench.arms import ARMS, INFINITE, STOCK, Arm, chosen, resolve
 from saga_rl.experiments.bench.demand import concurrency_for, demand, live_tokens, whole_pool
 from saga_rl.experiments.bench.fleet import Fleet
-from saga_rl.experiments.bench.journal import Journal
-from saga_rl.experiments.bench.measure import left, order
+from saga_rl.experiments.bench.measure import cells, order
 from saga_rl.experiments.bench.plan import make as plan_of
 from saga_rl.experiments.bench.play import held, line, on_device, play
-from saga_rl.experiments.bench.progress import Shown
 from saga_rl.experiments.bench.run import run
 from saga_rl.experiments.bench.servers import Need, broken, flags, need
 from saga_rl.experiments.bench.settings import Settings
+from saga_rl.experiments.progress import Shown
 from saga_rl.files import locked
 from saga_rl.processes import Child
 from saga_rl.replay.drive import Measured
@@ -320,48 +318,14 @@ def test_a_run_with_a_failed_request_is_counted_and_left_out():
     assert tables.rows(arms)[1][-1] == "1 (1 failed)"
 
 
-# ---------------------------------------------------------------------- statistics and journal
-def test_a_ratio_is_of_pairs_and_its_interval_holds_it():
-    rng = np.random.default_rng(1)
-    base = [rng.lognormal(size=40) * (1 + r) for r in range(5)]
-    for statistic in (judge.mean, judge.p95):
-        half = judge.ratio([(b / 2, b) for b in base], statistic)
-        assert (half["mean"], half["low"], half["high"]) == pytest.approx((0.5, 0.5, 0.5))  # pairs: no noise is left
-    noisy = judge.ratio([(b * rng.lognormal(-0.3, 0.2, 40), b) for b in base], judge.mean)
-    assert noisy["low"] < noisy["mean"] < noisy["high"] < 1.0
-    one = judge.ratio([(np.array([3.0]), np.array([2.0])), (np.array([1.0]), np.array([2.0]))], judge.mean)
-    assert one == {"mean": 1.0, "low": 0.5, "high": 1.5}
-    assert judge.ratio([(np.ones(1), np.zeros(1))], judge.mean)["mean"] is None
-
-
+# ---------------------------------------------------------------------- statistics and order
 def test_in_time_is_within_so_many_times_infinite_memory():
     free = {"a": 2.0, "b": 2.0, "c": 1.0, "d": 1.0}
     assert judge.in_time({"a": 3.0, "b": 3.01, "c": 0.5}, free, 1.5) == 0.5  # d failed
     assert judge.in_time(free, free, 1.0) == 1.0
 
 
-def test_a_journal_goes_on_and_drops_what_was_cut_off(tmp_path):
-    path = tmp_path / "j.jsonl"
-    journal = Journal(path, {"seed": 1, "window": (1, 2)}, {"mine": "abc"})
-    assert not path.exists()
-    row = {"kind": "run", "arm": "mine", "repeat": 0, "x": 1}
-    journal.add(row)
-    with path.open("a") as file:
-        file.write('{"kind": "run", "arm": "sag')
-    again = Journal(path, {"seed": 1, "window": (1, 2)}, {"mine": "abc"})
-    assert again.done("mine", 0) and not again.done("mine", 1) and len(again.runs) == 1
-    again.add(row | {"repeat": 1})
-    assert len(Journal(path, {"seed": 1, "window": [1, 2]}).runs) == 2
-    with pytest.raises(UserError, match="seed was 1, is 2"):
-        Journal(path, {"seed": 2, "window": (1, 2)})
-    with pytest.raises(UserError, match="another checkpoint than the one that was measured"):
-        Journal(path, {"seed": 1, "window": (1, 2)}, {"mine": "xyz"})
-    path.write_text("no json\n")
-    with pytest.raises(UserError, match="no journal"):
-        Journal(path, {})
-
-
-def test_the_order_of_the_arms_is_drawn_anew_and_is_the_same_after_a_restart(tmp_path):
+def test_the_order_of_the_arms_is_drawn_anew_and_is_the_same_after_a_restart():
     s = settings(*ARMS, cpu_tokens=64, repeats=6)
     for grouped in (True, False):
         orders = [[a.name for a in order(s, r, grouped)] for r in range(6)]
@@ -369,9 +333,9 @@ def test_the_order_of_the_arms_is_drawn_anew_and_is_the_same_after_a_restart(tmp
         assert orders == [[a.name for a in order(s, r, grouped)] for r in range(6)]
         runs = [sum(ARMS[a].host != ARMS[b].host for a, b in pairwise(o)) for o in orders]
         assert all((n == len({a.host for a in ALL}) - 1) == grouped for n in runs)
-    journal = Journal(tmp_path / "j", {})
-    journal.add({"kind": "run", "arm": "saga", "repeat": 2})
-    assert len(left(s, journal, False)) == 6 * len(ARMS) - 1
+        made = cells(s, grouped)
+        assert list(made) == [(a, r) for r, names in enumerate(orders) for a in names]
+        assert len({cell.key for cell in made.values()}) == 6 * len(ARMS)
 
 
 # ---------------------------------------------------------------------- a whole bench
@@ -412,6 +376,30 @@ def test_a_bench_measures_goes_on_and_says_emulated(files, model, monkeypatch, t
         run(replace(s, expiry_s=7.0), out)
     with locked(out, "bench"), pytest.raises(UserError, match="in use"):
         run(s, out)
+    before = (out / "journal.jsonl").read_bytes()
+    run(s, out, report_only=True)
+    assert json.loads((out / "result.json").read_text()) == result and (out / "journal.jsonl").read_bytes() == before
+    run(replace(s, expiry_s=7.0, repeats=1), out, at_once=3, fresh=True)
+    assert (tmp_path / "out.old-1" / "journal.jsonl").read_bytes() == before
+    assert json.loads((out / "result.json").read_text())["arms"]["likely"]["repeats"] == 1
+
+
+def test_a_bench_of_the_earlier_format_is_shown_and_goes_on(files, model, monkeypatch, tmp_path):
+    """`experiment.json` did not exist; the journal's first line said what is measured."""
+    made, out = Made(), tmp_path / "out"
+    monkeypatch.setattr(fleet, "Server", made)
+    s = settings(traces=files, model=model, sessions=8, kv_tokens=4096, drop_long=True, longest_wait_s=100.0, repeats=1)
+    run(s, out, at_once=3)
+    result = json.loads((out / "result.json").read_text())
+    head = {"kind": "bench", "what": json.loads((out / "experiment.json").read_text())["what"]}
+    (out / "experiment.json").unlink()
+    lines = (out / "journal.jsonl").read_text()
+    (out / "journal.jsonl").write_text(json.dumps(head) + "\n" + lines)
+    run(s, out, report_only=True)
+    assert json.loads((out / "result.json").read_text()) == result
+    run(replace(s, repeats=2), out, at_once=3)
+    assert (out / "journal.jsonl").read_text().startswith(json.dumps(head) + "\n" + lines)
+    assert json.loads((out / "result.json").read_text())["complete"]
 
 
 def test_a_plan_runs_and_writes_nothing(files, model, tmp_path, capsys):

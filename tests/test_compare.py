@@ -1,5 +1,4 @@
-"""`saga_rl.experiments.compare` in parts: pairing, collapse, points, arms, tuning, the journal, and what may be asked
-for."""
+"""`saga_rl.experiments.compare` in parts: pairing, collapse, points, arms, tuning, and what may be asked for."""
 
 from __future__ import annotations
 
@@ -15,16 +14,16 @@ import pytest
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.io import equal
 from saga_rl.errors import UserError
-from saga_rl.experiments.compare import arms, checks, sources, store
+from saga_rl.experiments.compare import arms, checks, sources
 from saga_rl.experiments.compare.arrange import arrangement
-from saga_rl.experiments.compare.cells import Cell, jobs_of, make_cell
+from saga_rl.experiments.compare.cells import jobs_of
 from saga_rl.experiments.compare.plan import Plan
 from saga_rl.experiments.compare.scout import DOUBLINGS, _greatest
 from saga_rl.experiments.compare.settings import SUSTAINED, Settings, pool_tokens
 from saga_rl.experiments.compare.sources import Source
 from saga_rl.experiments.compare.summary import compare_arm, fair_row, ratio
-from saga_rl.experiments.compare.tuning import MOST, TUNE, best, settings_of
 from saga_rl.experiments.intervals import COLLAPSE
+from saga_rl.experiments.tuning import MOST, TUNE, best, choose, settings_of
 from saga_rl.policies.base import SEAMS
 from saga_rl.policies.registry import make, names
 
@@ -201,6 +200,8 @@ def test_every_setting_to_tune_exists_and_budgets_are_equal() -> None:
 
 def test_best_is_the_least_geometric_mean() -> None:
     assert best({"a": [1.0, 9.0], "b": [2.0, 2.0], "c": [2.0, 2.0]}) == "b"
+    found = choose([("x", "a", 4.0), ("y", "a", 1.0), ("x", "b", 2.0), ("x", "a", 1.5), ("x", "b", 2.0)])
+    assert (found["x"].spec, found["y"].spec) == ("b", "a") and found["x"].tried == {"a": [4.0, 1.5], "b": [2.0, 2.0]}
 
 
 def test_eviction_part_holds_every_policy_that_may_be_compared() -> None:
@@ -246,15 +247,11 @@ def test_capacities_are_multiples_of_p1_or_tokens_and_never_too_small() -> None:
     assert plan().capacities("t", {("t", "pressure"): {"capacity_tokens": None}}) == {}
 
 
-def test_keys_name_everything_that_a_cell_depends_on() -> None:
-    spec = {"trace": "t", "half": "test", "kind": "closed", "seed": 1, "sessions": 4, "config": {}}
-    digests = {"t-train": "a", "t-test": "b"}
-    key = make_cell(spec, digests, "code", 1.0).key
-    assert key == make_cell(dict(reversed(spec.items())), digests, "code", 9.0).key
-    for other in (make_cell(spec | {"seed": 2}, digests, "code", 1.0), make_cell(spec, digests, "other", 1.0),
-                  make_cell(spec, digests | {"t-test": "c"}, "code", 1.0)):
-        assert other.key != key
-    assert make_cell(spec, digests | {"t-train": "c"}, "code", 1.0).key == key  # it does not read that half
+def test_a_cell_is_of_the_half_that_it_reads() -> None:
+    made = {half: plan()._cell("t", kind="closed", half=half, seed=1) for half in ("train", "test")}
+    other = Plan(Settings(), FACTS, {"t-train": "c", "t-test": "b"}, "code")
+    assert other._cell("t", kind="closed", half="test", seed=1) == made["test"]  # it does not read the other half
+    assert other._cell("t", kind="closed", half="train", seed=1).key != made["train"].key
 
 
 def test_policies_of_one_reference_string_are_one_job_and_the_costliest_comes_first() -> None:
@@ -268,78 +265,6 @@ def test_policies_of_one_reference_string_are_one_job_and_the_costliest_comes_fi
     assert all(c.spec["half"] == "test" and c.spec["seed"] >= 1000 for c in cells.values())
     tuned = plan(tune=2).tuning(scouted)
     assert tuned and all(c.spec["half"] == "train" and c.spec["seed"] < 1000 for c in tuned.values())
-
-
-# ---- the folder
-
-
-def cell(key: str) -> Cell:
-    return Cell({"kind": "closed"}, key, 1.0)
-
-
-def test_a_cut_line_is_taken_off_and_the_rest_is_kept(tmp_path: Path) -> None:
-    head = store.make_head("code", {})
-    with store.opened(tmp_path, head) as opened:
-        opened.add(cell("a"), {"x": 1 / 3, "n": None}, 0.1)
-        opened.add(cell("b"), {"x": 2}, 0.1)
-    whole = (tmp_path / store.JOURNAL).read_bytes()
-    for cut in (1, 10, len(whole.splitlines()[1])):
-        (tmp_path / store.JOURNAL).write_bytes(whole[:-cut])
-        with store.opened(tmp_path, head) as again:
-            assert again.cut and again.results == {"a": {"x": 1 / 3, "n": None}}
-            again.add(cell("b"), {"x": 2}, 0.1)
-        assert (tmp_path / store.JOURNAL).read_bytes() == whole
-    with store.opened(tmp_path, head) as again:
-        assert not again.cut and set(again.results) == {"a", "b"}
-
-
-def test_a_line_that_is_damaged_in_the_middle_loses_that_cell_only(tmp_path: Path) -> None:
-    head = store.make_head("code", {})
-    with store.opened(tmp_path, head) as opened:
-        for key in "abc":
-            opened.add(cell(key), {}, 0.1)
-    lines = (tmp_path / store.JOURNAL).read_bytes().splitlines(keepends=True)
-    (tmp_path / store.JOURNAL).write_bytes(lines[0] + lines[1][:9] + b"\n" + lines[2])
-    with store.opened(tmp_path, head) as again:
-        assert again.cut and set(again.results) == {"a", "c"}
-
-
-def test_one_compare_at_a_time(tmp_path: Path) -> None:
-    head = store.make_head("code", {})
-    with store.opened(tmp_path, head), pytest.raises(UserError, match="in use"), store.opened(tmp_path, head):
-        pass
-    with store.opened(tmp_path, head), pytest.raises(UserError, match="in use"):
-        store.move_aside(tmp_path)
-
-
-def test_what_changed_is_named(tmp_path: Path) -> None:
-    was = {"t": {"identity": {"sha256": "1" * 64, "name": "t"}}, "gone": {"identity": {"sha256": "2" * 64}}}
-    with store.opened(tmp_path, store.make_head("c0de" * 16, was)):
-        pass
-    store.check_same(tmp_path, "c0de" * 16, {"t": was["t"]["identity"], "new": {"sha256": "9" * 64}})
-    with pytest.raises(UserError, match=r"changed since: the code \(c0de"):
-        store.check_same(tmp_path, "feed" * 16, {"t": was["t"]["identity"]})
-    with pytest.raises(UserError, match=r"trace 't' \(111111111111 then, 333333333333 now\).*--fresh"):
-        store.check_same(tmp_path, "c0de" * 16, {"t": {"sha256": "3" * 64, "name": "t"}})
-
-
-def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
-    assert store.state_of(tmp_path / "new") == "new" and store.state_of(tmp_path) == "new"
-    (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(UserError, match="holds something else"):
-        store.state_of(tmp_path)
-    with pytest.raises(UserError, match="is no folder"):
-        store.state_of(tmp_path / "letter.txt")
-    with pytest.raises(UserError, match="cannot be made"):
-        store.state_of(tmp_path / "a" / "b")
-
-
-def test_move_aside_never_overwrites(tmp_path: Path) -> None:
-    for n in (1, 2):
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "n").write_text(str(n))
-        assert store.move_aside(tmp_path / "out").name == f"out.old-{n}"
-    assert (tmp_path / "out.old-1" / "n").read_text() == "1"
 
 
 # ---- what may be asked for

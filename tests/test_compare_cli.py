@@ -18,7 +18,7 @@ import pytest
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.io import write_trace
 from saga_rl.cli import main as cli
-from saga_rl.experiments.compare import store
+from saga_rl.experiments.compare.run import KIND
 
 RUN = [sys.executable, "-c", "from saga_rl.cli.main import main; main()", "compare"]
 SMALL = ["t.parquet", "--out", "out", "--part", "eviction", "--part", "load", "--eviction", "lru,lru-protect",
@@ -26,15 +26,15 @@ SMALL = ["t.parquet", "--out", "out", "--part", "eviction", "--part", "load", "-
          "--capacities", "1,1.5", "--workers", "2", "--kv-tokens", "20000", "--population", "5", "--jobs", "2"]
 HELD = """
 import time
-from saga_rl.cli import main
-from saga_rl.compare import store
-add, added = store.Store.add, []
+from saga_rl.cli.main import main
+from saga_rl.experiments.journal import Journal
+add, added = Journal.add, []
 def held(self, *cell):
     add(self, *cell)
     added.append(1)
     if len(added) == 5:
         time.sleep(3600)
-store.Store.add = held
+Journal.add = held
 main()
 """
 """The command, standing still after five cells, so that whoever kills it does so in the middle."""
@@ -62,7 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lines(folder: Path) -> int:
-    journal = folder / "out" / store.JOURNAL
+    journal = folder / "out" / KIND.journal
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
@@ -125,7 +125,7 @@ def test_killed_in_the_middle_it_goes_on_and_says_the_same(whole: Path, tmp_path
         end_group(process.pid)
     kept = lines(folder)
     assert kept == 5 < lines(whole)
-    journal = folder / "out" / store.JOURNAL
+    journal = folder / "out" / KIND.journal
     before = journal.read_bytes()
     journal.write_bytes(before[:-7])  # as if the kill had come while a line was being written
     again = compare(folder, SMALL)
@@ -145,11 +145,11 @@ def end_group(pid: int) -> None:
 
 
 def test_run_again_it_computes_nothing(whole: Path) -> None:
-    journal = (whole / "out" / store.JOURNAL).read_bytes()
+    journal = (whole / "out" / KIND.journal).read_bytes()
     summary = (whole / "out" / "summary.json").read_bytes()
     again = compare(whole, SMALL)
     assert again.returncode == 0, again.stderr
-    assert (whole / "out" / store.JOURNAL).read_bytes() == journal
+    assert (whole / "out" / KIND.journal).read_bytes() == journal
     assert without_commit(whole, "summary.json") == summary.decode().replace(
         json.loads(summary)["provenance"]["commit"], "COMMIT")
 
@@ -163,13 +163,13 @@ def test_changed_trace_and_code_are_named_and_nothing_is_lost(whole: Path, tmp_p
     before = {p.name: p.read_bytes() for p in (folder / "out").iterdir() if p.is_file()}
     write_trace(generate("webarena", 6, sessions=16, max_context=16_000), folder / "t.parquet")
     assert "trace 't' (" in refused(SMALL, capsys, monkeypatch)
-    monkeypatch.setattr("saga_rl.experiments.compare.run.code_digest", lambda: "feed" * 16)
+    monkeypatch.setattr("saga_rl.experiments.compare.cells.code", lambda: "feed" * 16)
     message = refused(SMALL, capsys, monkeypatch)
     assert "the code (" in message and "feedfeedfeed now" in message and "trace 't'" in message
     assert {p.name: p.read_bytes() for p in (folder / "out").iterdir() if p.is_file()} == before
     done = compare(folder, [*ONE, "--fresh"])
     assert done.returncode == 0, done.stderr
-    assert (folder / "out.old-1" / store.JOURNAL).read_bytes() == before[store.JOURNAL]
+    assert (folder / "out.old-1" / KIND.journal).read_bytes() == before[KIND.journal]
     assert lines(folder) == 2  # where to look, and the one point that was asked for
 
 

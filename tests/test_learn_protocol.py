@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 from scripts_kit import run
 
 from saga_rl.errors import UserError
-from saga_rl.experiments.intervals import COLLAPSE
+from saga_rl.experiments.cell import Spec
+from saga_rl.experiments.intervals import COLLAPSE, sound
 from saga_rl.learn.judge.protocol import cells, closed_rows, open_rows
 from saga_rl.learn.judge.protocol.bench import Bench
-from saga_rl.learn.judge.protocol.cells import Spec
-from saga_rl.learn.judge.protocol.figures import Figure, paired, share, sound
-from saga_rl.learn.judge.protocol.lab import Lab, check_folder
+from saga_rl.learn.judge.protocol.figures import Figure, paired, share
+from saga_rl.learn.judge.protocol.lab import Lab
 from saga_rl.learn.judge.protocol.report import markdown, workloads_of
 from saga_rl.learn.judge.protocol.settings import ROWS, Settings, check, limit_grid, reserve_grid
 from saga_rl.learn.judge.sessions import DEFINED
@@ -226,21 +225,14 @@ def test_a_run_is_what_the_simulator_gives(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(points, "pressure", lambda *a: {"kv_tokens": 400_000})
     spec = {"kind": "closed", "workload": "web", "hidden": False, "part": "test", "seed": 1000, "point": "P1",
             "workers": 2, "sessions": 24, "arm": {"set": "saga+"}}
-    result, _ = cells.run_cell(spec, "")
+    ((result, _),) = cells.run_cells("", [spec])
     trace, config = workload("web").episode("test", 1000, 24, workers=2)
     direct = simulate(trace, config, preset("saga+"), slo=False)
     assert result["tct_mean_s"] == direct.metrics["tct_mean_s"]
     assert result["first_half_s"] + result["second_half_s"] == pytest.approx(2 * result["tct_mean_s"])
-    free, _ = cells.run_cell(spec | {"arm": {"set": "saga+", "infinite": True}}, "")
+    ((free, _),) = cells.run_cells("", [spec | {"arm": {"set": "saga+", "infinite": True}}])
     assert free["recomputed_tokens"] < 0.01 * result["recomputed_tokens"]
     assert free["tct_mean_s"] < result["tct_mean_s"]
-
-
-def test_foreign_folders_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "x").write_text("mine")
-    with pytest.raises(UserError, match="something else"):
-        check_folder(tmp_path)
-    check_folder(tmp_path / "new")
 
 
 QUICK = ["--quick", "--jobs", "1", "--eviction", "lru-protect", "--placement", "sticky", "--joint", "saga+", "--only",
@@ -281,20 +273,3 @@ def test_rows_have_names() -> None:
     from saga_rl.learn.judge.protocol.report import MAKERS
 
     assert tuple(MAKERS) == ROWS
-
-
-def test_the_folder_is_for_one_at_a_time(tmp_path: Path) -> None:
-    from saga_rl.learn.judge.protocol.lab import lab
-
-    with lab(tmp_path / "r", 1, "", Console()), pytest.raises(UserError, match="in use"), \
-            lab(tmp_path / "r", 1, "", Console()):
-        pass
-
-
-def test_the_code_of_a_cell_is_any_digest(monkeypatch):
-    """A digest that reads like a number once was parsed as source code."""
-    seen = set()
-    for digest in ("8f16" * 16, "abcd" * 16):
-        monkeypatch.setattr(cells, "code_digest", lambda digest=digest: digest)
-        seen.add(cells.code())
-    assert len(seen) == 2 and all(len(s) == 64 for s in seen)

@@ -19,7 +19,7 @@ from saga_rl.env.episodes import sim_config
 from saga_rl.errors import UserError
 from saga_rl.experiments.intervals import COLLAPSE
 from saga_rl.files import atomic, write_json
-from saga_rl.learn.cards import evaluation_card, interval
+from saga_rl.learn.cards import evaluation_card
 from saga_rl.learn.judge.evaluation import STOCK, closed_loop, open_loop
 from saga_rl.learn.judge.picture import evaluation_picture
 from saga_rl.learn.script import capacities, check_range, progress, run_script
@@ -28,6 +28,7 @@ from saga_rl.policies.learned.checkpoint import load_checkpoint
 from saga_rl.policies.presets import preset, preset_names
 from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance
+from saga_rl.report.tables import or_dash, ratio_text, terminal
 from saga_rl.sim.openloop.bound import LOW_PRESSURE
 
 HEURISTICS = {"lru": "lru", "lru-protect": "lru-protect", "wa-lru": "wa-lru", "wa-lru-literal": "wa-lru-literal"}
@@ -97,14 +98,10 @@ def make_folder(out: Path) -> None:
 def report(result: dict[str, Any], console: Console) -> None:
     """Both tables, and a sentence for every difference that the learned policy shows."""
     labels = list(result["open_loop"][0]["policies"])
-    table = Table(title="open loop: tokens computed again, over Belady (1 = the bound)")
-    for column in ("KV tokens", *labels):
-        table.add_column(column, justify="right")
-    for row in result["open_loop"]:
-        cells = [p["ratio"] for p in row["policies"].values()]
-        table.add_row(f"{row['capacity_tokens']:,}" + (" *" if row["low_pressure"] else ""),
-                      *("-" if c is None else f"{c:.3f}" for c in cells))
-    console.print(table)
+    console.print(terminal(("KV tokens", *labels), [
+        [f"{row['capacity_tokens']:,}" + (" *" if row["low_pressure"] else ""),
+         *(or_dash(p["ratio"], "{:.3f}") for p in row["policies"].values())] for row in result["open_loop"]],
+        "open loop: tokens computed again, over Belady (1 = the bound)"))
     if any(row["low_pressure"] for row in result["open_loop"]):
         console.print(f"* Belady computes again under {LOW_PRESSURE:.1%} of first-time tokens: too little to compare")
     for run in result["closed_loop"]:
@@ -114,16 +111,12 @@ def report(result: dict[str, Any], console: Console) -> None:
 
 
 def closed_table(run: dict[str, Any]) -> Table:
-    table = Table(title=f"closed loop, simulated: {run['workers']} worker(s) x {run['kv_tokens']:,} KV tokens, "
-                        f"{len(run['seeds'])} paired seeds, 95 % intervals")
-    for column in ("policy", "mean TCT, s", "P95 TCT, s", "mean / lru", "P95 / lru", "/ infinite",
-                   "collapsed"):
-        table.add_column(column, justify="left" if column == "policy" else "right")
-    for label, arm in run["arms"].items():
-        table.add_row(label, f"{_mean(arm['tct_mean_s']):.1f}", f"{_mean(arm['tct_p95_s']):.1f}",
-                      interval(arm.get("mean_vs_stock")), interval(arm.get("p95_vs_stock")),
-                      f"{arm['vs_infinite']:.2f}", f"{arm['collapsed']} of {len(run['seeds'])}")
-    return table
+    return terminal(("policy", "mean TCT, s", "P95 TCT, s", "mean / lru", "P95 / lru", "/ infinite", "collapsed"), [
+        [label, f"{_mean(arm['tct_mean_s']):.1f}", f"{_mean(arm['tct_p95_s']):.1f}",
+         ratio_text(arm.get("mean_vs_stock"), 3), ratio_text(arm.get("p95_vs_stock"), 3), f"{arm['vs_infinite']:.2f}",
+         f"{arm['collapsed']} of {len(run['seeds'])}"] for label, arm in run["arms"].items()],
+        f"closed loop, simulated: {run['workers']} worker(s) x {run['kv_tokens']:,} KV tokens, "
+        f"{len(run['seeds'])} paired seeds, 95 % intervals")
 
 
 def verdicts(result: dict[str, Any]) -> list[str]:
@@ -132,7 +125,7 @@ def verdicts(result: dict[str, Any]) -> list[str]:
     for run in result["closed_loop"]:
         for key, what in (("mean_vs", "mean TCT"), ("p95_vs", "P95 TCT")):
             parts = [f"{other}: no ratio, too few pairs in which it did not collapse" if ratio is None else
-                     f"{other}: {ratio['verdict']}, x{interval(ratio)}" for other, ratio in run[key].items()]
+                     f"{other}: {ratio['verdict']}, x{ratio_text(ratio, 3)}" for other, ratio in run[key].items()]
             lines.append(f"learned at {run['kv_tokens']:,}, {what} against " + "; ".join(parts))
     return lines
 

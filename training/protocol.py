@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Annotated
 
 from rich.console import Console
-from rich.table import Table
 from typer import Option
 
 from saga_rl.errors import UserError
 from saga_rl.learn.judge.protocol.lab import lab
-from saga_rl.learn.judge.protocol.report import MAKERS, cells, evaluate, known_workload, recorded, write
+from saga_rl.learn.judge.protocol.report import HEADER, MAKERS, cells, evaluate, known_workload, recorded, write
 from saga_rl.learn.judge.protocol.settings import ROWS, Settings, check
 from saga_rl.learn.script import EXIT_INTERRUPTED, check_range, run_script, stop, words
 from saga_rl.learn.tracking import WandbRun
 from saga_rl.provenance import provenance
+from saga_rl.report.tables import terminal
 
 SHIPPED = Path("checkpoints")
 
@@ -109,12 +109,8 @@ def report(result: dict, console: Console) -> None:
     for row, found in result["rows"].items():
         if not found:
             continue
-        table = Table(title=MAKERS[row][0], title_justify="left", min_width=78)
-        for name in ("figure", "value [95 %]", "target", "", "pairs", "collapsed", "note"):
-            table.add_column(name, justify="right" if name in ("value [95 %]", "target", "pairs") else "left")
-        for f in found:
-            table.add_row(*cells(f))
-        console.print(table, markup=False)
+        console.print(terminal(HEADER, [cells(f) for f in found], MAKERS[row][0], ("", "collapsed", "note"),
+                               min_width=78), markup=False)
     if result["quick"]:
         console.print("--quick: a smoke test; no figure of it is to be quoted")
 

@@ -31,13 +31,13 @@ from workloads import GENERATED, REAL, workloads
 from saga_rl.aeg.trace import Trace
 from saga_rl.env.episodes import capacities_for, resample, sim_config
 from saga_rl.errors import UserError, run_user_command, unknown_name
-from saga_rl.experiments.intervals import COLLAPSE, paired_ratio
-from saga_rl.files import atomic, check_target, write_json
+from saga_rl.experiments.intervals import paired_ratio, sound
+from saga_rl.files import check_target, write_json
 from saga_rl.policies.base import PolicySet
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance
-from saga_rl.report.style import INK, PALETTE, dress, new_figure
+from saga_rl.report.style import INK, PALETTE, dress, new_figure, save
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
 
@@ -92,12 +92,12 @@ def measure(name: str, trace: Trace, args: argparse.Namespace, say: Any) -> dict
                               "sessions": sample.n_sessions, "steps": sample.n_steps,
                               "infinite_memory_tct_mean_s": roof, "presets": {}}
     for p, by_arm in tct.items():
-        sound = np.array(by_arm["hints"]) <= COLLAPSE * top
-        reference = np.array(by_arm["hints"])[sound]
+        good = sound(by_arm["hints"], roof)
+        reference = np.array(by_arm["hints"])[good]
         result["presets"][p] = {arm: {
             "tct_mean_s": values, "vs_infinite": float(np.exp(np.log(np.array(values) / top).mean())),
-            "collapsed": int((np.array(values) > COLLAPSE * top).sum()),
-            "vs_hints": None if arm == "hints" else paired_ratio(np.array(values)[sound], reference),
+            "collapsed": int((~sound(values, roof)).sum()),
+            "vs_hints": None if arm == "hints" else paired_ratio(np.array(values)[good], reference),
         } for arm, values in by_arm.items()}
     return result
 
@@ -134,8 +134,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         axes.set_yticks(range(len(results)), [r["workload"] for r in results])
         axes.set_ylim(len(results) - 0.4, -0.6)
         axes.legend(frameon=False, fontsize=8)
-    with atomic(path) as tmp:
-        figure.savefig(tmp, format="svg", metadata={"Date": None})
+    save(figure, path)
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from fidelity_kit.compare import METRICS
-from saga_rl.files import atomic
-from saga_rl.report.style import INK, PALETTE, dress, new_figure
+from saga_rl.report.style import INK, PALETTE, dress, new_figure, save
+from saga_rl.report.tables import or_dash, terminal
 
 SHOWN = ("tct_mean_s", "tct_p95_s", "ttft_mean_s", "hit_share")
 
@@ -29,7 +29,7 @@ def comparison_table(levels: list[dict[str, Any]]) -> Table:
             verdict = "" if c["met"] is None else "met" if c["met"] else "not met"
             table.add_row(f"{level['level']:g}x" if k == 0 else "", m.title, m.form.format(c["simulated"]),
                           m.form.format(v["mean"]) + sd, f"{m.form.format(v['min'])} .. {m.form.format(v['max'])}",
-                          "-" if c["ratio"] is None else f"{c['ratio']:.3f}", target, verdict,
+                          or_dash(c["ratio"], "{:.3f}"), target, verdict,
                           f"{m.form.format(near['mean'])} ({m.form.format(near['min'])} .. "
                           f"{m.form.format(near['max'])})", end_section=k == len(METRICS) - 1)
     return table
@@ -37,19 +37,13 @@ def comparison_table(levels: list[dict[str, Any]]) -> Table:
 
 def fit_table(title: str, regions: dict[str, dict[str, Any]]) -> Table:
     """Errors of the profile by region."""
-    table = Table(title=title)
-    for head in ("region", "iterations", "of the time", "median error", "P95", "error of the total"):
-        table.add_column(head, justify="left" if head == "region" else "right")
-    for name, e in regions.items():
-        table.add_row(name, f"{e['points']:,}", f"{e['share']:.1%}", f"{e['median']:.1%}", f"{e['p95']:.1%}",
-                      f"{e['total']:+.1%}")
-    return table
+    return terminal(("region", "iterations", "of the time", "median error", "P95", "error of the total"), [
+        [name, f"{e['points']:,}", f"{e['share']:.1%}", f"{e['median']:.1%}", f"{e['p95']:.1%}", f"{e['total']:+.1%}"]
+        for name, e in regions.items()], title)
 
 
 def picture(levels: list[dict[str, Any]], path: Path) -> None:
     """Four panels over the levels: every measured run, the simulated run, and the range of times ± 1 %. Writes SVG."""
-    import matplotlib
-
     figure = new_figure(10.0, 3.0)
     panels = figure.subplots(1, len(SHOWN))
     metrics = {m.key: m for m in METRICS}
@@ -70,5 +64,4 @@ def picture(levels: list[dict[str, Any]], path: Path) -> None:
         axes.margins(y=0.1)
         axes.set_ylim(bottom=0)
     panels[0].legend(frameon=False, fontsize=7, loc="lower right", labelcolor=INK)
-    with matplotlib.rc_context({"svg.hashsalt": "fidelity", "svg.fonttype": "none"}), atomic(path) as tmp:
-        figure.savefig(tmp, format="svg", metadata={"Date": None})
+    save(figure, path)

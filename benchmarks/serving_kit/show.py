@@ -9,7 +9,7 @@ from rich.table import Table
 
 from saga_rl.errors import UserError
 from saga_rl.files import atomic
-from saga_rl.report.style import INK, PALETTE, dress, new_figure
+from saga_rl.report.style import INK, PALETTE, dress, new_figure, save
 from serving_kit.engine import STOCK
 
 BEGIN, END = "<!-- serving: begin -->", "<!-- serving: end -->"
@@ -76,8 +76,6 @@ def update_markdown(path: Path, tables: list[Table], where: dict[str, Any]) -> N
 
 def picture(scenes: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
     """Milliseconds a step, one group of bars for each scene. Writes SVG."""
-    import matplotlib
-
     figure = new_figure(10.0, 3.4)
     axes = figure.subplots()
     names = list(next(iter(scenes.values())))
@@ -89,6 +87,4 @@ def picture(scenes: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
     axes.set_xticks(range(len(scenes)), [s.replace(", ", ",\n") for s in scenes], fontsize=8, color=INK)
     dress(axes, "One scheduling step without its model", "", "median CPU ms")
     axes.legend(frameon=False, fontsize=8, ncols=len(names))
-    matplotlib.rcParams["svg.hashsalt"] = "saga-rl"
-    with atomic(path) as tmp:
-        figure.savefig(tmp, format="svg", metadata={"Date": None})
+    save(figure, path)

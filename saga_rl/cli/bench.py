@@ -57,6 +57,7 @@ def _bench(
     seed: Annotated[int, typer.Option(help="Of the sessions drawn and the order of arms.")] = 0,
     plan: Annotated[bool, typer.Option("--plan", help="Print what would be run, and end.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Show what the folder has; nothing is run.")] = False,
+    fresh: Annotated[bool, typer.Option(help="Begin anew; what the folder holds is moved aside.")] = False,
 ) -> None:
     """Compare ways of serving the same sessions on real vLLM servers, with or without GPUs (docs/how-to/bench.md)."""
     from saga_rl.experiments.bench.arms import chosen
@@ -70,7 +71,7 @@ def _bench(
         seed, agentx, quiet_s, tuple(flags))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        run(settings, out, at_once, plan, report)
+        run(settings, out, at_once, plan, report, fresh)
     except KeyboardInterrupt:
         typer.echo(f"interrupted: finished runs are kept in {out}, the same command goes on from there", err=True)
         sys.exit(EXIT_INTERRUPTED)

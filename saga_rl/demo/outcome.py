@@ -7,14 +7,15 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from saga_rl.demo.ring import BEST, LEARNED, RIVAL, Outcome
 from saga_rl.demo.settings import Settings
 from saga_rl.experiments.bench import pictures
 from saga_rl.experiments.bench.arms import STOCK
 from saga_rl.report.html import Page
+from saga_rl.report.pictures import shares
 from saga_rl.report.style import png
+from saga_rl.report.tables import or_dash, terminal
 
 HEAD = ("served by", "task", "of stock", "P95", "TTFT", "again", "cached", "simulated")
 NAMES = {STOCK: "stock vLLM", BEST: "likely (rules)", LEARNED: "learned here", RIVAL: "vLLM Router"}
@@ -27,14 +28,14 @@ def rows(outcome: Outcome) -> list[list[str]]:
     """Cells as `HEAD` names them."""
     base = outcome.arms[STOCK]["tct_mean_s"]
     return [[NAMES[name], _s(a["tct_mean_s"]), "1" if name == STOCK else _ratio(a["tct_mean_s"], base),
-             _s(a["tct_p95_s"]), "-" if a["ttft_mean_s"] is None else f"{a['ttft_mean_s']:.1f} s",
-             "-" if a["recomputed_tokens"] is None else f"{a['recomputed_tokens'] / 1e6:.1f}M",
-             "-" if a["hit_share"] is None else f"{a['hit_share']:.0%}", _s(a["simulated_tct_mean_s"])]
+             _s(a["tct_p95_s"]), or_dash(a["ttft_mean_s"], "{:.1f} s"),
+             or_dash(a["recomputed_tokens"], "{:.1f}M", 1e-6), or_dash(a["hit_share"], "{:.0%}"),
+             _s(a["simulated_tct_mean_s"])]
             for name, a in outcome.arms.items()]
 
 
 def _s(x: float | None) -> str:
-    return "-" if x is None else f"{x:.0f} s"
+    return or_dash(x, "{:.0f} s")
 
 
 def _ratio(x: float | None, base: float | None) -> str:
@@ -44,14 +45,10 @@ def _ratio(x: float | None, base: float | None) -> str:
 def show(outcome: Outcome, console: Console) -> None:
     """The table, and in two sentences what it means."""
     f = outcome.facts
-    table = Table(title=f"{f['served']['sessions']} agent sessions on {f['cluster']['engines']} EMULATED H100s",
-                  title_justify="left", padding=(0, 1, 0, 0), box=SIMPLE_HEAD, caption_justify="left",
-                  caption="task: mean time to its end, tools included; P95: 95 of 100 took less; TTFT: time to the "
-                  "first token; again: prompt tokens computed again; cached: of the prompts")
-    for i, name in enumerate(HEAD):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
-    for row in rows(outcome):
-        table.add_row(*row)
+    table = terminal(HEAD, rows(outcome), f"{f['served']['sessions']} agent sessions on {f['cluster']['engines']} "
+                     "EMULATED H100s", no_wrap=True, box=SIMPLE_HEAD, caption_justify="left",
+                     caption="task: mean time to its end, tools included; P95: 95 of 100 took less; TTFT: time to the "
+                     "first token; again: prompt tokens computed again; cached: of the prompts")
     console.print()
     console.print(table)
     for sentence in (_verdict(outcome), _caveat(f), _lag(outcome)):
@@ -118,7 +115,7 @@ def write_page(s: Settings, outcome: Outcome, path: Path) -> None:
               "prompt tokens that had been computed before and were lost. cached: share of all prompt tokens found in "
               "the cache. simulated: what our simulator says for the same sessions. Seconds are the devices'.",
               small=True)
-    page.picture(png(pictures.shares({name: list(a["tct_s"].values()) for name, a in arms.items()}, KIND)),
+    page.picture(png(shares({name: list(a["tct_s"].values()) for name, a in arms.items()}, KIND)),
                  f"Share of sessions done within a time ({KIND}).")
     capacity = cluster["engines"] * cluster["kv_tokens"]
     held = {NAMES[name]: h for name, h in outcome.held.items() if h["time_s"]}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from saga_rl.report.tables import markdown, or_dash, ratio_text
+
 
 def dataset_card(name: str, facts: dict[str, Any]) -> str:
     """Card of a collected dataset; `facts` as `training/collect.py` writes them."""
@@ -69,31 +71,22 @@ def checkpoint_card(name: str, meta: dict[str, Any], features: tuple[str, ...], 
 def evaluation_card(result: dict[str, Any], trace: str) -> str:
     """The tables of `evaluation.json` in Markdown: gains and losses alike."""
     labels = list(result["open_loop"][0]["policies"])
+    opened = [[f"{row['capacity_tokens']}{' (low pressure)' if row['low_pressure'] else ''}",
+               *(or_dash(p["ratio"], "{:.3f}") for p in row["policies"].values())] for row in result["open_loop"]]
+    closed = [[str(run["kv_tokens"]), label, f"{sum(arm['tct_mean_s']) / len(arm['tct_mean_s']):.1f}",
+               ratio_text(arm.get("mean_vs_stock"), 3), ratio_text(arm.get("p95_vs_stock"), 3),
+               f"{arm['vs_infinite']:.2f}", f"{arm['collapsed']} of {len(run['seeds'])}"]
+              for run in result["closed_loop"] for label, arm in run["arms"].items()]
     lines = [f"## {trace}", "", "Tokens computed again over Belady's, open loop (1 = the bound).", "",
-             f"| KV tokens | {' | '.join(labels)} |", "|---|" + "---|" * len(labels)]
-    for row in result["open_loop"]:
-        ratios = ["-" if p["ratio"] is None else f"{p['ratio']:.3f}" for p in row["policies"].values()]
-        mark = " (low pressure)" if row["low_pressure"] else ""
-        lines.append(f"| {row['capacity_tokens']}{mark} | {' | '.join(ratios)} |")
-    lines += ["", "Completion times, closed loop; ratios to lru over paired seeds, 95 % interval.", "",
-              "| KV tokens | policy | mean TCT, s | mean / lru | P95 / lru | / infinite memory | collapsed |",
-              "|---|---|---|---|---|---|---|"]
-    for run in result["closed_loop"]:
-        for label, arm in run["arms"].items():
-            mean = sum(arm["tct_mean_s"]) / len(arm["tct_mean_s"])
-            lines.append(f"| {run['kv_tokens']} | {label} | {mean:.1f} | {interval(arm.get('mean_vs_stock'))} "
-                         f"| {interval(arm.get('p95_vs_stock'))} | {arm['vs_infinite']:.2f} "
-                         f"| {arm['collapsed']} of {len(run['seeds'])} |")
+             markdown(("KV tokens", *labels), opened), "",
+             "Completion times, closed loop; ratios to lru over paired seeds, 95 % interval.", "",
+             markdown(("KV tokens", "policy", "mean TCT, s", "mean / lru", "P95 / lru", "/ infinite memory",
+                       "collapsed"), closed)]
     lines += ["", "The checkpoint against the other arms, mean TCT: " + "; ".join(
-        f"at {run['kv_tokens']} " + ", ".join(f"{other} {interval(ratio)}" + (f" ({ratio['verdict']})" if ratio else "")
-                                              for other, ratio in run["mean_vs"].items())
-        for run in result["closed_loop"]) + "."]
+        f"at {run['kv_tokens']} " + ", ".join(
+            f"{other} {ratio_text(ratio, 3)}" + (f" ({ratio['verdict']})" if ratio else "")
+            for other, ratio in run["mean_vs"].items()) for run in result["closed_loop"]) + "."]
     return "\n".join([*lines, ""])
-
-
-def interval(ratio: dict[str, Any] | None) -> str:
-    """A paired ratio with its interval, or a dash."""
-    return "-" if ratio is None else f"{ratio['ratio']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
 
 
 def command(argv: list[str]) -> str:

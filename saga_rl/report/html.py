@@ -19,6 +19,9 @@ table { border-collapse: collapse; font-size: .9rem; } th, td { padding: .25rem 
 th:first-child, td:first-child, td.left, th.left { text-align: left; }
 thead th { border-bottom: 2px solid #222; font-weight: 600; vertical-align: bottom; }
 tbody td { border-bottom: 1px solid #ddd; }
+body.wide { max-width: 76rem; } .wide td { white-space: nowrap; } details { margin: .6rem 0; }
+summary { cursor: pointer; }
+td.worse { color: #B23A00; font-weight: 600; } td.better { color: #00508C; font-weight: 600; }
 .measured { color: #0072B2; font-weight: 600; } .simulated { color: #7F7F7F; font-style: italic; }
 img { max-width: 100%; height: auto; } figcaption, footer, .small { color: #555; font-size: .85rem; }
 figure { margin: 1rem 0; } pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .8rem; }
@@ -28,11 +31,12 @@ figure { margin: 1rem 0; } pre { white-space: pre-wrap; overflow-wrap: anywhere;
 
 @dataclass
 class Page:
-    """Parts in order of the calls; `write` puts them under one title."""
+    """Parts in order of the calls; `write` puts them under one title. wide: for tables of many columns."""
 
     title: str
     provenance: dict[str, Any]
     parts: list[str] = field(default_factory=list)
+    wide: bool = False
 
     def heading(self, text: str) -> None:
         self.parts.append(f"<h2>{html.escape(text)}</h2>")
@@ -41,22 +45,28 @@ class Page:
         self.parts.append(f"<p{' class=small' if small else ''}>{html.escape(text)}</p>")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Cells that say `measured` or `simulated` are coloured as such."""
+        """Cells that say `measured`, `simulated`, `better` or `worse` are coloured as such."""
         head = "".join(f"<th>{html.escape(h)}</th>" for h in header)
         body = "".join("<tr>" + "".join(_cell(c) for c in row) + "</tr>" for row in rows)
         self.parts.append(f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>")
 
+    def folded(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table that is seen once its title is clicked."""
+        self.parts.append(f"<details><summary>{html.escape(title)}</summary>")
+        self.table(header, rows)
+        self.parts.append("</details>")
+
     def picture(self, image: bytes, caption: str) -> None:
-        """A PNG, embedded."""
+        """A PNG or SVG, embedded."""
         alt = html.escape(caption, quote=True)
         self.parts.append(f'<figure><img alt="{alt}" src="{data_uri(image)}"><figcaption>{html.escape(caption)}'
                           "</figcaption></figure>")
 
     def render(self) -> str:
-        title = html.escape(self.title)
+        title, wide = html.escape(self.title), " class=wide" if self.wide else ""
         about = html.escape(json.dumps(self.provenance, indent=2, ensure_ascii=False))
         return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-                f'content="width=device-width"><title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>\n'
+                f'content="width=device-width"><title>{title}</title><style>{STYLE}</style></head><body{wide}><h1>{title}</h1>\n'
                 + "\n".join(self.parts)
                 + f"\n<footer><h2>Where these figures come from</h2><pre>{about}</pre></footer></body></html>\n")
 
@@ -67,5 +77,6 @@ class Page:
 
 
 def _cell(text: str) -> str:
-    kind = f' class="left {text}"' if text in ("measured", "simulated") else ""
+    verdict = next((word for word in ("better", "worse") if text.startswith(word)), None)
+    kind = f' class="left {text}"' if text in ("measured", "simulated") else f' class="{verdict}"' if verdict else ""
     return f"<td{kind}>{html.escape(text)}</td>"

@@ -1,4 +1,4 @@
-"""The three pictures: completion times, tokens computed again against capacity, KV occupancy by session."""
+"""Pictures: completion times, intervals, tokens computed again against capacity, KV occupancy by session."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from saga_rl.report.style import FAINT, INK, PALETTE, dress, new_figure
 
 KINDS: dict[str, Any] = {"measured": "-", "simulated": (0, (4, 2))}
+LINES = ("-", (0, (4, 2)), (0, (1, 1)))
 
 
 def completion_times(arms: Mapping[str, Mapping[str, Sequence[float]]]) -> Any:
@@ -22,20 +23,53 @@ def completion_times(arms: Mapping[str, Mapping[str, Sequence[float]]]) -> Any:
     kinds = [k for k in KINDS if any(k in by_kind for by_kind in arms.values())]
     for colour, by_kind in zip(PALETTE, arms.values(), strict=False):
         for kind in kinds:
-            seconds = np.sort(np.asarray(by_kind.get(kind, ()), dtype=float))
+            seconds = by_kind.get(kind, ())
             if len(seconds):
-                share = 100 * np.arange(len(seconds) + 1) / len(seconds)
-                axes.step(np.concatenate([[0.0], seconds]), share, where="post", color=colour, linestyle=KINDS[kind],
-                          linewidth=2.0 if kind == "measured" else 1.4)
-    dress(axes, "Task completion time (further left is better)", "seconds from a session's start to its last answer",
-          "sessions done, %")
-    axes.set_ylim(0, 101)
-    axes.set_xlim(left=0)
+                _done_within(axes, seconds, color=colour, linestyle=KINDS[kind],
+                             linewidth=2.0 if kind == "measured" else 1.4)
+    _dress_times(axes, "Task completion time (further left is better)")
     handles = [Line2D([], [], color=c, linewidth=2, label=n) for c, n in zip(PALETTE, arms, strict=False)]
     if len(kinds) > 1:
         handles += [Line2D([], [], color=INK, linestyle=KINDS[k], label=k) for k in kinds]
     axes.legend(handles=handles, frameon=False, loc="lower right", title=None if len(kinds) > 1 else kinds[0])
     return figure
+
+
+def shares(seconds: Mapping[str, Sequence[float]], kind: str) -> Any:
+    """Share of sessions done within a time, for any number of arms. seconds: of every session, by arm."""
+    figure = new_figure(7.6, 4.4)
+    axes = figure.subplots()
+    for i, (name, values) in enumerate(seconds.items()):
+        if len(values):
+            _done_within(axes, values, label=name, color=PALETTE[i % len(PALETTE)], linewidth=1.6,
+                         linestyle=LINES[i // len(PALETTE) % len(LINES)])
+    _dress_times(axes, f"Task completion time ({kind}; further left is better)")
+    axes.legend(frameon=False, loc="lower right", fontsize=8)
+    return figure
+
+
+def _done_within(axes: Any, seconds: Sequence[float], **line: Any) -> None:
+    x = np.sort(np.asarray(seconds, dtype=float))
+    axes.step(np.concatenate([[0.0], x]), 100 * np.arange(len(x) + 1) / len(x), where="post", **line)
+
+
+def _dress_times(axes: Any, title: str) -> None:
+    dress(axes, title, "seconds from a session's start to its last answer", "sessions done, %")
+    axes.set_ylim(0, 101)
+    axes.set_xlim(left=0)
+
+
+def forest(axes: Any, labels: Sequence[str], rows: Sequence[tuple[float, float | None, float | None]],
+           colours: Sequence[str], size: float | None = None) -> None:
+    """Ratios with their intervals, a row each, the first one on top, and a line at 1. rows: (value, low, high); without
+    low there is no interval. size: of the labels, points."""
+    for y, ((value, low, high), colour) in enumerate(zip(rows, colours, strict=True)):
+        if low is not None:
+            axes.plot([low, high], [y, y], color=colour, linewidth=2)
+        axes.plot(value, y, "D", color=colour, markersize=6)
+    axes.axvline(1.0, color=INK, linewidth=0.8)
+    axes.set_yticks(range(len(labels)), labels, fontsize=size)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
 
 
 def computed_again(rows: Sequence[Mapping[str, Any]],

@@ -1,8 +1,8 @@
-"""One comparison, three ways to show it: rows for any renderer, a rich table for a terminal."""
+"""Tables are headers and rows of text, for a terminal, markdown and `html.Page` alike; and how figures become text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,41 @@ COLUMNS = (
 )
 
 
+def terminal(header: Sequence[str], rows: Sequence[Sequence[str]], title: str, left: Sequence[str] = (),
+             no_wrap: bool = False, **look: Any) -> Table:
+    """A table for a terminal; the first column and those named in `left` begin at the left. no_wrap: a cell is one
+    line. look: of `rich.table.Table`."""
+    out = Table(title=title, title_justify="left", padding=(0, 1, 0, 0), **look)
+    for i, name in enumerate(header):
+        out.add_column(name, justify="left" if i == 0 or name in left else "right", no_wrap=no_wrap)
+    for row in rows:
+        out.add_row(*row)
+    return out
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for a page in a repository, without a final newline."""
+    return "\n".join(["| " + " | ".join(header) + " |", "|" + "---|" * len(header),
+                      *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def or_dash(value: Any, form: str, scale: float = 1.0) -> str:
+    """`form` of a figure, times `scale` unless that is 1; a dash where there is none."""
+    return "-" if value is None else form.format(value * scale if scale != 1.0 else value)
+
+
+def interval(value: float | None, low: float | None, high: float | None, digits: int = 2) -> str:
+    """`0.85 [0.80, 0.91]`; without an interval just the value, a dash without that."""
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" + ("" if low is None else f" [{low:.{digits}f}, {high:.{digits}f}]")
+
+
+def ratio_text(ratio: Mapping[str, Any] | None, digits: int = 2) -> str:
+    """`interval` of a paired ratio (`ratio`, `low`, `high`), or a dash."""
+    return "-" if ratio is None else interval(ratio["ratio"], ratio["low"], ratio["high"], digits)
+
+
 def comparison_rows(arms: Mapping[str, Mapping[str, Metrics]],
                     columns: tuple[Column, ...] = COLUMNS) -> list[list[str]]:
     """Rows of text: policy, kind, then `columns`, mean TCT followed by its ratio to the first arm of the same kind.
@@ -46,7 +81,7 @@ def comparison_rows(arms: Mapping[str, Mapping[str, Metrics]],
             if kind not in by_kind:
                 continue
             m = by_kind[kind]
-            cells = [name, kind, *(_cell(m.get(c.key), c) for c in columns)]
+            cells = [name, kind, *(or_dash(m.get(c.key), c.form, c.scale) for c in columns)]
             ratio = _ratio(m, baseline.get(kind), columns[0].key)
             out.append([*cells[:3], ratio, *cells[3:]])
     return out
@@ -70,10 +105,6 @@ def comparison(arms: Mapping[str, Mapping[str, Metrics]], title: str) -> Table:
     for row, after in zip(rows, [*rows[1:], None], strict=True):
         table.add_row(*row, end_section=after is None or after[1] != row[1])
     return table
-
-
-def _cell(value: Any, column: Column) -> str:
-    return "-" if value is None else column.form.format(value * column.scale if column.scale != 1.0 else value)
 
 
 def _ratio(m: Metrics, baseline: Metrics | None, key: str) -> str:

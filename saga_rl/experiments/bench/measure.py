@@ -1,10 +1,11 @@
-"""The measurement: every run that the journal lacks, arms in alternation, each a line in the journal."""
+"""The measurement: cells in their order, arms in alternation, and the backend that plays them on real servers."""
 
 from __future__ import annotations
 
 import os
 import platform
 import time
+from collections.abc import Generator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from rich.console import Console
 
 from saga_rl.experiments.bench.arms import OURS, Arm
 from saga_rl.experiments.bench.fleet import Fleet, Host, hosts_at_once
-from saga_rl.experiments.bench.journal import Journal
 from saga_rl.experiments.bench.material import warm_trace
 from saga_rl.experiments.bench.plan import Plan
 from saga_rl.experiments.bench.play import line, play, warm_up
-from saga_rl.experiments.bench.progress import Shown
+from saga_rl.experiments.bench.record import cell_of
 from saga_rl.experiments.bench.settings import Settings
+from saga_rl.experiments.cell import Cell, Result
+from saga_rl.experiments.journal import Journal
+from saga_rl.experiments.progress import Shown
+from saga_rl.experiments.runner import Runner
 from saga_rl.provenance import provenance
 from saga_rl.sim.cost.profile import load_profile
 
@@ -38,10 +42,9 @@ def order(s: Settings, repeat: int, grouped: bool) -> list[Arm]:
     return sorted(arms, key=lambda a: at[a.name])
 
 
-def left(s: Settings, journal: Journal, grouped: bool) -> list[tuple[int, Arm, int]]:
-    """(repeat, arm, its place in the order) of the runs that the journal does not have."""
-    return [(r, a, k) for r in range(s.repeats) for k, a in enumerate(order(s, r, grouped))
-            if not journal.done(a.name, r)]
+def cells(s: Settings, grouped: bool) -> dict[tuple[str, int], Cell]:
+    """By arm and repeat, in the order in which they are run."""
+    return {(a.name, r): cell_of(a, r, k) for r in range(s.repeats) for k, a in enumerate(order(s, r, grouped))}
 
 
 def start(s: Settings) -> dict[str, Any]:
@@ -88,19 +91,35 @@ def measure(plan: Plan, journal: Journal, folder: Path, console: Console, at_onc
     """Make all runs that the journal lacks. Whatever ends it, no server survives, and the next time goes on."""
     s = plan.settings
     most = at_once or hosts_at_once(s, [plan.need(a) for a in s.arms])
-    todo = left(s, journal, most == 1)
-    if not todo:
-        return
-    journal.add(start(s))
-    warm = warm_trace(min(plan.window or 4096, plan.pool or 4096))
-    with Shown(console, len(todo)) as shown:
+    wanted = cells(s, most == 1)
+    if any(cell.key not in journal.results for cell in wanted.values()):
+        journal.note(start(s))
+    Runner(journal, Served(plan, folder, most), console).run("runs", wanted)
+
+
+class Served:
+    """The backend of real servers: cells one after the other, in the order given. most: kinds of servers up at once."""
+
+    def __init__(self, plan: Plan, folder: Path, most: int) -> None:
+        self.plan, self.folder, self.most = plan, folder, most
+        self.arms = {a.name: a for a in plan.settings.arms}
+
+    def run(self, cells: Sequence[Cell], shown: Shown) -> Generator[tuple[Cell, Result, float], None, None]:
+        """Each cell, its line in the journal, and the real seconds that it took."""
+        plan, s = self.plan, self.plan.settings
+        warm = warm_trace(min(plan.window or 4096, plan.pool or 4096))
+
         def warmed(url: str) -> None:
             play(s, s.arms[0], warm, url, f"warm{time.monotonic_ns()}/", None)
 
-        with Fleet(s, plan.model(folder), plan.window, folder, most, plan.program, plan.program_config, warmed,
-                   shown.say) as fleet:
-            for repeat, arm, place in todo:
-                journal.add(_run(plan, fleet, repeat, arm, place, shown))
+        with Fleet(s, plan.model(self.folder), plan.window, self.folder, self.most, plan.program, plan.program_config,
+                   warmed, shown.say) as fleet:
+            for cell in cells:
+                arm = self.arms[cell.spec["arm"]]
+                row = _run(plan, fleet, cell.spec["repeat"], arm, cell.spec["order"], shown)
+                if arm.name in plan.weights:
+                    row["weights"] = plan.weights[arm.name]
+                yield cell, row, row["real_s"]
 
 
 def _run(plan: Plan, fleet: Fleet, repeat: int, arm: Arm, place: int, shown: Shown) -> dict[str, Any]:

@@ -10,29 +10,32 @@ from rich.console import Console
 from saga_rl.errors import UserError
 from saga_rl.experiments.bench import pictures, tables
 from saga_rl.experiments.bench.arms import INFINITE
-from saga_rl.experiments.bench.journal import Journal
 from saga_rl.experiments.bench.judge import judge
 from saga_rl.experiments.bench.plan import Plan, described
+from saga_rl.experiments.bench.record import Runs, runs_of, starts_of
+from saga_rl.experiments.journal import Journal
 from saga_rl.files import write_json
 from saga_rl.provenance import commit
 from saga_rl.report.html import Page
+from saga_rl.report.pictures import shares
 from saga_rl.report.style import png
+from saga_rl.report.tables import terminal
 
 RESULT, PAGE = "result.json", "index.html"
 
 
 def result_of(plan: Plan, journal: Journal) -> dict[str, Any]:
     """The value of result.json. Raises `UserError` where nothing was measured yet."""
-    s = plan.settings
-    if not journal.runs:
+    s, runs, starts = plan.settings, runs_of(journal), starts_of(journal)
+    if not runs:
         raise UserError(journal.path, "has no run yet", "leave out --report")
-    last = journal.starts[-1]
-    commits = sorted({start["commit"] for start in journal.starts})
+    last = starts[-1]
+    commits = sorted({start["commit"] for start in starts})
     return {
-        "arms": judge([a.name for a in s.arms], s.repeats, journal.runs, s.seed),
-        "complete": all(journal.done(a.name, r) for a in s.arms for r in range(s.repeats)),
-        "busy_runs": sum(1 for run in journal.runs.values() if run["load"] > run.get("cores", run["load"])),
-        "settings": journal.what | {"repeats": s.repeats, "says": {a.name: a.says for a in s.arms}},
+        "arms": judge([a.name for a in s.arms], s.repeats, runs, s.seed),
+        "complete": all((a.name, r) in runs for a in s.arms for r in range(s.repeats)),
+        "busy_runs": sum(1 for run in runs.values() if run["load"] > run.get("cores", run["load"])),
+        "settings": {**plan.head().what, "repeats": s.repeats, "says": {a.name: a.says for a in s.arms}},
         "provenance": {k: v for k, v in last.items() if k not in ("kind", "load", "trace_sha256")} | {
             "commits": commits, "report_commit": commit(), "trace_sha256": list(plan.digests),
             "traces": [Path(t).name for t in s.traces], "weights": plan.weights}}
@@ -42,13 +45,15 @@ def report(plan: Plan, journal: Journal, folder: Path, console: Console) -> None
     """Write result.json and the page, and print the tables."""
     result = result_of(plan, journal)
     write_json(folder / RESULT, result)
-    write_page(plan, journal, result, folder / PAGE)
+    runs = runs_of(journal)
+    write_page(plan, runs, result, folder / PAGE)
     wide = console if console.is_terminal else Console(width=160, file=console.file)
-    wide.print(tables.table(tables.HEAD, tables.rows(result["arms"]), tables.title(result)))
+    wide.print(terminal(tables.HEAD, tables.rows(result["arms"]), tables.title(result), no_wrap=True))
     if cells := tables.tenant_rows(result["arms"]):
-        wide.print(tables.table(tables.TENANT_HEAD, cells, f"{tables.title(result)}, by tenant"))
+        wide.print(terminal(tables.TENANT_HEAD, cells, f"{tables.title(result)}, by tenant", ("arm",),
+                            no_wrap=True))
     wide.print(tables.NOTE, markup=False, highlight=False)
-    if warning := busy(result, len(journal.runs)):
+    if warning := busy(result, len(runs)):
         wide.print(warning, style="yellow", highlight=False)
     if not result["complete"]:
         wide.print("runs are missing: the same command goes on", style="yellow")
@@ -62,7 +67,7 @@ def busy(result: dict[str, Any], runs: int) -> str:
                              "their figures")
 
 
-def write_page(plan: Plan, journal: Journal, result: dict[str, Any], path: Path) -> None:
+def write_page(plan: Plan, runs: Runs, result: dict[str, Any], path: Path) -> None:
     """The one page, self-contained."""
     arms, s = result["arms"], plan.settings
     emulated = s.emulate is not None
@@ -75,7 +80,7 @@ def write_page(plan: Plan, journal: Journal, result: dict[str, Any], path: Path)
                   f"{device['gpu']}) says. No model was computed. Seconds are the device's.")
     for sentence in described(plan):
         page.text(sentence, small=True)
-    if warning := busy(result, len(journal.runs)):
+    if warning := busy(result, len(runs)):
         page.text(warning)
     page.heading("Against stock vLLM")
     page.picture(png(pictures.of_stock(arms, kind)), f"Ratio of mean completion time to stock's with 95 % intervals "
@@ -84,11 +89,11 @@ def write_page(plan: Plan, journal: Journal, result: dict[str, Any], path: Path)
     page.text(tables.NOTE, small=True)
     page.table(("arm", "what it is"), [[name, result["settings"]["says"][name]] for name in arms])
     page.heading("Completion")
-    page.picture(png(pictures.shares(_seconds(plan, journal, list(arms)), kind)),
+    page.picture(png(shares(_seconds(plan, runs, list(arms)), kind)),
                  f"Sessions of all repeats ({kind}).")
     page.heading("First token, and tokens computed again")
     page.picture(png(pictures.bars(arms, kind)), f"Means over repeats ({kind}).")
-    held = {name: h for name in arms if name != INFINITE and (run := journal.runs.get((name, 0)))
+    held = {name: h for name in arms if name != INFINITE and (run := runs.get((name, 0)))
             and (h := run.get("held")) and h["time_s"]}
     if held and plan.pool:
         page.heading("KV by session over time")
@@ -105,6 +110,6 @@ def write_page(plan: Plan, journal: Journal, result: dict[str, Any], path: Path)
     page.write(path)
 
 
-def _seconds(plan: Plan, journal: Journal, arms: list[str]) -> dict[str, list[float]]:
-    return {arm: [t for r in range(plan.settings.repeats) if (run := journal.runs.get((arm, r))) and not run["failed"]
+def _seconds(plan: Plan, runs: Runs, arms: list[str]) -> dict[str, list[float]]:
+    return {arm: [t for r in range(plan.settings.repeats) if (run := runs.get((arm, r))) and not run["failed"]
                   for t in run["tct_s"].values()] for arm in arms}

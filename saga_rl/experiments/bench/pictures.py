@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from saga_rl.experiments.bench.arms import INFINITE, STOCK
-from saga_rl.report.pictures import occupancy
+from saga_rl.report.pictures import forest, occupancy
 from saga_rl.report.style import INK, PALETTE, dress, new_figure
-
-LINES = ("-", (0, (4, 2)), (0, (1, 1)))
 
 
 def of_stock(arms: Mapping[str, Mapping[str, Any]], kind: str) -> Any:
@@ -20,34 +18,13 @@ def of_stock(arms: Mapping[str, Mapping[str, Any]], kind: str) -> Any:
     base = arms.get(STOCK, {}).get("each", {})
     figure = new_figure(7.6, 1.2 + 0.42 * len(shown))
     axes = figure.subplots()
-    for y, (name, a) in enumerate(shown):
-        r, colour = a["of_stock"], PALETTE[6] if name == INFINITE else PALETTE[0]
-        if r["low"] is not None:
-            axes.plot([r["low"], r["high"]], [y, y], color=colour, linewidth=2)
-        axes.plot(r["mean"], y, "D", color=colour, markersize=6)
+    colours = [PALETTE[6] if name == INFINITE else PALETTE[0] for name, _ in shown]
+    ratios = [a["of_stock"] for _, a in shown]
+    forest(axes, [name for name, _ in shown], [(r["mean"], r["low"], r["high"]) for r in ratios], colours)
+    for y, ((_, a), colour) in enumerate(zip(shown, colours, strict=True)):
         each = [a["each"][k] / base[k] for k in a["each"] if base.get(k)]
         axes.plot(each, [y + 0.22] * len(each), "o", color=colour, markersize=3, alpha=0.6)
-    axes.axvline(1.0, color=INK, linewidth=0.8)
-    axes.set_yticks(range(len(shown)), [name for name, _ in shown])
-    axes.set_ylim(len(shown) - 0.4, -0.6)
     dress(axes, f"Mean completion time, of stock's ({kind}; further left is better)", "", "")
-    return figure
-
-
-def shares(seconds: Mapping[str, Sequence[float]], kind: str) -> Any:
-    """Share of sessions done within a time. seconds: of every session of all repeats, by arm."""
-    figure = new_figure(7.6, 4.4)
-    axes = figure.subplots()
-    for i, (name, values) in enumerate(seconds.items()):
-        x = np.sort(np.asarray(values, float))
-        if len(x):
-            axes.step(np.concatenate([[0.0], x]), 100 * np.arange(len(x) + 1) / len(x), where="post", label=name,
-                      color=PALETTE[i % len(PALETTE)], linestyle=LINES[i // len(PALETTE) % len(LINES)], linewidth=1.6)
-    dress(axes, f"Task completion time ({kind}; further left is better)",
-          "seconds from a session's start to its last answer", "sessions done, %")
-    axes.set_ylim(0, 101)
-    axes.set_xlim(left=0)
-    axes.legend(frameon=False, loc="lower right", fontsize=8)
     return figure
 
 

@@ -17,6 +17,7 @@ from saga_rl.experiments.bench.demand import concurrency_for, makespan_s, whole_
 from saga_rl.experiments.bench.material import Material, draw, load, longest_contexts
 from saga_rl.experiments.bench.servers import Need, need
 from saga_rl.experiments.bench.settings import Settings
+from saga_rl.experiments.journal import Head
 from saga_rl.files import must_exist
 from saga_rl.provenance import sha256
 from saga_rl.sim.cost.models import model_shape
@@ -56,10 +57,12 @@ class Plan:
         """The servers of an arm."""
         return need(self.settings, arm, self.pool, self.whole, self.token_bytes)
 
-    def identity(self) -> dict[str, Any]:
-        """What runs of one journal have in common."""
-        return self.settings.identity() | {"alive": self.alive, "window": self.window, "pool": self.pool,
+    def head(self) -> Head:
+        """What runs of one folder have in common, and the checkpoints among its arms."""
+        what = self.settings.identity() | {"alive": self.alive, "window": self.window, "pool": self.pool,
                                            "trace_sha256": list(self.digests), "costs": self.costs}
+        return Head(what=json.loads(json.dumps(what)), inputs={
+            name: {"identity": {"sha256": digest}} for name, digest in self.weights.items()})
 
     def model(self, folder: Path) -> str:
         """The model to serve; an emulated one is written below `folder` if it is not there."""

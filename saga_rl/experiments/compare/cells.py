@@ -1,54 +1,31 @@
-"""A cell: one run, described by JSON alone, so that its key says whether its result is there already.
+"""The cells of a compare, and what one of them gives.
 
 kinds: `pressure` and `sustain` (`scout.py`), `open` (an eviction policy on a fixed reference string), `closed` (four
-policies, sessions that react). `run_job` runs in a worker process and takes cells that share their preparation.
+policies, sessions that react). A spec holds kind, trace, half, seed, sessions, config, and what the kind wants.
+`run_job` runs in a worker process and takes cells that share their preparation.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from saga_rl.aeg.io import read_trace
 from saga_rl.aeg.trace import Trace
-from saga_rl.errors import UserError
+from saga_rl.experiments.cell import Cell, Result, Spec
+from saga_rl.experiments.closed import policies_of, roomy
 from saga_rl.experiments.compare import scout
 from saga_rl.experiments.compare.arrange import arrangement
 from saga_rl.experiments.compare.settings import constraints
-from saga_rl.policies.base import PolicySet
-from saga_rl.policies.presets import from_specs, preset
+from saga_rl.experiments.simulated import Timed, code_digest, timed
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.cost.profile import load_profile
 from saga_rl.sim.openloop.bound import bound
-
-Spec = dict[str, Any]
-Result = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """spec: kind, trace, half, seed, sessions, config, and what the kind wants; `cost` orders dispatch, longest first.
-    """
-
-    spec: Spec
-    key: str
-    cost: float
-
-
-def make_cell(spec: Spec, digests: dict[str, str], code: str, cost: float) -> Cell:
-    """digests: of each trace's halves, by `NAME-HALF`. The key is a hash of the spec, the traces read and the code."""
-    halves = [spec["half"]] if "half" in spec else ["train", "test"]
-    whole = {"spec": spec, "code": code, "traces": [digests[f"{spec['trace']}-{half}"] for half in halves]}
-    text = json.dumps(whole, sort_keys=True, allow_nan=False)
-    return Cell(spec, hashlib.sha256(text.encode()).hexdigest()[:32], cost)
 
 
 def jobs_of(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -61,20 +38,19 @@ def jobs_of(cells: Sequence[Cell]) -> list[list[Cell]]:
     return sorted(groups.values(), key=lambda group: -sum(c.cost for c in group))
 
 
-def run_job(folder: Path, cells: list[Cell]) -> list[tuple[str, Result, float]]:
-    """(key, result, seconds of one core) of every cell. A `UserError` names the cell."""
-    started = time.process_time()
-    first = cells[0].spec
-    try:
-        if first["kind"] == "open":
-            results = _open(folder, cells)
-        else:
-            results = [{"pressure": _pressure, "sustain": _sustain, "closed": _closed}[first["kind"]](folder, first)]
-    except UserError as e:
-        raise UserError(f"trace {first['trace']}, {first['kind']} cell of seed {first['seed']}: {e.where}", e.cause,
-                        e.mend) from None
-    seconds = (time.process_time() - started) / len(cells)
-    return [(cell.key, result, seconds) for cell, result in zip(cells, results, strict=True)]
+def code() -> str:
+    """The digest of what a cell's figures depend on. What only plans, counts or draws is not among it: it may change,
+    and the cells stay good."""
+    here = Path(__file__).resolve().parent
+    return code_digest([here / f"{name}.py" for name in ("arrange", "cells", "scout", "sources", "settings")])
+
+
+def run_job(folder: Path, specs: list[Spec]) -> list[Timed]:
+    """(result, seconds of one core) of every cell. A `UserError` names the cell."""
+    first = specs[0]
+    one = {"pressure": _pressure, "sustain": _sustain, "closed": _closed}.get(first["kind"])
+    return timed(f"trace {first['trace']}, {first['kind']} cell of seed {first['seed']}",
+                 lambda: _open(folder, specs) if one is None else [one(folder, first)])
 
 
 @lru_cache(maxsize=4)
@@ -101,20 +77,9 @@ def config_of(given: dict[str, Any]) -> SimConfig:
     return SimConfig(profile=profile, **rest)
 
 
-def policies_of(given: dict[str, str]) -> PolicySet:
-    """Four specs by seam, or a preset or checkpoint under `set`."""
-    return preset(given["set"]) if "set" in given else from_specs(given)
-
-
-def roomy(trace: Trace, tokens: int) -> int:
-    """A pool, tokens, that never fills: room for every context of `trace` at once; at least `tokens`."""
-    every = int((trace.steps.prompt_tokens + trace.steps.output_tokens).sum()) + 64 * (trace.n_steps + 1)
-    return max(every, tokens)
-
-
-def _open(folder: Path, cells: list[Cell]) -> list[Result]:
-    spec = cells[0].spec
-    names = [cell.spec["eviction"] for cell in cells]
+def _open(folder: Path, specs: list[Spec]) -> list[Result]:
+    spec = specs[0]
+    names = [each["eviction"] for each in specs]
     figures = bound(arranged(folder, spec), config_of(spec["config"]), names)
     shared = {k: figures[k] for k in ("capacity_tokens", "belady_recomputed_tokens", "first_time_tokens",
                                       "low_pressure")}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.experiments.compare.settings import PARTS, Settings, constraints
-from saga_rl.experiments.compare.tuning import MOST
+from saga_rl.experiments.tuning import MOST
 from saga_rl.policies.base import SEAMS, Policy
 from saga_rl.policies.presets import PRESETS, preset
 from saga_rl.policies.registry import make, split_specs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from saga_rl.experiments.compare.settings import FIRST_SEED
 from saga_rl.experiments.compare.summary import summarise
 from saga_rl.files import atomic, write_json
 from saga_rl.provenance import provenance
+from saga_rl.report.style import svg
+from saga_rl.report.tables import terminal
 
 PICTURES = ("capacity.svg", "load-mean.svg", "load-p95.svg", "load-curves.svg", "fairness.svg")
 
@@ -54,7 +57,7 @@ def draw(summary: dict[str, Any]) -> dict[str, bytes]:
         figures["load-curves.svg"] = pictures.against_load(summary)
     if summary["fairness"]:
         figures["fairness.svg"] = pictures.fairness(summary)
-    return {name: pictures.svg(figure) for name, figure in figures.items()}
+    return {name: svg(figure) for name, figure in figures.items()}
 
 
 def write_cells(o: Outcome, path: Path) -> None:
@@ -78,24 +81,19 @@ def show(summary: dict[str, Any], console: Console) -> None:
     wide = console if console.is_terminal else Console(width=150, file=console.file)
     marks = "+ better, - worse, = no difference shown, ? too few pairs"
     if summary["eviction"]:
-        wide.print(_rich(f"eviction at P1: tokens computed again / Bélády; against lru: {marks}",
-                         tables.eviction_overview(summary)))
+        wide.print(_terminal(f"eviction at P1: tokens computed again / Bélády; against lru: {marks}",
+                             *tables.eviction_overview(summary)))
     for load in dict.fromkeys(r["load"] for r in summary["load"]):
-        wide.print(_rich(f"load {load:g}: mean completion time / stock: {marks}", tables.load_overview(summary, load)))
+        wide.print(_terminal(f"load {load:g}: mean completion time / stock: {marks}",
+                             *tables.load_overview(summary, load)))
     for trace, load in dict.fromkeys((r["trace"], r["load"]) for r in summary["fairness"]):
         header, rows = tables.fairness_table(summary, trace, load)
         keep = [i for i, name in enumerate(header) if name not in tables.PAGE_ONLY]
-        wide.print(_rich(f"fairness: {trace}, load {load:g}", ([header[i] for i in keep],
-                                                               [[row[i] for i in keep] for row in rows])))
+        wide.print(_terminal(f"fairness: {trace}, load {load:g}", [header[i] for i in keep],
+                             [[row[i] for i in keep] for row in rows]))
     for line in summary["left_out"]:
         wide.print(f"left out: {line}", markup=False)
 
 
-def _rich(title: str, table: tables.Table) -> Table:
-    header, rows = table
-    out = Table(title=title, title_justify="left", padding=(0, 1, 0, 0), min_width=78)
-    for i, name in enumerate(header):
-        out.add_column(name, justify="left" if i == 0 or name in ("arm", "constraints") else "right")
-    for row in rows:
-        out.add_row(*row)
-    return out
+def _terminal(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    return terminal(header, rows, title, ("arm", "constraints"), min_width=78)

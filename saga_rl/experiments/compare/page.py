@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,16 +10,10 @@ from saga_rl.experiments.compare import tables
 from saga_rl.experiments.compare.settings import P1_RANGE, P1_RATIO, SUSTAINED
 from saga_rl.report.html import Page
 
-STYLE = """<style>
-body { max-width: 76rem; } td { white-space: nowrap; } details { margin: .6rem 0; } summary { cursor: pointer; }
-td.worse { color: #B23A00; font-weight: 600; } td.better { color: #00508C; font-weight: 600; }
-</style>"""
-
 
 def write_page(summary: Mapping[str, Any], drawn: Mapping[str, bytes], path: Path) -> None:
     """index.html, self-contained. drawn: SVG by file name."""
-    page = Page("saga-rl compare", dict(summary["provenance"]))
-    page.parts.append(STYLE)
+    page = Page("saga-rl compare", dict(summary["provenance"]), wide=True)
     seeds = len(summary["settings"]["seeds"])
     page.text("Everything here is simulated. Every figure compares policies on the same arrangements of the same "
               f"sessions ({seeds} of them, paired): a ratio is a geometric mean over arrangements with a 95 % "
@@ -29,7 +21,7 @@ def write_page(summary: Mapping[str, Any], drawn: Mapping[str, bytes], path: Pat
               "interval lies on one side of 1. Points and parameters were set on training sessions that no figure "
               "here is of.")
     page.heading("The traces")
-    _table(page, tables.trace_table(summary))
+    page.table(*tables.trace_table(summary))
     page.text("Endless cache: the share of all prompt tokens that a cache without limit would serve. An arrangement "
               "draws its sessions, and the gaps between arrivals, from the test half; where block ids say what "
               "sessions share, it takes consecutive sessions as they came.", small=True)
@@ -46,7 +38,7 @@ def write_page(summary: Mapping[str, Any], drawn: Mapping[str, bytes], path: Pat
                   "each tried on the training sessions under three seeds. The setting with the fewest tokens computed "
                   "again (eviction, at P1) or the least mean completion time (load) is what the tables above show. "
                   "Presets run as they are.")
-        _folded(page, "all choices", (header, rows))
+        page.folded("all choices", header, rows)
     page.heading("What was left out")
     for line in summary["left_out"] or ["Nothing beyond what the tables mark."]:
         page.text(line)
@@ -64,11 +56,11 @@ def _eviction(page: Page, summary: Mapping[str, Any], drawn: Mapping[str, bytes]
               f"{P1_RANGE[0]:g} and {P1_RANGE[1]:g}. The other capacities are multiples of it, but never less than 1.1 "
               "times the longest context.")
     if "capacity.svg" in drawn:
-        _picture(page, drawn["capacity.svg"], "Tokens computed again over Bélády's. Darker: larger capacity. Ringed: "
+        page.picture(drawn["capacity.svg"], "Tokens computed again over Bélády's. Darker: larger capacity. Ringed: "
                  "nearest P1. Points of low pressure (Bélády computes under 1 % of first-time tokens again) are left "
                  "out.")
     for trace in dict.fromkeys(r["trace"] for r in summary["eviction"]):
-        _folded(page, f"{trace}: over Bélády, with intervals, and against LRU", tables.eviction_table(summary, trace))
+        page.folded(f"{trace}: over Bélády, with intervals, and against LRU", *tables.eviction_table(summary, trace))
 
 
 def _load(page: Page, summary: Mapping[str, Any], drawn: Mapping[str, bytes]) -> None:
@@ -82,13 +74,13 @@ def _load(page: Page, summary: Mapping[str, Any], drawn: Mapping[str, bytes]) ->
               "beside it. A mean completion time above 5 times that of infinite memory is a "
               "collapse: such runs are counted, and left out of ratios.")
     if "load-mean.svg" in drawn:
-        _picture(page, drawn["load-mean.svg"], "Mean completion time over stock's, by trace and load. Blue: shorter. "
+        page.picture(drawn["load-mean.svg"], "Mean completion time over stock's, by trace and load. Blue: shorter. "
                  "Red: longer. Bold: the interval excludes 1. `collapse`: it collapses more often than stock; "
                  "`rescue`: less often. Empty: both collapse.")
-        _picture(page, drawn["load-p95.svg"], "The same for the P95 of completion times.")
-    _picture(page, drawn["load-curves.svg"], "Mean completion time over that of infinite memory. Dashed: collapse.")
+        page.picture(drawn["load-p95.svg"], "The same for the P95 of completion times.")
+    page.picture(drawn["load-curves.svg"], "Mean completion time over that of infinite memory. Dashed: collapse.")
     for trace, load in dict.fromkeys((r["trace"], r["load"]) for r in summary["load"]):
-        _folded(page, f"{trace}, load {load:g}", tables.load_table(summary, trace, load))
+        page.folded(f"{trace}, load {load:g}", *tables.load_table(summary, trace, load))
 
 
 def _fairness(page: Page, summary: Mapping[str, Any], drawn: Mapping[str, bytes]) -> None:
@@ -101,26 +93,7 @@ def _fairness(page: Page, summary: Mapping[str, Any], drawn: Mapping[str, bytes]
               "hold whatever the policies do. Slowdown: completion time over that of the session alone. SLO: sessions "
               "done within 1.5 times that. "
               "Ratios are to fcfs without constraints.")
-    _picture(page, drawn["fairness.svg"], "Left: a dot a tenant. Right: the gap, and its bound where one is set.")
+    page.picture(drawn["fairness.svg"], "Left: a dot a tenant. Right: the gap, and its bound where one is set.")
     for trace, load in dict.fromkeys((r["trace"], r["load"]) for r in summary["fairness"]):
         page.text(f"{trace}, load {load:g}")
-        _table(page, tables.fairness_table(summary, trace, load))
-
-
-def _picture(page: Page, image: bytes, caption: str) -> None:
-    uri = "data:image/svg+xml;base64," + base64.b64encode(image).decode()
-    alt = html.escape(caption, quote=True)
-    page.parts.append(f'<figure><img alt="{alt}" src="{uri}"><figcaption>{html.escape(caption)}</figcaption></figure>')
-
-
-def _folded(page: Page, title: str, table: tables.Table) -> None:
-    page.parts.append(f"<details><summary>{html.escape(title)}</summary>")
-    _table(page, table)
-    page.parts.append("</details>")
-
-
-def _table(page: Page, table: tables.Table) -> None:
-    """Cells that say better or worse are coloured as such."""
-    page.table(*table)
-    for word in ("better", "worse"):
-        page.parts[-1] = page.parts[-1].replace(f"<td>{word}", f'<td class="{word}">{word}')
+        page.table(*tables.fairness_table(summary, trace, load))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,33 +9,12 @@ import numpy as np
 
 from saga_rl.experiments.compare.tables import nearest_p1
 from saga_rl.experiments.intervals import COLLAPSE
-from saga_rl.report.style import FAINT, INK, PALETTE, dress, new_figure
+from saga_rl.report.style import FAINT, INK, PALETTE, dress, log_ticks, new_figure, panels
 
 Row = Mapping[str, Any]
-SALT = "saga-rl"
 SHADES = ("#A6CEE3", "#6BAED6", "#2171B5", "#08306B", "#041C3D", "#020C1A")
 CURVES = ("preset", "checkpoint", "picked")
 """The last two arms of each role are drawn as curves."""
-
-
-def svg(figure: Any) -> bytes:
-    """The figure as SVG, text as paths (so that it looks the same everywhere), the same bytes from the same figure."""
-    import matplotlib
-
-    out = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": SALT}):
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()
-
-
-def _panels(count: int, width: float, height: float, columns: int = 2) -> tuple[Any, list[Any]]:
-    columns = min(columns, count)
-    lines = -(-count // columns)
-    figure = new_figure(width * columns, height * lines)
-    axes = np.atleast_1d(figure.subplots(lines, columns)).ravel().tolist()
-    for spare in axes[count:]:
-        spare.set_visible(False)
-    return figure, axes[:count]
 
 
 def over_belady(summary: Row) -> Any:
@@ -47,8 +25,8 @@ def over_belady(summary: Row) -> Any:
     by_trace = {t: found for t, found in by_trace.items() if found}
     policies = sorted({r["policy"] for r in rows}, reverse=True, key=lambda p: float(
         np.mean([np.log(r["vs_belady"]["ratio"]) for r in rows if r["policy"] == p])))
-    figure, panels = _panels(len(by_trace), 5.8, 1.3 + 0.24 * len(policies))
-    for axes, (trace, found) in zip(panels, by_trace.items(), strict=True):
+    figure, shown = panels(len(by_trace), 5.8, 1.3 + 0.24 * len(policies))
+    for axes, (trace, found) in zip(shown, by_trace.items(), strict=True):
         sizes = sorted({r["capacity_tokens"]: r["of_p1"] for r in found}.items())
         near = nearest_p1(found)
         for i, (kv, multiple) in enumerate(sizes):
@@ -58,7 +36,7 @@ def over_belady(summary: Row) -> Any:
                          zorder=3 + (kv == near), label=f"{kv / 1000:,.0f}k = {multiple:g} x P1")
         axes.axvline(1, color=INK, linewidth=1.2)
         axes.set_xscale("log")
-        _log_ticks(axes.xaxis, 1.0, max(r["vs_belady"]["ratio"] for r in found))
+        log_ticks(axes.xaxis, 1.0, max(r["vs_belady"]["ratio"] for r in found))
         axes.set_yticks(range(len(policies)), [_name(p) for p in policies], fontsize=8)
         dress(axes, trace, "tokens computed again, over Bélády's (log)", "")
         below = -0.5 / (0.24 * len(policies))
@@ -69,15 +47,6 @@ def over_belady(summary: Row) -> Any:
 
 def _name(policy: str) -> str:
     return "learned" if policy.startswith("learned:") else policy
-
-
-def _log_ticks(axis: Any, low: float, high: float) -> None:
-    ticks = [t for t in (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100, 200, 500)
-             if low / 1.3 <= t <= high * 1.3]
-    while len(ticks) > 8:
-        ticks = [t for i, t in enumerate(ticks) if t == 1 or i % 2 == ticks.index(1) % 2]
-    axis.set_ticks(ticks, [f"{t:g}" for t in ticks])
-    axis.set_ticks([], minor=True)
 
 
 def over_stock(summary: Row, key: str) -> Any:
@@ -127,8 +96,8 @@ def against_load(summary: Row) -> Any:
     traces = list(dict.fromkeys(r["trace"] for r in summary["load"]))
     found_names = dict.fromkeys((r["role"], r["name"]) for r in summary["load"])
     names = [a for role in CURVES for a in [a for a in found_names if a[0] == role][-2:]]
-    figure, panels = _panels(len(traces), 4.3 if len(traces) > 2 else 6.5, 3.0, 3)
-    for axes, trace in zip(panels, traces, strict=True):
+    figure, shown = panels(len(traces), 4.3 if len(traces) > 2 else 6.5, 3.0, 3)
+    for axes, trace in zip(shown, traces, strict=True):
         found = [r for r in summary["load"] if r["trace"] == trace]
         for i, (role, name) in enumerate([("stock", "lru"), *names]):
             curve = sorted((r["load"], r["vs_infinite"]) for r in found if (r["role"], r["name"]) == (role, name))
@@ -140,9 +109,9 @@ def against_load(summary: Row) -> Any:
         top = max(r["vs_infinite"] for r in found if (r["role"], r["name"]) in {("stock", "lru"), *names})
         if top > 0.8 * COLLAPSE:
             axes.axhline(COLLAPSE, color=PALETTE[1], linewidth=0.9, linestyle="--")
-        _log_ticks(axes.yaxis, 1.0, top)
+        log_ticks(axes.yaxis, 1.0, top)
         dress(axes, trace, "load, over what stock sustains", "mean TCT / infinite memory")
-    handles, labels = panels[0].get_legend_handles_labels()
+    handles, labels = shown[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, 2 * len(traces)), frameon=False, fontsize=8)
     return figure
 
@@ -168,7 +137,7 @@ def fairness(summary: Row) -> Any:
                              linewidth=2, zorder=3)
         line[0].set_xscale("log")
         every = [s for r in rows for s in r["slowdown_p95"].values()]
-        _log_ticks(line[0].xaxis, min(every), max(every))
+        log_ticks(line[0].xaxis, min(every), max(every))
         line[0].set_yticks(range(len(rows)), [f"{o}, {c}" for o, c in arms], fontsize=8)
         line[0].invert_yaxis()
         dress(line[0], f"{point[0]}, load {point[1]:g}: each tenant's P95 slowdown", "times its time alone (log)", "")

@@ -6,16 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from saga_rl.experiments.cell import Cell, Result, make_cell
 from saga_rl.experiments.compare import arms
 from saga_rl.experiments.compare.arms import Arm
-from saga_rl.experiments.compare.cells import Cell, Result, make_cell
 from saga_rl.experiments.compare.settings import MARGIN, PLAIN_BELOW, TRAIN_SEEDS, Settings, pool_tokens
-from saga_rl.experiments.compare.tuning import best, settings_of
+from saga_rl.experiments.tuning import Choice, best, choose, settings_of
 from saga_rl.policies.base import SEAMS
 
 Keyed = dict[tuple[Any, ...], Cell]
-Choice = dict[str, Any]
-"""spec (the setting chosen), tried (setting -> scores over training seeds)."""
 
 
 @dataclass
@@ -30,7 +28,7 @@ class Plan:
     def _cell(self, name: str, weight: float = 1.0, **spec: Any) -> Cell:
         f = self.facts[name]
         n = f["arranged_sessions"]
-        return make_cell({"trace": name, "sessions": n, **spec}, self.digests, self.code,
+        return make_cell({"trace": name, "sessions": n, **spec}, self.code, self.digests[f"{name}-{spec['half']}"],
                          weight * n * f["steps"] / f["sessions"])
 
     def open_config(self, kv_tokens: int = 0) -> dict[str, Any]:
@@ -96,12 +94,8 @@ class Plan:
     def choose(self, tuned: Mapping[tuple, Result]) -> dict[tuple, Choice]:
         """(`open`, trace, spec) and (`closed`, trace, seam, spec) -> the setting with the least tokens computed again
         or mean completion time on training sessions."""
-        scores: dict[tuple, dict[str, list[float]]] = {}
-        for key, result in tuned.items():
-            *what, setting, _ = key
-            score = max(result["recomputed_tokens"], 1) if key[0] == "open" else result["tct_mean_s"]
-            scores.setdefault(tuple(what), {}).setdefault(setting, []).append(float(score))
-        return {what: {"spec": best(tried), "tried": tried} for what, tried in scores.items()}
+        return choose((tuple(key[:-2]), key[-2], max(r["recomputed_tokens"], 1) if key[0] == "open" else
+                       r["tct_mean_s"]) for key, r in tuned.items())
 
     def _open(self, name: str, half: str, seed: int, kv: int, spec: str) -> Cell:
         return self._cell(name, 4.0, kind="open", half=half, seed=seed, config=self.open_config(kv), eviction=spec,
@@ -118,7 +112,7 @@ class Plan:
         """The load part's arms for one trace, stock first, each set of policies once."""
         by_seam: dict[str, dict[str, str]] = {}
         for seam in SEAMS:
-            by_seam[seam] = {key[3]: c["spec"] for key, c in chosen.items() if key[:3] == ("closed", name, seam)}
+            by_seam[seam] = {key[3]: c.spec for key, c in chosen.items() if key[:3] == ("closed", name, seam)}
         if self.s.product:
             found = [arms.stock_arm(), *arms.product_arms(self.s, by_seam), *arms.fixed_arms(self.s)]
         else:
@@ -130,7 +124,7 @@ class Plan:
         """Seam -> the setting that did best on training sessions, oracles aside."""
         out: dict[str, str] = {}
         for seam in SEAMS:
-            tried = {c["spec"]: c["tried"][c["spec"]] for key, c in chosen.items()
+            tried = {c.spec: c.tried[c.spec] for key, c in chosen.items()
                      if key[:3] == ("closed", name, seam) and key[3] != "clairvoyant"}
             if tried:
                 out[seam] = best(tried)
@@ -143,7 +137,7 @@ class Plan:
         for name in self.facts:
             for kv in self.capacities(name, scouted).values():
                 for spec in arms.evictions(self.s):
-                    setting = chosen.get(("open", name, spec), {"spec": spec})["spec"]
+                    setting = setting_of(chosen, ("open", name, spec))
                     for seed in self.s.test_seeds:
                         out["eviction", name, kv, spec, seed] = self._open(name, "test", seed, kv, setting)
             speed = scouted.get((name, "sustain"), {}).get("speed")
@@ -163,6 +157,12 @@ class Plan:
                             out["fairness", name, load, order, variant, seed] = self._closed(
                                 name, "test", seed, arm, speed * load, slo=True, constraints=given)
         return out
+
+
+def setting_of(chosen: Mapping[tuple, Choice], what: tuple) -> str:
+    """The setting that was chosen for `what`, whose last item is a spec; that spec where nothing was tuned."""
+    found = chosen.get(what)
+    return what[-1] if found is None else found.spec
 
 
 def _digest(spec: str) -> dict[str, str]:

@@ -12,17 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from saga_rl.aeg.io import write_trace
 from saga_rl.aeg.validate import check_fits
 from saga_rl.errors import UserError
-from saga_rl.experiments.compare import pool, sources, store
-from saga_rl.experiments.compare.cells import Cell, Result, jobs_of
-from saga_rl.experiments.compare.code import code_digest
-from saga_rl.experiments.compare.plan import Choice, Keyed, Plan
+from saga_rl.experiments import journal, pool
+from saga_rl.experiments.cell import Cell, Result
+from saga_rl.experiments.compare import cells, sources
+from saga_rl.experiments.compare.plan import Keyed, Plan
 from saga_rl.experiments.compare.settings import PLAIN_BELOW, Settings, constraints, pool_tokens
 from saga_rl.experiments.compare.sources import Source
+from saga_rl.experiments.journal import Head, Journal, Kind
+from saga_rl.experiments.progress import Shown
+from saga_rl.experiments.runner import Runner
+from saga_rl.experiments.simulated import Processes
+from saga_rl.experiments.tuning import Choice
+from saga_rl.provenance import sha256
+
+KIND = Kind("saga-rl compare", "compare")
+TRACES = "traces"
+"""Folder of the traces' halves below `--out`."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +55,11 @@ def prepare(found: Sequence[Source], s: Settings, folder: Path, executor: Proces
     sizes += [int(c) for c in s.capacities if c >= PLAIN_BELOW] if "eviction" in s.parts else []
     fits = min(sizes, default=0)
     head: dict[str, Any] = {}
-    with Progress(TextColumn("reading traces"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                  console=console, transient=True, disable=not console.is_terminal) as bar:
-        job = bar.add_task("", total=len(found))
+    with Shown(console, len(found), "reading traces") as shown:
         futures = {x.name: pool.submit(executor, _prepare, x, fits, s, folder) for x in found}
         for name, future in futures.items():
             head[name] = pool.result(future)
-            bar.advance(job)
+            shown.finish(note=name)
     return head
 
 
@@ -71,12 +78,12 @@ def _prepare(source: Source, fits: int, s: Settings, folder: Path) -> dict[str, 
 
 def run(found: Sequence[Source], s: Settings, out: Path, jobs: int, fresh: bool, console: Console) -> Outcome:
     """The whole experiment in the folder `out`. Raises `UserError`; finished cells are then kept."""
-    code = code_digest()
-    identities = {x.name: x.identity() for x in found}
-    state = store.state_of(out)
-    if state == "ours" and not fresh:
-        store.check_same(out, code, identities)
-    old = store.read_head(out)["traces"] if state == "ours" and not fresh else {}
+    code = cells.code()
+    ours = journal.state_of(out, KIND) == "ours"
+    old: Mapping[str, Any] = {}
+    if ours and not fresh:
+        asked = Head(code, inputs={x.name: {"identity": x.identity()} for x in found})
+        old = journal.check_same(out, KIND, asked).inputs
     missing = [x for x in found if x.name not in old or not _there(out, x.name, old[x.name])]
     with pool.workers(jobs) as executor, tempfile.TemporaryDirectory() as scratch:
         ready = prepare(missing, s, Path(scratch), executor, console)
@@ -86,63 +93,47 @@ def run(found: Sequence[Source], s: Settings, out: Path, jobs: int, fresh: bool,
                 raise UserError("part fairness", "has no trace with several tenants",
                                 "name a trace that has, or leave TRACE out for the generated burstgpt")
             console.print("part fairness: left out, no trace has several tenants", style="yellow")
-        if fresh and state == "ours":
-            console.print(f"the old folder is now {store.move_aside(out)}", markup=False, soft_wrap=True)
+        if fresh and ours:
+            console.print(f"the old folder is now {journal.move_aside(out, KIND)}", markup=False, soft_wrap=True)
         out.mkdir(exist_ok=True)
-        with store.opened(out, store.make_head(code, old)) as opened:
-            (out / "traces").mkdir(exist_ok=True)
+        with journal.opened(out, KIND, Head(code, inputs=old)) as opened:
+            (out / TRACES).mkdir(exist_ok=True)
             for name, entry in ready.items():
-                for half in ("train", "test"):
-                    shutil.move(Path(scratch) / f"{name}-{half}.parquet", out / "traces" / f"{name}-{half}.parquet")
-                entry["files"] = store.file_digests(out / "traces", name)
+                for half in _halves(name):
+                    shutil.move(Path(scratch) / half, out / TRACES / half)
+                entry["files"] = _digests(out, name)
             traces = {**old, **ready}
-            opened.write_head(store.make_head(code, traces))
+            opened.write_head(Head(code, inputs=traces))
             digests = {half: d for name in facts for half, d in traces[name]["files"].items()}
             return _stages(Plan(s, facts, digests, code), opened, executor, console)
 
 
+def _halves(name: str) -> list[str]:
+    return [f"{name}-{half}.parquet" for half in ("train", "test")]
+
+
+def _digests(out: Path, name: str) -> dict[str, str]:
+    """SHA-256 of a trace's halves, by file name without suffix."""
+    return {half.removesuffix(".parquet"): sha256(out / TRACES / half) for half in _halves(name)}
+
+
 def _there(out: Path, name: str, entry: Mapping[str, Any]) -> bool:
     try:
-        return store.file_digests(out / "traces", name) == entry["files"]
+        return _digests(out, name) == entry["files"]
     except OSError:
         return False
 
 
-def _stages(plan: Plan, opened: store.Store, executor: ProcessPoolExecutor, console: Console) -> Outcome:
-    if opened.cut:
-        console.print("the journal ended in the middle of a cell, which is computed again", style="yellow")
+def _stages(plan: Plan, opened: Journal, executor: ProcessPoolExecutor, console: Console) -> Outcome:
+    backend = Processes(executor, cells.run_job, opened.out, groups=cells.jobs_of, note=lambda spec: spec["trace"])
+    runner = Runner(opened, backend, console)
     used: dict[tuple, Cell] = {}
 
-    def stage(what: str, cells: Keyed) -> dict[tuple, Result]:
-        used.update(cells)
-        results = _stage(what, cells, opened, executor, console)
-        return {key: results[cell.key] for key, cell in cells.items()}
+    def stage(what: str, wanted: Keyed) -> dict[tuple, Result]:
+        used.update(wanted)
+        return runner.run(what, wanted)
 
     scouted = stage("scouting", plan.scouts())
     chosen = plan.choose(stage("tuning", plan.tuning(scouted)))
     final = stage("comparing", plan.final(scouted, chosen))
     return Outcome(plan, scouted, chosen, final, used, dict(opened.seconds))
-
-
-def _stage(what: str, cells: Keyed, opened: store.Store, executor: ProcessPoolExecutor,
-           console: Console) -> dict[str, Result]:
-    """Run what is missing of `cells`; results by key, of every cell that the folder holds."""
-    wanted = {cell.key: cell for cell in cells.values()}
-    missing = [cell for key, cell in wanted.items() if key not in opened.results]
-    there = len(wanted) - len(missing)
-    if missing:
-        with console.status("loading the simulator (it is compiled once for each version)"):
-            pool.result(pool.submit(executor, pool.warm))
-    if there:
-        console.print(f"{what}: {there:,} of {len(wanted):,} cells are there already", markup=False)
-    with Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                  TextColumn("{task.fields[note]}"), console=console) as bar:
-        job = bar.add_task("", total=len(wanted), completed=there, note="")
-
-        def done(cell: Cell, result: Result, seconds: float) -> None:
-            opened.add(cell, result, seconds)
-            bar.update(job, advance=1, note=cell.spec["trace"])
-
-        pool.run_all(executor, opened.out, jobs_of(missing), done)
-        bar.update(job, note="")
-    return opened.results

@@ -1,7 +1,7 @@
 """From results to figures: paired ratios with intervals; collapse and low pressure are marked and left out.
 
 Every ratio is of two arms on the same arrangement; what is reported is the geometric mean over arrangements with a 95 %
-bootstrap interval (`saga_rl.learn.judge.evaluation`). A cost below 1 is better.
+bootstrap interval (`experiments.intervals`). A cost below 1 is better.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from saga_rl.experiments.compare import arms
+from saga_rl.experiments.compare.plan import setting_of
 from saga_rl.experiments.compare.run import Outcome
-from saga_rl.experiments.intervals import COLLAPSE, MIN_PAIRS, paired_ratio
+from saga_rl.experiments.intervals import COLLAPSE, MIN_PAIRS, paired_ratio, sound
 from saga_rl.sim.openloop.bound import LOW_PRESSURE
 
 TOO_FEW = "too few pairs"
@@ -46,7 +47,7 @@ def eviction_rows(o: Outcome) -> list[Row]:
                 stock = [by_spec["lru"][i]["recomputed_tokens"] for i in usable] if "lru" in by_spec else None
                 rows.append({
                     "trace": name, "capacity_tokens": kv, "of_p1": multiple, "policy": spec,
-                    "setting": _setting(o, ("open", name, spec), spec), "low_pressure": low,
+                    "setting": setting_of(o.chosen, ("open", name, spec)), "low_pressure": low,
                     "recomputed_tokens": sum(r["recomputed_tokens"] for r in runs),
                     "belady_recomputed_tokens": sum(best),
                     "first_time_tokens": sum(r["first_time_tokens"] for r in runs),
@@ -87,14 +88,13 @@ def compare_arm(ours: Mapping[str, Sequence[float]], theirs: Mapping[str, Sequen
                 stock: bool = False) -> Row:
     """Figures of one arm against stock over the same seeds. `collapsed`, `stock_collapsed`: seeds in which mean TCT is
     above `COLLAPSE` x that of infinite memory (`free`); ratios are over the seeds in which neither did."""
-    roof = COLLAPSE * np.asarray(free)
-    down = np.asarray(ours["tct_mean_s"]) > roof
-    stock_down = np.asarray(theirs["tct_mean_s"]) > roof
-    sound = np.flatnonzero(~down & ~stock_down)
-    row = _means(ours) | {"collapsed": int(down.sum()), "stock_collapsed": int(stock_down.sum()), "seeds": len(down),
+    good, stock_good = sound(ours["tct_mean_s"], free), sound(theirs["tct_mean_s"], free)
+    both = np.flatnonzero(good & stock_good)
+    row = _means(ours) | {"collapsed": int((~good).sum()), "stock_collapsed": int((~stock_good).sum()),
+                          "seeds": len(good),
                           "vs_infinite": float(np.exp(np.log(np.asarray(ours["tct_mean_s"]) / free).mean()))}
     for key, out in (("tct_mean_s", "mean_vs_stock"), ("tct_p95_s", "p95_vs_stock")):
-        row[out] = None if stock else ratio([ours[key][i] for i in sound], [theirs[key][i] for i in sound])
+        row[out] = None if stock else ratio([ours[key][i] for i in both], [theirs[key][i] for i in both])
     row["verdict"] = "" if stock else verdict(row)
     return row
 
@@ -161,10 +161,6 @@ def _by_tenant(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {tenant: math.exp(sum(logs) / len(logs)) for tenant, logs in sorted(found.items())}
 
 
-def _setting(o: Outcome, what: tuple, spec: str) -> str:
-    return o.chosen.get(what, {"spec": spec})["spec"]
-
-
 def summarise(o: Outcome) -> Row:
     """summary.json less its provenance: no wall-clock figure is in it, so a resumed run writes the same."""
     s = o.plan.s
@@ -177,8 +173,8 @@ def summarise(o: Outcome) -> Row:
         "traces": {name: {**facts, "kv_tokens": o.plan.closed_config(name)["kv_tokens"],
                           "p1": o.scouted.get((name, "pressure")), "sustained": o.scouted.get((name, "sustain"))}
                    for name, facts in o.plan.facts.items()},
-        "tuning": [{"part": key[0], "trace": key[1], "policy": key[-1], "chosen": c["spec"],
-                    "tried": {k: list(v) for k, v in c["tried"].items()}} for key, c in o.chosen.items()],
+        "tuning": [{"part": key[0], "trace": key[1], "policy": key[-1], "chosen": c.spec,
+                    "tried": {k: list(v) for k, v in c.tried.items()}} for key, c in o.chosen.items()],
         "eviction": eviction_rows(o) if "eviction" in s.parts else [],
         "load": load_rows(o), "fairness": fairness_rows(o), "left_out": left_out(o)}
 

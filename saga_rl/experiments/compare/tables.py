@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from saga_rl.report.tables import or_dash, ratio_text
+
 Row = Mapping[str, Any]
 Table = tuple[list[str], list[list[str]]]
 PAGE_ONLY = ("/ fcfs", "mean TCT against fcfs", "floors broken", "AFS preemptions")
 """Columns of the fairness table that the terminal has no room for."""
 SHORT = {"better": "+", "worse": "-", "no difference shown": "=", "too few pairs": "?"}
-
-
-def interval(r: Row | None, digits: int = 2) -> str:
-    """`0.85 [0.80, 0.91]`; without an interval just the ratio, a dash without a ratio."""
-    if r is None:
-        return "-"
-    text = f"{r['ratio']:.{digits}f}"
-    return text if r["low"] is None else f"{text} [{r['low']:.{digits}f}, {r['high']:.{digits}f}]"
 
 
 def trace_table(summary: Row) -> Table:
@@ -29,8 +23,8 @@ def trace_table(summary: Row) -> Table:
         p1, load = t["p1"] or {}, t["sustained"] or {}
         rows.append([name, f"{t['sessions']:,}", f"{t['steps']:,}", f"{t['arranged_sessions']} {t['arrangement']}",
                      f"{t['longest_context_tokens']:,}", f"{t['infinite_cache_hit_share']:.2f}",
-                     _or_dash(p1.get("capacity_tokens"), "{:,}"), _or_dash(p1.get("lru_over_belady"), "{:.2f}"),
-                     f"{t['kv_tokens']:,}", _or_dash(load.get("sessions_per_min"), "{:.2f}"),
+                     or_dash(p1.get("capacity_tokens"), "{:,}"), or_dash(p1.get("lru_over_belady"), "{:.2f}"),
+                     f"{t['kv_tokens']:,}", or_dash(load.get("sessions_per_min"), "{:.2f}"),
                      load.get("limit") or "-"])
     return header, rows
 
@@ -49,8 +43,8 @@ def eviction_table(summary: Row, trace: str) -> Table:
         at = cells[policy, near] if near else None
         against = at["vs_lru"] if at else None
         out.append([policy, at["setting"] if at and at["setting"] != policy else "",
-                    *("-" if r["low_pressure"] else interval(r["vs_belady"], 3) for r in mine),
-                    interval(against, 3), against["verdict"] if against else ""])
+                    *("-" if r["low_pressure"] else ratio_text(r["vs_belady"], 3) for r in mine),
+                    ratio_text(against, 3), against["verdict"] if against else ""])
     return header, out
 
 
@@ -86,8 +80,8 @@ def load_table(summary: Row, trace: str, load: float) -> Table:
         if r["role"] == "reference":
             out.append([r["role"], r["name"], "", *times, "", "", "1", "", ""])
             continue
-        out.append([r["role"], r["name"], setting(r), *times, interval(r.get("mean_vs_stock")),
-                    interval(r.get("p95_vs_stock")), f"{r['vs_infinite']:.2f}",
+        out.append([r["role"], r["name"], setting(r), *times, ratio_text(r.get("mean_vs_stock")),
+                    ratio_text(r.get("p95_vs_stock")), f"{r['vs_infinite']:.2f}",
                     f"{r['collapsed']} of {r['seeds']}" if r["collapsed"] else "", r["verdict"]])
     return header, out
 
@@ -132,11 +126,11 @@ def fairness_table(summary: Row, trace: str, load: float) -> Table:
         if (r["trace"], r["load"]) == (trace, load):
             mean = r["mean_vs_fcfs"]
             out.append([r["ordering"], r["constraints"], f"{r['service_gap_tokens']:,.0f}",
-                        _or_dash(r["service_gap_bound_tokens"], "{:,.0f}"), _or_dash(r["jain_index"], "{:.3f}"),
-                        f"{r['worst_slowdown_p95']:.2f}", interval(r["worst_vs_fcfs"]),
-                        _or_dash(r["slo_attainment"], "{:.2f}"), f"{r['tct_mean_s']:,.1f}", interval(mean),
-                        mean["verdict"] if mean else "", _or_dash(r["floor_breaks"], "{:.1f}"),
-                        _or_dash(r["afs_preemptions"], "{:.1f}")])
+                        or_dash(r["service_gap_bound_tokens"], "{:,.0f}"), or_dash(r["jain_index"], "{:.3f}"),
+                        f"{r['worst_slowdown_p95']:.2f}", ratio_text(r["worst_vs_fcfs"]),
+                        or_dash(r["slo_attainment"], "{:.2f}"), f"{r['tct_mean_s']:,.1f}", ratio_text(mean),
+                        mean["verdict"] if mean else "", or_dash(r["floor_breaks"], "{:.1f}"),
+                        or_dash(r["afs_preemptions"], "{:.1f}")])
     return header, out
 
 
@@ -147,7 +141,3 @@ def tuning_table(summary: Row) -> Table:
             rows.append([{"open": "eviction", "closed": "load"}[t["part"]], t["trace"], t["policy"], t["chosen"],
                          f"{len(t['tried'])}", ", ".join(k for k in t["tried"] if k != t["chosen"])])
     return ["part", "trace", "policy", "chosen", "settings tried", "the others"], rows
-
-
-def _or_dash(value: Any, form: str) -> str:
-    return "-" if value is None else form.format(value)

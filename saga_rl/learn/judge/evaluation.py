@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from saga_rl.aeg.trace import Trace
 from saga_rl.env.episodes import resample
-from saga_rl.experiments.intervals import COLLAPSE, paired_ratio
+from saga_rl.experiments.intervals import paired_ratio, sound
 from saga_rl.policies.base import PolicySet
 from saga_rl.policies.presets import preset
 from saga_rl.sim.cluster import simulate
@@ -86,24 +86,24 @@ def _against_all(values: dict[str, list[float]], mean: dict[str, list[float]],
     *others, last = values
     out: dict[str, dict[str, Any] | None] = {}
     for label in others:
-        sound = np.array(mean[label]) <= COLLAPSE * infinite
-        out[label] = paired_ratio(np.array(values[last])[sound], np.array(values[label])[sound])
+        good = sound(mean[label], infinite)
+        out[label] = paired_ratio(np.array(values[last])[good], np.array(values[label])[good])
     return out
 
 
 def _compare(mean: dict[str, list[float]], p95: dict[str, list[float]],
              infinite: NDArray[np.float64]) -> dict[str, dict[str, Any]]:
     stock = next(iter(mean))
-    sound = np.array(mean[stock]) <= COLLAPSE * infinite
+    good = sound(mean[stock], infinite)
     arms: dict[str, dict[str, Any]] = {}
     for label in mean:
-        collapsed = np.array(mean[label]) > COLLAPSE * infinite
+        collapsed = ~sound(mean[label], infinite)
         arms[label] = {"tct_mean_s": mean[label], "tct_p95_s": p95[label], "collapsed": int(collapsed.sum()),
                        "vs_infinite": float(np.exp(np.log(np.array(mean[label]) / infinite).mean()))}
         if label == stock:
             continue
-        arms[label]["pairs"] = int(sound.sum())
+        arms[label]["pairs"] = int(good.sum())
         for name, values in (("mean_vs_stock", mean), ("p95_vs_stock", p95)):
-            ours, theirs = np.array(values[label])[sound], np.array(values[stock])[sound]
+            ours, theirs = np.array(values[label])[good], np.array(values[stock])[good]
             arms[label][name] = paired_ratio(ours, theirs)
     return arms

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saga_rl.experiments.compare.tuning import best, settings_of
-from saga_rl.learn.judge.protocol.cells import Result, Spec
-from saga_rl.learn.judge.protocol.figures import sound
+from saga_rl.experiments.cell import Result, Spec
+from saga_rl.experiments.intervals import sound
+from saga_rl.experiments.tuning import best, choose, settings_of
 from saga_rl.learn.judge.protocol.lab import Lab
 from saga_rl.learn.judge.protocol.settings import EVICTIONS, INFINITE, TRAIN_SEEDS, Arm, Settings
 from saga_rl.learn.judge.sessions import DEFINED, RECORDED
@@ -80,13 +80,10 @@ class Bench:
         """The arm of `grid`, its first `budget`, with the least geometric mean of `goal` on training sessions."""
         tried = {json.dumps(arm, sort_keys=True): arm for arm in list(grid)[:max(self.s.budget, 1)]}
         runs = self.measure(f"tuning: {what}", dict.fromkeys(places, tried), "train", TRAIN_SEEDS)
-        chosen = {}
-        for place in places:
-            scores = {name: runs[place, name][goal] for name in tried}
-            name = best(scores)
-            chosen[place] = tried[name]
-            self.tuned.append({"what": what, "where": str(place), "settings": len(tried),
-                               "runs": len(tried) * len(TRAIN_SEEDS), "chosen": tried[name]})
+        found = choose((place, name, x) for place in places for name in tried for x in runs[place, name][goal])
+        chosen = {place: tried[found[place].spec] for place in places}
+        self.tuned += [{"what": what, "where": str(place), "settings": len(tried),
+                        "runs": len(tried) * len(TRAIN_SEEDS), "chosen": arm} for place, arm in chosen.items()]
         return chosen
 
     def tune_evictions(self, names: Sequence[str]) -> dict[str, dict[str, str]]:

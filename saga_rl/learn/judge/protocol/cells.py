@@ -1,4 +1,4 @@
-"""One run of the protocol as JSON, so that a key says whether its result is there already. Runs in a worker process.
+"""The cells of the protocol, and what one of them gives. `run_cells` runs in a worker process.
 
 `open`: evictions on one reference string. `closed`: four policies, sessions that react. `sustain`: the largest load at
 which mean completion time is at most `SUSTAINED` x that of infinite memory at the same load.
@@ -6,9 +6,6 @@ which mean completion time is at most `SUSTAINED` x that of infinite memory at t
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from saga_rl.aeg.trace import Trace
-from saga_rl.errors import UserError
-from saga_rl.experiments.compare.cells import policies_of, roomy
-from saga_rl.experiments.compare.code import code_digest
+from saga_rl.experiments.cell import Cell, Result, Spec, make_cell
+from saga_rl.experiments.closed import policies_of, roomy
 from saga_rl.experiments.compare.settings import STOCK, SUSTAINED
+from saga_rl.experiments.simulated import Timed, code_digest, timed
 from saga_rl.learn.judge.points import peak
 from saga_rl.learn.judge.sessions import arranged
 from saga_rl.learn.judge.workloads import Workload, workload
@@ -27,21 +24,17 @@ from saga_rl.provenance import sha256
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.openloop.bound import bound
-from saga_rl.source_hash import code_hash
 
-Spec = dict[str, Any]
-Result = dict[str, Any]
 LOADS = tuple(0.2 * 1.2**k for k in range(13))
 """Of the peak: where the largest sustained load is looked for, upwards."""
 HALVINGS = 4
 
 
 def code() -> str:
-    """Of everything that a cell's figures depend on."""
+    """The digest of everything that a cell's figures depend on."""
     here = Path(__file__).resolve()
-    files = [here, *(here.parents[1] / f"{name}.py" for name in ("sessions", "workloads", "points"))]
-    own = code_hash(*(p.read_text(encoding="utf-8") for p in files))
-    return hashlib.sha256(f"{code_digest()} {own}".encode()).hexdigest()
+    compare = [here.parents[3] / "experiments" / "compare" / f"{name}.py" for name in ("scout", "settings", "sources")]
+    return code_digest([here, *(here.parents[1] / f"{x}.py" for x in ("sessions", "workloads", "points")), *compare])
 
 
 def weights(spec: Spec) -> dict[str, str]:
@@ -63,23 +56,18 @@ def weights(spec: Spec) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def key_of(spec: Spec, code_of_all: str, data: str) -> str:
-    """What the cell's result is filed under."""
+def cell_of(spec: Spec, code_of_all: str, data: str) -> Cell:
+    """The cell of `spec`; it depends on the workload's sessions and on the weights that it names, too."""
     source = dict(workload(spec["workload"], data=data or None).identity)
-    text = json.dumps([spec, code_of_all, source, list(weights(spec).values())], sort_keys=True, default=dict)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return make_cell(spec, code_of_all, [source, list(weights(spec).values())])
 
 
-def run_cell(spec: Spec, data: str) -> tuple[Result, float]:
-    """(result, seconds of one core). A `UserError` names the cell."""
-    started = time.process_time()
-    try:
-        w = workload(spec["workload"], spec.get("hidden", False), data or None)
-        result = {"open": _open, "closed": _closed, "sustain": _sustain}[spec["kind"]](w, spec)
-    except UserError as e:
-        raise UserError(f"{spec['workload']}, {spec['kind']} run of seed {spec['seed']}: {e.where}", e.cause,
-                        e.mend) from None
-    return result, time.process_time() - started
+def run_cells(data: str, specs: list[Spec]) -> list[Timed]:
+    """(result, seconds of one core) of the one cell in `specs`. A `UserError` names the cell."""
+    (spec,) = specs
+    run = {"open": _open, "closed": _closed, "sustain": _sustain}[spec["kind"]]
+    return timed(f"{spec['workload']}, {spec['kind']} run of seed {spec['seed']}", lambda: [run(
+        workload(spec["workload"], spec.get("hidden", False), data or None), spec)])
 
 
 def _open(w: Workload, spec: Spec) -> Result:
@@ -142,4 +130,3 @@ def _sustain(w: Workload, spec: Spec) -> Result:
         middle = (low * high) ** 0.5
         low, high = (middle, high) if holds(middle) else (low, middle)
     return {"of_peak": low, "limited": True, "at_all": True, "peak_per_min": top}
-

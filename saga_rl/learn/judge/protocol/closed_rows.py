@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from saga_rl.experiments.intervals import sound
 from saga_rl.learn.judge.protocol.bench import Bench, Columns, Place, usable, with_infinite
 from saga_rl.learn.judge.protocol.cells import LOADS
-from saga_rl.learn.judge.protocol.figures import Figure, paired, share, sound
+from saga_rl.learn.judge.protocol.figures import Figure, paired, share
 from saga_rl.learn.judge.protocol.settings import (
     ORACLE,
     RESERVE,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saga_rl.experiments.intervals import COLLAPSE, MIN_PAIRS, RESAMPLES, bootstrap
+from saga_rl.experiments.intervals import MIN_PAIRS, bootstrap, geometric, ratio_of_means
 
 Values = Sequence[float] | NDArray[np.float64]
 
@@ -49,11 +49,6 @@ class Figure:
         return asdict(self) | {"status": self.status, "detail": dict(self.detail)}
 
 
-def sound(mean: Values, free: Values) -> NDArray[np.bool_]:
-    """Which runs did not collapse: mean completion time at most `COLLAPSE` x that of infinite memory."""
-    return np.asarray(mean, float) <= COLLAPSE * np.asarray(free, float)
-
-
 def paired(row: str, what: str, ours: Sequence[Values], theirs: Sequence[Values],
            usable: Sequence[NDArray[np.bool_]], target: float | None = None, at_most: bool = True,
            detail: Mapping[str, Any] | None = None) -> Figure:
@@ -71,8 +66,7 @@ def paired(row: str, what: str, ours: Sequence[Values], theirs: Sequence[Values]
                       note=note or f"{n} pairs make no interval")
     logs = np.mean([np.log(np.asarray(a, float)[good] / np.asarray(b, float)[good])
                     for a, b in zip(ours, theirs, strict=True)], axis=0)
-    low, high = np.exp(bootstrap(logs))
-    return Figure(row, what, float(np.exp(logs.mean())), float(low), float(high), n, target, at_most, note, more)
+    return Figure(row, what, *geometric(logs), n, target, at_most, note, more)
 
 
 def share(row: str, what: str, ours: Sequence[Values], base: Sequence[Values], best: Sequence[Values],
@@ -95,8 +89,4 @@ def share(row: str, what: str, ours: Sequence[Values], base: Sequence[Values], b
     if bootstrap(whole)[0] <= 0:
         return Figure(row, what, None, pairs=n, target=target, at_most=False,
                       note="the reference is not shown to be better than the heuristic, so there is no way to go")
-    drawn = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
-    below = whole[drawn].mean(axis=1)
-    values = mine[drawn].mean(axis=1)[below > 0] / below[below > 0]
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Figure(row, what, float(mine.mean() / whole.mean()), float(low), float(high), n, target, False)
+    return Figure(row, what, *ratio_of_means(mine, whole), n, target, False)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from saga_rl.experiments.cell import Result
 from saga_rl.learn.judge.protocol.bench import Bench, Place, usable, with_infinite
-from saga_rl.learn.judge.protocol.cells import Result
 from saga_rl.learn.judge.protocol.figures import Figure, paired, share
 from saga_rl.learn.judge.protocol.settings import TARGETS
 from saga_rl.learn.judge.sessions import DEFINED

@@ -18,8 +18,11 @@ from saga_rl.learn.judge.protocol.lab import Lab
 from saga_rl.learn.judge.protocol.settings import TRAIN_SEEDS, Settings
 from saga_rl.learn.judge.sessions import DEFINED
 from saga_rl.learn.judge.workloads import workload
+from saga_rl.report.tables import interval, or_dash
+from saga_rl.report.tables import markdown as table
 from saga_rl.sim.openloop.bound import LOW_PRESSURE
 
+HEADER = ("figure", "value [95 %]", "target", "", "pairs", "collapsed", "note")
 MAKERS: dict[str, tuple[str, Callable[[Bench], list[Figure]], tuple[str, ...]]] = {
     "eviction": ("Eviction in open loop, P1", open_rows.eviction, open_rows.MADE),
     "stock": ("Closed loop at P1 against stock (lru + fcfs + sticky)", closed_rows.stock, ("swe", "web")),
@@ -98,45 +101,41 @@ def markdown(result: dict[str, Any]) -> str:
         if not found:
             lines += ["Left out: no checkpoint, no other folders, or no workload for it was given.", ""]
             continue
-        lines += ["| figure | value [95 %] | target | | pairs | collapsed | |", "|---|---|---|---|---|---|---|"]
-        lines += ["| " + " | ".join(cells(f)) + " |" for f in found]
-        lines.append("")
+        lines += [table(HEADER, [cells(f) for f in found]), ""]
     return "\n".join([*lines, *_points(result), *_budgets(result), ""])
 
 
 def cells(f: dict[str, Any]) -> list[str]:
     """A figure as cells of a table."""
-    value = "-" if f["value"] is None else f"{f['value']:.3f} [{f['low']:.3f}, {f['high']:.3f}]"
     target = "" if f["target"] is None else f"{'<=' if f['at_most'] else '>='} {f['target']:.3g}"
     down = f["detail"].get("collapsed", {})
-    return [f["what"], value, target, f["status"], str(f["pairs"]),
+    return [f["what"], interval(f["value"], f["low"], f["high"], 3), target, f["status"], str(f["pairs"]),
             ", ".join(f"{name} {n}" for name, n in down.items() if n), f["note"]]
 
 
 def _points(result: dict[str, Any]) -> list[str]:
-    lines = ["## Points", "", "Found on training sessions with stock (peak: with the best preset).", "",
-             "| workload | sessions a worker | KV tokens a worker | LRU / Belady | stock / infinite memory | peak, "
-             "sessions a minute and worker | stock sustains |", "|---|---|---|---|---|---|---|"]
+    rows = []
     for name, p in result["points"].items():
         at = p["pressure"]
-        ratio = "-" if at["lru_over_belady"] is None else f"{at['lru_over_belady']:.2f}"
-        rates = [f"{p[k]['per_worker_per_min']:.2f}" if k in p else "-" for k in ("peak", "sustained")]
-        lines.append(f"| {name} | {at['population_per_worker']} | {at['kv_tokens']:,} | {ratio}"
-                     f"{'' if at['in_range'] else ' (out of range)'} | {at['stock_over_infinite']:.2f} | "
-                     f"{rates[0]} | {rates[1]} |")
-    return [*lines, ""]
+        ratio = or_dash(at["lru_over_belady"], "{:.2f}")
+        rates = [or_dash(p.get(k, {}).get("per_worker_per_min"), "{:.2f}") for k in ("peak", "sustained")]
+        rows.append([name, str(at["population_per_worker"]), f"{at['kv_tokens']:,}",
+                     ratio + ("" if at["in_range"] else " (out of range)"), f"{at['stock_over_infinite']:.2f}", *rates])
+    return ["## Points", "", "Found on training sessions with stock (peak: with the best preset).", "",
+            table(("workload", "sessions a worker", "KV tokens a worker", "LRU / Belady", "stock / infinite memory",
+                   "peak, sessions a minute and worker", "stock sustains"), rows), ""]
 
 
 def _budgets(result: dict[str, Any]) -> list[str]:
     if not result["tuning"]:
         return []
-    lines = ["## What the baselines were tuned with", "", "On training sessions, each setting on the same "
-             f"{len(TRAIN_SEEDS)} arrangements; least geometric mean wins.", "",
-             "| what | where | settings | runs | chosen |", "|---|---|---|---|---|"]
+    rows = []
     for t in result["tuning"]:
         chosen = t["chosen"] if isinstance(t["chosen"], str) else ", ".join(f"{k} {v}" for k, v in t["chosen"].items())
-        lines.append(f"| {t['what']} | {t['where']} | {t['settings']} | {t['runs']} | {chosen} |")
-    return lines
+        rows.append([t["what"], t["where"], str(t["settings"]), str(t["runs"]), chosen])
+    return ["## What the baselines were tuned with", "", "On training sessions, each setting on the same "
+            f"{len(TRAIN_SEEDS)} arrangements; least geometric mean wins.", "",
+            table(("what", "where", "settings", "runs", "chosen"), rows)]
 
 
 def known_workload(name: str, data: str) -> str:

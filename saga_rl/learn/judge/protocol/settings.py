@@ -27,7 +27,7 @@ ORACLE: Arm = {"eviction": "clairvoyant", "placement": "least-sessions", "orderi
                "admission": "reserve-clairvoyant"}
 EVICTIONS = ("lru", "lru-protect", "s3-fifo", "arc", "lfu", "greedy-dual", "tail-lru", "kvflow", "continuum",
              "bayes-tables", "wa-lru", "wa-lru-literal", "youngest")
-"""Every registered heuristic; of those with parameters as many settings as the budget allows (`compare/tuning.py`)."""
+"""Every registered heuristic; of those with parameters as many settings as the budget allows (`experiments.tuning`)."""
 
 
 def reserve_grid() -> list[Arm]:
@@ -104,7 +104,7 @@ def _spec(given: str) -> str:
 
 def check(s: Settings) -> None:
     """`UserError` for a row, folder, policy or preset that does not exist, before anything is run."""
-    from saga_rl.experiments.compare.cells import policies_of
+    from saga_rl.experiments.closed import policies_of
     from saga_rl.policies.registry import make
 
     for row in s.rows:

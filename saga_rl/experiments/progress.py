@@ -1,4 +1,4 @@
-"""What a person sees while a measurement runs: a bar on a terminal, else a line every few seconds."""
+"""What a person sees while cells run: bars on a terminal, else a line every few seconds."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ EVERY_S = 15.0
 
 
 class Shown:
-    """Runs and the steps of the one that plays. clock: replaced by tests."""
+    """Cells that are done, and the steps of the one that plays where its backend tells them.
 
-    def __init__(self, console: Console, runs: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.console, self._clock = console, clock
-        self.runs, self.done = runs, 0
+    what: names the cells; there: so many of the `total` were done before. clock: seconds, replaced by tests.
+    """
+
+    def __init__(self, console: Console, total: int, what: str = "runs", there: int = 0,
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        self.console, self.what, self._clock = console, what, clock
+        self.total, self.done = total, there
         self._label, self._steps, self._step, self._sessions, self._failed = "", 0, 0, 0, 0
-        self._said = clock()
-        self._began = clock()
+        self._said = self._began = self._started = clock()
         self.bar: Progress | None = None
         if console.is_terminal:
             self.bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                                TimeElapsedColumn(), console=console, transient=True)
-            self._all = self.bar.add_task("runs", total=runs)
-            self._one = self.bar.add_task("", total=None)
+                                TimeElapsedColumn(), TextColumn("{task.fields[note]}"), console=console, transient=True)
+            self._all = self.bar.add_task(what, total=total, completed=there, note="")
+            self._one = self.bar.add_task("", total=None, visible=False, note="")
 
     def __enter__(self) -> Shown:
         if self.bar is not None:
@@ -42,14 +45,14 @@ class Shown:
         self._said = self._clock()
 
     def begin(self, label: str, steps: int | None = None) -> None:
-        """Something starts: a run of so many steps, or a server."""
+        """Something starts: a cell of so many steps, or a server."""
         self._label, self._steps, self._step, self._sessions, self._failed = label, steps or 0, 0, 0, 0
         self._began = self._clock()
         if self.bar is not None:
-            self.bar.reset(self._one, description=label, total=steps)
+            self.bar.reset(self._one, description=label, total=steps, visible=bool(label))
 
     def watch(self, event: str) -> None:
-        """What the replay tells: `step`, `session` or `failed`."""
+        """What a replay tells: `step`, `session` or `failed`."""
         if event == "failed":
             self._failed += 1
         elif event == "session":
@@ -64,13 +67,16 @@ class Shown:
             self.bar.update(self._one, completed=self._step)
         elif self._clock() - self._said >= EVERY_S:
             seconds = self._clock() - self._began
-            self.say(f"  [{self.done}/{self.runs}] {self._label}, {seconds:.0f} s" + (
+            self.say(f"  [{self.done}/{self.total}] {self._label}, {seconds:.0f} s" + (
                 f": {self._step} of {self._steps} steps, {self._sessions} sessions over" if self._steps else "")
                 + (f", {self._failed} failed" if self._failed else ""))
 
-    def finish(self, text: str) -> None:
-        """A run is over."""
+    def finish(self, text: str = "", note: str = "") -> None:
+        """A cell is over. text: a line on it that stays; note: a word that stands beside the bar."""
         self.done += 1
         if self.bar is not None:
-            self.bar.advance(self._all)
-        self.say(f"[{self.done}/{self.runs}] {text}")
+            self.bar.update(self._all, advance=1, note=note)
+        if text:
+            self.say(f"[{self.done}/{self.total}] {text}")
+        elif self.bar is None and self._clock() - self._said >= EVERY_S:
+            self.say(f"  {self.what}: {self.done:,} of {self.total:,}, {self._clock() - self._started:.0f} s")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 MOST = 5
+W = TypeVar("W", bound=Hashable)
 _WEIGHTS = ("alpha=1,beta=0,gamma=0", "alpha=0.1,beta=0.8,gamma=0.1", "alpha=0.6,beta=0.3,gamma=0.1",
             "alpha=0.2,beta=0.3,gamma=0.5")
 
@@ -51,6 +54,22 @@ TUNE: dict[str, dict[str, tuple[str, ...]]] = {
 def settings_of(seam: str, spec: str, budget: int) -> list[str]:
     """The specs that are tried for `spec`: just itself if it names parameters, has none to tune, or budget is 0."""
     return list(TUNE[seam].get(spec, (spec,))[:max(budget, 1)])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen of what was tried. tried: setting -> its scores over training arrangements, less is better."""
+
+    spec: str
+    tried: Mapping[str, Sequence[float]]
+
+
+def choose(scores: Iterable[tuple[W, str, float]]) -> dict[W, Choice]:
+    """By what was tuned, the best of its settings. scores: (what, setting, score on one arrangement), scores > 0."""
+    tried: dict[W, dict[str, list[float]]] = {}
+    for what, setting, score in scores:
+        tried.setdefault(what, {}).setdefault(setting, []).append(float(score))
+    return {what: Choice(best(found), found) for what, found in tried.items()}
 
 
 def best(scores: Mapping[str, Sequence[float]]) -> str:

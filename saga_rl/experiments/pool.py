@@ -6,19 +6,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
-from pathlib import Path
 from typing import Any
 
 from saga_rl.aeg.generators import generate
 from saga_rl.errors import UserError
-from saga_rl.experiments.compare.cells import Cell, Result, run_job
-
-Done = Callable[[Cell, Result, float], None]
 
 
 def _begin(quiet: bool) -> None:
@@ -87,16 +83,3 @@ def result(future: Future[Any]) -> Any:
     if error:
         raise UserError(*error)
     return value
-
-
-def run_all(pool: ProcessPoolExecutor, folder: Path, jobs: Sequence[list[Cell]], done: Done) -> None:
-    """Run every job, in the order given, and hand each cell's result to `done` in this process as it comes. Raises as
-    `result` does."""
-    by_future: dict[Future[Any], list[Cell]] = {submit(pool, run_job, folder, job): job for job in jobs}
-    pending = set(by_future)
-    while pending:
-        finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-        for future in finished:
-            cells = {cell.key: cell for cell in by_future[future]}
-            for key, figures, seconds in result(future):
-                done(cells[key], figures, seconds)
