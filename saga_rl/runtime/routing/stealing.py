@@ -126,7 +126,9 @@ async def steal(client: Any, engines: Any, thief: int, victim: int, names: list[
         if engines.unanswered(name) is None or thief in engines.lost:
             engines.forget(client, name)
             engines.placement.router_for(client).gone(name, clock.seconds())
-            await engines.send_again(client, name)  # unless its client has gone
+            if engines.unanswered(name) is None:
+                engines.requests.pop(name, None)  # its client has gone, and the victim is done with it
+            await engines.send_again(client, name)
             return None
         await _take(client, engines, name, thief, victim)
         return name
