@@ -2,11 +2,11 @@
 
     python benchmarks/environments.py [--envs B,...] [--seconds S] [--json FILE] [--picture FILE]
 
-**Native**: `saga_rl/EvictionVec-v0` through Gymnasium's `step`, infos and masks included, with observations left in
-the buffer and with a copy of them a step; and its compiled call alone. **SB3**: `DummyVecEnv` and `SubprocVecEnv` (a
+**Native**: vectors of `saga_rl/Eviction-v0` through Gymnasium's `step`, infos and masks included, with observations
+left in the buffer and copied each step; and the compiled call alone. **SB3**: `DummyVecEnv` and `SubprocVecEnv` (a
 process a core) over the single environment, in the same run, on the same workloads. Theirs reset by recording a new
 episode, a closed-loop run, where native takes one from its pool; so DummyVecEnv is shown without its resets as well.
-**Closed loop**: the native vectors of the others (`saga_rl/PlacementVec-v0` and so on), infos included, beside
+**Closed loop**: native vectors of the others (`saga_rl/Placement-v0` and so on), infos included, beside
 Gymnasium's `SyncVectorEnv` over the single ones, on the same workload; resets are included in both. **The run itself**:
 requests a second of the placement environments' runs when policies place and nobody is asked, reset or shown anything:
 what no environment over this simulator can exceed, with one placement a request.
@@ -37,8 +37,8 @@ from rich.table import Table
 import saga_rl.env as ids
 from saga_rl.aeg.generators import generate
 from saga_rl.env.episodes import resample
-from saga_rl.env.eviction import EvictionEnv
-from saga_rl.env.vector import EvictionVectorEnv
+from saga_rl.env.single import TaskEnv
+from saga_rl.env.vector import TaskVectorEnv
 from saga_rl.errors import EXIT_BAD_INPUT, UserError
 from saga_rl.files import check_target, write_json
 from saga_rl.provenance import provenance
@@ -48,9 +48,7 @@ from saga_rl.sim.cluster import Cluster
 KV, SESSIONS = 240_000, 30
 WORKLOADS = {"swe-bench": 9, "webarena": 12, "burstgpt": 6}
 """Generator and sessions alive at once on a worker of `KV` tokens."""
-CLOSED = {ids.PLACEMENT_ID: ids.PLACEMENT_VEC_ID, ids.ORDERING_ID: ids.ORDERING_VEC_ID,
-          ids.ADMISSION_ID: ids.ADMISSION_VEC_ID, ids.JOINT_ID: ids.JOINT_VEC_ID,
-          ids.SCHEDULER_ID: ids.SCHEDULER_VEC_ID}
+CLOSED = (ids.PLACEMENT_ID, ids.ORDERING_ID, ids.ADMISSION_ID, ids.JOINT_ID, ids.SCHEDULER_ID)
 FEW = 8
 """Environments in a vector that steps them one after another."""
 TARGET = 300_000
@@ -58,7 +56,7 @@ ENVPOOL = {"source": "github.com/sail-sg/envpool, README (published, not measure
     "Atari frames, 256 cores of a DGX-A100": 1_000_000, "MuJoCo steps, 256 cores of a DGX-A100": 3_000_000}}
 
 
-class Timed(EvictionEnv):
+class Timed(TaskEnv):
     """Knows how long its resets took."""
 
     resets_s = 0.0
@@ -88,8 +86,8 @@ def rate(step: Callable[[np.ndarray], Any], envs: int, seconds: float, rounds: i
 
 
 def native(trace: Any, population: int, envs: int, seconds: float) -> dict[str, Any]:
-    made = {copy: EvictionVectorEnv(envs, trace, KV, sessions=SESSIONS, population=population, episodes=8, copy=copy)
-            for copy in (False, True)}
+    made = {copy: TaskVectorEnv("eviction", envs, trace, KV, sessions=SESSIONS, population=population, episodes=8,
+                                copy=copy) for copy in (False, True)}
     out: dict[str, Any] = {"envs": envs}
     for copy, env in made.items():
         env.reset(seed=0)
@@ -107,7 +105,7 @@ def native(trace: Any, population: int, envs: int, seconds: float) -> dict[str, 
 def sb3(trace: Any, population: int, seconds: float, processes: int) -> dict[str, float]:
     from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
-    make = partial(Timed, trace, KV, sessions=SESSIONS, population=population)
+    make = partial(Timed, "eviction", trace, KV, sessions=SESSIONS, population=population)
     dummy = DummyVecEnv([make] * FEW)
     dummy.seed(0)
     dummy.reset()
@@ -138,8 +136,7 @@ def closed(name: str, counts: list[int], seconds: float) -> dict[str, Any]:
     out: dict[str, Any] = {"sync_per_s": rate(sync.step, FEW, seconds, 1), "native": []}
     sync.close()
     for envs in counts:
-        env: Any = gym.make_vec(CLOSED[name], envs, vectorization_mode="vector_entry_point", episodes=8, copy=False,
-                                **options).unwrapped
+        env: Any = gym.make_vec(name, envs, episodes=8, copy=False, **options).unwrapped
         env.reset(seed=0)
         out["native"].append({"envs": envs, "per_s": rate(env.step, envs, seconds),
                               "compiled_per_s": rate(env._fleet.step, envs, seconds)})
@@ -151,10 +148,11 @@ def itself(seconds: float) -> float:
     env: Any = gym.make(ids.PLACEMENT_ID, trace=generate("webarena", 0, sessions=60, max_context=65_536), kv_tokens=KV,
                         sessions=SESSIONS, workers=4, population=48).unwrapped
     rng, requests, took = np.random.default_rng(0), 0, 0.0
-    Cluster(env.trace, env.config, env.policies).advance()
+    given = env.settings
+    Cluster(given.trace, given.config, given.policies).advance()
     while took < seconds:
-        trace = resample(env.trace, rng, SESSIONS)
-        cluster, started = Cluster(trace, env.config, env.policies), time.process_time()
+        trace = resample(given.trace, rng, SESSIONS)
+        cluster, started = Cluster(trace, given.config, given.policies), time.process_time()
         cluster.advance()
         took += time.process_time() - started
         requests += trace.n_steps

@@ -5,7 +5,7 @@
 
 Every session stays where its first request went, so a run follows from one worker a session. The search begins with
 what `least-sessions` does, moves one or two sessions at a time, runs the whole simulation for each of `--envs` tries
-(native environments, `saga_rl/PlacementVec-v0`), and keeps what lowers the mean log of the completion times. It knows
+(native environments, `saga_rl/Placement-v0`), and keeps what lowers the mean log of the completion times. It knows
 the future of every session, and profits from chance as no policy can; it is no strict bound, since it never moves a
 session half-way. Figures: mean completion time over that of SAGA's placement (theta=100, stealing), the other seams
 those of `saga+`, on test sessions; geometric mean over seeds, with each seed's value. Simulated.
@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from saga_rl.aeg.trace import Trace
-from saga_rl.env.closed_vector import PlacementVectorEnv
+from saga_rl.env.single import TaskEnv
+from saga_rl.env.vector import TaskVectorEnv
 from saga_rl.errors import EXIT_BAD_INPUT, UserError
 from saga_rl.files import check_target, write_json
 from saga_rl.learn.judge.workloads import workload
@@ -34,29 +35,29 @@ from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.stepping.placement_stepper import PlacementStepper
 
-REST = PRESETS["saga+"]
+BESIDE = "saga+"
+REST = PRESETS[BESIDE]
 BASE = "saga:theta=100,steal=1"
 FIRST_SEED = 1000
 
 
 def run(trace: Trace, config: SimConfig, where: NDArray[np.int64] | None) -> tuple[NDArray[np.int64], float]:
     """The assignment (by order of first requests) and the mean completion time, s; None: that of `least-sessions`."""
-    stepper = PlacementStepper(trace, config, from_specs(REST))
+    env = TaskEnv("placement", trace, config=config, policies=BESIDE, shuffle=False)
     start, scratch = make("placement", "least-sessions"), np.zeros(1)
-    more = stepper.reset()
-    used: list[int] = []
-    while more:
-        worker = int(np.argmax([start.score(row, start.params, scratch) for row in stepper.rows]))
-        if stepper.rows[0, P_NEW] > 0:
+    env.reset(seed=0)
+    view, used, over = env.view, [], False
+    while not over:
+        worker = int(np.argmax([start.score(row, start.params, scratch) for row in view.places]))
+        if view.places[0, P_NEW] > 0:
             worker = worker if where is None else int(where[len(used)])
             used.append(worker)
-        more = stepper.advance(worker)
-    return np.array(used), float(stepper.metrics()["tct_mean_s"])
+        _, _, over, _, _ = env.step(np.int64(worker))
+    return np.array(used), float(view.metrics()["tct_mean_s"])
 
 
-def log_tcts(env: PlacementVectorEnv, tries: NDArray[np.int64]) -> NDArray[np.float64]:
+def log_tcts(env: TaskVectorEnv, tries: NDArray[np.int64]) -> NDArray[np.float64]:
     """(B,) sum of log completion times of each assignment (B, sessions), one run each."""
     obs, _ = env.reset(seed=0)
     each, going = np.arange(len(tries)), np.ones(len(tries), bool)
@@ -75,8 +76,8 @@ def found(trace: Trace, config: SimConfig, rounds: int, envs: int, seed: int, sa
     """The best assignment that the search came to."""
     rng = np.random.default_rng(seed)
     best, _ = run(trace, config, None)
-    env = PlacementVectorEnv(envs, trace, config.kv_tokens, config.workers, population=config.population, shuffle=False,
-                             policies="saga+", copy=False, autoreset_mode="Disabled")
+    env = TaskVectorEnv("placement", envs, trace, config=config, shuffle=False, policies=BESIDE, copy=False,
+                        autoreset_mode="Disabled")
     least = np.inf
     for k in range(rounds):
         tries = np.repeat(best[None], envs, axis=0)

@@ -14,12 +14,14 @@ import saga_rl.env
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.trace import Trace
 from saga_rl.env.episodes import arrange, sim_config
-from saga_rl.env.eviction import BOUND, REWARD_TOKENS, EvictionEnv
+from saga_rl.env.settings import BOUND
+from saga_rl.env.single import TaskEnv
 from saga_rl.errors import UserError
 from saga_rl.policies.features import LEARNED_EVICTION
 from saga_rl.policies.registry import make
 from saga_rl.sim.openloop.record import record_reference
 from saga_rl.sim.reference import END, START
+from saga_rl.sim.stepping.replay_vector import TOKENS_UNIT
 
 KV = 40_000
 
@@ -29,13 +31,13 @@ def trace() -> Trace:
     return generate("swe-bench", 3, sessions=8, rate_per_min=60.0, max_context=20_000)
 
 
-def make_env(trace: Trace, **kwargs: Any) -> EvictionEnv:
+def make_env(trace: Trace, **kwargs: Any) -> TaskEnv:
     env = gym.make(saga_rl.env.EVICTION_ID, trace=trace, kv_tokens=KV, max_rows=8, **kwargs).unwrapped
-    assert isinstance(env, EvictionEnv)
+    assert isinstance(env, TaskEnv)
     return env
 
 
-def random_play(env: EvictionEnv, seed: int, limit: int = 10_000) -> list[tuple]:
+def random_play(env: TaskEnv, seed: int, limit: int = 10_000) -> list[tuple]:
     rng = np.random.default_rng(seed)
     obs, info = env.reset(seed=seed)
     out = [(obs, info["action_mask"])]
@@ -75,12 +77,13 @@ def test_what_observations_and_rewards_are(trace: Trace) -> None:
     steps = random_play(env, 5)
     for obs, mask, *_ in steps:
         assert obs.dtype == np.float32 and np.isfinite(obs).all() and (np.abs(obs) <= BOUND).all()
-        assert not obs[~mask].any()
-        assert obs[mask][:, LEARNED_EVICTION.index("context_log")].all(), "a candidate's row can be told from padding"
+        rows = mask.astype(bool)
+        assert mask.dtype == np.int8 and not obs[~rows].any()
+        assert obs[rows][:, LEARNED_EVICTION.index("context_log")].all(), "a candidate's row can be told from padding"
     assert steps[-1][3], "an episode ends when the reference string does"
     assert not steps[-1][1].any()
-    total = -sum(s[2] for s in steps[1:]) * REWARD_TOKENS
-    assert 0 < total <= env.stepper.recomputed_tokens
+    total = -sum(s[2] for s in steps[1:]) * TOKENS_UNIT
+    assert 0 < total <= env.view.recomputed_tokens
     with pytest.raises(gym.error.ResetNeeded):
         env.step(np.int64(0))
 
@@ -94,10 +97,10 @@ def test_a_masked_action_becomes_lru_and_is_counted(trace: Trace) -> None:
         env.reset(seed=4)
         rewards, over = [], False
         while not over:
-            action = env.max_rows - 1 if invalid else env.stepper.policy_action(lru)
+            action = env.settings.max_rows - 1 if invalid else env.view.policy_action(lru)
             full = env.action_masks().all()
             if invalid and full:
-                action = env.stepper.policy_action(lru)
+                action = env.view.policy_action(lru)
             _, reward, over, _, info = env.step(np.int64(action))
             rewards.append(reward)
         runs.append((rewards, info["invalid_actions"]))
@@ -105,38 +108,18 @@ def test_a_masked_action_becomes_lru_and_is_counted(trace: Trace) -> None:
     assert runs[0][1] == 0 < runs[1][1]
 
 
-class Fake:
-    """A stepper whose numbers are known: decision i offers i % 3 + 1 rows and costs 500 * action tokens."""
-
-    def __init__(self, rows: int, decisions: int = 5) -> None:
-        self.at, self.decisions, self.recomputed_tokens = 0, decisions, 100
-        self.rows = np.full((rows, len(LEARNED_EVICTION) + 2), 7.0)
-
-    n_rows = property(lambda self: 0 if self.at >= self.decisions else self.at % 3 + 1)
-
-    def reset(self) -> None:
-        pass
-
-    def policy_action(self, policy: Any) -> int:
-        assert policy.name == "lru"
-        return 0
-
-    def advance(self, action: int) -> bool:
-        self.recomputed_tokens += 500 * action
-        self.at += 1
-        return self.at < self.decisions
-
-
-def test_reward_unit_padding_and_truncation(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(EvictionEnv, "_new_stepper", lambda self: Fake(self.max_rows))
-    env = EvictionEnv(trace, KV, 4, max_decisions=4)
-    obs, info = env.reset(seed=0)
-    assert obs[:1].min() == 7.0 and not obs[1:].any()
-    assert env.step(np.int64(3))[1] == 0.0  # masked: LRU's row 0
-    assert env.step(np.int64(1))[1] == -0.5
-    _, reward, over, cut, info = env.step(np.int64(2))
-    assert (reward, over, cut, info["invalid_actions"]) == (-1.0, False, False, 1)
-    assert env.step(np.int64(0))[2:4] == (False, True)
+def test_reward_and_truncation(trace: Trace) -> None:
+    """Rewards are tokens computed again since, in thousands; the episode is cut after so many decisions."""
+    env = make_env(trace, max_decisions=4)
+    _, info = env.reset(seed=0)
+    for k in range(4):
+        before = info["recomputed_tokens"]
+        _, reward, over, cut, info = env.step(np.int64(k % 2))
+        assert reward == -(info["recomputed_tokens"] - before) / TOKENS_UNIT
+        assert info["components"]["recomputed_tokens"] == info["recomputed_tokens"] - before
+        assert (over, cut, info["decisions"]) == (False, k == 3, k + 1)
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(np.int64(0))
 
 
 def settled_until(trace: Trace, moment: float) -> float:
@@ -167,7 +150,7 @@ def test_the_future_does_not_show(trace: Trace) -> None:
         env = make_env(t, shuffle=False)
         obs, _ = env.reset(seed=0)
         rows = []
-        while env.stepper.now_s < settled:
+        while env.view.now_s < settled:
             rows.append(obs)
             obs, _, over, _, _ = env.step(np.int64(0))
             if over:
@@ -179,19 +162,25 @@ def test_the_future_does_not_show(trace: Trace) -> None:
 
 def test_bad_parameters(trace: Trace) -> None:
     with pytest.raises(UserError, match="exactly one"):
-        EvictionEnv()
+        TaskEnv("eviction")
+    with pytest.raises(UserError, match="eviction"):
+        TaskEnv("evictions", trace)
     with pytest.raises(UserError, match="at least 2"):
-        EvictionEnv(trace, max_rows=1)
+        TaskEnv("eviction", trace, max_rows=1)
     with pytest.raises(UserError, match="never runs out"):
-        EvictionEnv(trace, 50_000_000).reset(seed=0)
+        TaskEnv("eviction", trace, 50_000_000).reset(seed=0)
     with pytest.raises(UserError, match="webarena"):
-        EvictionEnv(generator="web-arena")
+        TaskEnv("eviction", generator="web-arena")
+    with pytest.raises(UserError, match="policies: is no option of eviction"):
+        TaskEnv("eviction", trace, policies="lru")
+    with pytest.raises(UserError, match="in open loop"):
+        TaskEnv("eviction", trace, reward="dense")
 
 
 def test_a_generator_makes_the_trace() -> None:
     params = {"seed": 3, "sessions": 8, "rate_per_min": 60.0, "max_context": 20_000}
-    env = EvictionEnv(generator="swe-bench", params=params, kv_tokens=KV, max_rows=8, max_decisions=3)
+    env = TaskEnv("eviction", generator="swe-bench", params=params, kv_tokens=KV, max_rows=8, max_decisions=3)
     obs, _ = env.reset(seed=1)
-    direct, _ = EvictionEnv(generate("swe-bench", 3, sessions=8, rate_per_min=60.0, max_context=20_000), KV, 8
-                            ).reset(seed=1)
+    direct, _ = TaskEnv("eviction", generate("swe-bench", 3, sessions=8, rate_per_min=60.0, max_context=20_000), KV,
+                        max_rows=8).reset(seed=1)
     np.testing.assert_array_equal(obs, direct)

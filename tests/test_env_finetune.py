@@ -19,10 +19,11 @@ from saga_rl.learn.online.actors import FRESH, actor_of, load_start
 from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES, load_checkpoint, load_policy
 
 pytest.importorskip("sb3_contrib")
-from saga_rl.env.scheduler import KINDS
+
 from saga_rl.learn.online.sb3 import HeldNet, JointNet, RowPolicy, SchedulerNet
 from saga_rl.policies.base import SEAMS
 from saga_rl.runtime.config.settings import policies_of
+from saga_rl.sim.stepping.closed_rows import KINDS
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]

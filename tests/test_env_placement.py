@@ -12,7 +12,7 @@ from gymnasium.utils.env_checker import check_env
 import saga_rl.env
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.trace import Trace
-from saga_rl.env.placement import PlacementEnv
+from saga_rl.env.single import TaskEnv
 from saga_rl.errors import UserError
 
 KV, WORKERS = 60_000, 2
@@ -23,13 +23,13 @@ def trace() -> Trace:
     return generate("webarena", 3, sessions=6, rate_per_min=30.0, max_context=20_000)
 
 
-def make_env(trace: Trace, **kwargs) -> PlacementEnv:
+def make_env(trace: Trace, **kwargs) -> TaskEnv:
     env = gym.make(saga_rl.env.PLACEMENT_ID, trace=trace, kv_tokens=KV, workers=WORKERS, **kwargs).unwrapped
-    assert isinstance(env, PlacementEnv)
+    assert isinstance(env, TaskEnv)
     return env
 
 
-def play(env: PlacementEnv, seed: int) -> tuple[np.ndarray, list[float]]:
+def play(env: TaskEnv, seed: int) -> tuple[np.ndarray, list[float]]:
     rng = np.random.default_rng(seed)
     obs, _ = env.reset(seed=seed)
     rows, rewards, over = [obs], [], False
@@ -59,7 +59,7 @@ def test_a_seed_fixes_the_episode(trace: Trace) -> None:
 def test_the_reward_is_minus_log_completion_time(trace: Trace) -> None:
     env = make_env(trace, shuffle=False)
     _, rewards = play(env, 2)
-    done = env.stepper.metrics()
+    done = env.view.metrics()
     assert done["sessions_done"] == trace.n_sessions
     geometric = np.exp(-sum(rewards) / trace.n_sessions)
     assert geometric <= done["tct_mean_s"], "the geometric mean is at most the arithmetic one"
@@ -75,7 +75,7 @@ def test_the_future_does_not_show(trace: Trace) -> None:
         env = make_env(t, shuffle=False)
         obs, _ = env.reset(seed=0)
         rows = []
-        while env.stepper.now < middle:
+        while env.view.now_s < middle:
             rows.append(obs)
             obs, _, over, _, _ = env.step(np.int64(len(rows) % WORKERS))
             assert not over
@@ -86,8 +86,10 @@ def test_the_future_does_not_show(trace: Trace) -> None:
 
 def test_bad_parameters(trace: Trace) -> None:
     with pytest.raises(UserError, match="at least 2"):
-        PlacementEnv(trace, workers=1)
+        TaskEnv("placement", trace, workers=1)
     with pytest.raises(UserError, match="KV pool"):
-        PlacementEnv(trace, kv_tokens=1_000)
+        TaskEnv("placement", trace, kv_tokens=1_000)
     with pytest.raises(UserError, match="saga"):
-        PlacementEnv(trace, kv_tokens=KV, policies="sage")
+        TaskEnv("placement", trace, kv_tokens=KV, policies="sage")
+    with pytest.raises(UserError, match="max_rows"):
+        TaskEnv("placement", trace, kv_tokens=KV, max_rows=8)

@@ -10,20 +10,19 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from vector_checks import shortest
 
 import saga_rl.env as ids
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.trace import Trace
-from saga_rl.env.queue import ADMIT, ORDER, QueueEnv
-from saga_rl.env.rewards import P95_FROM, Rewards
+from saga_rl.env.settings import ADMIT, ORDER
+from saga_rl.env.single import TaskEnv
 from saga_rl.errors import UserError
 from saga_rl.policies.constraints import Constraints
 from saga_rl.policies.features import LEARNED_ADMISSION, LEARNED_ORDERING, O_SESSION
-from saga_rl.policies.presets import preset
 from saga_rl.sim.cluster import simulate
-from saga_rl.sim.config import SimConfig
 from saga_rl.sim.engine import state as st
-from saga_rl.sim.stepping.queue_stepper import HOLD, QueueStepper
+from saga_rl.sim.stepping.closed_vector import P95_FROM
 
 KV = 60_000
 ALL = (ids.ORDERING_ID, ids.ADMISSION_ID, ids.JOINT_ID)
@@ -35,14 +34,14 @@ def trace() -> Trace:
     return generate("webarena", 3, sessions=8, rate_per_min=30.0, max_context=20_000)
 
 
-def make_env(name: str, trace: Trace, **options: Any) -> QueueEnv:
+def make_env(name: str, trace: Trace, **options: Any) -> TaskEnv:
     rows = {} if name == ids.ADMISSION_ID else {"max_rows": 6}
     env = gym.make(name, trace=trace, **{"kv_tokens": KV, "population": 5, **rows, **options}).unwrapped
-    assert isinstance(env, QueueEnv)
+    assert isinstance(env, TaskEnv)
     return env
 
 
-def play(env: QueueEnv, seed: int, choose: Any = None) -> tuple[list, list[float], dict]:
+def play(env: TaskEnv, seed: int, choose: Any = None) -> tuple[list, list[float], dict]:
     """Every (observation, mask), the rewards and the last info; random rows unless `choose(env)` says."""
     rng = np.random.default_rng(seed)
     obs, info = env.reset(seed=seed)
@@ -54,6 +53,11 @@ def play(env: QueueEnv, seed: int, choose: Any = None) -> tuple[list, list[float
         rewards.append(reward)
         over = over or cut
     return seen, rewards, info
+
+
+def own(env: TaskEnv) -> int:
+    """The policies' own choice: the first by order if admission lets it in, else nobody."""
+    return 0 if env.view.lets_in(0) else env.settings.max_rows - 1
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -73,8 +77,9 @@ def test_seeds_and_what_observations_are(name: str, trace: Trace) -> None:
         np.testing.assert_array_equal(obs, obs2)
         np.testing.assert_array_equal(mask, mask2)
         assert obs.shape == env.observation_space.shape and obs.shape[1] == WIDTH[name]
-        rows = mask.copy()
-        rows[-1] &= not env.holds
+        assert mask.dtype == np.int8
+        rows = mask.astype(bool)
+        rows[-1] &= not env.settings.kind.holds
         assert not obs[~rows].any() and np.isfinite(obs).all()
         assert obs[rows].any(axis=1).all(), "a request's row can be told from padding"
     assert all(mask.sum() > 1 for _, mask in first[0][:-1]), "moments without a choice are played on"
@@ -89,14 +94,11 @@ def test_nobody_is_held_on_an_idle_worker(trace: Trace) -> None:
     env.reset(seed=0)
     over, idle = False, 0
     while not over:
-        assert env.action_masks()[-1] == (not env.stepper.idle)
-        if env.stepper.idle:
-            idle += 1
-            with pytest.raises(ValueError, match="nothing runs"):
-                env.stepper.advance(HOLD)
-        running = env.stepper._cluster.world.run.w[0, st.N_RUNNING]
+        assert env.action_masks()[-1] == (not env.view.idle)
+        idle += env.view.idle
+        running = env.view.world.run.w[0, st.N_RUNNING]
         assert running <= 1
-        _, _, over, _, _ = env.step(np.int64(env.max_rows - 1 if env.action_masks()[-1] else 0))
+        _, _, over, _, _ = env.step(np.int64(env.settings.max_rows - 1 if env.action_masks()[-1] else 0))
     assert idle > 5
 
 
@@ -107,14 +109,14 @@ def test_an_episode_adds_up(name: str, trace: Trace) -> None:
         env = make_env(name, trace, reward=reward, shuffle=False)
         env.reset(seed=0)
         total = {"log_tct": 0.0, "recomputed_tokens": 0.0}
-        before = env.stepper.recomputed_tokens
+        before = env.view.recomputed_tokens
         over, rewards, rng = False, 0.0, np.random.default_rng(1)
         while not over:
             _, got, over, _, info = env.step(np.int64(rng.choice(np.flatnonzero(env.action_masks()))))
             rewards += got
             for key in total:
                 total[key] += info["components"][key]
-        run = env.stepper._cluster.world.run
+        run = env.view.world.run
         assert run.count[st.STEPS_DONE] == trace.n_steps
         assert total["log_tct"] == pytest.approx(np.log(run.done_s - run.begin_s).sum())
         assert total["recomputed_tokens"] == run.count[st.RECOMPUTED] - before
@@ -126,51 +128,46 @@ def test_the_policys_own_choices_are_its_simulation() -> None:
     are the same to the last bit. With more at once the same steps are served at other times."""
     trace = generate("swe-bench", 3, sessions=6, max_context=20_000)
     for population in (2, 5):
-        config = SimConfig(kv_tokens=KV, population=population)
-        env = make_env(ids.JOINT_ID, trace, population=5, shuffle=False, admission="none", ordering="session-fcfs")
-        stepper = QueueStepper(trace, config, env.policies, 6)
-        more, most = stepper.reset(), 0
-        while more:
-            most = max(most, stepper.waiting)
-            more = stepper.advance(0 if stepper.lets_in(0) else HOLD)
-        run = stepper._cluster.world.run
-        result = simulate(trace, config, env.policies, slo=False)
+        env = make_env(ids.JOINT_ID, trace, population=population, shuffle=False, admission="none",
+                       ordering="session-fcfs")
+        most = []
+        play(env, 0, lambda env, most=most: own(env) if most.append(env.view.waiting) is None else 0)
+        run, most = env.view.world.run, max(most, default=0)
+        result = simulate(trace, env.settings.config, env.settings.policies, slo=False)
         if population == 2:
             np.testing.assert_array_equal(run.done_s - run.begin_s, result.tct_s)
-            assert stepper.recomputed_tokens == result.metrics["recomputed_tokens"]
+            assert env.view.recomputed_tokens == result.metrics["recomputed_tokens"]
         else:
             assert most > 1
             assert np.isfinite(run.done_s).all() and run.count[st.STEPS_DONE] == trace.n_steps
 
 
-@pytest.mark.parametrize(("name", "choose"), [(ids.ORDERING_ID, lambda env: 0),
-                                              (ids.JOINT_ID, lambda env: 0 if env.stepper.lets_in(0) else 5),
-                                              (ids.ADMISSION_ID, lambda env: 0 if env.stepper.lets_in(0) else 1)])
-def test_the_three_agree_where_they_decide_alike(name: str, choose: Any, trace: Trace) -> None:
+def test_the_three_agree_where_they_decide_alike(trace: Trace) -> None:
     """Order and admission of the given policies, chosen through each environment, give the same run."""
-    env = make_env(name, trace, shuffle=False)
-    play(env, 0, choose)
-    stepper = QueueStepper(trace, env.config, env.policies, 6)
-    more = stepper.reset()
-    while more:
-        more = stepper.advance(0 if stepper.lets_in(0) else HOLD)
-    np.testing.assert_array_equal(env.stepper._cluster.world.run.done_s, stepper._cluster.world.run.done_s)
+    done = []
+    for name in ALL:
+        env = make_env(name, trace, shuffle=False)
+        play(env, 0, (lambda env: 0) if name == ids.ORDERING_ID else own)
+        done.append(env.view.world.run.done_s)
+    np.testing.assert_array_equal(done[0], done[1])
+    np.testing.assert_array_equal(done[0], done[2])
 
 
 @pytest.mark.parametrize("policies", ["lru", "saga+"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_iterations_that_let_nobody_in_may_be_skipped(policies: str, workers: int, trace: Trace) -> None:
     """Random rows and holding: taken in one go or singly, every row that was seen and every time is the same."""
-    config = SimConfig(kv_tokens=KV, population=8, workers=workers)
     seen, iterations, coasted = [], [], []
     for single in (False, True):
-        stepper = QueueStepper(trace, replace(config, single_steps=single), preset(policies), 4)
-        rng, rows, more = np.random.default_rng(2), [], stepper.reset()
-        while more:
-            rows.append((stepper.now, stepper.shown.order.tobytes(), stepper.shown.admit.tobytes()))
-            held = not stepper.idle and rng.random() < 0.5
-            more = stepper.advance(HOLD if held else int(rng.integers(stepper.n_rows)))
-        run = stepper._cluster.world.run
+        env = make_env(ids.JOINT_ID, trace, max_rows=5, population=8, workers=workers, policies=policies, shuffle=False,
+                       config={"single_steps": single})
+        env.reset(seed=0)
+        view, rng, rows, over = env.view, np.random.default_rng(2), [], False
+        while not over:
+            rows.append((view.now_s, view.orders.tobytes(), view.admits.tobytes()))
+            held = not view.idle and rng.random() < 0.5
+            _, _, over, _, _ = env.step(np.int64(4 if held else rng.integers(view.n_rows)))
+        run = view.world.run
         seen.append((rows, run.done_s.tobytes(), run.f.tobytes(), int(run.count[st.RECOMPUTED])))
         iterations.append(int(run.count[st.ITERATIONS]))
         coasted.append(int(run.count[st.COASTED]))
@@ -186,12 +183,12 @@ def test_rows_stand_in_the_given_order(trace: Trace) -> None:
         e.reset(seed=0)
     beyond, over = 0, False
     while not over:
-        began = wide.stepper.shown.order[:wide.stepper.n_rows, O_SESSION]
+        began = wide.view.orders[:, O_SESSION]
         assert (np.diff(began) >= 0).all()
-        n = env.stepper.n_rows
-        assert n == min(env.stepper.waiting, 3)
-        np.testing.assert_array_equal(env.stepper.shown.order[:n], wide.stepper.shown.order[:n])
-        beyond += wide.stepper.n_rows > 3
+        n = env.view.n_rows
+        assert n == min(env.view.waiting, 3)
+        np.testing.assert_array_equal(env.view.orders, wide.view.orders[:n])
+        beyond += wide.view.n_rows > 3
         _, _, over, _, _ = env.step(np.int64(n - 1))
         wide.step(np.int64(n - 1))
     assert beyond
@@ -200,7 +197,7 @@ def test_rows_stand_in_the_given_order(trace: Trace) -> None:
 def test_a_masked_action_is_row_0_and_counted(trace: Trace) -> None:
     env = make_env(ids.ORDERING_ID, trace)
     right = play(env, 3, lambda e: 0)
-    wrong = play(env, 3, lambda e: 0 if e.action_masks().all() else e.max_rows - 1)
+    wrong = play(env, 3, lambda e: 0 if e.action_masks().all() else e.settings.max_rows - 1)
     assert right[1] == wrong[1]
     assert right[2]["invalid_actions"] == 0 < wrong[2]["invalid_actions"]
 
@@ -215,34 +212,40 @@ def test_who_may_not_be_served_is_not_offered() -> None:
     env.reset(seed=0)
     over, fewer, gap = False, 0, 0.0
     while not over:
-        run, shown = env.stepper._cluster.world.run, env.stepper.shown
-        tenants = {int(trace.sessions.tenant[trace.steps.session[run.queue[0, k]]])
-                   for k in shown.place[:env.stepper.n_rows]}
+        run = env.view.world.run
+        tenants = {int(trace.sessions.tenant[trace.steps.session[step]]) for step in env.view.requests}
         counters = run.service[0, :n, 0]
         assert all(counters[t] == counters[run.service[0, :n, 1] > 0].min() for t in tenants)
-        fewer += env.stepper.n_rows < env.stepper.waiting
+        fewer += env.view.n_rows < env.view.waiting
         _, reward, over, _, info = env.step(np.int64(0))
         c = info["components"]
         assert reward == pytest.approx(-c["recomputed_tokens"] / 1000 - 0.5 * c["fairness_gap_tokens"])
         gap += c["fairness_gap_tokens"]
-    assert fewer and 0 < gap <= env.stepper.service_gap_tokens
+    assert fewer and 0 < gap <= env.view.service_gap_tokens
 
 
 def test_rewards_by_hand() -> None:
-    plain, tail = Rewards("tct"), Rewards("tct", p95_weight=2.0, fairness_weight=0.1)
-    first = [10.0] * (P95_FROM - 1)
-    for rewards in (plain, tail):
-        assert rewards.settle(first, 500, 0.0) == (
-            pytest.approx(-(P95_FROM - 1) * np.log(10)),
-            {"log_tct": pytest.approx((P95_FROM - 1) * np.log(10)), "recomputed_tokens": 500.0,
-             "fairness_gap_tokens": 0.0})
-        assert rewards.settle([100.0], 500, 0.0)[0] == pytest.approx(-np.log(100)), "too few for a percentile yet"
-    p95 = np.percentile(np.log([*first, 100.0]), 95)
-    assert plain.settle([1000.0, 5.0], 700, 30.0)[0] == pytest.approx(-np.log(5000))
-    got, costs = tail.settle([1000.0, 5.0], 700, 30.0)
-    assert got == pytest.approx(-np.log(5000) - 2 * (np.log(1000) - p95) - 3.0)
-    assert costs["recomputed_tokens"] == 200.0 and costs["fairness_gap_tokens"] == 30.0
-    assert Rewards("recomputed").settle([5.0], 1500, 9.0)[0] == -1.5
+    """Each reward follows from the completion times of the sessions that ended since, and from those before."""
+    trace = shortest(generate("webarena", 1, sessions=80, max_context=20_000), P95_FROM + 10)
+    env = make_env(ids.JOINT_ID, trace, sessions=0, population=16, workers=2, p95_weight=3.0, shuffle=False)
+    late = 0.0
+    for seed in range(8):
+        env.reset(seed=seed)
+        run, rng, over = env.view.world.run, np.random.default_rng(seed), False
+        ended, before = np.isfinite(run.done_s), []
+        while not over:
+            _, reward, over, _, _ = env.step(np.int64(rng.choice(np.flatnonzero(env.action_masks()))))
+            new = np.flatnonzero(np.isfinite(run.done_s) & ~ended)
+            logs = np.log(run.done_s[new] - run.begin_s[new])
+            want = -logs.sum()
+            if len(before) >= P95_FROM and len(new):
+                late += (tail := np.maximum(logs - np.percentile(before, 95), 0.0).sum())
+                want -= 3.0 * tail
+            assert reward == pytest.approx(want, rel=1e-9, abs=1e-9)
+            before += logs.tolist()
+            ended[new] = True
+        assert len(before) == trace.n_sessions
+    assert late > 0
 
 
 @pytest.mark.parametrize("name", [*ALL, ids.PLACEMENT_ID])
@@ -256,18 +259,18 @@ def test_the_future_does_not_show(name: str, trace: Trace) -> None:
     def walk(env: Any, until: float = np.inf) -> tuple[list, list[float]]:
         obs, info = env.reset(seed=0)
         seen, times, over = [], [], False
-        while not over and env.stepper.now < until:
+        while not over and env.view.now_s < until:
             rows = np.flatnonzero(info["action_mask"])
-            times.append(env.stepper.now)
+            times.append(env.view.now_s)
             seen.append((obs.tobytes(), rows.tolist()))
             obs, reward, over, _, info = env.step(np.int64(rows[len(times) % len(rows)]))
-            if env.stepper.now < until:
+            if env.view.now_s < until:
                 seen.append(reward)
         return seen, times
 
     times = walk(env)[1]
     moment = times[len(times) // 3]
-    run = env.stepper._cluster.world.run
+    run = env.view.world.run
     late = run.f[:, st.DONE_S] > moment
     assert 0 < late.sum() < len(late) and (run.begin_s > moment).any() and (run.begin_s < moment).any()
     steps = replace(trace.steps, output_tokens=trace.steps.output_tokens + 300 * late,

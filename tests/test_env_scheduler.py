@@ -17,18 +17,20 @@ from test_sim_cluster import _check_world
 import saga_rl.env as ids
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.trace import Trace
-from saga_rl.env.eviction import BOUND
-from saga_rl.env.scheduler import ADMIT, EVICTION, KINDS, ORDER, PLACEMENT, SchedulerEnv
+from saga_rl.env.settings import ADMIT, BOUND, ORDER, check_eviction
+from saga_rl.env.settings import EVICT as EVICTION
+from saga_rl.env.settings import PLACE as PLACEMENT
+from saga_rl.env.single import TaskEnv
 from saga_rl.errors import UserError
 from saga_rl.policies.base import PolicySet
 from saga_rl.policies.constraints import Constraints
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
 from saga_rl.sim.cache import pool as kv
-from saga_rl.sim.cluster import CHOOSE, EVICT, HOLD, PLACE, SimResult, simulate
-from saga_rl.sim.config import SimConfig
+from saga_rl.sim.cluster import CHOOSE, EVICT, PLACE, SimResult, simulate
 from saga_rl.sim.engine import state as st
-from saga_rl.sim.stepping.scheduler_stepper import SchedulerStepper
+from saga_rl.sim.stepping.closed_rows import KINDS
+from saga_rl.sim.stepping.closed_view import ClosedView
 
 KV, ROWS = 30_000, 6
 WIDTHS = {"placement": PLACEMENT, "queue": ORDER + ADMIT, "eviction": EVICTION}
@@ -39,13 +41,13 @@ def trace() -> Trace:
     return generate("webarena", 3, sessions=8, rate_per_min=30.0, max_context=20_000)
 
 
-def make_env(trace: Trace, **options: Any) -> SchedulerEnv:
+def make_env(trace: Trace, **options: Any) -> TaskEnv:
     env = gym.make(ids.SCHEDULER_ID, trace=trace, **{"kv_tokens": KV, "population": 5, "max_rows": ROWS, **options})
-    assert isinstance(env.unwrapped, SchedulerEnv)
+    assert isinstance(env.unwrapped, TaskEnv)
     return env.unwrapped
 
 
-def play(env: SchedulerEnv, seed: int, choose: Any = None, look: Callable[[], None] = lambda: None,
+def play(env: TaskEnv, seed: int, choose: Any = None, look: Callable[[], None] = lambda: None,
          ) -> tuple[list, list[float], dict]:
     """Every (observation, mask, decision), the rewards and the last info; random rows unless `choose(env)` says."""
     rng = np.random.default_rng(seed)
@@ -77,6 +79,7 @@ def test_seeds_and_what_observations_are(trace: Trace) -> None:
         np.testing.assert_array_equal(obs, obs2)
         np.testing.assert_array_equal(mask, mask2)
         assert obs.shape == env.observation_space.shape == (ROWS, KINDS + max(WIDTHS.values()))
+        mask, mask2 = mask.astype(bool), mask2.astype(bool)
         assert not obs[~mask].any() and np.isfinite(obs).all()
         if not decision:
             continue
@@ -105,15 +108,15 @@ def test_an_episode_adds_up(blocks: int, trace: Trace) -> None:
         env = make_env(trace, reward=reward, shuffle=False, evict_blocks=blocks)
         env.reset(seed=0)
         total = {"log_tct": 0.0, "recomputed_tokens": 0.0}
-        before = env.stepper.recomputed_tokens
+        before = env.view.recomputed_tokens
         over, rewards, rng = False, 0.0, np.random.default_rng(1)
         while not over:
-            _check_world(env.stepper._cluster.world)
+            _check_world(env.view.world)
             _, got, over, _, info = env.step(np.int64(rng.choice(np.flatnonzero(env.action_masks()))))
             rewards += got
             for key in total:
                 total[key] += info["components"][key]
-        world = env.stepper._cluster.world
+        world = env.view.world
         _check_world(world)
         run = world.run
         assert run.count[st.STEPS_DONE] == trace.n_steps
@@ -133,57 +136,58 @@ def test_who_is_offered_can_go_and_loses_what_is_wanted(trace: Trace) -> None:
         rng, over, seen = np.random.default_rng(0), False, Counter()
         while not over:
             row = rng.choice(np.flatnonzero(env.action_masks()))
-            world, stepper = env.stepper._cluster.world, env.stepper
-            w, pool, run = stepper.worker, world.pool, world.run
-            if stepper.decision != EVICT:
+            view, world = env.view, env.view.world
+            w, pool, run = view.worker, world.pool, world.run
+            if view.decision != EVICT:
                 _, _, over, _, _ = env.step(np.int64(row))
                 continue
-            ids_, offer = pool.meta[kv.IDS], stepper._taking[1].offer[:stepper.n_rows].copy()
+            ids_, offer = pool.meta[kv.IDS], view.candidates.copy()
             rows = w * ids_ + offer
             assert (pool.res[rows] > 0).all() and (pool.ref[rows] == 0).all() and (pool.kids[rows] == 0).all()
             assert (np.diff(pool.seq[rows]) > 0).all()
             free, wanted, asked = pool.n[w, kv.FREE], run.count[st.WANTED], run.count[st.ASKED_BLOCKS]
             assert free < wanted <= free + kv.evictable(pool, w)
-            now, spared, step = stepper.now, run.count[st.SPARED], run.w[w, st.URGENT] - 1
+            now, spared, step = view.now_s, run.count[st.SPARED], run.w[w, st.URGENT] - 1
             if spared >= 0:
                 seen["spared"] += 1
                 assert spared not in offer
                 prefix = kv.resident_prefix(world.tree, pool, w, step)
             had = pool.res[rows[row]]
-            stepper.advance(int(row))
+            _, _, over, _, _ = env.step(np.int64(row))
             took = run.count[st.ASKED_BLOCKS] - asked
             assert took >= min(had, max(wanted - free, blocks))
-            if (stepper.decision, stepper.worker, stepper.now, run.count[st.WANTED]) == (EVICT, w, now, wanted):
+            if (view.decision, view.worker, view.now_s, run.count[st.WANTED]) == (EVICT, w, now, wanted):
                 seen["again"] += 1
                 if spared >= 0:
                     assert kv.resident_prefix(world.tree, pool, w, step) == prefix, "its cached blocks stay"
-            over = stepper.decision == 0
         assert seen["spared"] > 20 and seen["again"] > 5
 
 
-def own_row(stepper: SchedulerStepper, policies: PolicySet) -> int:
-    """What the policies would do."""
-    if stepper.decision == CHOOSE:
-        return 0 if stepper.lets_in(0) else HOLD
-    policy, rows = (policies.eviction, stepper.victims) if stepper.decision == EVICT else (
-        policies.placement, stepper.places)
+def own_row(view: ClosedView, policies: PolicySet, last: int) -> int:
+    """What the policies would do; `last` is the row of nobody."""
+    if view.decision == CHOOSE:
+        return 0 if view.lets_in(0) else last
+    policy, rows = (policies.eviction, view.victims) if view.decision == EVICT else (policies.placement, view.places)
     scratch = np.zeros(max(policy.scratch, 1))
     scores = [policy.score(row.copy(), policy.params, scratch) for row in rows]
-    if stepper.decision == PLACE:
-        homed = stepper._cluster.world.run.w[:, st.HOMED]
+    if view.decision == PLACE:
+        homed = view.world.run.w[:, st.HOMED]
         return min(range(len(scores)), key=lambda w: (-scores[w], homed[w]))
     return int(np.argmax(scores))
 
 
-def by_policies(trace: Trace, config: SimConfig, eviction: str) -> tuple[SchedulerStepper, SimResult]:
-    policies = replace(preset("lru"), eviction=make("eviction", eviction))
-    stepper = SchedulerStepper(trace, config, policies, 400, evict_blocks=1)
-    more, seen = stepper.reset(), Counter()
-    while more:
-        seen[stepper.decision] += 1
-        more = stepper.advance(own_row(stepper, policies))
-    assert seen[EVICT] > 100 and seen[CHOOSE] > 50 and (seen[PLACE] > 50) == (config.workers > 1)
-    return stepper, simulate(trace, config, policies, slo=False)
+def by_policies(trace: Trace, eviction: str, **cluster: int) -> tuple[ClosedView, SimResult]:
+    policies, seen = replace(preset("lru"), eviction=make("eviction", eviction)), Counter()
+    env = TaskEnv("scheduler", trace, config=cluster, max_rows=400, evict_blocks=1, shuffle=False)
+    env.settings.policies = policies
+
+    def choose(env: TaskEnv) -> int:
+        seen[env.view.decision] += 1
+        return own_row(env.view, policies, 399)
+
+    play(env, 0, choose)
+    assert seen[EVICT] > 100 and seen[CHOOSE] > 20 and (seen[PLACE] > 50) == (env.settings.config.workers > 1)
+    return env.view, simulate(trace, env.settings.config, policies, slo=False)
 
 
 @pytest.mark.parametrize(("workers", "population", "kv_tokens", "preempted"), [
@@ -193,21 +197,20 @@ def test_the_policies_own_choices_are_their_simulation(workers: int, population:
     """Under LRU times are the same to the last bit, on several workers and with preemption too, where no more than one
     request would enter an iteration."""
     trace = generate("swe-bench", 3, sessions=6, max_context=20_000)
-    config = SimConfig(kv_tokens=kv_tokens, population=population, workers=workers)
-    stepper, result = by_policies(trace, config, "lru")
-    run = stepper._cluster.world.run
+    view, result = by_policies(trace, "lru", kv_tokens=kv_tokens, population=population, workers=workers)
+    run = view.world.run
     np.testing.assert_array_equal(run.done_s - run.begin_s, result.tct_s)
-    assert stepper.recomputed_tokens == result.metrics["recomputed_tokens"] > 0
+    assert view.recomputed_tokens == result.metrics["recomputed_tokens"] > 0
     assert (run.count[st.PREEMPTED] > 0) == preempted
-    assert preempted or stepper.unasked_evictions == 0
+    assert preempted or run.count[st.ASKED_BLOCKS] == view.world.pool.n[:, kv.EVICTED].sum()
 
 
 @pytest.mark.parametrize("eviction", ["wa-lru", "youngest"])
 def test_other_policies_choices_come_close(eviction: str) -> None:
     """Their rows differ a little: they show the pool before the iteration, not within it."""
     trace = generate("webarena", 3, sessions=6, max_context=20_000)
-    stepper, result = by_policies(trace, SimConfig(kv_tokens=30_000, population=2), eviction)
-    run = stepper._cluster.world.run
+    view, result = by_policies(trace, eviction, kv_tokens=30_000, population=2, workers=1)
+    run = view.world.run
     np.testing.assert_allclose(run.done_s - run.begin_s, result.tct_s, rtol=0.02)
 
 
@@ -236,14 +239,14 @@ def test_the_future_does_not_show(trace: Trace) -> None:
         env = make_env(trace, shuffle=False)
         obs, info = env.reset(seed=0)
         seen, times, over = [], [], False
-        while not over and env.stepper.now < until:
+        while not over and env.view.now_s < until:
             rows = np.flatnonzero(info["action_mask"])
-            times.append(env.stepper.now)
+            times.append(env.view.now_s)
             seen.append((obs.tobytes(), rows.tolist(), info["decision"]))
             obs, reward, over, _, info = env.step(np.int64(rows[len(times) % len(rows)]))
-            if env.stepper.now < until:
+            if env.view.now_s < until:
                 seen.append(reward)
-        return seen, times, env.stepper._cluster.world.run
+        return seen, times, env.view.world.run
 
     whole, times, run = walk(trace)
     moment = times[len(times) // 3]
@@ -264,14 +267,12 @@ def test_bad_parameters(trace: Trace) -> None:
                             ("evict_blocks", {"evict_blocks": 0}), ("KV pool", {"kv_tokens": 1_000})):
         with pytest.raises(UserError, match=wanted):
             make_env(trace, **options)
-    config = SimConfig(kv_tokens=KV, workers=2)
     for name in ("wa-lru-literal", "clairvoyant", "belady"):
         with pytest.raises(UserError, match="the agent evicts"):
-            SchedulerStepper(trace, config, replace(preset("lru"), eviction=make("eviction", name)))
+            check_eviction(make("eviction", name))
     with pytest.raises(UserError, match="nothing to choose"):
         make_env(trace, population=1, workers=1, kv_tokens=2_000_000).reset(seed=0)
-    stepper = SchedulerStepper(trace, config, preset("lru"), ROWS)
-    stepper.reset()
-    assert stepper.decision == PLACE
-    with pytest.raises(ValueError, match="row 2 is none of the 2"):
-        stepper.advance(2)
+    with pytest.raises(UserError, match="decides between iterations"):
+        make_env(trace, config={"async_scheduling": True})
+    with pytest.raises(UserError, match="kv_tokens"):
+        make_env(trace, config={"kv_token": 3})

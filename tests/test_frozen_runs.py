@@ -126,8 +126,7 @@ def _single(task: str) -> str:
 
 
 def _vector(task: str) -> str:
-    env = gym.make_vec(VECTORS.format(task), num_envs=3, vectorization_mode="vector_entry_point", episodes=4,
-                       **_options(task))
+    env = gym.make_vec(VECTORS.format(task), num_envs=3, episodes=4, **_options(task))
     seen: list[Any] = []
     obs, infos = env.reset(seed=5)
     for n in range(200):
@@ -137,7 +136,7 @@ def _vector(task: str) -> str:
     return digest(seen)
 
 
-VECTORS = "saga_rl/{}Vec-v0"
+VECTORS = "saga_rl/{}-v0"
 CASES: dict[str, Any] = {
     **{f"{case}: {name}": (lambda case=case, name=name: run(case, _policies(name))) for case in configs()
        for name in ("lru", "saga", "saga+", "likely", "checkpoints/joint", "checkpoints/joint-hidden")},

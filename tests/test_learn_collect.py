@@ -176,3 +176,32 @@ def test_a_recording_of_live_traffic_is_a_trace_like_any(tmp_path: Path) -> None
     data = read_dataset(tmp_path / "live-v0")
     assert len(data) > 0 and data.terminated.sum() == 1
     assert len(data.meta["session_groups"][f"{tmp_path.name}/served.parquet"]) == 6
+
+
+@pytest.mark.parametrize(("seam", "behaviour"), [("eviction", "lru,wa-lru"), ("placement", "least-sessions"),
+                                                 ("joint", "srpt+reserve-older")])
+def test_minari_recovers_the_environment(trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                         seam: str, behaviour: str) -> None:
+    """What it makes of a dataset plays the dataset's own episodes, which is how d3rlpy loads one; and it is listed."""
+    minari = pytest.importorskip("minari")
+    from minari.cli import app
+    from typer.testing import CliRunner
+
+    script().main([trace], tmp_path / "few-v0", seam=seam, kv_tokens=str(KV), max_decisions=12, epsilon=0.2, episodes=2,
+                  behaviour=behaviour, population=0 if seam == "placement" else 8, fractions="train=.5,test=.5",
+                  load="1.5", jobs=1)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    dataset = minari.load_dataset("few-train-v0")
+    env = dataset.recover_environment()
+    assert env.action_space == dataset.action_space
+    for episode in dataset:
+        obs, _ = env.reset(seed=int(episode.infos["seed"][0]) if "seed" in episode.infos else int(next(iter(
+            dataset.storage.get_episode_metadata([episode.id])))["seed"]))
+        np.testing.assert_array_equal(obs, episode.observations[0])
+        for k, action in enumerate(episode.actions):
+            obs, reward, over, _, _ = env.step(action)
+            np.testing.assert_array_equal(obs, episode.observations[k + 1])
+            assert reward == episode.rewards[k] and over == episode.terminations[k]
+    listed = CliRunner().invoke(app, ["list", "local"])
+    assert listed.exit_code == 0, listed.output
+    assert "few-train-v0" in listed.output.replace("\n", "")

@@ -11,7 +11,7 @@ from test_env_finetune import tune, work  # noqa: F401  (a fixture)
 
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.trace import Trace
-from saga_rl.env.closed_vector import JointVectorEnv
+from saga_rl.env.vector import TaskVectorEnv
 from saga_rl.errors import UserError
 
 pytest.importorskip("sb3_contrib")
@@ -25,9 +25,9 @@ def trace() -> Trace:
     return generate("webarena", 3, sessions=8, rate_per_min=30.0, max_context=20_000)
 
 
-def make(trace: Trace, envs: int, kv: int, **options: Any) -> JointVectorEnv:
-    return JointVectorEnv(envs, trace, kv, 6, **{"population": 5, "episodes": 2, "max_decisions": 9,
-                                                 "autoreset_mode": "SameStep", **options})
+def make(trace: Trace, envs: int, kv: int, **options: Any) -> TaskVectorEnv:
+    return TaskVectorEnv("joint", envs, trace, kv, **{"max_rows": 6, "population": 5, "episodes": 2, "max_decisions": 9,
+                                                      "autoreset_mode": "SameStep", **options})
 
 
 def test_it_is_the_native_environments_side_by_side(trace: Trace) -> None:
@@ -59,7 +59,7 @@ def test_it_is_the_native_environments_side_by_side(trace: Trace) -> None:
 
 
 def test_vectors_of_other_spaces_or_modes_are_refused(trace: Trace) -> None:
-    wider = JointVectorEnv(1, trace, 60_000, 8, population=5, episodes=1, autoreset_mode="SameStep")
+    wider = make(trace, 1, 60_000, max_rows=8)
     with pytest.raises(UserError, match="have observations"):
         NativeVec([make(trace, 1, 60_000), wider])
     with pytest.raises(ValueError, match="resets in the step that ends"):

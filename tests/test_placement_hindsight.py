@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from saga_rl.aeg.generators import generate
-from saga_rl.env.closed_vector import PlacementVectorEnv
+from saga_rl.env.vector import TaskVectorEnv
 from saga_rl.policies.presets import PRESETS, from_specs
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
@@ -31,8 +31,8 @@ def test_its_start_is_least_sessions(trace):
 
 
 def test_every_try_is_judged_by_its_own_run(trace):
-    env = PlacementVectorEnv(3, trace, CONFIG.kv_tokens, 2, population=8, shuffle=False, policies="saga+", copy=False,
-                             autoreset_mode="Disabled")
+    env = TaskVectorEnv("placement", 3, trace, config=CONFIG, shuffle=False, policies="saga+", copy=False,
+                        autoreset_mode="Disabled")
     tries = np.random.default_rng(0).integers(0, 2, (3, 20))
     costs = hindsight.log_tcts(env, tries)
     assert len(set(costs)) == 3
@@ -43,8 +43,8 @@ def test_every_try_is_judged_by_its_own_run(trace):
 
 
 def test_what_it_finds_is_no_worse_than_its_start(trace):
-    env = PlacementVectorEnv(1, trace, CONFIG.kv_tokens, 2, population=8, shuffle=False, policies="saga+", copy=False,
-                             autoreset_mode="Disabled")
+    env = TaskVectorEnv("placement", 1, trace, config=CONFIG, shuffle=False, policies="saga+", copy=False,
+                        autoreset_mode="Disabled")
     best = hindsight.found(trace, CONFIG, 4, 8, 0, lambda text: None)
     start, _ = hindsight.run(trace, CONFIG, None)
     assert hindsight.log_tcts(env, best[None])[0] <= hindsight.log_tcts(env, start[None])[0]

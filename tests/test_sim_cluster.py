@@ -18,12 +18,12 @@ from saga_rl.errors import UserError
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
 from saga_rl.sim.cache import pool as kv
-from saga_rl.sim.cluster import Cluster, simulate
+from saga_rl.sim.cluster import PLACE, PLACEMENTS, Cluster, simulate
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.cost.profile import CostProfile
 from saga_rl.sim.engine import state as st
 from saga_rl.sim.engine.state import make_world
-from saga_rl.sim.stepping.placement_stepper import PlacementStepper
+from saga_rl.sim.results.metrics import metrics
 
 PROFILE = CostProfile("unit", base_s=1.0, per_prefill_token_s=0.01, per_kv_token_s=0.001, max_batched_tokens=100)
 META = TraceMeta("test", "generated:test")
@@ -136,13 +136,13 @@ def test_blocks_and_requests_are_conserved_at_every_placement(seed, eviction, ad
     trace, config = _small(seed, 8)
     policies = replace(preset("lru"), eviction=make("eviction", eviction), admission=make("admission", admission),
                        ordering=make("ordering", ordering))
-    stepper = PlacementStepper(trace, replace(config, kv_tokens=40_000), policies)
-    more = stepper.reset()
+    cluster = Cluster(trace, replace(config, kv_tokens=40_000), policies, pause=PLACEMENTS)
+    more = cluster.advance() == PLACE
     while more:
-        _check_world(stepper._cluster.world)
-        more = stepper.advance(choice.randrange(2))
-    _check_world(stepper._cluster.world)
-    assert stepper.metrics()["llm_steps"] == trace.n_steps
+        _check_world(cluster.world)
+        more = cluster.advance(choice.randrange(2)) == PLACE
+    _check_world(cluster.world)
+    assert metrics(cluster.world, None, 0.0)["llm_steps"] == trace.n_steps
 
 
 def test_infinite_memory_computes_nothing_twice():

@@ -14,7 +14,7 @@ from numba.core.runtime import rtsys
 from saga_rl.aeg.generators import generate
 from saga_rl.policies.presets import preset
 from saga_rl.sim.cluster import make_fresh
-from saga_rl.sim.compiled.refs import world_ref
+from saga_rl.sim.compiled.refs import crew_of, world_ref
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.engine import state as st
 
@@ -31,20 +31,23 @@ def _touch(world):
     return total
 
 
+CREW = crew_of(preset("saga+"))
+
+
 @pytest.fixture(scope="module")
 def world() -> st.World:
     return make_fresh(generate("webarena", 1, sessions=3), SimConfig(population=2), preset("saga+"), 0, 0, 0)
 
 
 def test_both_see_the_same_arrays(world: st.World) -> None:
-    assert _touch(world_ref(world)) == world.plan.prompt.sum() + world.tree.chain.sum()
+    assert _touch(world_ref(world, CREW)) == world.plan.prompt.sum() + world.tree.chain.sum()
     np.testing.assert_array_equal(world.run.i[:, st.KNOWN], np.arange(len(world.run.i)) + world.heap.n[0])
     assert (world.run.left == world.tables.types.shape[0]).all()
 
 
 def test_nothing_is_counted_where_fields_are_read(world: st.World) -> None:
     """What makes the loops fast: no calls that count references."""
-    _touch(world_ref(world))
+    _touch(world_ref(world, CREW))
     assert "call void @NRT_incref" not in _touch.inspect_llvm(_touch.signatures[0])
 
 
@@ -53,10 +56,10 @@ def test_a_ref_that_goes_leaves_nothing(world: st.World) -> None:
     if not counted:
         nrt.memsys_enable_stats()
     try:
-        _touch(world_ref(world))
+        _touch(world_ref(world, CREW))
         before = rtsys.get_allocation_stats()
         for _ in range(20):
-            _touch(world_ref(world))
+            _touch(world_ref(world, CREW))
         after = rtsys.get_allocation_stats()
     finally:
         if not counted:

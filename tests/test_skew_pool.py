@@ -82,7 +82,7 @@ def simulated(trace: Trace, config: SimConfig, policies: PolicySet) -> tuple[lis
     cluster.advance()
     run = cluster.world.run
     assert not run.count[st.OVERFLOW]
-    scratch = {"ordering": cluster._args[6], "admission": cluster._args[9], "eviction": cluster._args[12]}
+    scratch = {seam: cluster.crew.scratch[seam] for seam in ("ordering", "admission", "eviction")}
     times = [(float(s), float(d)) for s, d in run.it_f[:run.count[st.N_ITERATIONS]]]
     return [Turn(s, d, [], []) for s, d in times], {
         seam: rows_of(x, getattr(policies, seam)) for seam, x in scratch.items()}

@@ -6,6 +6,15 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from saga_rl.aeg.trace import Trace
+from saga_rl.env.episodes import arrange
+
+
+def shortest(trace: Trace, n: int) -> Trace:
+    """The n sessions with the fewest steps."""
+    rows = np.argsort(np.diff(trace.session_offsets), kind="stable")[:n]
+    return arrange(trace, np.sort(rows), np.arange(n, dtype=float))
+
 
 def check_by_hand(env) -> None:
     """DISABLED, cut after 3 decisions: what is over must be reset, and a reset touches what the mask names."""
@@ -28,13 +37,22 @@ def check_by_hand(env) -> None:
 
 
 def check_wrapped(env) -> None:
-    """Cut after 5 decisions, under Gymnasium's own vector wrapper."""
+    """Cut after 5 decisions, under Gymnasium's own vector wrapper, through three episodes of each environment."""
+    mode = env.metadata["autoreset_mode"]
     wrapped = gym.wrappers.vector.RecordEpisodeStatistics(env)
     wrapped.reset(seed=0)
-    returns = np.zeros(2)
-    for _ in range(5):
-        _, rewards, _, truncated, infos = wrapped.step(np.zeros(2, np.int64))
+    returns, seen = np.zeros(2), []
+    for k in range(30):
+        _, rewards, terminated, truncated, infos = wrapped.step(np.zeros(2, np.int64))
+        over = terminated | truncated
         returns += rewards
-    assert truncated.all()
-    np.testing.assert_allclose(infos["episode"]["r"], returns)
-    assert infos["episode"]["l"].tolist() == [5, 5]
+        if not over.any():
+            continue
+        assert over.all() and "episode" in infos
+        np.testing.assert_allclose(infos["episode"]["r"], returns)
+        assert infos["episode"]["l"].tolist() == [5, 5]
+        seen.append(k)
+        returns[:] = 0.0
+        if mode == gym.vector.AutoresetMode.DISABLED:
+            wrapped.reset(options={"reset_mask": np.array([True, True])})
+    assert len(seen) >= 5 and set(np.diff(seen)) == {6 if mode == gym.vector.AutoresetMode.NEXT_STEP else 5}

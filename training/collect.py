@@ -25,7 +25,7 @@ from saga_rl.learn.cards import dataset_card
 from saga_rl.learn.data.collect import Task, label
 from saga_rl.learn.data.collect_many import Statistics, play_all
 from saga_rl.learn.data.dataset import new_dataset, rows_hash
-from saga_rl.learn.data.games import FEATURES, GAMES, check_behaviour, rows_of
+from saga_rl.learn.data.games import FEATURES, GAMES, check_behaviour, rows_of, spec_of
 from saga_rl.learn.script import capacities, check_range, file_label, new_folder, numbers, progress, run_script, words
 from saga_rl.policies.presets import preset
 from saga_rl.provenance import provenance, sha256
@@ -117,7 +117,7 @@ def main(
                 statistics.add(episode)
                 bar.update(job, advance=1, note=f"{statistics.decisions:,} decisions")
             facts["statistics"] = statistics.summary()
-            writer.finish(facts, dataset_card(folder.name, facts))
+            writer.finish(facts, dataset_card(folder.name, facts), spec_of(tasks[0]))
         _print(facts["statistics"], folder)
 
 

@@ -13,18 +13,9 @@ from typing import Annotated, Any
 from rich.console import Console
 from typer import Argument, Option
 
-from saga_rl.env.closed_vector import (
-    AdmissionVectorEnv,
-    JointVectorEnv,
-    OrderingVectorEnv,
-    PlacementVectorEnv,
-    SchedulerVectorEnv,
-)
-from saga_rl.env.eviction import EvictionEnv
-from saga_rl.env.placement import PlacementEnv
-from saga_rl.env.queue import AdmissionEnv, JointEnv, OrderingEnv
-from saga_rl.env.scheduler import SchedulerEnv
-from saga_rl.env.vector import EvictionVectorEnv
+from saga_rl.env.settings import KINDS
+from saga_rl.env.single import TaskEnv
+from saga_rl.env.vector import TaskVectorEnv
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.learn.offline.train import deterministic
 from saga_rl.learn.online.actors import FRESH, Start, actor_of, load_start, save_actor
@@ -32,11 +23,6 @@ from saga_rl.learn.script import capacities, check_range, file_label, progress, 
 from saga_rl.learn.tracking import WandbRun
 from saga_rl.provenance import provenance, sha256
 
-ENVS: dict[str, Any] = {"eviction": EvictionEnv, "placement": PlacementEnv, "ordering": OrderingEnv,
-                        "admission": AdmissionEnv, "joint": JointEnv, "scheduler": SchedulerEnv}
-NATIVE: dict[str, Any] = {"eviction": EvictionVectorEnv, "placement": PlacementVectorEnv,
-                          "ordering": OrderingVectorEnv, "admission": AdmissionVectorEnv, "joint": JointVectorEnv,
-                          "scheduler": SchedulerVectorEnv}
 POOL = 64
 """Episodes that native environments of a trace and capacity play round and round."""
 QUEUE = ("ordering", "admission", "joint", "scheduler")
@@ -74,8 +60,8 @@ def main(
     project: Annotated[str, Option(help="W&B project.")] = "saga-rl",
 ) -> None:
     """Fine-tune a checkpoint with MaskablePPO."""
-    if env not in ENVS:
-        raise unknown_name("environment", env, ENVS)
+    if env not in KINDS:
+        raise unknown_name("environment", env, KINDS)
     for option, value, low, high in (("--steps", steps, 1, 1e9), ("--rollout", rollout, 2, 1e6), ("--lr", lr, 1e-9, 1),
                                      ("--gamma", gamma, 0, 1), ("--entropy", entropy, 0, 10), ("--seed", seed, 0, 2e9),
                                      ("--population", population, 0, 1e6), ("--sessions", sessions, 0, 1e9),
@@ -118,9 +104,9 @@ def vector_of(env: str, places: list[tuple[Path, int]], shape: dict[str, Any], n
     from saga_rl.learn.online.sb3_vector import NativeVec
 
     if not native:
-        return DummyVecEnv([partial(_same, ENVS[env](path, kv, **shape)) for path, kv in places])
-    return NativeVec([NATIVE[env](native, path, kv, **shape, episodes=POOL, pool_seed=seed, autoreset_mode="SameStep")
-                      for path, kv in places])
+        return DummyVecEnv([partial(_same, TaskEnv(env, path, kv, **shape)) for path, kv in places])
+    return NativeVec([TaskVectorEnv(env, native, path, kv, **shape, episodes=POOL, pool_seed=seed,
+                                    autoreset_mode="SameStep") for path, kv in places])
 
 
 def learn(start: Start, vec: Any, settings: dict[str, Any], steps: int, seed: int,

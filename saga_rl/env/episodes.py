@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,28 +13,66 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from saga_rl.aeg.split import split as split_trace
 from saga_rl.aeg.trace import Sessions, Trace
-from saga_rl.errors import UserError
+from saga_rl.errors import UserError, unknown_name
 from saga_rl.policies.presets import preset
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.cost.profile import load_profile
 
 
-def load_source(trace: Trace | str | Path | None, generator: str | None, params: dict[str, Any] | None) -> Trace:
-    """The trace that `trace` is or names, or that `generator` makes from `params` (among them `seed`, default 0)."""
+def load_source(trace: Trace | str | Path | None, generator: str | None, params: Mapping[str, Any] | None, *,
+                importer: str | None = None, load: float = 1.0, split: Mapping[str, float] | None = None,
+                part: str = "", split_seed: int = 0) -> Trace:
+    """Make the trace that `trace` is or names, or that `generator` makes from `params` (among them `seed`, default 0).
+
+    A file name may hold environment variables, as in `$SAGA_RL_DATA/mine.parquet`. importer: the file is a recording
+    that `saga_rl.aeg.importers` reads so, with options `params`. split: shares of the sessions by part, of which `part`
+    is taken; load: arrivals come so many times as fast. Raises `UserError`.
+    """
     if (trace is None) == (generator is None):
         raise UserError("environment", "needs exactly one of trace and generator", "pass one of the two")
+    if not 0 < load < math.inf:
+        raise UserError("load", f"is {load:g}", "give a number above 0: how many times as fast sessions arrive")
     if isinstance(trace, Trace):
-        return trace
-    if trace is not None:
+        made = trace
+    elif trace is not None:
+        made = _read(_named(trace), importer, dict(params or {}))
+    else:
+        from saga_rl.aeg.generators import generate
+
+        rest = dict(params or {})
+        made = generate(str(generator), int(rest.pop("seed", 0)), **rest)
+    if split:
+        if part not in split:
+            raise unknown_name("part of the split", part, split)
+        made = split_trace(made, dict(split), split_seed)[part]
+    if load == 1.0:
+        return made
+    arrival = made.sessions.arrival_s
+    return arrange(made, np.arange(made.n_sessions), arrival[0] + (arrival - arrival[0]) / load)
+
+
+def _named(path: str | Path) -> Path:
+    """The path with environment variables filled in."""
+    text = os.path.expandvars(str(path))
+    if left := re.search(r"\$\{?(\w+)", text):
+        raise UserError(path, f"names the environment variable {left[1]}, which is not set",
+                        f"set {left[1]} to the folder that holds the file")
+    return Path(text)
+
+
+def _read(path: Path, importer: str | None, params: dict[str, Any]) -> Trace:
+    if importer is None:
+        if params:
+            raise UserError("params", "are given for a trace file", "leave them out, or name its importer")
         from saga_rl.aeg.io import read_trace
 
-        return read_trace(trace)
-    from saga_rl.aeg.generators import generate
+        return read_trace(path)
+    from saga_rl.aeg.importers import import_trace
 
-    rest = dict(params or {})
-    return generate(str(generator), int(rest.pop("seed", 0)), **rest)
+    return import_trace(importer, path, **params)
 
 
 def arrange(trace: Trace, rows: NDArray[np.integer], arrival_s: NDArray[np.float64]) -> Trace:
@@ -66,11 +106,35 @@ def _ragged(offsets: NDArray, values: NDArray, idx: NDArray) -> tuple[NDArray, N
 
 
 def resample(trace: Trace, rng: np.random.Generator, sessions: int = 0) -> Trace:
-    """`sessions` of the trace's sessions (0 = all) in random order, the gaps between arrivals drawn with replacement
+    """Draw `sessions` of the trace's sessions (0 = all) in random order, the gaps between arrivals with replacement
     from the trace's own: the same load, another day."""
     n = trace.n_sessions if sessions == 0 else min(sessions, trace.n_sessions)
-    rows = rng.permutation(trace.n_sessions)[:n]
-    gaps = np.diff(trace.sessions.arrival_s)
+    return _drawn(trace, rng, rng.permutation(trace.n_sessions)[:n])
+
+
+def pick(trace: Trace, rng: np.random.Generator | None, ids: Sequence[str | int]) -> Trace:
+    """Take the sessions that `ids` name, by session id or number: in that order, with gaps drawn by `rng` as `resample`
+    does; without it in the trace's order, as it has them. Raises `UserError` for a session that is not there, or twice.
+    """
+    number = {name: k for k, name in enumerate(trace.sessions.session_id)}
+    rows = []
+    for one in ids:
+        row = number.get(one, -1) if isinstance(one, str) else int(one)
+        if not 0 <= row < trace.n_sessions or row in rows:
+            wrong = "there twice" if row in rows else "not in the trace"
+            raise UserError("sessions", f"name {one!r}, which is {wrong}",
+                            f"give each once, as a session id or a number below {trace.n_sessions}")
+        rows.append(row)
+    if not rows:
+        raise UserError("sessions", "name none", "give at least one session")
+    if rng is not None:
+        return _drawn(trace, rng, np.array(rows))
+    at = np.sort(np.array(rows))
+    return arrange(trace, at, trace.sessions.arrival_s[at] - trace.sessions.arrival_s[at[0]])
+
+
+def _drawn(trace: Trace, rng: np.random.Generator, rows: NDArray[np.int64]) -> Trace:
+    n, gaps = len(rows), np.diff(trace.sessions.arrival_s)
     drawn = rng.choice(gaps, n - 1) if len(gaps) and n > 1 else np.zeros(n - 1)
     return arrange(trace, rows, np.concatenate([[0.0], np.cumsum(drawn)]))
 

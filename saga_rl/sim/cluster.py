@@ -17,7 +17,7 @@ from saga_rl.policies.base import PolicySet
 from saga_rl.policies.presets import preset
 from saga_rl.policies.state import chains as ch
 from saga_rl.sim.compiled.jit import compiled
-from saga_rl.sim.compiled.refs import world_ref
+from saga_rl.sim.compiled.refs import crew_of, world_ref
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.engine import state as st
 from saga_rl.sim.engine.loop import (
@@ -30,7 +30,6 @@ from saga_rl.sim.engine.loop import (
     PLACE,
     PLACEMENTS,
     QUEUE,
-    SCORE_ARGS,
     run_on,
 )
 from saga_rl.sim.results.fairness import fairness
@@ -72,19 +71,16 @@ class Cluster:
         if config.async_scheduling and pause not in (NO_PAUSE, PLACEMENTS):
             raise UserError("async_scheduling", "is on, but this environment decides between iterations",
                             "leave it off where queues and evictions are decided")
-        self.ref = world_ref(self.world)
-        """The world as compiled code takes it; it does not own the arrays, `world` does."""
-        ev = policies.eviction
-        args: list[Any] = [self.ref]
-        for policy in (policies.placement, policies.ordering, policies.admission, ev):
-            args += [policy.score, policy.params, np.zeros(max(policy.scratch, 1))]
-        self._args = (*args, bool(ev.whole_chain), bool(ev.drop_expired), int(pause))
-        self._run: Callable[..., int] = compiled(run_on.py_func, (*self._args, 0), SCORE_ARGS)
+        self.crew = crew_of(policies)
+        self.ref = world_ref(self.world, self.crew)
+        """The world as compiled code takes it; it does not own the arrays, `world` and `crew` do."""
+        self._pause = int(pause)
+        self._run: Callable[..., int] = compiled(run_on.py_func, (self.ref, self._pause, 0))
 
     def advance(self, chosen: int = -1) -> int:
         """`ENDED`, `PLACE`, `CHOOSE` or `EVICT`, see `loop.run_on`. `RuntimeError` if nothing more can happen
         although steps are left."""
-        state = self._run(*self._args, chosen)
+        state = self._run(self.ref, self._pause, chosen)
         left = int(self.world.run.left.sum())
         if state == ENDED and left and self.world.heap.n[0] == 0:
             raise RuntimeError(f"the simulation stopped with {left} steps undone: a request that fits was never served")

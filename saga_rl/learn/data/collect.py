@@ -46,7 +46,7 @@ def collect(task: Task) -> Episode:
     """
     game = game_of(task)
     return play(game, label(task.behaviour), task.epsilon, task.seed,
-                {"trace": game.env.trace.meta.name, "file": file_label(Path(task.trace)), **task.facts()})
+                {"trace": game.env.settings.trace.meta.name, "file": file_label(Path(task.trace)), **task.facts()})
 
 
 def play(game: Any, behaviour: str, epsilon: float, seed: int, facts: dict[str, Any]) -> Episode:

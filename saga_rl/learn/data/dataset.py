@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from saga_rl.errors import UserError
@@ -186,9 +187,12 @@ class DatasetWriter:
         self.storage.update_episodes(buffers)
         self.storage.update_episode_metadata(facts, range(start, start + len(facts)))
 
-    def finish(self, meta: dict[str, Any], card: str) -> None:
-        """Write what the dataset says of itself (JSON under the metadata key `saga_rl`) and its card."""
+    def finish(self, meta: dict[str, Any], card: str, env: EnvSpec | None = None) -> None:
+        """Write what the dataset says of itself (JSON under the metadata key `saga_rl`), its card, and the environment
+        that Minari's `recover_environment` makes: that of the first episode, where they differ."""
         text = json.dumps({**meta, "seam": self.seam})
+        if env is not None:
+            self.storage.update_metadata({"env_spec": env.to_json()})
         self.storage.update_metadata({META_KEY: text, "description": meta.get("description", "")})
         (self.folder / "CARD.md").write_text(card)
 

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from saga_rl.aeg.trace import Trace
-from saga_rl.env.eviction import EvictionEnv
-from saga_rl.env.placement import PlacementEnv
-from saga_rl.env.queue import AdmissionEnv, JointEnv, OrderingEnv
+from saga_rl.env import IDS, SINGLE, VECTOR
+from saga_rl.env.single import TaskEnv
+from saga_rl.env.text import Spec, plain
 from saga_rl.errors import UserError
+from saga_rl.learn.data.dataset import COMPONENTS
 from saga_rl.learn.data.task import Task
 from saga_rl.policies.base import Policy, Seam
 from saga_rl.policies.features import E_TOKENS, E_USEFUL, LEARNED_ADMISSION, LEARNED_ORDERING, P_SESSIONS
 from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES
 from saga_rl.policies.registry import make
-from saga_rl.sim.engine import state as st
 
 BELADY = "belady"
 
@@ -64,58 +66,65 @@ class Game(Protocol):
         ...
 
 
+def spec_of(task: Task) -> EnvSpec:
+    """Describe the environment in which the task was played, for `gymnasium.make`. Where rows stand in the order of the
+    behaviour, it is that behaviour's."""
+    given = task.options() | task.source()
+    if task.seam in ("ordering", "admission", "joint"):
+        specs = joint_specs(task.behaviour) if task.seam == "joint" else {cast(Seam, task.seam): task.behaviour}
+        given |= {str(seam): spec for seam, spec in specs.items()}
+    return Spec(IDS[task.seam], SINGLE, vector_entry_point=VECTOR, kwargs=plain(
+        {"task": task.seam, **{k: v for k, v in given.items() if v}, "shuffle": task.shuffle}))
+
+
 class EnvGame:
     """A game over a Gymnasium environment of this package."""
 
-    def __init__(self, env: Any) -> None:
+    def __init__(self, env: TaskEnv) -> None:
         self.env = env
         self.over = self.cut = False
         self.observation: NDArray[np.float32] = np.zeros(0, np.float32)
         self._info: dict[str, Any] = {}
+        self._view: Any = None
 
     def start(self, seed: int) -> None:
         self.observation, self._info = self.env.reset(seed=seed)
         self.over = self.cut = False
+        self._view = self.env.view
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        return self._info["action_mask"]
+        return self._info["action_mask"].astype(bool)
 
     def next_use(self) -> NDArray[np.float64]:
         return np.full(len(self.mask), np.inf)
 
-    def _step(self, row: int) -> float:
+    def step(self, row: int) -> tuple[float, dict[str, float]]:
         self.observation, reward, self.over, self.cut, self._info = self.env.step(np.int64(row))
-        return float(reward)
+        return float(reward), {name: self._info["components"][name] for name in COMPONENTS}
+
+    def figures(self) -> dict[str, Any]:
+        return {"recomputed_tokens": self._info["recomputed_tokens"], "sessions_done": self._info["sessions_done"],
+                "fairness_gap_tokens": float(self._view.service_gap_tokens)}
 
 
 class EvictionGame(EnvGame):
     """Open loop; `belady` is a behaviour, too."""
 
     def __init__(self, task: Task, trace: Trace) -> None:
-        super().__init__(EvictionEnv(
-            trace, task.kv_tokens, task.max_rows, sessions=task.sessions, population=task.population,
-            max_decisions=task.max_decisions, record=task.record, profile=task.profile, shuffle=task.shuffle))
+        super().__init__(TaskEnv("eviction", trace, **task.options()))
         self.policy: Policy | None = None
 
     def behave(self, spec: str) -> None:
         self.policy = None if spec == BELADY else make("eviction", spec)
 
     def greedy(self) -> int:
-        stepper = self.env.stepper
-        return int(stepper.belady_action() if self.policy is None else stepper.policy_action(self.policy))
+        return int(self._view.belady_action() if self.policy is None else self._view.policy_action(self.policy))
 
     def next_use(self) -> NDArray[np.float64]:
-        stepper = self.env.stepper
-        n, out = stepper.n_rows, np.full(self.env.max_rows, np.inf)
-        rows = stepper.rows[:n]
-        out[:n] = np.where(rows[:, E_TOKENS] > rows[:, E_USEFUL], np.nan, stepper.next_use[:n])
+        out, rows = np.full(len(self.observation), np.inf), self._view.victims
+        out[:len(rows)] = np.where(rows[:, E_TOKENS] > rows[:, E_USEFUL], np.nan, self._view.uses)
         return out
-
-    def step(self, row: int) -> tuple[float, dict[str, float]]:
-        before = self._info["recomputed_tokens"]
-        reward = self._step(row)
-        return reward, {"recomputed_tokens": float(self._info["recomputed_tokens"] - before)}
 
     def figures(self) -> dict[str, Any]:
         return {"recomputed_tokens": self._info["recomputed_tokens"]}
@@ -125,70 +134,37 @@ class PlacementGame(EnvGame):
     """Closed loop. The behaviour places, and steals if it does; the other seams are decided by `task.policies`."""
 
     def __init__(self, task: Task, trace: Trace) -> None:
-        super().__init__(PlacementEnv(
-            trace, task.kv_tokens, task.workers, sessions=task.sessions, population=task.population,
-            max_decisions=task.max_decisions, policies=task.policies, profile=task.profile, shuffle=task.shuffle))
+        super().__init__(TaskEnv("placement", trace, **task.options()))
         self.policy: Policy
         self._scratch = np.zeros(1)
-        self._seen = (0, 0.0)
 
     def behave(self, spec: str) -> None:
         self.policy = make("placement", spec)
         self._scratch = np.zeros(max(self.policy.scratch, 1))
-        self.env.policies = replace(self.env.policies, placement=self.policy)
-
-    def start(self, seed: int) -> None:
-        super().start(seed)
-        self._seen = self._totals()
+        self.env.settings.policies = replace(self.env.settings.policies, placement=self.policy)
 
     def greedy(self) -> int:
         """Highest score; ties: where the fewest chains live, then the lowest number, as the simulator breaks them."""
-        rows = self.env.stepper.rows
+        rows = self._view.places
         scores = [self.policy.score(row, self.policy.params, self._scratch) for row in rows]
         return int(np.lexsort((np.arange(len(rows)), rows[:, P_SESSIONS], np.negative(scores)))[0])
-
-    def step(self, row: int) -> tuple[float, dict[str, float]]:
-        reward = self._step(row)
-        before, self._seen = self._seen, self._totals()
-        return reward, {"log_tct": -reward, "recomputed_tokens": float(self._seen[0] - before[0]),
-                        "fairness_gap_tokens": self._seen[1] - before[1]}
-
-    def figures(self) -> dict[str, Any]:
-        return {"recomputed_tokens": self._seen[0], "fairness_gap_tokens": self._seen[1],
-                "sessions_done": self._info["sessions_done"]}
-
-    def _totals(self) -> tuple[int, float]:
-        run = self.env.stepper._cluster.world.run
-        return int(run.count[st.RECOMPUTED]), float(run.total[st.SPREAD])
 
 
 class QueueGame(EnvGame):
     """Closed loop: who enters from a worker's queue. The behaviour is an ordering policy, an admission policy, or both
     (`ORDERING+ADMISSION`); its own choice is row 0, or to hold in the last row where its admission says so."""
 
-    def __init__(self, env: Any) -> None:
-        super().__init__(env)
-        self._admits = not isinstance(env, OrderingEnv)
+    def __init__(self, seam: str, task: Task, trace: Trace) -> None:
+        super().__init__(TaskEnv(seam, trace, **task.options()))
+        self._seam = seam
 
     def behave(self, spec: str) -> None:
-        seams = {seam: make(seam, part) for seam, part in _queue_specs(self.env, spec).items()}
-        self.env.policies = replace(self.env.policies, **seams)
+        specs: dict[Seam, str] = joint_specs(spec) if self._seam == "joint" else {cast(Seam, self._seam): spec}
+        seams = {seam: make(seam, part) for seam, part in specs.items()}
+        self.env.settings.policies = replace(self.env.settings.policies, **seams)
 
     def greedy(self) -> int:
-        return 0 if not self._admits or self.env.stepper.lets_in(0) else self.env.max_rows - 1
-
-    def step(self, row: int) -> tuple[float, dict[str, float]]:
-        return self._step(row), self._info["components"]
-
-    def figures(self) -> dict[str, Any]:
-        return {"recomputed_tokens": self._info["recomputed_tokens"], "sessions_done": self._info["sessions_done"],
-                "fairness_gap_tokens": float(self.env.stepper.service_gap_tokens)}
-
-
-def _queue_specs(env: Any, spec: str) -> dict[Seam, str]:
-    if isinstance(env, OrderingEnv):
-        return {"ordering": spec}
-    return {"admission": spec} if isinstance(env, AdmissionEnv) else joint_specs(spec)
+        return 0 if self._seam == "ordering" or self._view.lets_in(0) else len(self.observation) - 1
 
 
 def joint_specs(spec: str) -> dict[Seam, str]:
@@ -200,19 +176,9 @@ def joint_specs(spec: str) -> dict[Seam, str]:
     return {"ordering": order, "admission": admit}
 
 
-def _queue_game(env: Callable[..., Any], rows: bool) -> Callable[[Task, Trace], QueueGame]:
-    def make_game(task: Task, trace: Trace) -> QueueGame:
-        return QueueGame(env(trace, task.kv_tokens, **({"max_rows": task.max_rows} if rows else {}),
-                             workers=task.workers, sessions=task.sessions, population=task.population,
-                             max_decisions=task.max_decisions, policies=task.policies, profile=task.profile,
-                             shuffle=task.shuffle))
-
-    return make_game
-
-
 GAMES: dict[str, Callable[[Task, Trace], Any]] = {
-    "eviction": EvictionGame, "placement": PlacementGame, "ordering": _queue_game(OrderingEnv, True),
-    "admission": _queue_game(AdmissionEnv, False), "joint": _queue_game(JointEnv, True)}
+    "eviction": EvictionGame, "placement": PlacementGame,
+    **{seam: partial(QueueGame, seam) for seam in ("ordering", "admission", "joint")}}
 """By seam. Each game has `behave(spec)` besides: whose choice `greedy` is from then on."""
 FEATURES = {**LEARNED_FEATURES, "joint": LEARNED_ORDERING + LEARNED_ADMISSION}
 """Columns of a row, by seam."""

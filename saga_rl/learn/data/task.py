@@ -6,12 +6,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
-from saga_rl.aeg.io import read_trace
-from saga_rl.aeg.split import split
 from saga_rl.aeg.trace import Trace
-from saga_rl.env.episodes import arrange
+from saga_rl.env.episodes import load_source
 
 
 @dataclass(frozen=True)
@@ -55,20 +51,29 @@ class Task:
         return {**out, "profile": self.profile or "", "policies": self.policies if self.seam != "eviction" else ""}
 
 
+    def options(self) -> dict[str, Any]:
+        """Name what an environment of the seam is made with, but for its trace (`saga_rl.env.settings`)."""
+        out = {"kv_tokens": self.kv_tokens, "sessions": self.sessions, "population": self.population,
+               "max_decisions": self.max_decisions, "profile": self.profile, "shuffle": self.shuffle}
+        if self.seam == "eviction":
+            return out | {"max_rows": self.max_rows, "record": self.record}
+        out |= {"workers": self.workers, "policies": self.policies}
+        return out if self.seam in ("placement", "admission") else out | {"max_rows": self.max_rows}
+
+    def source(self) -> dict[str, Any]:
+        """Name the trace as an environment does: the file, the part of it and the load."""
+        return {"trace": self.trace, "load": self.load, "split": dict(self.fractions), "part": self.part,
+                "split_seed": self.split_seed}
+
+
 def trace_of(task: Task) -> Trace:
-    """The task's part of its trace, at its load. Raises `UserError` as reading and splitting do."""
+    """Read the task's part of its trace, at its load. Raises `UserError` as reading and splitting do."""
     return _trace(task.trace, task.fractions, task.part, task.split_seed, task.load)
 
 
 @lru_cache(maxsize=16)
 def _trace(path: str, fractions: tuple[tuple[str, float], ...], part: str, split_seed: int, load: float) -> Trace:
-    trace = read_trace(path)
-    if fractions:
-        trace = split(trace, dict(fractions), split_seed)[part]
-    if load == 1.0:
-        return trace
-    arrival = trace.sessions.arrival_s
-    return arrange(trace, np.arange(trace.n_sessions), arrival[0] + (arrival - arrival[0]) / load)
+    return load_source(path, None, None, load=load, split=dict(fractions), part=part, split_seed=split_seed)
 
 
 def with_trace(facts: dict[str, Any], trace: str, seam: str, behaviour: str) -> Task:

@@ -23,6 +23,7 @@ from saga_rl.learn.cards import dataset_card
 from saga_rl.learn.data.collect import Task, collect, label
 from saga_rl.learn.data.collect_many import Statistics
 from saga_rl.learn.data.dataset import Decisions, new_dataset, read_dataset, rows_hash
+from saga_rl.learn.data.games import spec_of
 from saga_rl.learn.network import RowNet
 from saga_rl.learn.offline.from_datasets import companions_of, load, save
 from saga_rl.learn.offline.losses import pair_accuracy, top_agreement
@@ -82,7 +83,7 @@ def gather(play: Play, number: int, policy: Path, folder: Path, on_episode: Call
                  "behaviours": [label(f"learned:{policy}")], "description": f"round {number}, the policy's own states",
                  "session_groups": {file_label(p): sorted(set(read_trace(p).sessions.group)) for p in paths},
                  "statistics": statistics.summary()}
-        writer.finish(facts, dataset_card(folder.name, facts))
+        writer.finish(facts, dataset_card(folder.name, facts), spec_of(play.tasks(number, policy)[0]))
     return folder
 
 

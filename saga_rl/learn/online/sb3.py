@@ -17,9 +17,9 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
-from saga_rl.env.scheduler import KINDS
 from saga_rl.learn.network import HIDDEN, RowNet
 from saga_rl.policies.learned.mlp import CLIP
+from saga_rl.sim.stepping.closed_rows import KINDS
 
 
 class HeldNet(nn.Module):

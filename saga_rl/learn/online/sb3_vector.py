@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from saga_rl.env.pooled import PooledVectorEnv
+from saga_rl.env.vector import TaskVectorEnv
 from saga_rl.errors import UserError
 
 MASKS = "action_masks"
@@ -25,7 +25,7 @@ class NativeVec(VecEnv):
     """vectors: native environments of the same spaces, made with `autoreset_mode="SameStep"`. `num_envs` is the sum of
     theirs, in their order. `UserError` where they differ in their spaces."""
 
-    def __init__(self, vectors: Sequence[PooledVectorEnv]) -> None:
+    def __init__(self, vectors: Sequence[TaskVectorEnv]) -> None:
         first = vectors[0]
         for v in vectors:
             if v.autoreset_mode != AutoresetMode.SAME_STEP:

@@ -26,13 +26,13 @@ _QUIET_S = 1.0
 
 
 def compiled(pyfunc: Callable, args: Sequence[Any], score_positions: Sequence[int] = (),
-             functions: Mapping[int, types.FunctionType] | None = None) -> Callable:
+             functions: Mapping[int, types.FunctionType] | None = None, nogil: bool = False) -> Callable:
     """`pyfunc` compiled for arguments of the types of `args`, to be called with exactly such arguments.
 
     pyfunc: a plain, module-level function without defaults, not yet decorated. score_positions: which of `args` are
-    policies' `score` functions. functions: the types of other functions among them, by position (`function_type`). The
-    first call for a set of types compiles or loads from disk and says so on standard error when that takes longer than
-    a second; later calls look up a dictionary.
+    policies' `score` functions. functions: the types of other functions among them, by position (`function_type`).
+    nogil: other threads of Python run meanwhile. The first call for a set of types compiles or loads from disk and says
+    so on standard error when that takes longer than a second; later calls look up a dictionary.
     """
     given = {**dict.fromkeys(score_positions, SCORE_TYPE), **(functions or {})}
     signature = tuple(given[i] if i in given else typeof(a) for i, a in enumerate(args))
@@ -40,7 +40,7 @@ def compiled(pyfunc: Callable, args: Sequence[Any], score_positions: Sequence[in
     if key not in _COMPILED:
         with _say_when_slow(pyfunc.__name__.strip("_")), warnings.catch_warnings():
             warnings.simplefilter("ignore", NumbaExperimentalFeatureWarning)  # functions as arguments are called that
-            _COMPILED[key] = njit(signature, cache=True)(pyfunc)
+            _COMPILED[key] = njit(signature, cache=True, nogil=nogil)(pyfunc)
     return _COMPILED[key]
 
 
@@ -48,6 +48,12 @@ def function_type(function: Any) -> types.FunctionType:
     """The type under which other compiled code takes what `compiled` returned: it calls through a pointer then, instead
     of holding a copy of all that code, which would have to be compiled again."""
     return types.FunctionType(next(iter(function.overloads.values())).signature)
+
+
+def entry_point(dispatcher: Any) -> Callable[..., Any]:
+    """The code that was compiled last, without the dispatcher, which looks at the types of all arguments at each call:
+    for calls in great number whose arguments are always the same objects."""
+    return next(iter(dispatcher.overloads.values())).entry_point
 
 
 @contextmanager

@@ -5,14 +5,21 @@ names; Python keeps the NamedTuples, and both see the same memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 from llvmlite.ir import Constant
 from numba import njit, types
 from numba.core import cgutils
 from numba.experimental import structref
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
+from saga_rl.policies.base import SEAMS, Policy, PolicySet
 from saga_rl.policies.state.tables import Tables
 from saga_rl.sim.cache.pool import Pool, Tree
+from saga_rl.sim.compiled.jit import compiled
 from saga_rl.sim.compiled.unowned import lend, lending
 from saga_rl.sim.engine.heap import Heap
 from saga_rl.sim.engine.state import Plan, Run, Work, World
@@ -58,6 +65,11 @@ class WorldType(types.StructRef):
     pass
 
 
+@lending
+class PolicyType(types.StructRef):
+    pass
+
+
 class TreeRef(structref.StructRefProxy):
     pass
 
@@ -90,10 +102,31 @@ class WorldRef(structref.StructRefProxy):
     pass
 
 
-for _nt, _ref, _type in ((Tree, TreeRef, TreeType), (Pool, PoolRef, PoolType), (Tables, TablesRef, TablesType),
-                         (Plan, PlanRef, PlanType), (Run, RunRef, RunType), (Heap, HeapRef, HeapType),
-                         (Work, WorkRef, WorkType), (World, WorldRef, WorldType)):
-    structref.define_proxy(_ref, _type, [*_nt._fields, *(["kept"] if _nt is World else [])])
+class PolicyRef(structref.StructRefProxy):
+    pass
+
+
+PARTS: dict[type, tuple[Any, Any]] = {
+    Tree: (TreeRef, TreeType), Pool: (PoolRef, PoolType), Tables: (TablesRef, TablesType), Plan: (PlanRef, PlanType),
+    Run: (RunRef, RunType), Heap: (HeapRef, HeapType), Work: (WorkRef, WorkType)}
+POLICIES = tuple(f"{seam}_{what}" for seam in ("place", "order", "admit", "evict")
+                 for what in ("score", "params", "scratch"))
+"""Fields by which compiled code finds the policies in a world: `world.order_score(row, world.order_params,
+world.order_scratch)`."""
+WHOLE, LITERAL = "whole", "literal"
+for _record, (_ref, _type) in PARTS.items():
+    structref.define_proxy(_ref, _type, list(_record._fields))  # type: ignore[attr-defined]
+structref.define_proxy(PolicyRef, PolicyType, ["score", "params", "scratch"])
+structref.define_proxy(WorldRef, WorldType, [*World._fields, *POLICIES, WHOLE, LITERAL, "kept"])
+
+
+def by_name(ref: Any, fields: Sequence[str], record: str, before: Sequence[str] = ()) -> Callable[..., Any]:
+    """Write a compiled function `(*before, record) -> ref`, which fills each field from the record's of that name:
+    numba's own constructors take fields by position only, and some have forty."""
+    given = ", ".join([*before, *(f"{record}.{name}" for name in fields)])
+    scope: dict[str, Any] = {"Ref": ref}
+    exec(f"def made({', '.join([*before, record])}):\n    return Ref({given})\n", scope)
+    return njit(scope["made"])
 
 
 def _strip(context, builder, kind, value):
@@ -119,38 +152,63 @@ def unowned(_context, tuples):
     return tuples(tuples), codegen
 
 
-@njit(cache=True)
-def tree_ref(t):
-    return TreeRef(t.parent, t.start, t.blocks, t.path_off, t.path, t.hit, t.chain)
+tree_ref, pool_ref, tables_ref, _plan_ref, _run_ref, _heap_ref, _work_ref = (
+    by_name(_ref, _record._fields, "t") for _record, (_ref, _) in PARTS.items())  # type: ignore[attr-defined]
+
+
+def _lent() -> Any:
+    """Write the function that puts a world's parts and policies under one pointer."""
+    parts = ("tree", "pool", "tables", "plan", "run", "heap", "work")
+    given = [f"lend({name})" if name in parts else f"w.{name}" for name in World._fields]
+    given += [name.replace("_", ".") for name in POLICIES]
+    scope: dict[str, Any] = {"Ref": WorldRef, "lend": lend}
+    taken = ", ".join(["w", *parts, "place", "order", "admit", "evict", WHOLE, LITERAL])
+    exec(f"def made({taken}):\n    return Ref({', '.join([*given, WHOLE, LITERAL])}, ({', '.join(parts)}))\n", scope)
+    return njit(scope["made"])
+
+
+_under_one = _lent()
 
 
 @njit(cache=True)
-def pool_ref(p):
-    return PoolRef(p.n, p.meta, p.slots, p.keys, p.res, p.ref, p.kids, p.last, p.seq, p.owner, p.user, p.slot, p.owned,
-                   p.idle, p.ever)
+def _world_ref(owned, place, order, admit, evict, whole, literal):
+    w = unowned(owned)
+    return _under_one(w, tree_ref(w.tree), pool_ref(w.pool), tables_ref(w.tables), _plan_ref(w.plan), _run_ref(w.run),
+                      _heap_ref(w.heap), _work_ref(w.work), place, order, admit, evict, whole, literal)
 
 
-@njit(cache=True)
-def tables_ref(t):
-    return TablesRef(t.hist, t.above, t.seconds_above, t.ring, t.returns, t.ends, t.obs, t.p95, t.types, t.calls)
+def _policy_ref(score, params, scratch):
+    return PolicyRef(score, unowned(params), unowned(scratch))
 
 
-@njit(cache=True)
-def world_ref(owned):
-    """`World` (NamedTuple) -> the same world as compiled code works on it."""
-    world = unowned(owned)
-    p, r, h, k = world.plan, world.run, world.heap, world.work
-    plan = PlanRef(p.session, p.prompt, p.output, p.tool, p.shared, p.gap, p.final, p.child_off, p.child, p.root_off,
-                   p.root, p.tenant, p.agent_type, p.arrival, p.slack, p.first)
-    run = RunRef(r.i, r.f, r.w, r.wf, r.running, r.queue, r.inbox, r.loaded, r.tier_base,
-                 r.tier_after, r.tier_before, r.told_s, r.told_late_s, r.home, r.left, r.done_s, r.begin_s, r.count,
-                 r.total, r.afs,
-                 r.live, r.live_at, r.counted, r.quiet, r.service, r.floors, r.held, r.moved, r.source, r.last_step,
-                 r.landing, r.landing_at, r.touched, r.log_i,
-                 r.log_t, r.occupancy, r.occupancy_t, r.it_i, r.it_f, r.it_part)
-    tree, pool, tables, heap = tree_ref(world.tree), pool_ref(world.pool), tables_ref(world.tables), HeapRef(
-        h.time, h.what, h.n)
-    work = WorkRef(k.evict, k.order, k.admit, k.place, k.scores, k.ranked, k.aged, k.next_use, k.stamp, k.residue,
-                   k.older)
-    return WorldRef(lend(tree), lend(pool), world.chains, lend(tables), world.g, lend(plan), lend(run), lend(heap),
-                    lend(work), world.limits, world.real, world.cost, (tree, pool, tables, plan, run, heap, work))
+class Crew(NamedTuple):
+    """The policies of a run as its worlds hold them; whoever keeps a world's ref keeps its crew."""
+
+    refs: tuple[Any, ...]
+    """Of placement, ordering, admission and eviction."""
+    whole: bool
+    """Eviction takes all of a victim at once."""
+    literal: bool
+    """It frees a chain when its TTL runs out."""
+    policies: PolicySet
+    scratch: dict[str, NDArray[np.float64]]
+    """By seam: the work space of its score."""
+
+
+def crew_of(policies: PolicySet) -> Crew:
+    """Make scratch and refs for `policies`."""
+    scratch: dict[str, NDArray[np.float64]] = {
+        seam: np.zeros(max(getattr(policies, seam).scratch, 1)) for seam in SEAMS}
+
+    def ref(policy: Policy) -> Any:
+        args = (policy.score, policy.params, scratch[policy.seam])
+        return compiled(_policy_ref, args, (0,))(*args)
+
+    order = (policies.placement, policies.ordering, policies.admission, policies.eviction)
+    return Crew(tuple(map(ref, order)), bool(policies.eviction.whole_chain), bool(policies.eviction.drop_expired),
+                policies, scratch)
+
+
+def world_ref(world: World, crew: Crew) -> Any:
+    """Put `world` and its policies under one pointer, as compiled code works on them. The caller keeps both."""
+    return _world_ref(world, *crew.refs, crew.whole, crew.literal)

@@ -15,7 +15,7 @@ from saga_rl.sim.engine.worker import blocks_for
 
 
 @njit(cache=True)
-def make_room(world, w, need, now, evict_score, evict_params, evict_scratch, whole, tenant):
+def make_room(world, w, need, now, whole, tenant):
     """Evict until `need` blocks are free on worker w for a request of `tenant` (-1: of several, where there are no
     floors); the caller made sure that it can be done.
 
@@ -33,15 +33,16 @@ def make_room(world, w, need, now, evict_score, evict_params, evict_scratch, who
         ranked[w, 0], ranked[w, 1] = now, world.pool.n[w, kv.SEQ]
         for k in range(run.w[w, st.N_WAITING]):
             world.chains[world.tree.chain[run.queue[w, k]], ch.QPOS] = k
-        ev.rank(world.pool, world.chains, world.tables, world.g, w, now, world.work.next_use, evict_score, evict_params,
-                evict_scratch, world.work.evict, world.work.scores)
+        ev.rank(world.pool, world.chains, world.tables, world.g, w, now, world.work.next_use, world.evict_score,
+                world.evict_params, world.evict_scratch, world.work.evict, world.work.scores)
     if world.limits[st.FLOORED] == 1:
         run.count[st.FLOOR_BREAKS] += ev.make_room_floored(
-            world.tree, world.pool, world.chains, world.tables, world.g, w, need, now, world.work.next_use, evict_score,
-            evict_params, evict_scratch, world.work.evict, world.work.scores, run.floors, run.held, tenant)
+            world.tree, world.pool, world.chains, world.tables, world.g, w, need, now, world.work.next_use,
+            world.evict_score, world.evict_params, world.evict_scratch, world.work.evict, world.work.scores, run.floors,
+            run.held, tenant)
         return
     ev.make_room(world.tree, world.pool, world.chains, world.tables, world.g, w, need, now, world.work.next_use,
-                 evict_score, evict_params, evict_scratch, whole, world.work.evict, world.work.scores)
+                 world.evict_score, world.evict_params, world.evict_scratch, whole, world.work.evict, world.work.scores)
 
 
 @njit(cache=True)
@@ -85,6 +86,12 @@ def blocks_wanted(world, cached, known, budget):
     if world.limits[st.WHOLE_PROMPT] == 1:
         return blocks_for(known, block) - cached
     return blocks_for(cached * block + min(known - cached * block, budget), block) - cached
+
+
+@njit(cache=True)
+def lets_in(world, row):
+    """Say whether the admission policy lets in the request that this row describes."""
+    return world.admit_score(row, world.admit_params, world.admit_scratch) > 0.0
 
 
 @njit(cache=True)

@@ -22,8 +22,7 @@ TAKE_IN_S = 1e-5
 
 
 @njit(cache=True)
-def arrive(world, w, step, since, now, order_score, order_params, order_scratch, evict_score, evict_params,
-           evict_scratch, literal):
+def arrive(world, w, step, since, now):
     """The request was placed on worker w: queue it and book it in the router's view. since: when it came to the
     cluster, which is earlier if another worker gave it up."""
     run, c = world.run, world.tree.chain[step]
@@ -38,17 +37,16 @@ def arrive(world, w, step, since, now, order_score, order_params, order_scratch,
         run.w[w, st.N_INBOX] += 1
         touch(world, w)
         return
-    settle_others(world, w, c, now, evict_score, evict_params, evict_scratch)
+    settle_others(world, w, c, now)
     run.f[step, st.READY] = since
     run.f[step, st.SINCE] = now
     if world.limits[st.CLAIRVOYANT] == 1:
         foretell(world, step, now)
     # a shorter prompt than its context sets room free that the chain was believed to need: a refusal may end with it
     frees = world.plan.prompt[step] < world.chains[c, ch.CONTEXT]
-    if not undisturbed(world, w, frees or _would_be_first(world, w, step, now, order_score, order_params,
-                                                          order_scratch)):
-        settle(world, w, now, evict_score, evict_params, evict_scratch)
-    if literal:  # a timer would have fired before the request came back
+    if not undisturbed(world, w, frees or _would_be_first(world, w, step, now)):
+        settle(world, w, now)
+    if world.literal:  # a timer would have fired before the request came back
         account(world, w, now)
         ev.drop_expired(world.tree, world.pool, world.chains, world.tables, world.g, w, now, world.work.next_use,
                         world.work.evict)
@@ -56,12 +54,12 @@ def arrive(world, w, step, since, now, order_score, order_params, order_scratch,
     run.i[step, st.WORKER] = w
     ch.arrive(world.chains, world.tables, w, c, now, float(world.plan.prompt[step]))
     _book(world, w, step, home)
-    enqueue(world, w, step, now, order_score, order_params, order_scratch)
+    enqueue(world, w, step, now)
     touch(world, w)
 
 
 @njit(cache=True)
-def take_in(world, w, now, order_score, order_params, order_scratch, literal):
+def take_in(world, w, now):
     """Under asynchronous scheduling: the worker's engine hears of the requests that were sent to it."""
     run = world.run
     for k in range(run.w[w, st.N_INBOX]):
@@ -75,13 +73,13 @@ def take_in(world, w, now, order_score, order_params, order_scratch, literal):
         run.f[step, st.READY] = run.f[step, st.SINCE] = when
         if world.limits[st.CLAIRVOYANT] == 1:
             foretell(world, step, now)
-        if literal:  # a timer would have fired before the request came back
+        if world.literal:  # a timer would have fired before the request came back
             account(world, w, now)
             ev.drop_expired(world.tree, world.pool, world.chains, world.tables, world.g, w, now, world.work.next_use,
                             world.work.evict)
         log_event(world, READY, step, now, world.plan.prompt[step], 0)
         ch.arrive(world.chains, world.tables, w, c, when, float(world.plan.prompt[step]))
-        enqueue(world, w, step, when, order_score, order_params, order_scratch)
+        enqueue(world, w, step, when)
     run.w[w, st.N_INBOX] = 0
 
 
@@ -102,10 +100,10 @@ def _book(world, w, step, home):
 
 
 @njit(cache=True)
-def _would_be_first(world, w, step, now, order_score, order_params, order_scratch):
+def _would_be_first(world, w, step, now):
     """Whether the request would go to the head of the worker's queue; its key does not depend on what `arrive` does."""
     run = world.run
     if run.w[w, st.N_WAITING] == 0:
         return True
-    run.f[step, st.KEY] = key_of(world, w, step, now, order_score, order_params, order_scratch)
+    run.f[step, st.KEY] = key_of(world, w, step, now)
     return goes_before(run, step, run.queue[w, 0])

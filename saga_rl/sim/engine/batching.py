@@ -16,7 +16,7 @@ from saga_rl.sim.cache import evict as ev
 from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.cost.iteration import seconds
 from saga_rl.sim.engine import state as st
-from saga_rl.sim.engine.admit import blocks_wanted, fill_admission, make_room, takeable
+from saga_rl.sim.engine.admit import blocks_wanted, fill_admission, lets_in, make_room, takeable
 from saga_rl.sim.engine.fast_forward import seen, settle_others
 from saga_rl.sim.engine.heap import push
 from saga_rl.sim.engine.live_sessions import finished, served
@@ -39,23 +39,23 @@ def drop(world, w, step, now):
 
 
 @njit(cache=True)
-def _released(world, w, c, now, evict_score, evict_params, evict_scratch):
+def _released(world, w, c, now):
     """Tell an eviction policy with memory that chain c let go of its blocks."""
     if world.g[w, ft.G_MEMORY] > 0:
         blocks = float(world.pool.owned[kv.owned_row(world.pool, w, c)])
         ev.tell(world.pool, world.chains, world.tables, world.g, w, c, now, ft.RELEASE, blocks, blocks, 0.0, now,
-                evict_score, evict_params, evict_scratch, world.work.evict)
+                world.evict_score, world.evict_params, world.evict_scratch, world.work.evict)
 
 
 @njit(cache=True)
-def _preempt(world, w, at, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch):
+def _preempt(world, w, at, now):
     """The running request at place `at` loses its blocks, which stay cached, and waits again. Returns its step."""
     run = world.run
     step = run.running[w, at]
     run.w[w, st.N_RUNNING] -= 1
     for k in range(at, run.w[w, st.N_RUNNING]):
         run.running[w, k] = run.running[w, k + 1]
-    settle_others(world, w, world.tree.chain[step], now, evict_score, evict_params, evict_scratch)
+    settle_others(world, w, world.tree.chain[step], now)
     log_event(world, END, step, now, run.i[step, st.COMPUTED], 0)
     log_part(world, step, -1)
     held, computed = run.i[step, st.HELD], run.i[step, st.COMPUTED]
@@ -68,10 +68,10 @@ def _preempt(world, w, at, now, order_score, order_params, order_scratch, evict_
     run.i[step, st.PREEMPTIONS] += 1
     run.count[st.PREEMPTED] += 1
     ch.preempt(world.chains, world.tree.chain[step], now)
-    _released(world, w, world.tree.chain[step], now, evict_score, evict_params, evict_scratch)
+    _released(world, w, world.tree.chain[step], now)
     if world.limits[st.CLAIRVOYANT] == 1:
         foretell(world, step, now)
-    enqueue(world, w, step, now, order_score, order_params, order_scratch)
+    enqueue(world, w, step, now)
     return step
 
 
@@ -94,7 +94,7 @@ def foretell(world, step, when):
 
 
 @njit(cache=True)
-def _yield(world, w, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch):
+def _yield(world, w, now):
     """SAGA section 7: a request that has waited for too long makes one of a tenant with a lower share yield."""
     run, plan, patience = world.run, world.plan, world.real[st.AFS_PREEMPT]
     if now - run.wf[w, st.YIELDED_AT] < patience:
@@ -120,26 +120,25 @@ def _yield(world, w, now, order_score, order_params, order_scratch, evict_score,
     run.wf[w, st.YIELDED_AT] = now
     run.i[run.running[w, victim], st.YIELDED] += 1
     run.count[st.AFS_PREEMPTED] += 1
-    _preempt(world, w, victim, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch)
+    _preempt(world, w, victim, now)
 
 
 # ---------------------------------------------------------------- one iteration
 @njit(cache=True)
-def begin_iteration(world, w, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch):
+def begin_iteration(world, w, now):
     """What comes before the worker's next iteration is composed; a second time at the same instant it does nothing."""
     account(world, w, now)
-    if epoch(world, w, now, order_score, order_params, order_scratch) and world.real[st.AFS_PREEMPT] < np.inf:
-        _yield(world, w, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch)
+    if epoch(world, w, now) and world.real[st.AFS_PREEMPT] < np.inf:
+        _yield(world, w, now)
 
 
 @njit(cache=True)
-def schedule(world, w, now, order_score, order_params, order_scratch, admit_score, admit_params, admit_scratch,
-             evict_score, evict_params, evict_scratch, whole, literal):
+def schedule(world, w, now):
     """Compose the worker's next iteration. Returns its seconds, 0 when there is nothing to run."""
     tree, pool, plan, run = world.tree, world.pool, world.plan, world.run
     block, first_part = world.limits[st.BLOCK], world.run.count[st.N_PARTS]
-    begin_iteration(world, w, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch)
-    if literal:
+    begin_iteration(world, w, now)
+    if world.literal:
         ev.drop_expired(tree, pool, world.chains, world.tables, world.g, w, now, world.work.next_use, world.work.evict)
     budget = world.limits[st.BATCHED]
     prefill, pairs, context, deepest, kv_read, decoding = 0, 0.0, 0, 0, 0, 0
@@ -160,14 +159,13 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
             if run.w[w, st.N_RUNNING] == 1 and pool.n[w, kv.FREE] + kv.evictable(pool, w) >= need:
                 break  # nothing is left to preempt: floors give way
             preempted = True
-            if _preempt(world, w, run.w[w, st.N_RUNNING] - 1, now, order_score, order_params, order_scratch,
-                        evict_score, evict_params, evict_scratch) == step:
+            if _preempt(world, w, run.w[w, st.N_RUNNING] - 1, now) == step:
                 gone = True
                 break
         if gone:
             break
         if need > 0 or (have + n) // block > have // block:
-            make_room(world, w, need, now, evict_score, evict_params, evict_scratch, whole, tenant)
+            make_room(world, w, need, now, world.whole, tenant)
             held, copies = kv.grow(tree, pool, w, step, steps[step, st.HELD], have, have + n, block)
             steps[step, st.HELD] = held
             steps[step, st.COPIES] += copies
@@ -190,7 +188,7 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
     lets = run.w[w, st.LETS]
     while not preempted and lets != st.NOBODY and run.w[w, st.N_WAITING] > 0 and budget > 0 and (
             run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] < world.limits[st.MAX_SEQS]):
-        place = choose(world, w, now, order_score, order_params, order_scratch)
+        place = choose(world, w, now)
         step = run.queue[w, place]
         i = run.i[step]
         tenant = plan.tenant[plan.session[step]]
@@ -199,7 +197,7 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
         busy = run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] > 0
         if busy or world.g[w, ft.G_ADMIT_MEMORY] > 0:
             fill_admission(world, w, step, cached, known, now)
-            if busy and lets == st.AS_POLICY and not admit_score(world.work.admit, admit_params, admit_scratch) > 0.0:
+            if busy and lets == st.AS_POLICY and not lets_in(world, world.work.admit):
                 if not now - run.f[step, st.SINCE] > world.real[st.STARVE]:
                     break
                 run.count[st.STARVED] += 1
@@ -208,8 +206,7 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
         need = blocks_for(have + n, block) - cached
         link, there, ready = 0, cached, now
         if fetching:
-            link, there, ready = find_source(world, w, step, cached, known, now, evict_score, evict_params,
-                                             evict_scratch)
+            link, there, ready = find_source(world, w, step, cached, known, now)
             if link > 0:
                 n, need = 0, there - cached
         own = kv.reusable(tree, pool, w, step, cached)
@@ -218,30 +215,30 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
         if pool.n[w, kv.FREE] + room - kv.idle_hit_blocks(tree, pool, w, step, cached + own) < gate:
             break
         log_event(world, START, step, now, known, 0)
-        settle_others(world, w, tree.chain[step], now, evict_score, evict_params, evict_scratch)
+        settle_others(world, w, tree.chain[step], now)
         _start(world, w, place, cached, known, now)
         if lets == st.ONE:
             lets = st.NOBODY
         if world.g[w, ft.G_ADMIT_MEMORY] > 0:
             ft.remember_admission(world.g, w, world.work.admit, float(cached), float(blocks_for(known, block)),
-                                  admit_score, admit_params, admit_scratch)
+                                  world.admit_score, world.admit_params, world.admit_scratch)
         if link > 0:
-            make_room(world, w, need, now, evict_score, evict_params, evict_scratch, whole, tenant)
+            make_room(world, w, need, now, world.whole, tenant)
             i[st.HELD], i[st.COPIES] = kv.grow(tree, pool, w, step, i[st.HELD], have, there * block, block)
             i[st.COMPUTED] = there * block
             wait_for_copy(world, w, step, link, need * block, ready)
             if as_vllm and link == 1:
                 loads(world, step, cached, there)
-            _begun(world, w, step, cached, known, now, evict_score, evict_params, evict_scratch)
+            _begun(world, w, step, cached, known, now)
             continue
         i[st.HELD] = kv.pin(tree, pool, w, step, i[st.HELD], cached + own)
-        make_room(world, w, need - own, now, evict_score, evict_params, evict_scratch, whole, tenant)
+        make_room(world, w, need - own, now, world.whole, tenant)
         i[st.HELD], copies = kv.grow(tree, pool, w, step, i[st.HELD], have, have + n, block)
         i[st.COPIES] += copies
         i[st.SCHEDULED] = n
         if as_vllm:
             offer(world, w, step, have + n)
-        _begun(world, w, step, cached, known, now, evict_score, evict_params, evict_scratch)
+        _begun(world, w, step, cached, known, now)
         log_part(world, step, n)
         prefill += n
         pairs += n * (have + 0.5 * n)
@@ -260,12 +257,12 @@ def schedule(world, w, now, order_score, order_params, order_scratch, admit_scor
 
 
 @njit(cache=True)
-def _begun(world, w, step, cached, known, now, evict_score, evict_params, evict_scratch):
+def _begun(world, w, step, cached, known, now):
     """Tell an eviction policy with memory that the step got its first blocks."""
     if world.g[w, ft.G_MEMORY] > 0:
         ev.tell(world.pool, world.chains, world.tables, world.g, w, world.tree.chain[step], now, ft.BEGIN,
-                float(cached), float(blocks_for(known, world.limits[st.BLOCK])), 0.0, now, evict_score, evict_params,
-                evict_scratch, world.work.evict)
+                float(cached), float(blocks_for(known, world.limits[st.BLOCK])), 0.0, now, world.evict_score,
+                world.evict_params, world.evict_scratch, world.work.evict)
 
 
 @njit(cache=True)
@@ -305,7 +302,7 @@ def _start(world, w, place, cached, known, now):
 
 
 @njit(cache=True)
-def finish_iteration(world, w, now, evict_score, evict_params, evict_scratch):
+def finish_iteration(world, w, now):
     """What the iteration computed is there: tokens advance, answers end, children are born."""
     run, order, steps = world.run, world.run.running, world.run.i
     ahead = world.limits[st.ASYNC] == 1
@@ -321,17 +318,17 @@ def finish_iteration(world, w, now, evict_score, evict_params, evict_scratch):
             steps[step, st.COMPUTED] += steps[step, st.SCHEDULED]
             steps[step, st.SCHEDULED] = 0
             token = steps[step, st.COMPUTED] == world.plan.prompt[step] + steps[step, st.GENERATED]
-        if token and _answered(world, w, step, now, evict_score, evict_params, evict_scratch):
+        if token and _answered(world, w, step, now):
             continue
         order[w, kept] = step
         kept += 1
     run.w[w, st.N_RUNNING] = kept
     if run.w[w, st.STALE] > 0:
-        _late_tokens(world, w, now, evict_score, evict_params, evict_scratch)
+        _late_tokens(world, w, now)
 
 
 @njit(cache=True)
-def _late_tokens(world, w, now, evict_score, evict_params, evict_scratch):
+def _late_tokens(world, w, now):
     """Tokens of requests that were preempted while they were computed count as theirs."""
     run = world.run
     run.w[w, st.STALE] = 0
@@ -342,7 +339,7 @@ def _late_tokens(world, w, now, evict_score, evict_params, evict_scratch):
             if run.i[step, st.GENERATED] + 1 >= world.plan.output[step]:
                 dequeue(world, w, k, False)
                 world.chains[world.tree.chain[step], ch.STARTED] = now  # nothing more was attained since
-            _answered(world, w, step, now, evict_score, evict_params, evict_scratch)
+            _answered(world, w, step, now)
 
 
 @njit(cache=True)
@@ -360,7 +357,7 @@ def composed(world, w):
 
 
 @njit(cache=True)
-def _answered(world, w, step, now, evict_score, evict_params, evict_scratch):
+def _answered(world, w, step, now):
     """A token of the step's answer is there. Returns whether it was the last."""
     run, i, times = world.run, world.run.i[step], world.run.f
     i[st.GENERATED] += 1
@@ -370,9 +367,9 @@ def _answered(world, w, step, now, evict_score, evict_params, evict_scratch):
         run.wf[w, st.QUEUED_TOKENS] -= i[st.BOOKED]
     if i[st.GENERATED] < world.plan.output[step]:
         return False
-    settle_others(world, w, world.tree.chain[step], now, evict_score, evict_params, evict_scratch)
+    settle_others(world, w, world.tree.chain[step], now)
     _finish_step(world, w, step, now)
-    _released(world, w, world.tree.chain[step], now, evict_score, evict_params, evict_scratch)
+    _released(world, w, world.tree.chain[step], now)
     return True
 
 

@@ -22,7 +22,7 @@ from numba import njit
 from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.cost.iteration import ATTENTION, CONTEXT, KV, steady_seconds
 from saga_rl.sim.engine import state as st
-from saga_rl.sim.engine.admit import blocks_wanted, fill_admission, make_room
+from saga_rl.sim.engine.admit import blocks_wanted, fill_admission, lets_in, make_room
 from saga_rl.sim.engine.heap import push
 from saga_rl.sim.engine.live_sessions import next_silence
 from saga_rl.sim.engine.waiting import charge, starves_from
@@ -32,7 +32,7 @@ FREELY, NO_EVICTION, NOT_AT_ALL = range(3)
 
 
 @njit(cache=True)
-def _kept_out(world, w, budget, now, admit_score, admit_params, admit_scratch):
+def _kept_out(world, w, budget, now):
     """Whether who is next in the worker's queue stays out while the running requests decode, with `budget` tokens left.
     That is its head, or whom who chooses let in: nobody, or one that may find no room yet."""
     run, pool, tree = world.run, world.pool, world.tree
@@ -62,7 +62,7 @@ def _kept_out(world, w, budget, now, admit_score, admit_params, admit_scratch):
                 return NOT_AT_ALL
             break
     fill_admission(world, w, step, cached, known, now)
-    if admit_score(world.work.admit, admit_params, admit_scratch) > 0.0:
+    if lets_in(world, world.work.admit):
         return NOT_AT_ALL
     return NO_EVICTION
 
@@ -118,7 +118,7 @@ def _steady_until(world, w, now):
 
 
 @njit(cache=True)
-def coast(world, w, now, admit_score, admit_params, admit_scratch):
+def coast(world, w, now):
     """Enter the worker's next run of iterations as one event; False if there is none of two or more."""
     plan, run, pool = world.plan, world.run, world.pool
     running = run.w[w, st.N_RUNNING]
@@ -149,7 +149,7 @@ def coast(world, w, now, admit_score, admit_params, admit_scratch):
     elif most < 2:
         return False
     else:
-        rule = _kept_out(world, w, budget, now, admit_score, admit_params, admit_scratch)
+        rule = _kept_out(world, w, budget, now)
         if rule == NOT_AT_ALL:
             return False
     last_start = min(run.wf[w, st.NEXT_EXPIRY], _steady_until(world, w, now))
@@ -186,7 +186,7 @@ def coast(world, w, now, admit_score, admit_params, admit_scratch):
 
 
 @njit(cache=True)
-def settle(world, w, now, evict_score, evict_params, evict_scratch):
+def settle(world, w, now):
     """If the worker coasts, bring it to the iteration that is in flight at `now`, and enter that one's end."""
     run, pool = world.run, world.pool
     n = run.w[w, st.COAST]
@@ -219,7 +219,7 @@ def settle(world, w, now, evict_score, evict_params, evict_scratch):
         if not at_once:  # held as a lump until it is known how far the run got
             for part in range(need + 1):  # request by request, as they would ask for room
                 size = 1 if part < need else more
-                make_room(world, w, size, t, evict_score, evict_params, evict_scratch, False, -1)
+                make_room(world, w, size, t, False, -1)
                 counts[w, kv.FREE] -= size
                 counts[w, kv.PRIVATE] += size
                 lump += size
@@ -244,7 +244,7 @@ def settle(world, w, now, evict_score, evict_params, evict_scratch):
     pool.n[w, kv.FREE] += lump
     pool.n[w, kv.PRIVATE] -= lump
     if taken > 0:
-        make_room(world, w, pool.n[w, kv.FREE] + taken, t, evict_score, evict_params, evict_scratch, False, -1)
+        make_room(world, w, pool.n[w, kv.FREE] + taken, t, False, -1)
     run.wf[w, st.SEEN_S] = t
     run.count[st.ITERATIONS] += k + 1
     run.count[st.COASTED] += k + 1
@@ -283,7 +283,7 @@ def seen(world, prefill, context, decoding, kv_read):
 
 
 @njit(cache=True)
-def settle_others(world, w, c, now, evict_score, evict_params, evict_scratch):
+def settle_others(world, w, c, now):
     """Chain c is about to change: workers other than w that hold idle blocks of it have to be where time is."""
     run, pool = world.run, world.pool
     if run.moved[c] == 0:
@@ -292,7 +292,7 @@ def settle_others(world, w, c, now, evict_score, evict_params, evict_scratch):
         if other != w and run.w[other, st.COAST] > 0:
             r = kv.find(pool, other, pool.meta[kv.SEGMENTS] + c)
             if r >= 0 and pool.owned[r] > 0:
-                settle(world, other, now, evict_score, evict_params, evict_scratch)
+                settle(world, other, now)
 
 
 @njit(cache=True)

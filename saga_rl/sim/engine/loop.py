@@ -33,8 +33,6 @@ NEVER = 1e9
 """Placements since a worker's last one, if there was none."""
 NAP_S = 1e-3
 """vLLM's engine loop sleeps so long after a round that ran nothing although requests are left."""
-SCORE_ARGS = (1, 4, 7, 10)
-"""Positions of score functions among `run_on`'s arguments."""
 
 
 @njit(cache=True)
@@ -78,13 +76,13 @@ def _rows(world, step, now):
 
 
 @njit(cache=True)
-def _sample(world, now, evict_score, evict_params, evict_scratch):
+def _sample(world, now):
     """Blocks by session, held or cached, over all workers; rows thin out by half whenever they are used up."""
     run = world.run
     if len(run.occupancy_t) == 0 or now < run.total[st.NEXT_SAMPLE]:
         return
     for w in range(world.limits[st.WORKERS]):
-        settle(world, w, now, evict_score, evict_params, evict_scratch)
+        settle(world, w, now)
     n = run.count[st.SAMPLES]
     if n == len(run.occupancy_t):
         for k in range(n // 2):
@@ -108,13 +106,11 @@ def _sample(world, now, evict_score, evict_params, evict_scratch):
 
 
 @njit(cache=True)
-def _place(world, w, step, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch,
-           literal):
+def _place(world, w, step, now):
     """The router sends the step's request to worker w."""
     world.run.w[w, st.PLACED_AT] = world.run.count[st.PLACED]
     world.run.count[st.PLACED] += 1
-    arrive(world, w, step, now, now, order_score, order_params, order_scratch, evict_score, evict_params,
-           evict_scratch, literal)
+    arrive(world, w, step, now, now)
 
 
 @njit(cache=True)
@@ -163,8 +159,7 @@ def _answer(world, chosen):
 
 
 @njit(cache=True)
-def _compose(world, now, order_score, order_params, order_scratch, admit_score, admit_params, admit_scratch,
-             evict_score, evict_params, evict_scratch, whole, literal, pause, answered):
+def _compose(world, now, pause, answered):
     """All that happens at this instant is known: idle workers among the touched compose their next iteration. `CHOOSE`
     or `EVICT` if somebody has to choose from a worker's queue, or whose blocks go, first, else `ENDED`; answered: the
     former is done for the one asked about."""
@@ -172,14 +167,14 @@ def _compose(world, now, order_score, order_params, order_scratch, admit_score, 
     touched = run.touched[:n]
     if n > 1:
         touched.sort()
-    single = literal or whole or world.limits[st.SINGLE_STEPS] == 1 or pause == ALL  # runs evict on their own
+    # runs of iterations evict on their own
+    single = world.literal or world.whole or world.limits[st.SINGLE_STEPS] == 1 or pause == ALL
     chooses = pause in (QUEUE, ALL)
     for k in range(run.count[st.COMPOSING], n):
         w = touched[k]
         run.w[w, st.TOUCHED] = 0
         if world.limits[st.ASYNC] == 1:
-            _compose_ahead(world, w, now, order_score, order_params, order_scratch, admit_score, admit_params,
-                           admit_scratch, evict_score, evict_params, evict_scratch, whole, literal)
+            _compose_ahead(world, w, now)
             continue
         if run.w[w, st.BUSY] == 1 or run.w[w, st.N_RUNNING] + run.w[w, st.N_WAITING] == 0:
             continue
@@ -189,17 +184,15 @@ def _compose(world, now, order_score, order_params, order_scratch, admit_score, 
             run.count[st.ASKED], run.count[st.COMPOSING] = w, k
             return CHOOSE
         if pause == ALL:
-            begin_iteration(world, w, now, order_score, order_params, order_scratch, evict_score, evict_params,
-                            evict_scratch)
-            if wants_room(world, w, now, order_score, order_params, order_scratch):
+            begin_iteration(world, w, now)
+            if wants_room(world, w, now):
                 run.count[st.ASKED], run.count[st.COMPOSING] = w, k
                 return EVICT
         held = chooses and run.w[w, st.N_WAITING] > 0
         asked_anew = held and run.w[w, st.LETS] == st.AS_POLICY
-        if not single and not asked_anew and coast(world, w, now, admit_score, admit_params, admit_scratch):
+        if not single and not asked_anew and coast(world, w, now):
             continue
-        length = schedule(world, w, now, order_score, order_params, order_scratch, admit_score, admit_params,
-                          admit_scratch, evict_score, evict_params, evict_scratch, whole, literal)
+        length = schedule(world, w, now)
         if held and run.w[w, st.LETS] == st.ONE and run.w[w, st.URGENT] == 0:
             run.w[w, st.CHANGED] = 1  # it entered: another one may
         if length > 0.0:
@@ -209,8 +202,7 @@ def _compose(world, now, order_score, order_params, order_scratch, admit_score, 
 
 
 @njit(cache=True)
-def _compose_ahead(world, w, now, order_score, order_params, order_scratch, admit_score, admit_params, admit_scratch,
-                   evict_score, evict_params, evict_scratch, whole, literal):
+def _compose_ahead(world, w, now):
     """Asynchronous scheduling: while one iteration runs the next is composed, at once if nothing runs, else when one
     ends. Nothing more is composed behind one that had nothing to do."""
     run = world.run
@@ -220,12 +212,11 @@ def _compose_ahead(world, w, now, order_score, order_params, order_scratch, admi
     then = now
     while run.w[w, st.AHEAD] == 0:
         then += run.w[w, st.N_INBOX] * TAKE_IN_S
-        take_in(world, w, now, order_score, order_params, order_scratch, literal)
+        take_in(world, w, now)
         if run.w[w, st.N_RUNNING] + run.w[w, st.N_WAITING] == 0:
             return
         world.work.ranked[w, 0] = np.nan  # ranked anew in each iteration, also in two of one instant
-        length = schedule(world, w, then, order_score, order_params, order_scratch, admit_score, admit_params,
-                          admit_scratch, evict_score, evict_params, evict_scratch, whole, literal)
+        length = schedule(world, w, then)
         composed(world, w)
         look_at_copies(world, w, run.w[w, st.BUSY] == 1)
         if length <= 0.0:
@@ -249,8 +240,7 @@ def _runs(world, w, due):
 
 
 @njit(cache=True)
-def run_on(world, place_score, place_params, place_scratch, order_score, order_params, order_scratch, admit_score,
-           admit_params, admit_scratch, evict_score, evict_params, evict_scratch, whole, literal, pause, chosen):
+def run_on(world, pause, chosen):
     """Run `world`, a ref (`sim.compiled.refs`), until the end (`ENDED`) or until a decision is wanted. pause =
     PLACEMENTS: `PLACE`, which worker serves the request count[AWAITING] (its rows are in `work.place`). QUEUE:
     `CHOOSE`, who of worker count[ASKED]'s queue enters in the iteration that it is about to compose; asked when the
@@ -264,21 +254,19 @@ def run_on(world, place_score, place_params, place_scratch, order_score, order_p
     if answered and asked == CHOOSE:
         _answer(world, chosen)
     elif chosen >= 0 and asked == PLACE:
-        _place(world, chosen, run.count[st.AWAITING], run.total[st.NOW], order_score, order_params, order_scratch,
-               evict_score, evict_params, evict_scratch, literal)
+        _place(world, chosen, run.count[st.AWAITING], run.total[st.NOW])
     while True:
         now = run.total[st.NOW]
         if heap.n[0] == 0 or heap.time[0] > now:
-            asked = _compose(world, now, order_score, order_params, order_scratch, admit_score, admit_params,
-                             admit_scratch, evict_score, evict_params, evict_scratch, whole, literal, pause, answered)
+            asked = _compose(world, now, pause, answered)
             if asked != ENDED:
                 run.count[st.PAUSED] = asked
                 return asked
             answered = False
-            _sample(world, now, evict_score, evict_params, evict_scratch)
+            _sample(world, now)
         if heap.n[0] == 0 or heap.time[0] > world.real[st.HORIZON]:
             for w in range(n_workers):
-                settle(world, w, world.real[st.HORIZON], evict_score, evict_params, evict_scratch)
+                settle(world, w, world.real[st.HORIZON])
             return ENDED
         _drop_stale(world)
         now, what = pop(heap)
@@ -286,15 +274,14 @@ def run_on(world, place_score, place_params, place_scratch, order_score, order_p
             run.total[st.NOW] = now
             if what >= ticks:
                 if heap.n[0] > 0:  # else nothing is left that could happen
-                    steal(world, now, order_score, order_params, order_scratch, evict_score, evict_params,
-                          evict_scratch, literal)
+                    steal(world, now)
                     push(heap, now + LOOK_S, ticks)
             elif what >= loads + 2 * n_steps:
-                touch(world, landed(world, what - loads - 2 * n_steps, now, evict_score, evict_params, evict_scratch))
+                touch(world, landed(world, what - loads - 2 * n_steps, now))
             elif what >= loads + n_steps:
-                prefetch(world, what - loads - n_steps, now, evict_score, evict_params, evict_scratch)
+                prefetch(world, what - loads - n_steps, now)
             else:
-                touch(world, copied(world, what - loads, now, evict_score, evict_params, evict_scratch))
+                touch(world, copied(world, what - loads, now))
         elif what >= n_steps + n_workers:
             run.total[st.NOW] = now
             _begin_session(world, what - n_steps - n_workers, now)
@@ -307,9 +294,9 @@ def run_on(world, place_score, place_params, place_scratch, order_score, order_p
             if run.w[w, st.BUSY] == 0 or now != run.wf[w, st.DUE]:
                 continue  # an arrival cut that run of iterations short
             run.total[st.NOW] = now
-            settle(world, w, now, evict_score, evict_params, evict_scratch)
+            settle(world, w, now)
             run.w[w, st.BUSY] = 0
-            finish_iteration(world, w, now, evict_score, evict_params, evict_scratch)
+            finish_iteration(world, w, now)
             run.w[w, st.MAY_COMPOSE] = 1
             if run.w[w, st.N_LOADED] > 0:
                 heard_of_copies(world, w)
@@ -326,8 +313,7 @@ def run_on(world, place_score, place_params, place_scratch, order_score, order_p
             if np.isnan(world.chains[c, ch.QUEUED]):
                 _describe(world, what, now)
             if n_workers == 1:
-                _place(world, 0, what, now, order_score, order_params, order_scratch, evict_score, evict_params,
-                       evict_scratch, literal)
+                _place(world, 0, what, now)
                 continue
             _rows(world, what, now)
             if pause in (PLACEMENTS, ALL):
@@ -335,9 +321,8 @@ def run_on(world, place_score, place_params, place_scratch, order_score, order_p
                 return PLACE
             best, best_score = 0, -np.inf
             for w in range(n_workers):
-                score = place_score(world.work.place[w], place_params, place_scratch)
+                score = world.place_score(world.work.place[w], world.place_params, world.place_scratch)
                 if score > best_score or (score == best_score and run.w[w, st.HOMED] < run.w[best, st.HOMED]):
                     best, best_score = w, score
-            _place(world, best, what, now, order_score, order_params, order_scratch, evict_score, evict_params,
-                   evict_scratch, literal)
+            _place(world, best, what, now)
         run.count[st.EVENTS] += 1

@@ -37,7 +37,7 @@ def _growth(world, w, room):
 
 
 @njit(cache=True)
-def wants_room(world, w, now, order_score, order_params, order_scratch):
+def wants_room(world, w, now):
     """Whether the worker has fewer free blocks than its next iteration will take, as far as it can have them: count[
     WANTED] blocks, for which all that is idle may go but count[SPARED], the end of what the request let in finds cached
     (-1 = none). Growth comes first; asked again when there is room for that, it is about the request let in.
@@ -58,7 +58,7 @@ def wants_room(world, w, now, order_score, order_params, order_scratch):
         return False
     if limits[st.TIER] == 1 or world.real[st.LINK_RATE] > 0:
         return False  # whether it waits for a copy, and of how much, is for `tier.find_source` to say
-    step = run.queue[w, choose(world, w, now, order_score, order_params, order_scratch)]
+    step = run.queue[w, choose(world, w, now)]
     known = world.plan.prompt[step] + run.i[step, st.GENERATED]
     cached = min(kv.resident_prefix(tree, pool, w, step), (known - 1) // block)
     own = kv.reusable(tree, pool, w, step, cached)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -232,10 +232,12 @@ def make_plan(trace: Trace, forest: Forest) -> Plan:
     final[last[last >= 0]] = 1
     s = trace.sessions
     # copies: columns read from a file are read-only, which to numba is another type and another compilation
-    return Plan(st.session.astype(np.int32), st.prompt_tokens.copy(), st.output_tokens.copy(), st.tool.copy(),
-                _shared(forest), st.tool_s + st.think_s, final, child_off, children[order].astype(np.int32),
-                root_off.astype(np.int64), root, s.tenant, s.agent_type, s.arrival_s, s.deadline_s - s.arrival_s,
-                np.searchsorted(forest.chain_session, np.arange(trace.n_sessions)))
+    return Plan(
+        session=st.session.astype(np.int32), prompt=st.prompt_tokens.copy(), output=st.output_tokens.copy(),
+        tool=st.tool.copy(), shared=_shared(forest), gap=st.tool_s + st.think_s, final=final, child_off=child_off,
+        child=children[order].astype(np.int32), root_off=root_off.astype(np.int64), root=root, tenant=s.tenant,
+        agent_type=s.agent_type, arrival=s.arrival_s, slack=s.deadline_s - s.arrival_s,
+        first=np.searchsorted(forest.chain_session, np.arange(trace.n_sessions)))
 
 
 def _shared(forest: Forest) -> NDArray[np.int8]:
@@ -245,6 +247,12 @@ def _shared(forest: Forest) -> NDArray[np.int8]:
     np.minimum.at(first, forest.path, chain)
     np.maximum.at(last, forest.path, chain)
     return (first < last).astype(np.int8)
+
+
+def _vector(kind: type, size: int, values: dict[int, float]) -> NDArray[Any]:
+    """Lay out `values` by column; every column has one."""
+    assert sorted(values) == list(range(size))
+    return np.array([values[k] for k in range(size)], kind)
 
 
 def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int = 0, samples: int = 0,
@@ -266,25 +274,25 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
     rules = config.constraints
     floors = rules.floors(trace.tenants, config.pool_blocks) if any(rules.kv_floors.values()) else np.zeros(0)
     ahead = w if config.async_scheduling else 0
+    base, after, before = make_rings(
+        w, forest.seg_blocks[:None if config.cpu_tokens and config.offloading == "vllm" else 0])
     run = Run(
-        np.zeros((n, STEP_COUNTS), np.int64), np.full((n, STEP_TIMES), np.nan), np.zeros((w, WORKER_COUNTS), np.int64),
-        np.zeros((w, WORKER_TIMES)),
-        np.zeros((w, config.max_num_seqs), np.int32), np.zeros((w, lines + 1), np.int32),
-        np.zeros((ahead, lines + 1), np.int32), np.zeros((ahead, lines + 1), np.int32),
-        *make_rings(w, forest.seg_blocks[:None if config.cpu_tokens and config.offloading == "vllm" else 0]),
-        np.full((ahead, trace.n_sessions), np.nan),
-        np.full((ahead, trace.n_sessions), np.nan),
-        np.full(n_chains, -1, np.int32), np.diff(trace.session_offsets).astype(np.int64),
-        np.full(trace.n_sessions, np.nan), np.full(trace.n_sessions, np.nan), np.zeros(COUNTS, np.int64),
-        np.zeros(TOTALS), np.zeros(tenants), np.zeros(n_chains + 1, np.int32), np.zeros(n_chains, np.int32),
-        np.full((n_chains, 2), -1, np.int32), np.zeros(n, np.int32), make_service(w, tenants), floors,
-        np.zeros(tenants),
-        np.zeros(n_chains, np.int8), np.full(n_chains, -1, np.int32), np.full(n_chains, -1, np.int32),
-        np.zeros(n_chains), np.zeros(n_chains, np.int32), np.zeros(w, np.int32), np.zeros((log, 4), np.int64),
-        np.zeros(log),
-        np.zeros((samples, trace.n_sessions), np.int32), np.zeros(samples), np.zeros((iterations, 2), np.int64),
-        np.zeros((iterations, 2)), np.zeros((iterations * min(config.max_num_seqs, 64), 2), np.int64),
-    )
+        i=np.zeros((n, STEP_COUNTS), np.int64), f=np.full((n, STEP_TIMES), np.nan),
+        w=np.zeros((w, WORKER_COUNTS), np.int64), wf=np.zeros((w, WORKER_TIMES)),
+        running=np.zeros((w, config.max_num_seqs), np.int32), queue=np.zeros((w, lines + 1), np.int32),
+        inbox=np.zeros((ahead, lines + 1), np.int32), loaded=np.zeros((ahead, lines + 1), np.int32), tier_base=base,
+        tier_after=after, tier_before=before, told_s=np.full((ahead, trace.n_sessions), np.nan),
+        told_late_s=np.full((ahead, trace.n_sessions), np.nan), home=np.full(n_chains, -1, np.int32),
+        left=np.diff(trace.session_offsets).astype(np.int64), done_s=np.full(trace.n_sessions, np.nan),
+        begin_s=np.full(trace.n_sessions, np.nan), count=np.zeros(COUNTS, np.int64), total=np.zeros(TOTALS),
+        afs=np.zeros(tenants), live=np.zeros(n_chains + 1, np.int32), live_at=np.zeros(n_chains, np.int32),
+        counted=np.full((n_chains, 2), -1, np.int32), quiet=np.zeros(n, np.int32), service=make_service(w, tenants),
+        floors=floors, held=np.zeros(tenants), moved=np.zeros(n_chains, np.int8),
+        source=np.full(n_chains, -1, np.int32), last_step=np.full(n_chains, -1, np.int32), landing=np.zeros(n_chains),
+        landing_at=np.zeros(n_chains, np.int32), touched=np.zeros(w, np.int32), log_i=np.zeros((log, 4), np.int64),
+        log_t=np.zeros(log), occupancy=np.zeros((samples, trace.n_sessions), np.int32), occupancy_t=np.zeros(samples),
+        it_i=np.zeros((iterations, 2), np.int64), it_f=np.zeros((iterations, 2)),
+        it_part=np.zeros((iterations * min(config.max_num_seqs, 64), 2), np.int64))
     run.i[:, PENDING] = np.diff(trace.steps.parent_offsets)
     run.f[:, READY_AT] = 0.0
     run.wf[:, EPOCH_S] = run.wf[:, YIELDED_AT] = -np.inf
@@ -292,27 +300,32 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
     run.w[:, PLACED_AT] = -1
     run.total[SAMPLE_EVERY] = 1.0
     run.count[LIVE_STEPS] = n
-    work = Work(np.zeros(len(ft.EVICTION)), np.zeros(len(ft.ORDERING)), np.zeros(len(ft.ADMISSION)),
-                np.zeros((w, len(ft.PLACEMENT))), np.zeros(len(pool.res)), np.full((w, 2), np.nan),
-                np.zeros(segs if tiers else 0), np.full(segs, np.nan),
-                np.zeros(n_chains + 1, np.int64), np.zeros(config.block_tokens, np.int64), np.zeros(3))
+    work = Work(
+        evict=np.zeros(len(ft.EVICTION)), order=np.zeros(len(ft.ORDERING)), admit=np.zeros(len(ft.ADMISSION)),
+        place=np.zeros((w, len(ft.PLACEMENT))), scores=np.zeros(len(pool.res)), ranked=np.full((w, 2), np.nan),
+        aged=np.zeros(segs if tiers else 0), next_use=np.full(segs, np.nan), stamp=np.zeros(n_chains + 1, np.int64),
+        residue=np.zeros(config.block_tokens, np.int64), older=np.zeros(3))
     ordering = policies.ordering
     order_steady = ordering.steady or (ordering.steady_one_tenant and len(trace.tenants) < 2)
     # what is remembered of a chain that moved depends on the order of events on several workers
     shared_memory = policies.eviction.memory and w > 1
     single = config.single_steps or iterations > 0 or rules.active or shared_memory or config.async_scheduling
-    limits = np.array([w, config.block_tokens, config.max_num_seqs, config.batched_tokens, config.end_hint,
-                       config.population, log > 0, single,
-                       policies.eviction.oldest_first, policies.eviction.steady, order_steady,
-                       policies.admission.steady, config.cpu_tokens > 0, config.cpu_eviction == "fifo",
-                       config.reserve_full_prompt, len(trace.tenants) if len(trace.tenants) > 1 else 0,
-                       ordering.fresh, policies.placement.draws, policies.placement.steals and w > 1,
-                       config.tool_names, policies.eviction.oracle, len(floors) > 0, config.async_scheduling,
-                       config.offloading == "vllm"], np.int64)
-    real = np.array([config.expiry_s, config.horizon_s, config.kv_tokens, config.profile.prefill_tokens_per_s,
-                     config.pcie_tokens_per_s, config.link_tokens_per_s, config.prefetch_tokens,
-                     policies.eviction.steady_idle_s, rules.service_gap_tokens, rules.afs_preempt_s, config.starve_s,
-                     config.cpu_tokens // config.block_tokens])
+    limits = _vector(np.int64, 24, {
+        WORKERS: w, BLOCK: config.block_tokens, MAX_SEQS: config.max_num_seqs, BATCHED: config.batched_tokens,
+        END_HINT: config.end_hint, POPULATION: config.population, LOGGING: log > 0, SINGLE_STEPS: single,
+        OLDEST_FIRST: policies.eviction.oldest_first, EVICT_STEADY: policies.eviction.steady,
+        ORDER_STEADY: order_steady, ADMIT_STEADY: policies.admission.steady, TIER: config.cpu_tokens > 0,
+        TIER_FIFO: config.cpu_eviction == "fifo", WHOLE_PROMPT: config.reserve_full_prompt,
+        TENANTS: len(trace.tenants) if len(trace.tenants) > 1 else 0, FRESH: ordering.fresh,
+        DRAWS: policies.placement.draws, STEALING: policies.placement.steals and w > 1, TOOL_NAMES: config.tool_names,
+        CLAIRVOYANT: policies.eviction.oracle, FLOORED: len(floors) > 0, ASYNC: config.async_scheduling,
+        AS_VLLM: config.offloading == "vllm"})
+    real = _vector(np.float64, 12, {
+        EXPIRY: config.expiry_s, HORIZON: config.horizon_s, POOL_TOKENS: config.kv_tokens,
+        PREFILL_RATE: config.profile.prefill_tokens_per_s, PCIE_RATE: config.pcie_tokens_per_s,
+        LINK_RATE: config.link_tokens_per_s, PREFETCH_TOKENS: config.prefetch_tokens,
+        STEADY_IDLE: policies.eviction.steady_idle_s, GAP: rules.service_gap_tokens, AFS_PREEMPT: rules.afs_preempt_s,
+        STARVE: config.starve_s, TIER_BLOCKS: config.cpu_tokens // config.block_tokens})
     # an entry for each session and worker and at most two a step (it, its copy, its prefetch); as much again, and more,
     # for the ends of runs that were cut short
     heap = make_heap(4 * n + 2 * trace.n_sessions + 8 * w + 256)
@@ -323,6 +336,8 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
         # A closed population starts at once; a microsecond apart, so that its order is defined.
         push(heap, s * 1e-6 if config.population else float(plan.arrival[s]), n + w + s)
     run.count[NEXT_SESSION] = first
-    return World(make_tree(forest), pool, make_chains(n_chains), make_tables(w, len(trace.tools),
-                 len(trace.agent_types)), ft.make_g(w, config.block_tokens, config.pool_blocks, policies.eviction,
-                 policies.admission), plan, run, heap, work, limits, real, config.profile.vector())
+    return World(
+        tree=make_tree(forest), pool=pool, chains=make_chains(n_chains),
+        tables=make_tables(w, len(trace.tools), len(trace.agent_types)),
+        g=ft.make_g(w, config.block_tokens, config.pool_blocks, policies.eviction, policies.admission), plan=plan,
+        run=run, heap=heap, work=work, limits=limits, real=real, cost=config.profile.vector())

@@ -62,7 +62,7 @@ def _oldest(world, w, now):
 
 
 @njit(cache=True)
-def steal(world, now, order_score, order_params, order_scratch, evict_score, evict_params, evict_scratch, literal):
+def steal(world, now):
     """Let every worker that has been idle for long enough take one session."""
     run, n = world.run, world.limits[st.WORKERS]
     for w in range(n):
@@ -86,19 +86,17 @@ def steal(world, now, order_score, order_params, order_scratch, evict_score, evi
             if v != w and _load(world, v) > floor:
                 pick -= 1
                 if pick < 0:
-                    _take(world, v, w, now, order_score, order_params, order_scratch, evict_score, evict_params,
-                          evict_scratch, literal)
+                    _take(world, v, w, now)
                     break
 
 
 @njit(cache=True)
-def _take(world, victim, thief, now, order_score, order_params, order_scratch, evict_score, evict_params,
-          evict_scratch, literal):
+def _take(world, victim, thief, now):
     run = world.run
     at = _oldest(world, victim, now)
     if at < 0:
         return
-    settle(world, victim, now, evict_score, evict_params, evict_scratch)
+    settle(world, victim, now)
     step = run.queue[victim, at]
     dequeue(world, victim, at, False)
     if run.w[victim, st.URGENT] == step + 1:
@@ -109,5 +107,4 @@ def _take(world, victim, thief, now, order_score, order_params, order_scratch, e
     run.i[step, st.STOLEN] += 1
     run.count[st.STEALS] += 1
     run.wf[thief, st.IDLE_SINCE] = np.nan
-    arrive(world, thief, step, run.f[step, st.READY], now, order_score, order_params, order_scratch, evict_score,
-           evict_params, evict_scratch, literal)
+    arrive(world, thief, step, run.f[step, st.READY], now)

@@ -63,7 +63,7 @@ def _gain(world, blocks, cached, free_at, rate, now):
 
 
 @njit(cache=True)
-def find_source(world, w, step, cached, known, now, evict_score, evict_params, evict_scratch):
+def find_source(world, w, step, cached, known, now):
     """(link, blocks, ready): 0 = nothing to wait for, 1 = CPU tier, 2 = another worker, 3 = a prefetch on its way;
     leading blocks that will be there, and when."""
     limits, tree, pool, run, real = world.limits, world.tree, world.pool, world.run, world.real
@@ -78,7 +78,7 @@ def find_source(world, w, step, cached, known, now, evict_score, evict_params, e
             link, best, blocks, ready = 1, gain, there, at
     source = run.source[c]
     if real[st.LINK_RATE] > 0 and source >= 0 and source != w:
-        settle(world, source, now, evict_score, evict_params, evict_scratch)
+        settle(world, source, now)
         there = min(kv.resident_prefix(tree, pool, source, step), most)
         gain, at = _gain(world, there, cached, run.wf[w, st.LINK_FREE], real[st.LINK_RATE], now)
         if there > cached and gain > best:
@@ -106,11 +106,11 @@ def wait_for_copy(world, w, step, link, tokens, ready):
 
 
 @njit(cache=True)
-def copied(world, step, now, evict_score, evict_params, evict_scratch):
+def copied(world, step, now):
     """The copy that the step waited for is there: it runs on from there. Returns its worker."""
     run = world.run
     w = run.i[step, st.WORKER]
-    settle(world, w, now, evict_score, evict_params, evict_scratch)
+    settle(world, w, now)
     if world.limits[st.AS_VLLM] == 1 and world.limits[st.ASYNC] == 1 and run.w[w, st.BUSY] == 1:
         run.loaded[w, run.w[w, st.N_LOADED]] = step
         run.w[w, st.N_LOADED] += 1
@@ -170,14 +170,14 @@ def plan_prefetch(world, w, step, now):
 
 
 @njit(cache=True)
-def prefetch(world, step, now, evict_score, evict_params, evict_scratch):
+def prefetch(world, step, now):
     """Time to bring back the context of the chain whose last step this was, if it still is and is still away."""
     run, tree, pool, limits = world.run, world.tree, world.pool, world.limits
     c, block = tree.chain[step], limits[st.BLOCK]
     row, w = world.chains[c], run.home[c]
     if run.last_step[c] != step or row[ch.WAITING] == 1 or row[ch.RUNNING] == 1 or row[ch.ENDED] > 0:
         return
-    settle(world, w, now, evict_score, evict_params, evict_scratch)
+    settle(world, w, now)
     account(world, w, now)
     have = kv.resident_prefix(tree, pool, w, step)
     there = kv.resident_prefix(tree, pool, w + limits[st.WORKERS], step)
@@ -188,7 +188,7 @@ def prefetch(world, step, now, evict_score, evict_params, evict_scratch):
     if want <= have or want - have > room:
         return
     held = kv.pin(tree, pool, w, step, 0, have)
-    make_room(world, w, want - have, now, evict_score, evict_params, evict_scratch, False, tenant)
+    make_room(world, w, want - have, now, False, tenant)
     held, copies = kv.grow(tree, pool, w, step, held, have * block, want * block, block)
     tokens = (want - have) * block
     ready = max(now, run.wf[w, st.PCIE_FREE]) + tokens / world.real[st.PCIE_RATE]
@@ -202,12 +202,12 @@ def prefetch(world, step, now, evict_score, evict_params, evict_scratch):
 
 
 @njit(cache=True)
-def landed(world, step, now, evict_score, evict_params, evict_scratch):
+def landed(world, step, now):
     """A prefetch is complete: what it brought is idle cache like any other. Returns its worker."""
     run = world.run
     i = run.i[step]
     w = i[st.WORKER]
-    settle(world, w, now, evict_score, evict_params, evict_scratch)
+    settle(world, w, now)
     account(world, w, now)
     run.wf[w, st.IN_PREFETCH] -= i[st.SCHEDULED]
     kv.release(world.tree, world.pool, w, step, i[st.HELD], i[st.COMPUTED], i[st.COPIES], now, world.limits[st.BLOCK])

@@ -15,7 +15,7 @@ from saga_rl.sim.engine.worker import EPOCH, new_epoch
 
 
 @njit(cache=True)
-def key_of(world, w, step, now, order_score, order_params, order_scratch):
+def key_of(world, w, step, now):
     run, row = world.run, world.work.order
     c = world.tree.chain[step]
     preempted = 1.0 if run.i[step, st.PREEMPTIONS] > run.i[step, st.YIELDED] else 0.0
@@ -27,7 +27,7 @@ def key_of(world, w, step, now, order_score, order_params, order_scratch):
         service, least = run.service[w, tenant, sv.COUNTER], sv.least(run.service, w)
     ft.ordering_row(world.chains, world.tables, w, c, now, run.f[step, st.READY], float(world.plan.prompt[step]),
                     preempted, run.afs[tenant], float(cached), service, least, row)
-    return order_score(row, order_params, order_scratch)
+    return world.order_score(row, world.order_params, world.order_scratch)
 
 
 @njit(cache=True)
@@ -56,7 +56,7 @@ def _sink(run, w, at):
 
 
 @njit(cache=True)
-def enqueue(world, w, step, now, order_score, order_params, order_scratch):
+def enqueue(world, w, step, now):
     """Put a step into the worker's queue at the place that its key gives it."""
     run = world.run
     if world.limits[st.TENANTS] > 0:
@@ -64,7 +64,7 @@ def enqueue(world, w, step, now, order_score, order_params, order_scratch):
         _note_spread(world, w)
         sv.queued(run.service, w, tenant)
         _note_spread(world, w)
-    run.f[step, st.KEY] = key_of(world, w, step, now, order_score, order_params, order_scratch)
+    run.f[step, st.KEY] = key_of(world, w, step, now)
     run.i[step, st.STATE] = st.WAITING
     n = run.w[w, st.N_WAITING]
     run.queue[w, n] = step
@@ -112,12 +112,12 @@ def may_be_served(world, w, step):
 
 
 @njit(cache=True)
-def choose(world, w, now, order_score, order_params, order_scratch):
+def choose(world, w, now):
     """Place in the worker's queue of the request that is next: the first by the policy's order whose tenant may be
     served (the tenant with least service always may), or the one for which another was made to yield."""
     run, limits, n = world.run, world.limits, world.run.w[w, st.N_WAITING]
     if limits[st.FRESH] == 1 and n > 1:
-        _sort(world, w, now, order_score, order_params, order_scratch)
+        _sort(world, w, now)
     gap, urgent, first = world.real[st.GAP], run.w[w, st.URGENT] - 1, -1
     if urgent < 0 and world.real[st.STARVE] < np.inf:
         first = _starving(world, w)
@@ -162,16 +162,16 @@ def starves_from(world, w):
 
 
 @njit(cache=True)
-def _sort(world, w, now, order_score, order_params, order_scratch):
+def _sort(world, w, now):
     run = world.run
     for k in range(run.w[w, st.N_WAITING]):
         step = run.queue[w, k]
-        run.f[step, st.KEY] = key_of(world, w, step, now, order_score, order_params, order_scratch)
+        run.f[step, st.KEY] = key_of(world, w, step, now)
         _sink(run, w, k)
 
 
 @njit(cache=True)
-def epoch(world, w, now, order_score, order_params, order_scratch):
+def epoch(world, w, now):
     """With each new epoch recompute shares and sort the queue anew. True if there was one and somebody waits."""
     run = world.run
     if not new_epoch(world, w, now) or run.w[w, st.N_WAITING] == 0:
@@ -181,5 +181,5 @@ def epoch(world, w, now, order_score, order_params, order_scratch):
         hush(world, now)
         afs(world.chains, world.tables, w, run.live[1:], run.live[0], now, EPOCH, run.afs)
     if not steady:
-        _sort(world, w, now, order_score, order_params, order_scratch)
+        _sort(world, w, now)
     return True

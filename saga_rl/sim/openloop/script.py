@@ -32,7 +32,8 @@ I64 = NDArray[np.int64]
 
 
 # columns of Script.event
-KIND, STEP, FINAL, HOLD, COMPUTED, LIMIT, AFTER = range(7)
+KIND, STEP, FINAL, HOLD, COMPUTED, LIMIT, AFTER, DONE = range(8)
+COLUMNS = 8
 # columns of Script.info
 PROMPT, OUTPUT, TOOL, LAST, SESSION = range(5)
 # columns of Script.who
@@ -43,9 +44,9 @@ class Script(NamedTuple):
     """Few arrays, since compiled code pays for each at every call."""
 
     event: I64
-    """(events, 7). HOLD (START, END): tokens that the run holds from then on. COMPUTED: tokens that it has then
+    """(events, COLUMNS). HOLD (START, END): tokens that the run holds from then on. COMPUTED: tokens that it has then
     computed or found cached; HOLD unless clipped. LIMIT (START): leading blocks that the lookup may hit. AFTER (END):
-    where in `after` its entries begin."""
+    where in `after` its entries begin. DONE: sessions that have ended, this event counted."""
     time: NDArray[np.float64]
     """(events,) s"""
     after: NDArray[np.float64]
@@ -110,12 +111,27 @@ def prepare(reference: Reference, kv_tokens: int) -> Prepared:
     np.maximum.at(at, forest.chain, np.arange(t.n_steps))
     last[at[at >= 0]] = 1
     first = np.searchsorted(forest.chain_session, np.arange(t.n_sessions))
-    event = np.stack([reference.kind, reference.step, reference.final, hold, computed, limit, after_off[:-1]], 1)
+    event = np.stack([reference.kind, reference.step, reference.final, hold, computed, limit, after_off[:-1],
+                      _done(reference)], 1)
     info = np.stack([st.prompt_tokens, st.output_tokens, st.tool, last, st.session], 1)
     script = Script(event.astype(np.int64), reference.time_s.astype(np.float64), after, info.astype(np.int64),
                     np.stack([s.tenant, s.agent_type, first], 1).astype(np.int64), s.deadline_s - s.arrival_s, block)
     return Prepared(script, tree, pool_blocks, len(forest.chain_session), len(t.tools), len(t.agent_types),
                     clipped, capped, peak)
+
+
+def _done(r: Reference) -> I64:
+    """(events,) sessions that have ended with each event: all of their steps have."""
+    ends = (r.kind == END) & (r.final == 1)
+    session = r.trace.steps.session[r.step]
+    left = np.diff(r.trace.session_offsets)
+    order = np.lexsort((np.arange(len(session)), session))  # by session, then by time
+    counted = np.cumsum(ends[order])
+    first = np.concatenate([[True], np.diff(session[order]) != 0]) if len(order) else np.zeros(0, bool)
+    before = np.maximum.accumulate(np.where(first, counted - ends[order], 0))
+    last = np.zeros(len(session), bool)
+    last[order] = ends[order] & (counted - before == left[session[order]])
+    return np.cumsum(last)
 
 
 def _check_events(r: Reference) -> None:

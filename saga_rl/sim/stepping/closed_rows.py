@@ -1,4 +1,4 @@
-"""What a slot of the native closed-loop vectors shows: the rows of the decision at hand, as the single environments."""
+"""What a slot of the native closed-loop vectors shows: the rows of the decision at hand, clipped."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from numba import njit
 from saga_rl.policies.features import LEARNED_ADMISSION, LEARNED_EVICTION, LEARNED_ORDERING, LEARNED_PLACEMENT
 from saga_rl.sim.engine import state as st
 from saga_rl.sim.engine.loop import CHOOSE, EVICT, PLACE
+from saga_rl.sim.stepping import book as bk
 from saga_rl.sim.stepping import closed_slots as cs
-from saga_rl.sim.stepping import replay_vector as vc
-from saga_rl.sim.stepping.queue_stepper import IDLE, OFFERED, Queue, weigh
 from saga_rl.sim.stepping.victims import OFFERED as CANDIDATES_OFFERED
 from saga_rl.sim.stepping.victims import Victims
+from saga_rl.sim.stepping.waiting_rows import IDLE, OFFERED, Queue, weigh
 
 WIDTH, ADMISSION_WIDTH = len(LEARNED_ORDERING), len(LEARNED_ADMISSION)
 PLACEMENT_WIDTH, EVICTION_WIDTH = len(LEARNED_PLACEMENT), len(LEARNED_EVICTION)
@@ -62,9 +62,9 @@ def show(hall, world, b, over, obs, mask):
             _write(hall.order_rows[i], obs[i, :WIDTH], low, high)
         if kind == cs.JOINT:
             _write(hall.admit_rows[i], obs[i, WIDTH:], low, high)
-    for i in range(n, mine[vc.ROWS]):
+    for i in range(n, mine[bk.ROWS]):
         obs[i] = 0.0
-    mine[vc.ROWS] = n
+    mine[bk.ROWS] = n
     for i in range(rows):
         mask[i] = i < n or kind == cs.PLACEMENT
     if kind == cs.ADMIT or kind == cs.JOINT:
@@ -74,7 +74,7 @@ def show(hall, world, b, over, obs, mask):
 @njit(cache=True)
 def _show_any(hall, world, b, over, obs, mask):
     """`show` where decisions differ in kind: all of the observation is written."""
-    low, high, decision, rows = hall.real[cs.LOW], hall.real[cs.HIGH], hall.book[b, cs.DECISION], obs.shape[0]
+    low, high, decision, rows = hall.real[cs.LOW], hall.real[cs.HIGH], hall.book[b, bk.DECISION], obs.shape[0]
     n = 0
     obs[:] = 0.0
     if not over:

@@ -9,20 +9,20 @@ from numba import types
 from numba.experimental import structref
 from numpy.typing import NDArray
 
-from saga_rl.policies.features import ADMISSION, LEARNED_EVICTION, ORDERING
-from saga_rl.sim.compiled.refs import unowned
+from saga_rl.policies.features import ADMISSION, EVICTION, ORDERING
+from saga_rl.sim.compiled.refs import by_name, unowned
 from saga_rl.sim.compiled.unowned import lending
-from saga_rl.sim.stepping.replay_vector import BOOK
+from saga_rl.sim.stepping.book import BOOK, COSTS, RULES
 
-# columns of Slots.book: those of `sim.stepping.replay_vector`, and what follows there
-DONE, DECISION, UNASKED = range(BOOK, BOOK + 3)
-CLOSED_BOOK = BOOK + 3
-# columns of Slots.costs
-LOG_TCT, RECOMPUTED_TOKENS, GAP_TOKENS = range(3)
-# Slots.rules
-KIND, MODE, MAX_DECISIONS, BY_TOKENS, EVICT_BLOCKS = range(5)
+# Slots.rules, after those of `sim.stepping.book`
+KIND, REWARD, EVICT_BLOCKS = range(RULES, RULES + 3)
 # values of KIND
 PLACEMENT, ORDER, ADMIT, JOINT, SCHEDULER = range(5)
+# values of REWARD
+BY_TCT, BY_TOKENS, DENSE = range(3)
+# columns of Slots.live
+SINCE, ALIVE, BEGUN, ENDED_S, N_ENDED, EARLIER = range(6)
+LIVE = 6
 # Slots.real
 P95_WEIGHT, FAIRNESS_WEIGHT, LOW, HIGH = range(4)
 
@@ -31,21 +31,23 @@ class Slots(NamedTuple):
     """B slots, R rows, F features, S sessions of the longest episode. Times are seconds, logs of them natural."""
 
     book: NDArray[np.int64]
-    """(B, CLOSED_BOOK). EPISODE: which of the pool; PLAYED: episodes begun; OVER: 1 = the episode has ended; ROWS: that
-    are not zero; DECISIONS, INVALID, TOKENS (computed again), DONE (sessions that ended), UNASKED (blocks that the
-    policy evicted, SCHEDULER only): of this episode; DECISION: why it was paused, see `loop.run_on`."""
+    """(B, BOOK) see `sim.stepping.book`; DECISION: why the run was paused, see `loop.run_on`."""
     order: NDArray[np.int64]
     """(B, episodes) the order in which a slot plays the pool, round and round."""
     costs: NDArray[np.float64]
-    """(B, 3) since the decision before."""
+    """(B, COSTS) since the decision before."""
     gap: NDArray[np.float64]
     """(B,) the episode's largest service gap when it was last settled, tokens."""
     seen: NDArray[np.int8]
     """(B, S) 1 = the session's end was noted."""
     ended: NDArray[np.float64]
     """(B, S) log completion times of the sessions that ended, ascending."""
+    live: NDArray[np.float64]
+    """(B, LIVE) SINCE: when the slot was last settled, s; ALIVE: sessions then; BEGUN: those that had begun; N_ENDED:
+    those that ended since, ENDED_S: the sum of (end - SINCE), s; EARLIER: seconds that sessions lived before the first
+    decision, until that is settled."""
     shown: NDArray[np.int64]
-    """(B, 3) `queue_stepper.Queue.n`."""
+    """(B, 3) `waiting_rows.Queue.n`."""
     place: NDArray[np.int64]
     """(B, R) `Queue.place`."""
     obs: NDArray[np.float32]
@@ -71,30 +73,50 @@ class Slots(NamedTuple):
     logs: NDArray[np.float64]
     """(S + 1,) [how many, log completion times of sessions that ended since the slot was settled, ...]."""
     rules: NDArray[np.int64]
-    """KIND; MODE, see `sim.stepping.replay_vector`; MAX_DECISIONS, 0 = no limit; BY_TOKENS: 1 = the reward is tokens,
-    not times; EVICT_BLOCKS: that an eviction takes at least."""
+    """See `sim.stepping.book`, and KIND; REWARD; EVICT_BLOCKS: that an eviction takes at least."""
     real: NDArray[np.float64]
     """P95_WEIGHT, FAIRNESS_WEIGHT, see `env.rewards`; LOW, HIGH: bounds of an observation."""
 
 
+STATE = ("book", "costs", "gap", "seen", "ended", "live", "shown", "place", "obs", "mask", "reward", "terminated",
+         "truncated", "victims_at", "victims_when", "offer", "victim_rows")
+"""The fields that say, with a slot's memory, where it is."""
+
+
 def make_slots(slots: int, shape: tuple[int, ...], episodes: int, sessions: int, segments: int,
-               rules: tuple[int, int, int, bool, int], real: tuple[float, float, float, float]) -> Slots:
-    """shape: (R, F) of one observation; sessions, segments: the most in an episode; rules and real in the order of
-    their columns."""
+               rules: tuple[int, int, int, int, int], real: tuple[float, float, float, float]) -> Slots:
+    """Make them for observations of `shape` (R, F); sessions, segments: the most in an episode; rules (MODE,
+    MAX_DECISIONS, KIND, REWARD, EVICT_BLOCKS) and real in the order of their columns."""
     def of(kind: type, *shape: int) -> NDArray[Any]:
         return np.zeros((slots, *shape), kind)
 
-    rows = shape[0]
-    offered = rows - (rules[0] in (ADMIT, JOINT, SCHEDULER))
-    segments *= rules[0] == SCHEDULER
-    return Slots(of(np.int64, CLOSED_BOOK), of(np.int64, episodes), of(np.float64, 3), of(np.float64),
-                 of(np.int8, sessions), of(np.float64, sessions), of(np.int64, 3), of(np.int64, offered),
-                 of(np.float32, *shape), of(np.bool_, rows), of(np.float64), of(np.bool_), of(np.bool_),
-                 of(np.float32, *shape), of(np.bool_, rows), of(np.int64, CLOSED_BOOK), of(np.float64, 3),
-                 of(np.int64, 4), of(np.float64, 1), of(np.int32, rows),
-                 of(np.float64, segments, len(LEARNED_EVICTION)),
-                 np.zeros(offered), np.zeros((offered, len(ORDERING))), np.zeros((offered, len(ADMISSION))),
-                 np.zeros(sessions + 1), np.array(rules, np.int64), np.array(real))
+    rows, kind = shape[0], rules[KIND]
+    offered = rows - (kind in (ADMIT, JOINT, SCHEDULER))
+    segments *= kind == SCHEDULER
+    return Slots(
+        book=of(np.int64, BOOK), order=of(np.int64, episodes), costs=of(np.float64, COSTS), gap=of(np.float64),
+        seen=of(np.int8, sessions), ended=of(np.float64, sessions), live=of(np.float64, LIVE), shown=of(np.int64, 3),
+        place=of(np.int64, offered), obs=of(np.float32, *shape), mask=of(np.bool_, rows), reward=of(np.float64),
+        terminated=of(np.bool_), truncated=of(np.bool_), final_obs=of(np.float32, *shape),
+        final_mask=of(np.bool_, rows), final_book=of(np.int64, BOOK), final_costs=of(np.float64, COSTS),
+        victims_at=of(np.int64, 4), victims_when=of(np.float64, 1), offer=of(np.int32, rows),
+        victim_rows=of(np.float64, segments, len(EVICTION)), key=np.zeros(offered),
+        order_rows=np.zeros((offered, len(ORDERING))), admit_rows=np.zeros((offered, len(ADMISSION))),
+        logs=np.zeros(sessions + 1), rules=np.array(rules, np.int64), real=np.array(real))
+
+
+WORK = ("key", "order_rows", "admit_rows", "logs")
+"""Fields that are work space of whoever plays."""
+
+
+def part_of(slots: Slots, first: int, stop: int) -> Slots:
+    """Give one of several threads its slots, first..stop - 1, with work space of its own."""
+    def mine(name: str, array: NDArray[Any]) -> NDArray[Any]:
+        if name in ("rules", "real"):
+            return array
+        return array.copy() if name in WORK else array[first:stop]
+
+    return Slots(**{name: mine(name, getattr(slots, name)) for name in Slots._fields})
 
 
 @lending
@@ -103,25 +125,16 @@ class HallType(types.StructRef):
 
 
 class HallRef(structref.StructRefProxy):
-    """The slots, the policies, and the games that are played: `games[b * episodes + e]` is episode e in the memory of
-    slot b, `images[e]` what that memory holds when the episode begins (`packing`)."""
+    """The slots and the games that are played: `games[b * episodes + e]` is episode e in the memory of slot b,
+    `images[e]` what that memory holds when the episode begins (`world_memory`)."""
 
 
-POLICIES = tuple(f"{seam}_{what}" for seam in ("place", "order", "admit", "evict") for what in (
-    "score", "params", "scratch"))
-structref.define_proxy(HallRef, HallType, ["run_on", *POLICIES, "whole", "literal", "pause", "games", "images",
-                                           "memory", *Slots._fields])
+BEFORE = ("run_on", "pause", "games", "images", "memory")
+structref.define_proxy(HallRef, HallType, [*BEFORE, *Slots._fields])
+_hall = by_name(HallRef, Slots._fields, "z", BEFORE)
 
 
-def hall_ref(run_on, place_score, place_params, place_scratch, order_score, order_params, order_scratch, admit_score,
-             admit_params, admit_scratch, evict_score, evict_params, evict_scratch, whole, literal, pause, games,
-             images, memory, slots):
-    """One pointer to everything: Python hands a step two arguments instead of fifty. The caller keeps the arrays."""
-    z = unowned(slots)
-    return HallRef(run_on, place_score, unowned(place_params), unowned(place_scratch), order_score,
-                   unowned(order_params), unowned(order_scratch), admit_score, unowned(admit_params),
-                   unowned(admit_scratch), evict_score, unowned(evict_params), unowned(evict_scratch), whole, literal,
-                   pause, games, images, unowned(memory), z.book, z.order, z.costs, z.gap, z.seen, z.ended, z.shown,
-                   z.place, z.obs, z.mask, z.reward, z.terminated, z.truncated, z.final_obs, z.final_mask, z.final_book,
-                   z.final_costs, z.victims_at, z.victims_when, z.offer, z.victim_rows, z.key,
-                   z.order_rows, z.admit_rows, z.logs, z.rules, z.real)
+def hall_ref(run_on, pause, games, images, memory, slots):
+    """Put everything under one pointer: Python hands a step two arguments instead of fifty. The caller keeps the
+    arrays."""
+    return _hall(run_on, pause, games, images, unowned(memory), unowned(slots))

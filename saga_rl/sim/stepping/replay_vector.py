@@ -1,12 +1,13 @@
-"""Many open-loop replays stepped in one compiled call: the loops of the native vector environment.
+"""Open-loop replays stepped in one compiled call: the loops of the eviction environment.
 
-Every slot plays an episode from a common pool with the same code as `stepper.EvictionStepper`. A slot's memory is made
-once, for the largest episode of the pool, and wiped when an episode begins; script and tree belong to the episode.
+Every slot plays an episode from a common pool; a single environment is one slot with a pool of one. A slot's memory is
+made once, for the largest episode of the pool, and wiped when an episode begins; script and tree belong to the episode.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,19 +20,40 @@ from saga_rl.policies.base import Policy
 from saga_rl.policies.features import EVICTION
 from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.cache.pool import Tree
-from saga_rl.sim.compiled.jit import compiled
-from saga_rl.sim.compiled.refs import pool_ref, tables_ref, tree_ref, unowned
+from saga_rl.sim.compiled.jit import compiled, entry_point
+from saga_rl.sim.compiled.refs import by_name, pool_ref, tables_ref, tree_ref, unowned
+from saga_rl.sim.engine.loop import ENDED, EVICT
+from saga_rl.sim.openloop import script as sc
 from saga_rl.sim.openloop.replay import RECOMPUTED, Play, Work, make_play
 from saga_rl.sim.openloop.script import Prepared, Script
-from saga_rl.sim.stepping import replay_stepper as sp
+from saga_rl.sim.stepping import replay_turns as sp
+from saga_rl.sim.stepping.book import (
+    BEGIN,
+    BOOK,
+    COSTS,
+    DECISION,
+    DECISIONS,
+    DONE,
+    EPISODE,
+    INVALID,
+    LEAVE,
+    MAX_DECISIONS,
+    MODE,
+    OVER,
+    PLAYED,
+    RECOMPUTED_TOKENS,
+    ROWS,
+    RULES,
+    SAME_STEP,
+    STEP,
+    TOKENS,
+)
+from saga_rl.sim.stepping.team import Team, cuts
 
-# columns of Slots.book
-EPISODE, PLAYED, OVER, ROWS, DECISIONS, INVALID, TOKENS = range(7)
-BOOK = 7
-# autoreset
-NEXT_STEP, SAME_STEP, BY_HAND = range(3)
-# Slots.rules
-MODE, MAX_DECISIONS, END_HINT = range(3)
+# Slots.rules, after those of `sim.stepping.book`
+END_HINT = RULES
+TOKENS_UNIT = 1000.0
+"""Tokens computed again that cost one unit of reward."""
 
 
 @structref.register
@@ -74,16 +96,19 @@ structref.define_proxy(ScriptRef, ScriptType, list(Script._fields))
 structref.define_proxy(ReplayWorkRef, ReplayWorkType, list(Work._fields))
 structref.define_proxy(TurnRef, TurnType, list(sp.Turn._fields))
 structref.define_proxy(PlayRef, PlayType, [*Play._fields, "turn"])
+_script_ref, _work_ref, _turn_ref = (by_name(ref, record._fields, "t") for ref, record in (
+    (ScriptRef, Script), (ReplayWorkRef, Work), (TurnRef, sp.Turn)))
 
 
 class Slots(NamedTuple):
     """What a step reads and writes; B slots, R rows, F features."""
 
     book: NDArray[np.int64]
-    """(B, BOOK). EPISODE: which of the pool; PLAYED: episodes begun; OVER: 1 = the episode has ended; ROWS: candidates
-    on offer; DECISIONS, INVALID, TOKENS: of this episode."""
+    """(B, BOOK) see `sim.stepping.book`; ROWS: candidates on offer."""
     order: NDArray[np.int64]
     """(B, episodes) the order in which a slot plays the pool, round and round."""
+    costs: NDArray[np.float64]
+    """(B, COSTS) since the decision before; only tokens are known here."""
     obs: NDArray[np.float32]
     """(B, R, F)"""
     mask: NDArray[np.bool_]
@@ -94,30 +119,42 @@ class Slots(NamedTuple):
     """(B, R, F) the last observation of episodes that ended in this step, SAME_STEP only."""
     final_mask: NDArray[np.bool_]
     final_book: NDArray[np.int64]
+    final_costs: NDArray[np.float64]
     rules: NDArray[np.int64]
-    """MODE, MAX_DECISIONS (0 = no limit), END_HINT."""
+    """See `sim.stepping.book`, and END_HINT."""
     real: NDArray[np.float64]
     """(1,) expiry, s."""
 
 
+STATE = ("book", "costs", "obs", "mask", "reward", "terminated", "truncated")
+"""The fields that say, with a slot's play and turn, where it is."""
+
+
 def make_slots(slots: int, rows: int, features: int, episodes: int, mode: int, max_decisions: int, end_hint: bool,
                expiry_s: float) -> Slots:
+    """Make them for observations of (rows, features); mode, max_decisions: see `sim.stepping.book`."""
     def of(kind: type, *shape: int) -> NDArray[Any]:
         return np.zeros((slots, *shape), kind)
 
-    return Slots(of(np.int64, BOOK), of(np.int64, episodes), of(np.float32, rows, features), of(np.bool_, rows),
-                 of(np.float64), of(np.bool_), of(np.bool_), of(np.float32, rows, features), of(np.bool_, rows),
-                 of(np.int64, BOOK), np.array([mode, max_decisions, end_hint], np.int64), np.array([expiry_s]))
+    return Slots(
+        book=of(np.int64, BOOK), order=of(np.int64, episodes), costs=of(np.float64, COSTS),
+        obs=of(np.float32, rows, features), mask=of(np.bool_, rows), reward=of(np.float64), terminated=of(np.bool_),
+        truncated=of(np.bool_), final_obs=of(np.float32, rows, features), final_mask=of(np.bool_, rows),
+        final_book=of(np.int64, BOOK), final_costs=of(np.float64, COSTS),
+        rules=np.array([mode, max_decisions, end_hint], np.int64), real=np.array([expiry_s]))
+
+
+def part_of(slots: Slots, first: int, stop: int) -> Slots:
+    """Give one of several threads its slots, first..stop - 1."""
+    return Slots(**{name: getattr(slots, name) if name in ("rules", "real") else getattr(slots, name)[first:stop]
+                    for name in Slots._fields})
 
 
 def _ref(play, turn):
-    """One pointer for a slot or an episode; the caller keeps the arrays."""
+    """Put a slot or an episode under one pointer; the caller keeps the arrays."""
     p, x = unowned(play), unowned(turn)
-    s, w = p.script, p.work
-    return PlayRef(ScriptRef(s.event, s.time, s.after, s.info, s.who, s.slack, s.block), tree_ref(p.tree),
-                   pool_ref(p.pool), p.chains, tables_ref(p.tables), p.g,
-                   ReplayWorkRef(w.run, w.idle_chain, w.idle_since, w.begin, w.tally, w.future), p.next_use,
-                   TurnRef(x.at, x.offer, x.rows))
+    return PlayRef(_script_ref(p.script), tree_ref(p.tree), pool_ref(p.pool), p.chains, tables_ref(p.tables), p.g,
+                   _work_ref(p.work), p.next_use, _turn_ref(x))
 
 
 @njit(cache=True)
@@ -166,8 +203,9 @@ def _restart(game, episodes, fresh, z, b, row):
     mine[PLAYED] += 1
     _begin(game, episodes[mine[EPISODE]], fresh)
     sp.play_on(game, game.turn, np.int64(-1), z.rules[END_HINT] == 1, z.real[0], row)
-    mine[OVER], mine[DECISIONS], mine[INVALID] = 0, 0, 0
+    mine[OVER], mine[DECISIONS], mine[INVALID] = game.turn.at[sp.OFFERED] == 0, 0, 0
     mine[TOKENS] = game.work.tally[RECOMPUTED]
+    z.costs[b] = 0.0
 
 
 @njit(cache=True)
@@ -182,18 +220,23 @@ def _show(game, obs, mask, mine):
     for i in range(n, mine[ROWS]):
         obs[i, :] = 0.0
         mask[i] = False
-    mine[ROWS] = n
+    mine[ROWS], mine[DECISION] = n, EVICT if n > 0 else ENDED
+    k = game.turn.at[sp.EVENT]
+    mine[DONE] = game.script.event[k - 1, sc.DONE] if k > 0 else 0
 
 
-def _step(games, episodes, fresh, slots, actions, row):
-    """Every slot takes its action, plays on to its next decision and writes what it sees."""
+def _step(games, episodes, fresh, slots, actions, what, row):
+    """Each slot, as `what` says, takes its action and plays on to its next decision, or begins an episode, or is left
+    alone; then it writes what it sees."""
     z = unowned(slots)
     mode, limit = z.rules[MODE], z.rules[MAX_DECISIONS]
     for b in range(len(actions)):
+        if what[b] == LEAVE:
+            continue
         game, mine = games[b], z.book[b]
         z.reward[b] = 0.0
         z.terminated[b] = z.truncated[b] = False
-        if mine[OVER] == 1:
+        if what[b] == BEGIN or mine[OVER] == 1:
             _restart(game, episodes, fresh, z, b, row)
             _show(game, z.obs[b], z.mask[b], mine)
             continue
@@ -204,7 +247,8 @@ def _step(games, episodes, fresh, slots, actions, row):
         pending = sp.play_on(game, game.turn, action, z.rules[END_HINT] == 1, z.real[0], row)
         mine[DECISIONS] += 1
         tokens = game.work.tally[RECOMPUTED]
-        z.reward[b] = (mine[TOKENS] - tokens) / 1000.0
+        z.reward[b] = (mine[TOKENS] - tokens) / TOKENS_UNIT
+        z.costs[b, RECOMPUTED_TOKENS] = tokens - mine[TOKENS]
         mine[TOKENS] = tokens
         z.terminated[b] = not pending
         z.truncated[b] = pending and 0 < limit <= mine[DECISIONS]
@@ -216,6 +260,7 @@ def _step(games, episodes, fresh, slots, actions, row):
             mine[ROWS] = 0
             _show(game, z.final_obs[b], z.final_mask[b], mine)
             z.final_book[b] = mine
+            z.final_costs[b] = z.costs[b]
             mine[ROWS] = before
             _restart(game, episodes, fresh, z, b, row)
         elif over:
@@ -223,47 +268,85 @@ def _step(games, episodes, fresh, slots, actions, row):
         _show(game, z.obs[b], z.mask[b], mine)
 
 
-def _reset(games, episodes, fresh, slots, which, row):
-    """The slots that `which` marks begin their next episode."""
-    z = unowned(slots)
-    for b in range(len(which)):
-        if which[b]:
-            z.terminated[b] = z.truncated[b] = False
-            z.reward[b] = 0.0
-            _restart(games[b], episodes, fresh, z, b, row)
-            _show(games[b], z.obs[b], z.mask[b], z.book[b])
+def _bind(game, episode):
+    """Give a slot the script and tree of an episode."""
+    game.script, game.tree = episode.script, episode.tree
+
+
+class ReplayState(NamedTuple):
+    """Where a slot was when it was cloned."""
+
+    fleet: Any
+    episode: int
+    memory: tuple[NDArray[Any], ...]
+    rows: tuple[NDArray[Any], ...]
+    """Of the fields `STATE`."""
 
 
 class Fleet:
     """B slots over a pool of prepared episodes, which share pool size, tools and agent types.
 
     policy: its traits say which columns are made (`features.make_g`). `slots` holds what `step` and `reset` write.
+    threads share the slots; what happens does not depend on their number.
     """
 
-    def __init__(self, slots: Slots, pool: list[Prepared], policy: Policy) -> None:
-        self.slots, rows = slots, slots.obs.shape[1]
-        largest = largest_of(pool)
-        turns = [sp.make_turn(0 if i < len(pool) else len(largest.tree.parent), rows, np.float32, slots.obs.shape[2])
-                 for i in range(len(pool) + len(slots.book) + 1)]
+    def __init__(self, slots: Slots, pool: list[Prepared], policy: Policy, threads: int = 1) -> None:
+        self.slots, rows, n = slots, slots.obs.shape[1], len(pool)
+        largest, self._pool = largest_of(pool), pool
+        turns = [sp.make_turn(0 if i < n else len(largest.tree.parent), rows) for i in range(n + len(slots.book) + 1)]
         plays = [make_play(p, policy) for p in (*pool, *[largest] * (len(slots.book) + 1))]
         self._kept = (plays, turns)  # compiled code owns none of their arrays
+        self.plays, self.turns = plays[n:-1], turns[n:-1]
+        """Of the slots. Their script and tree are no episode's: see `script`."""
         refs = []
         for play, turn in zip(plays, turns, strict=True):
             refs.append(compiled(_ref, (play, turn))(play, turn))
-        self._episodes, self._games = List(refs[:len(pool)]), List(refs[len(pool):-1])
-        fixed = (self._games, self._episodes, refs[-1], slots)
-        actions, which, row = np.zeros(len(slots.book), np.int64), np.zeros(len(slots.book), np.bool_), np.zeros(
-            len(EVICTION))
-        self._step = sp.entry_point(compiled(_step, (*fixed, actions, row)))
-        self._reset = sp.entry_point(compiled(_reset, (*fixed, which, row)))
-        self._fixed, self._row = fixed, row
+        self._episodes, self._refs, self._team = List(refs[:n]), refs, Team()
+        self._cuts = cuts(len(slots.book), threads)
+        self._parts = [(List(refs[n + a:n + b]), self._episodes, refs[-1], part_of(slots, a, b))
+                       for a, b in self._cuts]
+        self._rows = [np.zeros(len(EVICTION)) for _ in self._cuts]
+        self._all, self._none = np.full(len(slots.book), STEP), np.zeros(len(slots.book), np.int64)
+        self._step = entry_point(compiled(_step, (*self._parts[0], self._none, self._all, self._rows[0]), nogil=True))
+        self._bind = compiled(_bind, (refs[0], refs[0]))
 
     def step(self, actions: NDArray[np.int64]) -> None:
-        """actions: (B,) rows; a row that is not on offer counts as invalid and becomes LRU's."""
-        self._step(*self._fixed, actions, self._row)
+        """Take actions, (B,) rows; a row that is not on offer counts as invalid and becomes LRU's."""
+        self._play(actions, self._all)
 
     def reset(self, which: NDArray[np.bool_]) -> None:
-        self._reset(*self._fixed, which, self._row)
+        """Begin the next episode in the slots that `which` (B,) marks."""
+        self._play(self._none, np.where(which, BEGIN, LEAVE))
+
+    def _play(self, actions: NDArray[np.int64], what: NDArray[np.int64]) -> None:
+        if len(self._parts) == 1:
+            self._step(*self._parts[0], actions, what, self._rows[0])
+            return
+        self._team.run([partial(self._step, *part, actions[a:b], what[a:b], row)
+                        for part, row, (a, b) in zip(self._parts, self._rows, self._cuts, strict=True)])
+
+    def script(self, b: int) -> Script:
+        """The script that slot b plays."""
+        return self._pool[int(self.slots.book[b, EPISODE])].script
+
+    def clone(self, b: int) -> ReplayState:
+        """Copy slot b: what its play has written, and what it shows."""
+        return ReplayState(self, int(self.slots.book[b, EPISODE]), tuple(a.copy() for a in self._arrays(b)),
+                           tuple(getattr(self.slots, name)[b].copy() for name in STATE))
+
+    def restore(self, b: int, state: ReplayState) -> None:
+        """Put slot b where the one was that was cloned, of this fleet; it plays the pool on in its own order."""
+        played = self.slots.book[b, PLAYED]
+        for array, kept in zip(self._arrays(b), state.memory, strict=True):
+            array[...] = kept
+        for name, kept in zip(STATE, state.rows, strict=True):
+            getattr(self.slots, name)[b] = kept
+        self.slots.book[b, PLAYED] = played
+        self._bind(self._refs[len(self._pool) + b], self._refs[state.episode])
+
+    def _arrays(self, b: int) -> list[NDArray[Any]]:
+        play, turn = self.plays[b], self.turns[b]
+        return [*play.pool, play.chains, *play.tables, play.g, *play.work, *turn]
 
 
 def largest_of(pool: list[Prepared]) -> Prepared:
@@ -271,7 +354,9 @@ def largest_of(pool: list[Prepared]) -> Prepared:
     first = pool[0]
     segments = max(len(p.tree.parent) for p in pool)
     events, steps, sessions = (max(len(getattr(p.script, name)) for p in pool) for name in ("time", "info", "who"))
-    script = Script(np.zeros((events, 7), np.int64), np.zeros(events), np.zeros(1), np.zeros((steps, 5), np.int64),
-                    np.zeros((sessions, 2), np.int64), np.zeros(sessions), first.script.block)
+    script = Script(
+        event=np.zeros((events, sc.COLUMNS), np.int64), time=np.zeros(events), after=np.zeros(1),
+        info=np.zeros((steps, 5), np.int64), who=np.zeros((sessions, 2), np.int64), slack=np.zeros(sessions),
+        block=first.script.block)
     tree = Tree(*(np.zeros(segments, a.dtype) for a in first.tree))
     return replace(first, script=script, tree=tree, n_chains=max(p.n_chains for p in pool))
