@@ -148,7 +148,8 @@ _ROWS = {"eviction": (_eviction, fe.EVICTION, fe.LEARNED_EVICTION), "placement":
 @cache
 def _played() -> tuple[dict[str, list[NDArray[np.float64]]], _History]:
     """The columns that a network reads, by decision, moment by moment; and what the history left."""
-    h, rows = _History(), {d: [] for d in _ROWS}  # type: dict[str, list[NDArray[np.float64]]]
+    h = _History()
+    rows: dict[str, list[NDArray[np.float64]]] = {d: [] for d in _ROWS}
     draws = {d: _Draws(1 + k) for k, d in enumerate(_ROWS)}
     for n in range(EVENTS):
         h.event()
