@@ -1,28 +1,8 @@
-"""Write a checkpoint's network as an ONNX file, for runtimes other than this project's own."""
+"""Write a checkpoint's network as an ONNX file, for runtimes other than this project's own: `saga-rl train
+export-onnx`."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Annotated
-
-from rich.console import Console
-from typer import Argument, Option
-
-from saga_rl.learn.offline.onnx_export import export
+from saga_rl.cli.train.export_onnx import main
 from saga_rl.learn.script import run_script
-from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES, load_checkpoint
-
-
-def main(
-    checkpoint: Annotated[Path, Argument(help="Checkpoint folder.")],
-    out: Annotated[Path, Option(help="File to write, e.g. policy.onnx.")],
-) -> None:
-    """Write a checkpoint's network as an ONNX file."""
-    loaded = load_checkpoint(checkpoint)
-    export(loaded, out)
-    n = len(LEARNED_FEATURES[loaded.seam])
-    Console().print(f"{out}: rows of {n} {loaded.seam} features in, one score a row out", highlight=False)
-
 
 if __name__ == "__main__":
     run_script(main)

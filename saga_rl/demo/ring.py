@@ -37,8 +37,7 @@ from saga_rl.sim.cost.profile import load_profile
 BEST, LEARNED, RIVAL = "likely", "learned", "router-program"
 FIRST = "likely"
 """The policy that our server starts with: with `stock` it would have no hooks to change it by."""
-SCRIPTS = Path(__file__).resolve().parents[2] / "training"
-SHIPPED = SCRIPTS.parent / "checkpoints" / "joint-hidden"
+SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints" / "joint-hidden"
 
 
 @dataclass
@@ -127,7 +126,7 @@ def _search(s: Settings, stages: Stages) -> None:
     """By the script that a person would run; from the shipped checkpoint on, where it is there."""
     start = ["--start", str(SHIPPED)] if SHIPPED.is_dir() else []
     stages.call("search", [
-        sys.executable, "-u", str(SCRIPTS / "search.py"), f"{s.at('train.parquet')}@hidden", "--validation",
+        sys.executable, "-u", "-m", "saga_rl", "train", "search", f"{s.at('train.parquet')}@hidden", "--validation",
         f"{s.at('validation.parquet')}@hidden", "--out", str(s.at("learned")), "--kv-tokens", str(s.kv_tokens),
         "--profile", s.profile, "--workers", str(s.engines), "--population", str(s.alive // s.engines),
         "--sessions", str(s.episode_sessions), "--expiry-s", str(s.expiry_s), "--beside", "placement=least-sessions",

@@ -22,9 +22,10 @@ from saga_rl.sim.config import SimConfig
 EXIT_INTERRUPTED = 130
 
 
-def run_script(command: Callable[..., None]) -> None:
-    """Run `command` as a typer program. A `UserError` becomes one line on standard error and exit status 2, Ctrl-C one
-    line and 130; like `saga_rl.cli.main.run_user_command`, without loading the commands of the other rooms."""
+def run_script(command: Callable[..., None], arguments: list[str] | None = None, name: str | None = None) -> None:
+    """Run `command` as a typer program, on `arguments` (None: the process's own) and called `name`. A `UserError`
+    becomes one line on standard error and exit status 2, Ctrl-C one line and 130; like
+    `saga_rl.errors.run_user_command`, without loading the commands of the other rooms."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
     @app.command()
@@ -37,7 +38,7 @@ def run_script(command: Callable[..., None]) -> None:
             stop("interrupted: nothing was written", EXIT_INTERRUPTED)
 
     try:
-        app()
+        app(arguments, prog_name=name)
     except UserError as e:
         stop(f"error: {e}", EXIT_BAD_INPUT)
 

@@ -1,0 +1,217 @@
+"""Search for policies that decide together (order, admission, eviction, or placement) by whole simulated runs.
+
+CMA-ES over the numbers of small scorers, see `saga_rl.learn.search.cma_es`. Writes one checkpoint for each seam into
+OUT, which serves as a whole: `saga-rl serve MODEL --policy OUT`. Judged against the best hand-made rule on the same
+runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from rich.console import Console
+from typer import Argument, Option
+
+from saga_rl.env.episodes import sim_config
+from saga_rl.errors import UserError, unknown_name
+from saga_rl.files import check_target
+from saga_rl.learn.script import check_range, numbers, progress, words
+from saga_rl.learn.search.card import copied_card, search_card
+from saga_rl.learn.search.cma_es import Found, SearchConfig, search
+from saga_rl.learn.search.parameter_vector import ParameterVector, scales
+from saga_rl.learn.search.picture import search_picture
+from saga_rl.learn.search.scenarios import scenario, wanted
+from saga_rl.learn.tracking import WandbRun
+from saga_rl.policies.base import SEAMS
+from saga_rl.policies.learned.checkpoint import load_checkpoint, save_checkpoint
+from saga_rl.policies.presets import PRESETS
+from saga_rl.policies.registry import make
+from saga_rl.provenance import provenance
+
+REFERENCE = PRESETS["saga+"] | {k: PRESETS["likely"][k] for k in ("admission", "eviction")}
+"""By seam the best rule found by hand where ends are not announced. Seams that are not searched are the same in
+candidates and reference."""
+
+
+def main(
+    traces: Annotated[list[str], Argument(metavar="TRACE", help="Trace files to search on, or workload:NAME, the "
+                                          "training sessions of that workload. Behind it @hidden: nobody says that a "
+                                          "session ended; @load=X: open arrivals, X times as fast as the trace's, or "
+                                          "at X of the workload's peak.")],
+    out: Annotated[Path, Option(help="Folder for the checkpoints, one sub-folder a seam.")],
+    validation: Annotated[str, Option(help="Trace files that choose the best, in the same order, with , between "
+                                           "(workload:NAME: its validation sessions), each with its trace's @.")],
+    population: Annotated[str, Option(help="Sessions alive at once on each trace (0 = its arrivals).")] = "12",
+    sessions: Annotated[int, Option(help="Sessions of one episode; 0 = three times the population.")] = 0,
+    kv_tokens: Annotated[str, Option(help="KV pool of a worker, tokens; one, or one for each trace.")] = "240000",
+    workers: Annotated[int, Option(help="Workers; placement needs at least 2.")] = 1,
+    profile: Annotated[str | None, Option(help="Cost profile of the workers: one that ships, or the file that `saga-rl "
+                                          "profile fit` wrote of your server.")] = None,
+    block_tokens: Annotated[int, Option(help="As the server's --block-size.")] = 16,
+    max_num_seqs: Annotated[int, Option(help="As the server's.")] = 256,
+    max_batched_tokens: Annotated[int, Option(help="As the server's --max-num-batched-tokens; 0 = the profile's.")] = 0,
+    expiry_s: Annotated[float, Option(help="As the server's --expiry-s.")] = 300.0,
+    seams: Annotated[str, Option(help="What is searched, with commas between.")] = "eviction,ordering,admission",
+    beside: Annotated[str, Option(help="seam=SPEC of a seam that is not searched, with ; between; else saga+'s.")] = "",
+    units: Annotated[int, Option(help="ReLU units beside the linear part of each scorer.")] = 0,
+    generations: Annotated[int, Option(help="Generations.")] = 40,
+    candidates: Annotated[int, Option(help="Candidates of a generation.")] = 16,
+    episodes: Annotated[int, Option(help="Episodes of each trace and candidate.")] = 2,
+    checks: Annotated[int, Option(help="Validation episodes of each trace at every fourth generation.")] = 4,
+    start: Annotated[str, Option(help="Folder of checkpoints, one a seam, of an earlier search to go on from; empty: "
+                                      "the best rules found by hand. A seam that was trained there, not searched, "
+                                      "stays as it is.")] = "",
+    trained: Annotated[str, Option(help="seam=FOLDER of a checkpoint that was trained otherwise, with ; between: tried "
+                                        "at the end in the place of what was searched.")] = "",
+    sigma: Annotated[float, Option(help="First step size, in scaled units.")] = 0.1,
+    jobs: Annotated[int, Option(help="Processes.")] = 2,
+    seed: Annotated[int, Option(help="The weights follow from it.")] = 0,
+    wandb: Annotated[str, Option(help="disabled, offline (written beside --out) or online.")] = "offline",
+    project: Annotated[str, Option(help="W&B project.")] = "saga-rl",
+    run_dir: Annotated[Path | None, Option(help="Where journal, picture and W&B's files go; default: OUT's folder.")]
+    = None,
+    note: Annotated[str, Option(help="A line for the cards, e.g. how the whole pipeline is run.")] = "",
+) -> None:
+    """Search for order, admission and eviction (or placement) policies on whole simulated runs."""
+    for option, value, low, high in (("--units", units, 0, 64), ("--generations", generations, 1, 1e5),
+                                     ("--candidates", candidates, 4, 1024), ("--episodes", episodes, 1, 100),
+                                     ("--checks", checks, 1, 100),
+                                     ("--sigma", sigma, 1e-6, 10), ("--jobs", jobs, 1, 256), ("--seed", seed, 0, 2**30),
+                                     ("--workers", workers, 1, 4096), ("--sessions", sessions, 0, 1e6)):
+        check_range(option, value, low, high)
+    searched = _seams(seams, workers)
+    others = _others(beside, searched)
+    tried = _trained(trained, searched)
+    reference: dict[str, str] = {s: REFERENCE[s] if s in searched else others[s] for s in SEAMS}
+    if start:
+        searched, others = _kept(start, searched, units, others)
+    counts = _each("--population", population, 0, traces)
+    pools = _each("--kv-tokens", kv_tokens, 16, traces)
+    held = words(validation)
+    if len(held) != len(traces):
+        raise UserError("--validation", f"names {len(held)} files for {len(traces)} traces", "name one for each")
+    if not out.parent.is_dir():
+        raise UserError(out, f"its folder {out.parent} does not exist", "create it or name another place")
+    folder = run_dir or out.parent
+    journal = folder / f"{out.name}.search.jsonl"
+    check_target(journal)
+    asked = [wanted(t) for t in traces]
+    clusters = [replace(sim_config(kv, workers, profile=profile), block_tokens=block_tokens, max_num_seqs=max_num_seqs,
+                        max_batched_tokens=max_batched_tokens, expiry_s=expiry_s) for kv in pools]
+    train = [scenario(a, "train", n, sessions, c) for a, n, c in zip(asked, counts, clusters, strict=True)]
+    judged = [scenario(replace(a, source=wanted(h).source), "validation", n, sessions, c)
+              for h, a, n, c in zip(held, asked, counts, clusters, strict=True)]
+    config = SearchConfig(tuple(searched), units, generations, candidates, episodes, sigma, checks=checks, seed=seed,
+                          others=others, trained={s: x for s, x in tried.items() if s in searched}, reference=reference)
+    if start:
+        config = replace(config, start=tuple(config.vector().of_checkpoints(start).tolist()))
+    with WandbRun(wandb, project, out, dict(vars(config)), "search", run_dir) as tracker:
+        with progress() as bar:
+            job = bar.add_task("searching", total=generations + 1, note="compiling, first generation")
+
+            def on_generation(g: int, curves: dict[str, float]) -> None:
+                tracker.log(curves, g)
+                bar.update(job, completed=g + 1, note=f"best on validation {curves['validation']:+.4f}, "
+                                                      f"step {curves['sigma']:.3f}")
+
+            found = search(train, judged, config, journal, jobs, on_generation)
+        facts = [f"{a.told()}; {w.origin()}" for a, w in zip(train, asked, strict=True)]
+        save(out, found, config, facts, note, seed)
+        search_picture(found.curve, folder / f"{out.name}.search.png")
+        tracker.summary({"validation_cost": found.validation_cost, "start_cost": found.start_cost})
+    Console().print(f"{out}: cost on validation sessions {found.validation_cost:+.4f} against the reference rule "
+                    f"(started at {found.start_cost:+.4f}), {found.runs:,} simulated episodes", highlight=False,
+                    soft_wrap=True)
+
+
+def save(out: Path, found: Found, config: SearchConfig, facts: list[str], note: str, seed: int) -> None:
+    """A checkpoint for each searched seam, each the others' companion, and a copy of every learned one beside them."""
+    vector = config.vector()
+    out.mkdir(exist_ok=True)
+    meta: dict[str, Any] = {
+        "algorithm": "CMA-ES on whole simulated runs", "config": {**vars(config), "seams": list(config.seams)},
+        "arenas": facts, "validation_cost": found.validation_cost, "searched_cost": found.searched_cost,
+        "start_cost": found.start_cost, "runs": found.runs,
+        "reference": dict(config.reference), "curve": found.curve, "note": note,
+        "weights": {s: _weights(vector.features(s), vector.layers(s, found.theta)) for s in config.seams},
+        "source": provenance(seed=seed, trace=None)}
+    copied = {s: spec.removeprefix("learned:") for s, spec in config.others.items() if spec.startswith("learned:")}
+    copied |= dict(config.trained) if found.adopted else {}
+    here = {*vector.seams, *copied}
+    for seam in SEAMS:
+        companions: dict[str, str] = {o: f"learned:../{o}" if o in here else config.others[o] for o in SEAMS
+                                      if o != seam}
+        if seam in copied:
+            c = load_checkpoint(copied[seam])
+            save_checkpoint(out / seam, seam, c.layers, c.mean, c.std, c.card + copied_card(seam, meta, companions),
+                            c.meta, companions)
+        elif seam in vector.seams:
+            features = vector.features(seam)
+            save_checkpoint(out / seam, seam, vector.layers(seam, found.theta), np.zeros(len(features)),
+                            scales(features), search_card(seam, meta, features, companions), meta, companions)
+
+
+def _weights(names: tuple[str, ...], layers: list[tuple[Any, Any]]) -> dict[str, float]:
+    w, b = layers[0][0][0] / scales(names), layers[-1][1][0]
+    return {**{n: float(x) for n, x in zip(names, w, strict=True)}, "bias": float(b)}
+
+
+def _seams(text: str, workers: int) -> list[str]:
+    searched = words(text)
+    for seam in searched:
+        if seam not in SEAMS:
+            raise unknown_name("--seams", seam, SEAMS)
+    if not searched or len(set(searched)) < len(searched):
+        raise UserError("--seams", f"is {text!r}", "name each seam once")
+    if "placement" in searched and workers < 2:
+        raise UserError("--seams", "placement is no choice with one worker", "give --workers 2 or more")
+    return searched
+
+
+def _others(text: str, searched: list[str]) -> dict[str, str]:
+    others = {s: spec for s, spec in PRESETS["saga+"].items() if s not in searched}
+    for part in filter(None, text.split(";")):
+        seam, _, spec = part.partition("=")
+        if seam not in others:
+            raise UserError("--beside", f"{seam!r} is searched or no seam", f"choose from {', '.join(others)}")
+        make(seam, spec)  # type: ignore[arg-type]
+        others[seam] = spec
+    return others
+
+
+def _kept(start: str, searched: list[str], units: int, others: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """(what is left to search, the others): a seam whose checkpoint below `start` was trained, not searched, is not
+    searched now, either, and serves as it is there."""
+    left, kept = [], dict(others)
+    for seam in searched:
+        if ParameterVector((seam,), units).fits(Path(start) / seam):  # type: ignore[arg-type]
+            left.append(seam)
+        else:
+            kept[seam] = f"learned:{Path(start) / seam}"
+            Console().print(f"{seam} stays as it is in {start}: it was trained, not searched, or with other --units",
+                            highlight=False, soft_wrap=True)
+    if not left:
+        raise UserError("--start", f"{start} leaves nothing to search", "name what training/search.py wrote")
+    return left, kept
+
+
+def _trained(text: str, searched: list[str]) -> dict[str, str]:
+    found = {}
+    for part in filter(None, text.split(";")):
+        seam, _, folder = part.partition("=")
+        if seam not in searched:
+            raise UserError("--trained", f"{seam!r} is not searched", f"choose from {', '.join(searched)}")
+        make(seam, f"learned:{folder}")  # type: ignore[arg-type]
+        found[seam] = folder
+    return found
+
+
+def _each(option: str, text: str, low: float, traces: list[str]) -> list[int]:
+    """One number for each trace; a single one is for all."""
+    values = [int(v) for v in numbers(option, text, low)]
+    if len(values) not in (1, len(traces)):
+        raise UserError(option, f"names {len(values)} numbers for {len(traces)} traces", "give one, or one for each")
+    return values * len(traces) if len(values) == 1 else values
