@@ -235,9 +235,9 @@ def test_a_grammar_rules_over_the_token(spare, may, token):
 # ---------------------------------------------------------------------- settings
 def test_settings_go_through_the_variable(tmp_path):
     given_ = Settings("h100-llama3.1-8b-tp1", time_scale=2.5, kv_tokens=9000, pcie_bytes_per_s=1e9)
-    assert emulation.from_environment({emulation.VARIABLE: given_.value()}) == given_
+    assert emulation.from_environment({emulation.EMULATE: given_.value()}) == given_
     assert emulation.read(" h100-llama3-70b-tp4 ") == Settings("h100-llama3-70b-tp4")
-    assert emulation.from_environment({}) is emulation.from_environment({emulation.VARIABLE: " "}) is None
+    assert emulation.from_environment({}) is emulation.from_environment({emulation.EMULATE: " "}) is None
     PROFILE.save(tmp_path / "mine.json")
     here = os.getcwd()
     os.chdir(tmp_path)
@@ -277,9 +277,9 @@ def test_what_is_emulated_is_said_as_such():
 
 
 def test_vllm_takes_the_device_for_emulated_only_where_that_was_asked_for(monkeypatch):
-    monkeypatch.delenv(emulation.VARIABLE, raising=False)
+    monkeypatch.delenv(emulation.EMULATE, raising=False)
     assert plugin.platform() is None
-    monkeypatch.setenv(emulation.VARIABLE, "h100-llama3.1-8b-tp1")
+    monkeypatch.setenv(emulation.EMULATE, "h100-llama3.1-8b-tp1")
     assert plugin.platform() == plugin.PLATFORM
 
 

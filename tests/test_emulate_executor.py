@@ -51,7 +51,7 @@ def emulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if hasattr(config, "HAS_TRITON"):
         monkeypatch.setattr(config, "HAS_TRITON", True)  # as `runner_as_on_cuda` has it
     monkeypatch.setattr(type(current_platform), "support_hybrid_kv_cache", classmethod(lambda cls: True))
-    monkeypatch.setenv(emulation.VARIABLE, "")
+    monkeypatch.setenv(emulation.EMULATE, "")
     activate(Settings(str(profile(tmp_path, STEP_S))))
     yield
     emulation.active.cache_clear()

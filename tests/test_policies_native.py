@@ -15,7 +15,7 @@ from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make, names
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
-SHIPPED = ("eviction", "joint", "joint-hidden", "placement")
+SHIPPED = ("eviction", "joint", "joint-hidden")
 
 
 def online() -> list[Policy]:

@@ -260,11 +260,11 @@ def test_the_command_writes_json_and_a_trace_and_refuses_with_status_2(tmp_path,
 
     import typer
 
+    from saga_rl.cli.replay import register
     from saga_rl.errors import run_user_command
-    from saga_rl.replay.run import replay_command
 
     app = typer.Typer()
-    replay_command(app)
+    register(app)
     write_trace(make(chain_session("a"), chain_session("b")), tmp_path / "t.parquet")
     server, started, stop = FakeServer(), threading.Event(), threading.Event()
     where: list[str] = []

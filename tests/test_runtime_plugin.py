@@ -193,7 +193,7 @@ if platforms.current_platform.is_unspecified():  # a CUDA wheel and no GPU: it m
     platforms.current_platform = CpuPlatform()
 import vllm.engine.arg_utils as a, vllm.v1.engine.core as core, vllm.v1.engine.core_client as clients
 from fastapi import FastAPI
-from saga_rl.runtime import plugin
+from saga_rl.runtime.launch import plugin
 
 def hooks():
     out = {"app": FastAPI.__call__}

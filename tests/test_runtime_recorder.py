@@ -260,9 +260,9 @@ def test_a_process_that_is_killed_leaves_what_it_recorded(tmp_path):
     assert FLUSH_S <= 1.0
     code = f"""
 import time
-from saga_rl.runtime.hints import Hints
-from saga_rl.runtime.recorder import Recorder
-from saga_rl.runtime.tracker import Served
+from saga_rl.runtime.sessions.hints import Hints
+from saga_rl.runtime.recording.recorder import Recorder
+from saga_rl.runtime.sessions.tracker import Served
 r = Recorder({str(tmp_path / "r")!r}, 0, "k", 16, wall=0.0)
 for k in range(10**6):
     r.finished(Served(1, Hints(f"s{{k}}"), float(k), 50, cached_tokens=0), k + 0.5, 3, [b"1", b"2", b"3"])

@@ -15,7 +15,7 @@ from pathlib import Path
 from saga_rl.aeg.generators import shift
 from saga_rl.aeg.trace import Trace
 from saga_rl.errors import UserError, unknown_name
-from saga_rl.learn.judge.points import config_at, peak, sustained
+from saga_rl.learn.judge import points
 from saga_rl.learn.judge.sessions import DEFINED, RECORDED, ROUNDS, Sessions, arranged
 from saga_rl.sim.config import SimConfig
 
@@ -45,7 +45,7 @@ class Workload(Sessions):
 
     def config(self, point: str = "P1", workers: int = 1) -> SimConfig:
         """`workers` workers of the capacity of P1; a closed population at P1, the trace's arrivals elsewhere."""
-        return config_at(self, point, workers)
+        return points.config_at(self, point, workers)
 
     def episode(self, part: str, seed: int, sessions: int = 0, point: str = "P1", workers: int = 1,
                 load: float = 1.0) -> tuple[Trace, SimConfig]:
@@ -58,12 +58,12 @@ class Workload(Sessions):
         config = self.config(point, workers)
         per_min = 0.0
         if point == "P2":
-            per_min = 0.95 * sustained(self.name, self.data)["per_worker_per_min"]
+            per_min = 0.95 * points.sustained(self.name, self.data)["per_worker_per_min"]
         elif point == "P3":
             if self.definition.kind != "phases":
                 raise UserError(f"workload {self.name!r}", "has no phases, so no point P3",
                                 "choose shift or shift-hitl")
-            per_min = peak(self.name, self.data)["per_worker_per_min"]
+            per_min = points.peak(self.name, self.data)["per_worker_per_min"]
         return arranged(self, part, seed, sessions or self.default_sessions(point, workers, per_min),
                         per_min * workers * load), config
 
