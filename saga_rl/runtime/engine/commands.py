@@ -1,7 +1,8 @@
 """What the API server may ask of an engine or order it to do, answered between two steps.
 
 The plugin gives vLLM's `EngineCore` the method `saga_control`, which calls `handle` in the thread that schedules.
-`runtime.server.control` is the other side. Nothing here raises: nothing that serves a request may fail for it.
+`runtime.server.control` is the other side. Nothing here raises: nothing that serves a request may fail for it. Imports
+nothing heavy: the plugin loads it in every vLLM, also where nobody wants us.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Any
 
 from saga_rl.errors import UserError
 from saga_rl.runtime.config.ours import METHOD
-from saga_rl.runtime.engine.policy_change import change, described, revert
 
 log = logging.getLogger("vllm.saga_rl")
 
@@ -22,14 +22,20 @@ def _told(scheduler: Any, payload: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _snapshot(scheduler: Any, payload: Mapping[str, Any]) -> dict[str, Any]:
+    from saga_rl.runtime.engine.policy_change import described
+
     return {**scheduler.snapshot(), **described(scheduler)}
 
 
 def _swap(scheduler: Any, payload: Mapping[str, Any]) -> dict[str, Any]:
+    from saga_rl.runtime.engine.policy_change import change
+
     return change(scheduler, payload["policy"], payload.get("expect"), str(payload.get("change", "")))
 
 
 def _revert(scheduler: Any, payload: Mapping[str, Any]) -> dict[str, Any]:
+    from saga_rl.runtime.engine.policy_change import revert
+
     return revert(scheduler, str(payload.get("change", "")))
 
 
