@@ -72,7 +72,7 @@ def names_in(package: str, module: str) -> Callable[[str], Any]:
     """Return the `__getattr__` of a folder that has the name of a file that was: what that file held is in `module`."""
 
     def __getattr__(name: str) -> NoReturn:
-        if not name.startswith("_") and name not in sys.modules.get(package, ModuleType("")).__dict__:
+        if not name.startswith("_"):
             try:
                 there = hasattr(import_module(module), name)
             except ImportError:

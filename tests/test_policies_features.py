@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from policies_rows import COLUMNS
 
 from saga_rl.policies import features as F
+from saga_rl.policies.features import fingerprint
 from saga_rl.policies.registry import make
 from saga_rl.policies.state import chains as ch
 from saga_rl.policies.state import tables as tb
@@ -279,3 +280,19 @@ def test_hash_ignores_prose_and_layout():
                                           ("log(x)", "log1p(x)"), ("def f(x)", "def f(x, y=None)")])
 def test_hash_sees_code(old, new):
     assert code_hash(SOURCE) != code_hash(SOURCE.replace(old, new))
+
+
+@pytest.mark.parametrize("decision", F.COLUMNS)
+def test_the_hash_is_of_what_columns_hold(decision):
+    """Each column that a network reads takes several values in the fixed history, so that another formula shows; a
+    thousandth more in one of them is another hash."""
+    rows = fingerprint.rows(decision)
+    assert np.isfinite(rows).all() and (np.ptp(rows, axis=0) > 0).all()
+    names = tuple(f"c{k}" for k in range(rows.shape[1]))
+    hashes = {fingerprint._digest(names, [rows])}
+    for k in range(rows.shape[1]):
+        other = rows.copy()
+        other[:, k] *= 1.001
+        hashes.add(fingerprint._digest(names, [other]))
+    assert len(hashes) == 1 + rows.shape[1]
+    assert F.feature_hash(decision) in F.EARLIER_HASHES, "then shipped checkpoints are refused: train them again"

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from saga_rl.aeg.io import read_trace
 from saga_rl.aeg.validate import check_fits
 from saga_rl.env.episodes import capacities_for, sim_config
-from saga_rl.errors import EXIT_BAD_INPUT, UserError
+from saga_rl.errors import UserError, run_user_command
 from saga_rl.sim.config import SimConfig
 
 EXIT_INTERRUPTED = 130
@@ -37,10 +37,7 @@ def run_script(command: Callable[..., None], arguments: list[str] | None = None,
         except KeyboardInterrupt:  # caught here because typer would turn it into status 1
             stop("interrupted: nothing was written", EXIT_INTERRUPTED)
 
-    try:
-        app(arguments, prog_name=name)
-    except UserError as e:
-        stop(f"error: {e}", EXIT_BAD_INPUT)
+    run_user_command(lambda: app(arguments, prog_name=name))
 
 
 def stop(line: str, status: int) -> None:

@@ -8,6 +8,8 @@ from importlib import import_module
 
 import typer
 
+from saga_rl.cli.main import AS_IS
+
 COMMANDS = {
     "collect": ("collect", "Collect decisions under behaviour policies into Minari datasets."),
     "offline": ("train_offline", "Train a policy offline on datasets that `collect` wrote."),
@@ -21,8 +23,6 @@ COMMANDS = {
     "export-onnx": ("export_onnx", "Write a checkpoint's network as an ONNX file."),
 }
 """By name: the module, and what it does."""
-AS_IS = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False,
-         "help_option_names": []}
 
 
 def _pass_on(name: str) -> Callable[[typer.Context], None]:

@@ -3,8 +3,7 @@ content away says so.
 
 | verb | when |
 |---|---|
-| `released` | a request lets go of its blocks, at once, or when a step or a connector that may still write them is done
-|
+| `released` | a request lets go of its blocks: at once, or once a step or a connector has no more use for them |
 | touched | a cached block is used again: vLLM's `remove` on the queue (`block_queue`) |
 | `dropped` | blocks lose their content while they are free (`BlockPool.evict_blocks`) |
 | `reset` | all cached content is gone (`/reset_prefix_cache`, sleep, new weights) |
@@ -75,16 +74,20 @@ class KvSeam:
         """In the place of `Scheduler._drain_deferred_frees`, which is `stock`: one entry after the other, each as its
         owner's."""
         entries: deque[Any] = scheduler.deferred_frees
-        while entries and entries[0][0] <= scheduler.processed_step_seq:
-            blocks = entries[0][1]
-            _, owner, tables = self._later.pop(id(blocks), (None, NOBODY, ()))
-            scheduler.deferred_frees = deque([entries.popleft()])
-            with self.released(owner, tables):
-                stock()
-            entries.extendleft(scheduler.deferred_frees)  # none, unless vLLM has another mind about the step
-            if scheduler.deferred_frees:
-                break
-        scheduler.deferred_frees = entries
+        if not self._later:
+            return stock()
+        try:
+            while entries and entries[0][0] <= scheduler.processed_step_seq:
+                entry = entries.popleft()
+                _, owner, tables = self._later.pop(id(entry[1]), (None, NOBODY, ()))
+                alone = scheduler.deferred_frees = deque([entry])
+                with self.released(owner, tables):
+                    stock()
+                if alone:  # vLLM has another mind about the step: the entry stays first, and nothing is lost
+                    entries.extendleft(alone)
+                    break
+        finally:
+            scheduler.deferred_frees = entries
 
     def leaves(self, request_id: str, owner: int) -> None:
         """A request has finished, and a connector keeps its blocks: they are its owner's when they come."""
