@@ -1,5 +1,5 @@
-"""Fairness between tenants on vLLM's real scheduler, which no policy overrides: random scores in every seam, and small
-cases with the numbers worked out by hand."""
+"""Fairness between tenants on vLLM's real scheduler, which no policy overrides: random scores in every decision, and
+small cases with the numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numba import njit
 from runtime_kit import BLOCK, Clock, drain, make_request, make_scheduler, step, vllm
 
 from saga_rl.errors import UserError
-from saga_rl.policies.base import SCORE, Policy, PolicySet
+from saga_rl.policies.base import DECISIONS, SCORE, Policy, PolicySet
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
 from saga_rl.policies.state import chains as ch
@@ -40,7 +40,7 @@ def _noise(x, params, scratch):
 def noise(seed: int) -> PolicySet:
     """Random scores; an admission that refuses at random; half of the time an order that is made anew each time."""
     params = np.array([float(seed)])
-    one = {seam: Policy(seam, "noise", _noise, params) for seam in ("eviction", "placement", "ordering", "admission")}
+    one = {decision: Policy(decision, "noise", _noise, params) for decision in DECISIONS}
     return replace(PolicySet(**one), ordering=replace(one["ordering"], fresh=seed % 2 == 0))
 
 

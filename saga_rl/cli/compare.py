@@ -25,8 +25,8 @@ def _list(numbers: tuple[float, ...]) -> str:
     return ",".join(f"{x:g}" for x in numbers)
 
 
-def _seam(seam: Any, more: str = "") -> Any:
-    return typer.Option(help=f"Compare only these (repeat, or commas between) of: {', '.join(names(seam))}{more}.")
+def _decision(decision: Any, more: str = "") -> Any:
+    return typer.Option(help=f"Compare only these (repeat, or commas between) of: {', '.join(names(decision))}{more}.")
 
 
 def _compare(
@@ -37,10 +37,10 @@ def _compare(
     data: Annotated[Path | None, typer.Option(help="Folder of recorded traces (weka, katas, mooncake): those too.")]
     = None,
     part: Annotated[list[str] | None, typer.Option(help=f"Only these of: {', '.join(PARTS)}.")] = None,
-    eviction: Annotated[list[str] | None, _seam("eviction", " (learned:FOLDER)")] = None,
-    placement: Annotated[list[str] | None, _seam("placement")] = None,
-    ordering: Annotated[list[str] | None, _seam("ordering")] = None,
-    admission: Annotated[list[str] | None, _seam("admission")] = None,
+    eviction: Annotated[list[str] | None, _decision("eviction", " (learned:FOLDER)")] = None,
+    placement: Annotated[list[str] | None, _decision("placement")] = None,
+    ordering: Annotated[list[str] | None, _decision("ordering")] = None,
+    admission: Annotated[list[str] | None, _decision("admission")] = None,
     policy: Annotated[list[str] | None, typer.Option(help=f"Compare these presets ({', '.join(preset_names())}) or "
                                                      "checkpoint folders too.")] = None,
     product: Annotated[bool, typer.Option(help="Every placement x ordering x admission, not one at a time.")] = False,

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from saga_rl.aeg.io import read_trace
 from saga_rl.files import check_target, write_json
-from saga_rl.policies.base import SEAMS, PolicySet
+from saga_rl.policies.base import DECISIONS, PolicySet
 from saga_rl.policies.constraints import read_constraints
 from saga_rl.policies.parameters import EXPIRY_S
 from saga_rl.policies.presets import preset
@@ -25,12 +25,12 @@ from saga_rl.sim.cost.profile import load_profile, profile_names
 
 
 def choose_policies(base: str, **specs: str | None) -> PolicySet:
-    """The preset or checkpoint `base`, with the seams that `specs` names replaced. Raises `UserError`."""
+    """The preset or checkpoint `base`, with the decisions that `specs` names replaced. Raises `UserError`."""
     chosen = preset(base)
-    for seam in SEAMS:
-        spec = specs.get(seam)
+    for decision in DECISIONS:
+        spec = specs.get(decision)
         if spec:
-            chosen = replace(chosen, **{seam: make(seam, spec)})
+            chosen = replace(chosen, **{decision: make(decision, spec)})
     return chosen
 
 
@@ -47,8 +47,8 @@ def show_tenants(rows: list[dict[str, Any]]) -> None:
     Console().print(table)
 
 
-def _names(seam: Any) -> str:
-    return ", ".join(names(seam))
+def _names(decision: Any) -> str:
+    return ", ".join(names(decision))
 
 
 def _simulate(

@@ -40,7 +40,8 @@ TEST = "test"
 def main(
     traces: Annotated[list[Path], Argument(help="Trace files, generated, imported or recorded.")],
     out: Annotated[Path, Option(help="Folder to write; Minari wants its name to end in -v0, -v1, ...")],
-    seam: Annotated[str, Option(help="Which decision: " + ", ".join(GAMES) + ".")] = "eviction",
+    decision: Annotated[str, Option("--decision", "--seam",
+                                    help="Which decision: " + ", ".join(GAMES) + ".")] = "eviction",
     kv_tokens: Annotated[str, Option(help="KV capacities, tokens, with commas between.")] = "",
     pressure: Annotated[str, Option(help="Instead: demand of the live sessions over capacity, e.g. 1.5,3.")] = "",
     load: Annotated[str, Option(help="Arrivals so many times as fast as in the trace, e.g. 0.8,1,1.2.")] = "1",
@@ -50,8 +51,8 @@ def main(
     episodes: Annotated[int, Option(help="Episodes of each trace, load, capacity and behaviour.")] = 1,
     sessions: Annotated[int, Option(help="Sessions of one episode; 0 = all of the trace.")] = 0,
     population: Annotated[int, Option(help="Closed population: sessions alive at once; 0 = the trace's arrivals.")] = 0,
-    workers: Annotated[int, Option(help="Workers of the cluster (closed loop); 0 = the seam's default.")] = 0,
-    policies: Annotated[str, Option(help="Closed loop: preset or checkpoint that decides the other seams.")] = "saga+",
+    workers: Annotated[int, Option(help="Workers of the cluster (closed loop); 0 = the decision's default.")] = 0,
+    policies: Annotated[str, Option(help="Closed loop: preset or checkpoint for the other decisions.")] = "saga+",
     record: Annotated[str, Option(help="Eviction: presets under which the reference strings are recorded.")] = "lru",
     max_decisions: Annotated[int, Option(help="Cut an episode after so many decisions; 0 = never.")] = 0,
     max_rows: Annotated[int, Option(help="Candidates offered at a decision, at most.")] = 32,
@@ -64,24 +65,24 @@ def main(
     overwrite: Annotated[bool, Option("--overwrite", help="Replace --out if it is there.")] = False,
 ) -> None:
     """Collect decisions under behaviour policies into Minari datasets."""
-    if seam not in GAMES:
-        raise unknown_name("--seam", seam, GAMES)
+    if decision not in GAMES:
+        raise unknown_name("--decision", decision, GAMES)
     check_range("--epsilon", epsilon, 0, 1)
     check_range("--max-rows", max_rows, 2, 4096)
     check_range("--episodes", episodes, 1)
     for option, value in (("--sessions", sessions), ("--population", population), ("--max-decisions", max_decisions),
                           ("--seed", seed), ("--workers", workers), ("--jobs", jobs)):
         check_range(option, value, 0)
-    specs, presets = words(behaviour or BEHAVIOURS[seam]), words(record) if seam == "eviction" else [""]
+    specs, presets = words(behaviour or BEHAVIOURS[decision]), words(record) if decision == "eviction" else [""]
     if not specs or not presets:
         raise UserError("--behaviour and --record", "name nothing", "name at least one policy each")
     for spec in specs:
-        check_behaviour(seam, spec)
+        check_behaviour(decision, spec)
     for name in filter(None, presets):
         preset(name)
-    if seam != "eviction":
+    if decision != "eviction":
         preset(policies)
-    workers = workers or (PLACEMENT_WORKERS if seam == "placement" else 1)
+    workers = workers or (PLACEMENT_WORKERS if decision == "placement" else 1)
     shares = _shares(fractions)
     chosen = _parts(shares, parts)
     folders = {part: new_folder(_folder(out, part), overwrite) for part in chosen}
@@ -97,19 +98,19 @@ def main(
         plan = list(product(places, loads, presets, specs, range(episodes)))
         seeds = np.random.SeedSequence([seed, number]).generate_state(len(plan))
         tasks = [Task(str(path), kv, spec, epsilon, int(s), max_rows, sessions, population, max_decisions,
-                      name or "lru", profile, seam, workers, policies, rate, not as_it_is, tuple(shares.items()), part,
-                      seed)
+                      name or "lru", profile, decision, workers, policies, rate, not as_it_is, tuple(shares.items()),
+                      part, seed)
                  for ((path, kv), rate, name, spec, _), s in zip(plan, seeds, strict=True)]
-        rows, features = rows_of(seam, max_rows, workers), FEATURES[seam]
+        rows, features = rows_of(decision, max_rows, workers), FEATURES[decision]
         facts: dict[str, Any] = {
             "source": provenance(seed=seed, trace=None), "traces": {file_label(p): sha256(p) for p in traces},
-            "seam": seam, "epsilon": epsilon, "max_rows": rows, "features": list(features),
-            "feature_hash": rows_hash(seam), "record": [p for p in presets if p], "population": population,
+            "seam": decision, "epsilon": epsilon, "max_rows": rows, "features": list(features),
+            "feature_hash": rows_hash(decision), "record": [p for p in presets if p], "population": population,
             "loads": loads, "part": part, "session_groups": groups[part],
             "capacities": sorted({kv for _, kv in places}), "behaviours": [label(s) for s in specs],
-            "description": f"{seam} decisions"}
+            "description": f"{decision} decisions"}
         statistics = Statistics()
-        with (new_dataset(folder, rows, len(features), seam=seam, overwrite=overwrite) as writer,
+        with (new_dataset(folder, rows, len(features), decision=decision, overwrite=overwrite) as writer,
               progress() as bar, closing(play_all(tasks, jobs or os.cpu_count() or 1)) as played):
             job = bar.add_task(f"collecting {part}".strip(), total=len(tasks), note="compiling the simulator")
             for episode in played:

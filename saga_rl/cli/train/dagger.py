@@ -1,7 +1,7 @@
 """Rounds of ranking on the policy's own states (DAgger): train, play, label, add, train again.
 
 A policy that learned from other policies' states meets states of its own; here it learns what to do there. Eviction
-only: other seams have no labels. How, and from where: `saga_rl.learn.offline.dagger`.
+only: other decisions have no labels. How, and from where: `saga_rl.learn.offline.dagger`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typer import Argument, Option
 
 from saga_rl.errors import UserError
 from saga_rl.files import write_json
-from saga_rl.learn.offline.dagger import SEAM, Play, fit_round, gather, judge, rounds_picture
+from saga_rl.learn.offline.dagger import DECISION, Play, fit_round, gather, judge, rounds_picture
 from saga_rl.learn.offline.from_datasets import check_target, load, republish
 from saga_rl.learn.offline.learners import LEARNERS, learner
 from saga_rl.learn.offline.learners.options import parse
@@ -68,8 +68,8 @@ def main(
     check_target(out)
     folder = rounds_dir or out.with_name(f"{out.name}-rounds")
     loaded = load([dataset])
-    if loaded.data.seam != SEAM:
-        raise UserError(dataset, f"holds decisions of {loaded.data.seam}, which have no labels", "collect evictions")
+    if loaded.data.decision != DECISION:
+        raise UserError(dataset, f"is of {loaded.data.decision}, which has no labels", "collect evictions")
     places = [(path, kv) for path in traces for kv in capacities(path, kv_tokens, pressure, population, profile)]
     play = Play(places, episodes, epsilon, sessions, population, record, max_decisions, loaded.data.masks.shape[1],
                 profile, seed)

@@ -1,6 +1,6 @@
 """Search for policies that decide together (order, admission, eviction, or placement) by whole simulated runs.
 
-CMA-ES over the numbers of small scorers, see `saga_rl.learn.search.cma_es`. Writes one checkpoint for each seam into
+CMA-ES over the numbers of small scorers, see `saga_rl.learn.search.cma_es`. Writes one checkpoint a decision into
 OUT, which serves as a whole: `saga-rl serve MODEL --policy OUT`. Judged against the best hand-made rule on the same
 runs.
 """
@@ -25,14 +25,14 @@ from saga_rl.learn.search.parameter_vector import ParameterVector, scales
 from saga_rl.learn.search.picture import search_picture
 from saga_rl.learn.search.scenarios import scenario, wanted
 from saga_rl.learn.tracking import WandbRun
-from saga_rl.policies.base import SEAMS
+from saga_rl.policies.base import DECISIONS
 from saga_rl.policies.learned.checkpoint import load_checkpoint, save_checkpoint
 from saga_rl.policies.presets import PRESETS
 from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance
 
 REFERENCE = PRESETS["saga+"] | {k: PRESETS["likely"][k] for k in ("admission", "eviction")}
-"""By seam the best rule found by hand where ends are not announced. Seams that are not searched are the same in
+"""By decision the best rule found by hand where ends are not announced. Decisions that are not searched are the same in
 candidates and reference."""
 
 
@@ -41,7 +41,7 @@ def main(
                                           "training sessions of that workload. Behind it @hidden: nobody says that a "
                                           "session ended; @load=X: open arrivals, X times as fast as the trace's, or "
                                           "at X of the workload's peak.")],
-    out: Annotated[Path, Option(help="Folder for the checkpoints, one sub-folder a seam.")],
+    out: Annotated[Path, Option(help="Folder for the checkpoints, one sub-folder a decision.")],
     validation: Annotated[str, Option(help="Trace files that choose the best, in the same order, with , between "
                                            "(workload:NAME: its validation sessions), each with its trace's @.")],
     population: Annotated[str, Option(help="Sessions alive at once on each trace (0 = its arrivals).")] = "12",
@@ -54,17 +54,18 @@ def main(
     max_num_seqs: Annotated[int, Option(help="As the server's.")] = 256,
     max_batched_tokens: Annotated[int, Option(help="As the server's --max-num-batched-tokens; 0 = the profile's.")] = 0,
     expiry_s: Annotated[float, Option(help="As the server's --expiry-s.")] = 300.0,
-    seams: Annotated[str, Option(help="What is searched, with commas between.")] = "eviction,ordering,admission",
-    beside: Annotated[str, Option(help="seam=SPEC of a seam that is not searched, with ; between; else saga+'s.")] = "",
+    decisions: Annotated[str, Option("--decisions", "--seams",
+                                     help="What is searched, with commas between.")] = "eviction,ordering,admission",
+    beside: Annotated[str, Option(help="DECISION=SPEC of one not searched, with ; between; else saga+'s.")] = "",
     units: Annotated[int, Option(help="ReLU units beside the linear part of each scorer.")] = 0,
     generations: Annotated[int, Option(help="Generations.")] = 40,
     candidates: Annotated[int, Option(help="Candidates of a generation.")] = 16,
     episodes: Annotated[int, Option(help="Episodes of each trace and candidate.")] = 2,
     checks: Annotated[int, Option(help="Validation episodes of each trace at every fourth generation.")] = 4,
-    start: Annotated[str, Option(help="Folder of checkpoints, one a seam, of an earlier search to go on from; empty: "
-                                      "the best rules found by hand. A seam that was trained there, not searched, "
+    start: Annotated[str, Option(help="Folder of checkpoints, one a decision, of a search to go on from; empty: "
+                                      "the best rules found by hand. A decision that was trained there, not searched, "
                                       "stays as it is.")] = "",
-    trained: Annotated[str, Option(help="seam=FOLDER of a checkpoint that was trained otherwise, with ; between: tried "
+    trained: Annotated[str, Option(help="DECISION=FOLDER of one that was trained otherwise, with ; between: tried "
                                         "at the end in the place of what was searched.")] = "",
     sigma: Annotated[float, Option(help="First step size, in scaled units.")] = 0.1,
     jobs: Annotated[int, Option(help="Processes.")] = 2,
@@ -82,10 +83,10 @@ def main(
                                      ("--sigma", sigma, 1e-6, 10), ("--jobs", jobs, 1, 256), ("--seed", seed, 0, 2**30),
                                      ("--workers", workers, 1, 4096), ("--sessions", sessions, 0, 1e6)):
         check_range(option, value, low, high)
-    searched = _seams(seams, workers)
+    searched = _decisions(decisions, workers)
     others = _others(beside, searched)
     tried = _trained(trained, searched)
-    reference: dict[str, str] = {s: REFERENCE[s] if s in searched else others[s] for s in SEAMS}
+    reference: dict[str, str] = {s: REFERENCE[s] if s in searched else others[s] for s in DECISIONS}
     if start:
         searched, others = _kept(start, searched, units, others)
     counts = _each("--population", population, 0, traces)
@@ -128,30 +129,30 @@ def main(
 
 
 def save(out: Path, found: Found, config: SearchConfig, facts: list[str], note: str, seed: int) -> None:
-    """A checkpoint for each searched seam, each the others' companion, and a copy of every learned one beside them."""
+    """A checkpoint for each searched decision, each naming the others, and a copy of every learned one beside them."""
     vector = config.vector()
     out.mkdir(exist_ok=True)
     meta: dict[str, Any] = {
-        "algorithm": "CMA-ES on whole simulated runs", "config": {**vars(config), "seams": list(config.seams)},
+        "algorithm": "CMA-ES on whole simulated runs", "config": {**vars(config), "decisions": list(config.decisions)},
         "arenas": facts, "validation_cost": found.validation_cost, "searched_cost": found.searched_cost,
         "start_cost": found.start_cost, "runs": found.runs,
         "reference": dict(config.reference), "curve": found.curve, "note": note,
-        "weights": {s: _weights(vector.features(s), vector.layers(s, found.theta)) for s in config.seams},
+        "weights": {s: _weights(vector.features(s), vector.layers(s, found.theta)) for s in config.decisions},
         "source": provenance(seed=seed, trace=None)}
     copied = {s: spec.removeprefix("learned:") for s, spec in config.others.items() if spec.startswith("learned:")}
     copied |= dict(config.trained) if found.adopted else {}
-    here = {*vector.seams, *copied}
-    for seam in SEAMS:
-        companions: dict[str, str] = {o: f"learned:../{o}" if o in here else config.others[o] for o in SEAMS
-                                      if o != seam}
-        if seam in copied:
-            c = load_checkpoint(copied[seam])
-            save_checkpoint(out / seam, seam, c.layers, c.mean, c.std, c.card + copied_card(seam, meta, companions),
-                            c.meta, companions)
-        elif seam in vector.seams:
-            features = vector.features(seam)
-            save_checkpoint(out / seam, seam, vector.layers(seam, found.theta), np.zeros(len(features)),
-                            scales(features), search_card(seam, meta, features, companions), meta, companions)
+    here = {*vector.decisions, *copied}
+    for decision in DECISIONS:
+        others: dict[str, str] = {o: f"learned:../{o}" if o in here else config.others[o] for o in DECISIONS
+                                      if o != decision}
+        if decision in copied:
+            c = load_checkpoint(copied[decision])
+            save_checkpoint(out / decision, decision, c.layers, c.mean, c.std, c.card +
+                            copied_card(decision, meta, others), c.meta, others)
+        elif decision in vector.decisions:
+            features = vector.features(decision)
+            save_checkpoint(out / decision, decision, vector.layers(decision, found.theta), np.zeros(len(features)),
+                            scales(features), search_card(decision, meta, features, others), meta, others)
 
 
 def _weights(names: tuple[str, ...], layers: list[tuple[Any, Any]]) -> dict[str, float]:
@@ -159,39 +160,39 @@ def _weights(names: tuple[str, ...], layers: list[tuple[Any, Any]]) -> dict[str,
     return {**{n: float(x) for n, x in zip(names, w, strict=True)}, "bias": float(b)}
 
 
-def _seams(text: str, workers: int) -> list[str]:
+def _decisions(text: str, workers: int) -> list[str]:
     searched = words(text)
-    for seam in searched:
-        if seam not in SEAMS:
-            raise unknown_name("--seams", seam, SEAMS)
+    for decision in searched:
+        if decision not in DECISIONS:
+            raise unknown_name("--decisions", decision, DECISIONS)
     if not searched or len(set(searched)) < len(searched):
-        raise UserError("--seams", f"is {text!r}", "name each seam once")
+        raise UserError("--decisions", f"is {text!r}", "name each decision once")
     if "placement" in searched and workers < 2:
-        raise UserError("--seams", "placement is no choice with one worker", "give --workers 2 or more")
+        raise UserError("--decisions", "placement is no choice with one worker", "give --workers 2 or more")
     return searched
 
 
 def _others(text: str, searched: list[str]) -> dict[str, str]:
     others = {s: spec for s, spec in PRESETS["saga+"].items() if s not in searched}
     for part in filter(None, text.split(";")):
-        seam, _, spec = part.partition("=")
-        if seam not in others:
-            raise UserError("--beside", f"{seam!r} is searched or no seam", f"choose from {', '.join(others)}")
-        make(seam, spec)  # type: ignore[arg-type]
-        others[seam] = spec
+        decision, _, spec = part.partition("=")
+        if decision not in others:
+            raise UserError("--beside", f"{decision!r} is searched or no decision", f"choose from {', '.join(others)}")
+        make(decision, spec)  # type: ignore[arg-type]
+        others[decision] = spec
     return others
 
 
 def _kept(start: str, searched: list[str], units: int, others: dict[str, str]) -> tuple[list[str], dict[str, str]]:
-    """(what is left to search, the others): a seam whose checkpoint below `start` was trained, not searched, is not
+    """(what is left to search, the others): a decision whose checkpoint below `start` was trained, not searched, is not
     searched now, either, and serves as it is there."""
     left, kept = [], dict(others)
-    for seam in searched:
-        if ParameterVector((seam,), units).fits(Path(start) / seam):  # type: ignore[arg-type]
-            left.append(seam)
+    for decision in searched:
+        if ParameterVector((decision,), units).fits(Path(start) / decision):  # type: ignore[arg-type]
+            left.append(decision)
         else:
-            kept[seam] = f"learned:{Path(start) / seam}"
-            Console().print(f"{seam} stays as it is in {start}: it was trained, not searched, or with other --units",
+            kept[decision] = f"learned:{Path(start) / decision}"
+            Console().print(f"{decision} stays as it is in {start}: trained, not searched, or with other --units",
                             highlight=False, soft_wrap=True)
     if not left:
         raise UserError("--start", f"{start} leaves nothing to search", "name what training/search.py wrote")
@@ -201,11 +202,11 @@ def _kept(start: str, searched: list[str], units: int, others: dict[str, str]) -
 def _trained(text: str, searched: list[str]) -> dict[str, str]:
     found = {}
     for part in filter(None, text.split(";")):
-        seam, _, folder = part.partition("=")
-        if seam not in searched:
-            raise UserError("--trained", f"{seam!r} is not searched", f"choose from {', '.join(searched)}")
-        make(seam, f"learned:{folder}")  # type: ignore[arg-type]
-        found[seam] = folder
+        decision, _, folder = part.partition("=")
+        if decision not in searched:
+            raise UserError("--trained", f"{decision!r} is not searched", f"choose from {', '.join(searched)}")
+        make(decision, f"learned:{folder}")  # type: ignore[arg-type]
+        found[decision] = folder
     return found
 
 

@@ -16,7 +16,7 @@ from typer import Argument, Option
 
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.files import write_json
-from saga_rl.learn.offline.from_datasets import check_target, companions_of, load, republish
+from saga_rl.learn.offline.from_datasets import check_target, load, others_of, republish
 from saga_rl.learn.offline.learners import LEARNERS, learner
 from saga_rl.learn.offline.sweep import best_of, criterion_of, summary
 from saga_rl.learn.offline.sweep_backends import BACKENDS, Plan, local, tune, wandb
@@ -26,7 +26,7 @@ from saga_rl.provenance import provenance
 
 
 def main(
-    dataset: Annotated[list[Path], Argument(help="Folders that training/collect.py wrote, of one seam.")],
+    dataset: Annotated[list[Path], Argument(help="Folders that training/collect.py wrote, of one decision.")],
     out: Annotated[Path, Option(help="Checkpoint folder for the best trial; an older checkpoint there is replaced.")],
     algo: Annotated[str, Option(help=", ".join(LEARNERS) + ".")] = "rank",
     backend: Annotated[str, Option(help="local (here, one by one), tune (Ray Tune, two at once) or wandb.")] = "local",
@@ -51,15 +51,15 @@ def main(
     folder = trials_dir or out.with_name(f"{out.name}-sweep")
     if folder.exists() and not folder.is_dir():
         raise UserError(folder, "is a file", "name a folder with --trials-dir")
-    seam = load(dataset, reward=reward).data.seam
-    if algo == "bc" and seam == "eviction":
+    decision = load(dataset, reward=reward).data.decision
+    if algo == "bc" and decision == "eviction":
         clone = clone or "belady"
     clone = clone if algo == "bc" else ""
     if clone:
         load(dataset, clone, reward)
-    companions = companions_of(seam, {})
+    others = others_of(decision, {})
     plan = Plan(algo, trials, tuple(str(f.resolve()) for f in dataset), reward, clone, epochs, validation,
-                seed, str(folder.resolve()), companions)
+                seed, str(folder.resolve()), others)
     runs: dict[str, Iterator[dict[str, Any]]] = {"local": local(plan), "tune": tune(plan),
                                                  "wandb": wandb(plan, project)}
     folder.mkdir(parents=True, exist_ok=True)

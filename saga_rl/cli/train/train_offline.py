@@ -1,7 +1,7 @@
 """Train a policy offline on datasets of `training/collect.py`, and write it as a checkpoint.
 
 The learners are in `saga_rl.learn.offline.learners`, one file each; docs/reference/learners.md says which applies
-where. The seam is the dataset's. After every epoch the whole state is kept beside `--out`, so a run that was
+where. The decision is the dataset's. After every epoch the whole state is kept beside `--out`, so a run that was
 stopped goes on (`--resume`).
 """
 
@@ -13,7 +13,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Argument, Option
 
-from saga_rl.learn.offline.from_datasets import check_target, companions_of, load, save
+from saga_rl.learn.offline.from_datasets import check_target, load, others_of, save
 from saga_rl.learn.offline.learners import LEARNERS, learner
 from saga_rl.learn.offline.learners.options import parse
 from saga_rl.learn.offline.train import TrainConfig, train
@@ -25,7 +25,7 @@ from saga_rl.provenance import sha256
 def main(
     dataset: Annotated[Path, Argument(help="Folder that training/collect.py wrote.")],
     out: Annotated[Path, Option(help="Checkpoint folder to write; an older checkpoint there is replaced.")],
-    also: Annotated[list[Path] | None, Option(help="Another dataset of the seam, to be joined. Repeatable.")] = None,
+    also: Annotated[list[Path] | None, Option(help="Another dataset of it, to be joined. Repeatable.")] = None,
     algo: Annotated[str, Option(help=", ".join(LEARNERS) + ".")] = "rank",
     set_: Annotated[list[str] | None, Option("--set", help="key=value, an option of the learner. Repeatable.")] = None,
     clone: Annotated[str, Option(help="bc: the behaviour whose actions are cloned; eviction: belady by default.")] = "",
@@ -35,10 +35,10 @@ def main(
     lr: Annotated[float, Option(help="Learning rate of Adam at the start.")] = 3e-3,
     hidden: Annotated[str, Option(help="Widths of the hidden layers, with commas between.")] = "24,24",
     validation: Annotated[float, Option(help="Share of the episodes held out.")] = 0.1,
-    eviction: Annotated[str, Option(help="Companion policy of the checkpoint; empty: that of saga+.")] = "",
-    placement: Annotated[str, Option(help="Companion policy of the checkpoint; empty: that of saga+.")] = "",
-    ordering: Annotated[str, Option(help="Companion policy of the checkpoint; empty: that of saga+.")] = "",
-    admission: Annotated[str, Option(help="Companion policy of the checkpoint; empty: that of saga+.")] = "",
+    eviction: Annotated[str, Option(help="The checkpoint's policy of this decision; empty: that of saga+.")] = "",
+    placement: Annotated[str, Option(help="The checkpoint's policy of this decision; empty: that of saga+.")] = "",
+    ordering: Annotated[str, Option(help="The checkpoint's policy of this decision; empty: that of saga+.")] = "",
+    admission: Annotated[str, Option(help="The checkpoint's policy of this decision; empty: that of saga+.")] = "",
     trust: Annotated[float, Option(help="Eviction: score by the Bayes index + so many times the network's (0: by the "
                                         "network alone). Less than 1 keeps it near the rule on traffic it never "
                                         "saw.")] = 0.0,
@@ -60,15 +60,15 @@ def main(
     check_target(out)
     folder = run_dir or out.parent
     loaded = load([dataset, *(also or [])], reward=reward)
-    companions = companions_of(loaded.data.seam, {"eviction": eviction, "placement": placement, "ordering": ordering,
+    others = others_of(loaded.data.decision, {"eviction": eviction, "placement": placement, "ordering": ordering,
                                                   "admission": admission})
-    if algo == "bc" and (clone or loaded.data.seam == "eviction"):
+    if algo == "bc" and (clone or loaded.data.decision == "eviction"):
         loaded = load([dataset, *(also or [])], clone or "belady", reward)
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / f"{out.name}.state.safetensors"
     done = 0
     with WandbRun(wandb, project, out, {**config.facts(), "dataset": dataset.name}, "train", run_dir) as tracker:
-        tracker.artifact("dataset", dataset.name, dataset, {"seam": loaded.data.seam})
+        tracker.artifact("dataset", dataset.name, dataset, {"seam": loaded.data.decision})
         with progress() as bar:
             job = bar.add_task("training", total=epochs, note="")
 
@@ -86,7 +86,7 @@ def main(
                     raise
                 bar.stop()
                 stop(f"interrupted: epoch {done} is kept in {state}, --resume goes on from there", EXIT_INTERRUPTED)
-        save(out, loaded, config, result, companions, note)
+        save(out, loaded, config, result, others, note)
         tracker.summary(result.figures)
         tracker.artifact("checkpoint", out.name, out, {"sha256": sha256(out / "policy.safetensors")})
     state.unlink(missing_ok=True)

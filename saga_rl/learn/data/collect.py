@@ -21,11 +21,11 @@ MOST_GAMES = 8
 
 def game_of(task: Task) -> Any:
     """This process's game for the task, with its behaviour: traces are read and split once, not once an episode."""
-    key = (task.seam, task.trace, *task.facts().values())
+    key = (task.decision, task.trace, *task.facts().values())
     if key not in _GAMES:
         while len(_GAMES) >= MOST_GAMES:
             _GAMES.pop(next(iter(_GAMES)))
-        _GAMES[key] = GAMES[task.seam](task, trace_of(task))
+        _GAMES[key] = GAMES[task.decision](task, trace_of(task))
     _GAMES[key].behave(task.behaviour)
     return _GAMES[key]
 
