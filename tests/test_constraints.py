@@ -25,7 +25,7 @@ from saga_rl.policies.state import service as sv
 from saga_rl.sim.cluster import Cluster, simulate
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.engine import state as st
-from saga_rl.sim.engine.live_sessions import hush
+from saga_rl.sim.engine.live_sessions import expire_silent
 from saga_rl.sim.results.fairness import jain
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -155,7 +155,7 @@ def test_what_is_counted_is_what_is_true():
             cluster = Cluster(trace, config, preset("lru"))
             cluster.advance()
             run, x = cluster.world.run, cluster.world.chains
-            hush.py_func(cluster.world, run.total[st.NOW])
+            expire_silent.py_func(cluster.world, run.total[st.NOW])
             heard = (x[:, ch.WAITING] == 1) | (x[:, ch.RUNNING] == 1) | (run.total[st.NOW] - x[:, ch.LAST] <= 30.0)
             begun = ((x[:, ch.STEPS] > 0) | (x[:, ch.RUNNING] == 1)) & (x[:, ch.ENDED] != 1)
             active = begun & heard

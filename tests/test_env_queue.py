@@ -170,7 +170,7 @@ def test_iterations_that_let_nobody_in_may_be_skipped(policies: str, workers: in
         run = view.world.run
         seen.append((rows, run.done_s.tobytes(), run.f.tobytes(), int(run.count[st.RECOMPUTED])))
         iterations.append(int(run.count[st.ITERATIONS]))
-        coasted.append(int(run.count[st.COASTED]))
+        coasted.append(int(run.count[st.FORWARDED]))
     assert seen[0] == seen[1] and len(seen[0][0]) > 100
     assert iterations[0] == iterations[1] and coasted[1] == 0
     assert coasted[0] > 0.7 * iterations[0], "most of them were"

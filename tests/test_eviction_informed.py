@@ -15,7 +15,7 @@ from saga_rl.policies.state import tables as tb
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.openloop import script as sc
 from saga_rl.sim.openloop.record import record_reference
-from saga_rl.sim.openloop.replay import make_play
+from saga_rl.sim.openloop.replay import make_cursor
 from saga_rl.sim.openloop.script import prepare
 from saga_rl.sim.reference import END
 
@@ -222,7 +222,7 @@ def test_gaps_are_seconds_between_a_release_and_the_next_use():
     trace = generate("swe-bench", 3, sessions=6, rate_per_min=60.0, max_context=20_000)
     config = SimConfig(kv_tokens=40_000)
     prepared = prepare(record_reference(trace, config), 40_000)
-    plain, told = (make_play(prepared, make("eviction", name)).script for name in ("belady", "returns-known"))
+    plain, told = (make_cursor(prepared, make("eviction", name)).script for name in ("belady", "returns-known"))
     n, checked = len(plain.time), 0
     for k in np.flatnonzero(plain.event[:, sc.KIND] == END):
         first, last = plain.event[k, sc.AFTER], plain.event[k + 1, sc.AFTER] if k + 1 < n else len(plain.after)
@@ -231,7 +231,7 @@ def test_gaps_are_seconds_between_a_release_and_the_next_use():
             want = plain.time[int(event)] - plain.time[k] if event < np.inf else np.inf
             assert told.after[at] == want
             checked += event < np.inf
-    assert checked > 50 and make_play(prepared, make("eviction", "belady")).script is prepared.script
+    assert checked > 50 and make_cursor(prepared, make("eviction", "belady")).script is prepared.script
 
 
 @pytest.mark.parametrize(("name", "tasks"), [("wa-lru-literal", 30), ("wa-lru:cold_tasks=30", 30), ("wa-lru", 0)])

@@ -14,7 +14,7 @@ from numba.core.runtime import rtsys
 from saga_rl.aeg.generators import generate
 from saga_rl.policies.presets import preset
 from saga_rl.sim.cluster import make_fresh
-from saga_rl.sim.compiled.refs import crew_of, world_ref
+from saga_rl.sim.compiled.refs import refs_of, world_ref
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.engine import state as st
 
@@ -31,7 +31,7 @@ def _touch(world):
     return total
 
 
-CREW = crew_of(preset("saga+"))
+CREW = refs_of(preset("saga+"))
 
 
 @pytest.fixture(scope="module")

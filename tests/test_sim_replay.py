@@ -13,7 +13,7 @@ from saga_rl.aeg.forest import build_forest
 from saga_rl.aeg.trace import TraceMeta
 from saga_rl.errors import UserError
 from saga_rl.policies.registry import make
-from saga_rl.sim.openloop.replay import make_play, play, replay
+from saga_rl.sim.openloop.replay import make_cursor, play, replay
 from saga_rl.sim.openloop.script import prepare
 from saga_rl.sim.reference import END, READY, START, Reference
 
@@ -138,7 +138,7 @@ def test_the_future_decides_for_belady():
         if len(later) == 0:
             continue
         altered = _altered(reference, cut, seed)
-        game = [make_play(prepare(r, 10**6), make("eviction", "belady")) for r in (reference, altered)]
+        game = [make_cursor(prepare(r, 10**6), make("eviction", "belady")) for r in (reference, altered)]
         differs += not np.array_equal(game[0].script.after, game[1].script.after)
     assert differs > 0
 

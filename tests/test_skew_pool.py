@@ -82,7 +82,7 @@ def simulated(trace: Trace, config: SimConfig, policies: PolicySet) -> tuple[lis
     cluster.advance()
     run = cluster.world.run
     assert not run.count[st.OVERFLOW]
-    scratch = {decision: cluster.crew.scratch[decision] for decision in ("ordering", "admission", "eviction")}
+    scratch = {decision: cluster.policy_refs.scratch[decision] for decision in ("ordering", "admission", "eviction")}
     times = [(float(s), float(d)) for s, d in run.it_f[:run.count[st.N_ITERATIONS]]]
     return [Turn(s, d, [], []) for s, d in times], {
         decision: rows_of(x, getattr(policies, decision)) for decision, x in scratch.items()}

@@ -33,7 +33,7 @@ from saga_rl.sim.stepping import book as bk
 from saga_rl.sim.stepping import closed_slots as cs
 from saga_rl.sim.stepping import replay_vector as rv
 from saga_rl.sim.stepping.closed_rows import KINDS as WHICH
-from saga_rl.sim.stepping.closed_vector import ClosedFleet
+from saga_rl.sim.stepping.closed_vector import ClosedRunner
 from saga_rl.sim.stepping.closed_view import ClosedView
 from saga_rl.sim.stepping.replay_stepper import ReplayView
 from saga_rl.sim.stepping.world_memory import Template
@@ -206,7 +206,7 @@ class Settings:
         world = make_fresh(trace, self.config, self.played, 0, 0, 0)
         return Episode(trace, Template(world), None, len(world.tree.parent))
 
-    def fleet(self, envs: int, pool: Sequence[Episode], mode: int, threads: int = 1) -> ClosedFleet | rv.Fleet:
+    def runner(self, envs: int, pool: Sequence[Episode], mode: int, threads: int = 1) -> ClosedRunner | rv.ReplayRunner:
         """Make the vector of `envs` slots that plays the episodes of `pool`, shared by so many threads; mode: of
         autoreset, see `sim.stepping.book`."""
         kind, made, shape = self.kind.code, [e.made for e in pool], self.observation_space.shape
@@ -214,13 +214,13 @@ class Settings:
             slots = rv.make_slots(envs, self.max_rows, EVICT, len(pool), mode, self.max_decisions, self.config.end_hint,
                                   self.config.expiry_s)
             lru = replace(make("eviction", "lru"), informed=True)
-            return rv.Fleet(slots, made, lru, threads)  # type: ignore[arg-type]
+            return rv.ReplayRunner(slots, made, lru, threads)  # type: ignore[arg-type]
         rules = (mode, self.max_decisions, kind, REWARDS[self.rewards.kind], self.evict_blocks)
         real = (self.rewards.p95_weight, self.rewards.fairness_weight, float(self.observation_space.low.min()),
                 float(self.observation_space.high.max()))
         closed = cs.make_slots(envs, shape, len(pool), max(e.trace.n_sessions for e in pool),
                                max(e.segments for e in pool), rules, real)
-        return ClosedFleet(closed, made, self.played, threads)  # type: ignore[arg-type]
+        return ClosedRunner(closed, made, self.played, threads)  # type: ignore[arg-type]
 
     def weigh(self, slots: Any) -> None:
         """Tell compiled code the prices as they are now."""
@@ -228,9 +228,9 @@ class Settings:
             slots.real[cs.P95_WEIGHT], slots.real[cs.FAIRNESS_WEIGHT] = (self.rewards.p95_weight,
                                                                          self.rewards.fairness_weight)
 
-    def view(self, fleet: Any, b: int = 0) -> ClosedView | ReplayView:
+    def view(self, runner: Any, b: int = 0) -> ClosedView | ReplayView:
         """Look at slot b: rows before they are clipped, and the run itself."""
-        return ReplayView(fleet, b) if self.kind.code == OPEN else ClosedView(fleet, b)
+        return ReplayView(runner, b) if self.kind.code == OPEN else ClosedView(runner, b)
 
     def begun(self, rng: np.random.Generator, ids: Sequence[str | int] | None = None) -> tuple[Episode, Any]:
         """Arrange an episode that has a choice in it, and the vector of one that stands at its first decision.
@@ -239,10 +239,10 @@ class Settings:
         """
         for _ in range(ATTEMPTS if self.shuffle else 1):
             episode = self.episode(self.arranged(rng, ids))
-            fleet = self.fleet(1, [episode], bk.BY_HAND)
-            fleet.reset(np.ones(1, np.bool_))
-            if not fleet.slots.book[0, bk.OVER]:
-                return episode, fleet
+            runner = self.runner(1, [episode], bk.BY_HAND)
+            runner.reset(np.ones(1, np.bool_))
+            if not runner.slots.book[0, bk.OVER]:
+                return episode, runner
         raise self.no_choice()
 
     def no_choice(self) -> UserError:

@@ -42,7 +42,7 @@ class TaskEnv(gym.Env[NDArray[np.float32], np.int64]):
         self.observation_space, self.action_space = self.settings.observation_space, self.settings.action_space
         self.episode: Episode | None = None
         """What is played."""
-        self._fleet: Any = None
+        self._runner: Any = None
         self._act = np.zeros(1, np.int64)
         self._spec: EnvSpec | None = None
 
@@ -53,7 +53,7 @@ class TaskEnv(gym.Env[NDArray[np.float32], np.int64]):
     @property
     def view(self) -> Any:
         """What the decision shows before it is clipped, and the run: `sim.stepping.closed_view`, `.replay_stepper`."""
-        return self.settings.view(self._fleet)
+        return self.settings.view(self._runner)
 
     @property
     def spec(self) -> EnvSpec | None:
@@ -72,24 +72,24 @@ class TaskEnv(gym.Env[NDArray[np.float32], np.int64]):
         return self._seen()
 
     def step(self, action: np.int64) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        if self._fleet is None or self._fleet.slots.book[0, bk.OVER]:
+        if self._runner is None or self._runner.slots.book[0, bk.OVER]:
             raise gym.error.ResetNeeded("the episode is over: call reset()")
-        self.settings.weigh(self._fleet.slots)
+        self.settings.weigh(self._runner.slots)
         self._act[0] = int(action)
-        self._fleet.step(self._act)
-        z = self._fleet.slots
+        self._runner.step(self._act)
+        z = self._runner.slots
         obs, info = self._seen()
         return obs, float(z.reward[0]), bool(z.terminated[0]), bool(z.truncated[0]), info
 
     def action_masks(self) -> NDArray[np.int8]:
         """(actions,) 1 = may be chosen; all 0 once the episode is over, but in placement, where nothing is masked."""
-        return self._fleet.slots.mask[0].astype(np.int8)
+        return self._runner.slots.mask[0].astype(np.int8)
 
     def clone_state(self) -> EnvState:
         """Copy the episode as it stands; what later resets draw is not part of it. Raises `ResetNeeded`."""
-        if self._fleet is None or self.episode is None:
+        if self._runner is None or self.episode is None:
             raise gym.error.ResetNeeded("there is no episode yet: call reset()")
-        return EnvState(self.episode, self._fleet.clone(0))
+        return EnvState(self.episode, self._runner.clone(0))
 
     def restore_state(self, state: EnvState) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Go on from where an environment of this task and shape was; observation and info of its decision. The same
@@ -97,25 +97,25 @@ class TaskEnv(gym.Env[NDArray[np.float32], np.int64]):
         if state.slot.rows[0].shape != (bk.BOOK,) or not _alike(state, self.settings):
             raise UserError("state", "is of another task or shape", "restore one that such an environment cloned")
         if self.episode is not state.episode:
-            self._begin(state.episode, self.settings.fleet(1, [state.episode], bk.BY_HAND))
-        self._fleet.restore(0, state.slot)
+            self._begin(state.episode, self.settings.runner(1, [state.episode], bk.BY_HAND))
+        self._runner.restore(0, state.slot)
         return self._seen()
 
     def render(self) -> str | None:
         """The run and its workers as a text, if `render_mode` is "ansi"."""
-        if self.render_mode is None or self._fleet is None:
+        if self.render_mode is None or self._runner is None:
             return None
         return self.view.text()
 
-    def _begin(self, episode: Episode, fleet: Any) -> None:
-        self.episode, self._fleet = episode, fleet
+    def _begin(self, episode: Episode, runner: Any) -> None:
+        self.episode, self._runner = episode, runner
 
     def _seen(self) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        return self._fleet.slots.obs[0].copy(), info_of(self._fleet.slots)
+        return self._runner.slots.obs[0].copy(), info_of(self._runner.slots)
 
 
 def _alike(state: EnvState, settings: Settings) -> bool:
-    slots = state.slot.fleet.slots
+    slots = state.slot.runner.slots
     return slots.obs.shape[1:] == settings.observation_space.shape and (
         (state.episode.reference is None) == (settings.task != "eviction"))
 

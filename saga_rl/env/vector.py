@@ -64,14 +64,14 @@ class TaskVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[An
         self._spec: EnvSpec | None = None
         self.episodes: list[Episode] = self._pool(np.random.default_rng(pool_seed), episodes)
         """The pool."""
-        self._main = self.settings.fleet(num_envs, self.episodes, MODES[mode], threads)
+        self._main = self.settings.runner(num_envs, self.episodes, MODES[mode], threads)
         self._use(self._main)
 
     def _pool(self, rng: np.random.Generator, wanted: int, ids: Sequence[str | int] | None = None) -> list[Episode]:
         pool: list[Episode] = []
         for _ in range(ATTEMPTS * wanted if self.settings.shuffle else 1):
             episode = self.settings.episode(self.settings.arranged(rng, ids))
-            probe = self.settings.fleet(1, [episode], bk.BY_HAND)
+            probe = self.settings.runner(1, [episode], bk.BY_HAND)
             probe.reset(np.ones(1, np.bool_))
             if not probe.slots.book[0, bk.OVER]:
                 pool.append(episode)
@@ -81,8 +81,8 @@ class TaskVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[An
             raise self.settings.no_choice()
         return pool
 
-    def _use(self, fleet: Any) -> None:
-        self._fleet, self._slots, self._seeded = fleet, fleet.slots, False
+    def _use(self, runner: Any) -> None:
+        self._runner, self._slots, self._seeded = runner, runner.slots, False
         self._slots.book[:, bk.OVER] = 1
 
     @property
@@ -116,8 +116,8 @@ class TaskVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[An
             if not which.all():
                 raise UserError("sessions", "are named for some of the environments", "reset all of them")
             pool = self._pool(np.random.default_rng(seeds[0]), 1, ids)
-            self._use(self.settings.fleet(self.num_envs, pool, MODES[self.autoreset_mode], self.threads))
-        elif self._fleet is not self._main and which.all():
+            self._use(self.settings.runner(self.num_envs, pool, MODES[self.autoreset_mode], self.threads))
+        elif self._runner is not self._main and which.all():
             self._use(self._main)
         order = self._slots.order
         for b, one in enumerate(seeds):
@@ -126,7 +126,7 @@ class TaskVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[An
                 self._slots.book[b, bk.PLAYED] = 0
         self._seeded = True
         self.settings.weigh(self._slots)
-        self._fleet.reset(which)
+        self._runner.reset(which)
         return self._observations(), self._infos(which)
 
     def step(self, actions: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_],
@@ -138,7 +138,7 @@ class TaskVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[An
         if actions.shape != (self.num_envs,):
             raise ValueError(f"actions have shape {actions.shape}, not ({self.num_envs},)")
         self.settings.weigh(z)
-        self._fleet.step(actions)
+        self._runner.step(actions)
         infos = self._infos(np.ones(self.num_envs, bool))
         if self.autoreset_mode == AutoresetMode.SAME_STEP:
             self._add_final(infos, z.terminated | z.truncated)
@@ -152,7 +152,7 @@ class TaskVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[An
         """Copy the episodes of the environments `indices` (None = all) as they stand."""
         if not self._seeded:
             raise gym.error.ResetNeeded("there is no episode yet: call reset()")
-        return tuple(self._fleet.clone(b) for b in self._at(indices))
+        return tuple(self._runner.clone(b) for b in self._at(indices))
 
     def restore_state(self, state: VectorState, indices: Sequence[int] | None = None,
                       ) -> tuple[NDArray[np.float32], dict[str, Any]]:
@@ -160,20 +160,20 @@ class TaskVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[An
         them, so that many futures of one moment are played at once. Gives observations and infos of all, as `reset`.
         Raises `UserError` for a state of another vector, or of another number."""
         at = self._at(indices)
-        if any(s.fleet is not self._fleet for s in state):
+        if any(s.runner is not self._runner for s in state):
             raise UserError("state", "was cloned from another vector, or before other sessions were named",
                             "restore where it was cloned")
         if len(state) not in (1, len(at)):
             raise UserError("state", f"is of {len(state)} environments, not {len(at)}", "clone one, or as many")
         for k, b in enumerate(at):
-            self._fleet.restore(b, state[k if len(state) > 1 else 0])
+            self._runner.restore(b, state[k if len(state) > 1 else 0])
         return self._observations(), self._infos(np.ones(self.num_envs, bool))
 
     def render(self) -> tuple[str, ...] | None:
         """A text for each environment, if `render_mode` is "ansi"."""
         if self.render_mode is None:
             return None
-        return tuple(self.settings.view(self._fleet, b).text() for b in range(self.num_envs))
+        return tuple(self.settings.view(self._runner, b).text() for b in range(self.num_envs))
 
     def _at(self, indices: Sequence[int] | None) -> list[int]:
         at = list(range(self.num_envs)) if indices is None else [int(b) for b in indices]

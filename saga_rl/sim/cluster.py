@@ -17,7 +17,7 @@ from saga_rl.policies.base import PolicySet
 from saga_rl.policies.presets import preset
 from saga_rl.policies.state import chains as ch
 from saga_rl.sim.compiled.jit import compiled
-from saga_rl.sim.compiled.refs import crew_of, world_ref
+from saga_rl.sim.compiled.refs import refs_of, world_ref
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.engine import state as st
 from saga_rl.sim.engine.loop import (
@@ -71,9 +71,9 @@ class Cluster:
         if config.async_scheduling and pause not in (NO_PAUSE, PLACEMENTS):
             raise UserError("async_scheduling", "is on, but this environment decides between iterations",
                             "leave it off where queues and evictions are decided")
-        self.crew = crew_of(policies)
-        self.ref = world_ref(self.world, self.crew)
-        """The world as compiled code takes it; it does not own the arrays, `world` and `crew` do."""
+        self.policy_refs = refs_of(policies)
+        self.ref = world_ref(self.world, self.policy_refs)
+        """The world as compiled code takes it; it does not own the arrays, `world` and `policy_refs` do."""
         self._pause = int(pause)
         self._run: Callable[..., int] = compiled(run_on.py_func, (self.ref, self._pause, 0))
 

@@ -20,52 +20,52 @@ from saga_rl.policies.base import DECISIONS, Policy, PolicySet
 from saga_rl.policies.state.tables import Tables
 from saga_rl.sim.cache.pool import Pool, Tree
 from saga_rl.sim.compiled.jit import compiled
-from saga_rl.sim.compiled.unowned import lend, lending
+from saga_rl.sim.compiled.unowned import bare_pointer, uncounted
 from saga_rl.sim.engine.heap import Heap
 from saga_rl.sim.engine.state import Plan, Run, Work, World
 
 
-@lending
+@uncounted
 class TreeType(types.StructRef):
     pass
 
 
-@lending
+@uncounted
 class PoolType(types.StructRef):
     pass
 
 
-@lending
+@uncounted
 class TablesType(types.StructRef):
     pass
 
 
-@lending
+@uncounted
 class PlanType(types.StructRef):
     pass
 
 
-@lending
+@uncounted
 class RunType(types.StructRef):
     pass
 
 
-@lending
+@uncounted
 class HeapType(types.StructRef):
     pass
 
 
-@lending
+@uncounted
 class WorkType(types.StructRef):
     pass
 
 
-@lending
+@uncounted
 class WorldType(types.StructRef):
     pass
 
 
-@lending
+@uncounted
 class PolicyType(types.StructRef):
     pass
 
@@ -159,9 +159,9 @@ tree_ref, pool_ref, tables_ref, _plan_ref, _run_ref, _heap_ref, _work_ref = (
 def _lent() -> Any:
     """Write the function that puts a world's parts and policies under one pointer."""
     parts = ("tree", "pool", "tables", "plan", "run", "heap", "work")
-    given = [f"lend({name})" if name in parts else f"w.{name}" for name in World._fields]
+    given = [f"bare_pointer({name})" if name in parts else f"w.{name}" for name in World._fields]
     given += [name.replace("_", ".") for name in POLICIES]
-    scope: dict[str, Any] = {"Ref": WorldRef, "lend": lend}
+    scope: dict[str, Any] = {"Ref": WorldRef, "bare_pointer": bare_pointer}
     taken = ", ".join(["w", *parts, "place", "order", "admit", "evict", WHOLE, LITERAL])
     exec(f"def made({taken}):\n    return Ref({', '.join([*given, WHOLE, LITERAL])}, ({', '.join(parts)}))\n", scope)
     return njit(scope["made"])
@@ -181,8 +181,8 @@ def _policy_ref(score, params, scratch):
     return PolicyRef(score, unowned(params), unowned(scratch))
 
 
-class Crew(NamedTuple):
-    """The policies of a run as its worlds hold them; whoever keeps a world's ref keeps its crew."""
+class PolicyRefs(NamedTuple):
+    """The policies of a run as its worlds hold them; whoever keeps a world's ref keeps its policy_refs."""
 
     refs: tuple[Any, ...]
     """Of placement, ordering, admission and eviction."""
@@ -195,7 +195,7 @@ class Crew(NamedTuple):
     """By decision: the work space of its score."""
 
 
-def crew_of(policies: PolicySet) -> Crew:
+def refs_of(policies: PolicySet) -> PolicyRefs:
     """Make scratch and refs for `policies`."""
     scratch: dict[str, NDArray[np.float64]] = {
         decision: np.zeros(max(getattr(policies, decision).scratch, 1)) for decision in DECISIONS}
@@ -205,10 +205,10 @@ def crew_of(policies: PolicySet) -> Crew:
         return compiled(_policy_ref, args, (0,))(*args)
 
     order = (policies.placement, policies.ordering, policies.admission, policies.eviction)
-    return Crew(tuple(map(ref, order)), bool(policies.eviction.whole_chain), bool(policies.eviction.drop_expired),
+    return PolicyRefs(tuple(map(ref, order)), bool(policies.eviction.whole_chain), bool(policies.eviction.drop_expired),
                 policies, scratch)
 
 
-def world_ref(world: World, crew: Crew) -> Any:
+def world_ref(world: World, policy_refs: PolicyRefs) -> Any:
     """Put `world` and its policies under one pointer, as compiled code works on them. The caller keeps both."""
-    return _world_ref(world, *crew.refs, crew.whole, crew.literal)
+    return _world_ref(world, *policy_refs.refs, policy_refs.whole, policy_refs.literal)

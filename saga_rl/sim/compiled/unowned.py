@@ -1,9 +1,9 @@
-"""Structrefs that lend their fields: compiled code that reads one counts no references.
+"""Structrefs whose fields are uncounted: compiled code that reads one counts no references.
 
 Numba's own structrefs count a reference, an atomic instruction, whenever a field that is an array or another structref
 is read, and again when it is let go. The loops read such fields all the time, and what they read lives as long as the
 world does. So here an array comes without its owner, which is right only for arrays that were `refs.unowned` when the
-structref was made (the caller keeps them); and a structref inside another is put there as a bare pointer (`lend`), with
+structref was made (the caller keeps them); and a structref inside another is put there as a `bare_pointer`, with
 the owner in a field that nobody reads.
 """
 
@@ -17,27 +17,27 @@ from numba.experimental.structref import _Utils
 from numba.extending import infer_getattr, intrinsic, lower_getattr_generic, lower_setattr_generic, register_model
 
 
-class Lent(types.Type):
+class BarePointer(types.Type):
     """What a structref of type `struct` holds, while its owner lives."""
 
     def __init__(self, struct):
         self.struct = struct
-        super().__init__(name=f"Lent({struct.name})")
+        super().__init__(name=f"BarePointer({struct.name})")
 
 
-register_model(Lent)(models.OpaqueModel)
+register_model(BarePointer)(models.OpaqueModel)
 
 
 @intrinsic
-def lend(_context, ref):
+def bare_pointer(_context, ref):
     """A pointer to what the structref holds."""
     def codegen(context, builder, signature, args):
         return builder.bitcast(_Utils(context, builder, signature.args[0]).get_data_pointer(args[0]), cgutils.voidptr_t)
 
-    return Lent(ref)(ref), codegen
+    return BarePointer(ref)(ref), codegen
 
 
-def lending(struct):
+def uncounted(struct):
     """Class decorator in place of `structref.register`. Only the constructor may set fields."""
     default_manager.register(struct, models.StructRefModel)
 
@@ -64,15 +64,15 @@ def lending(struct):
 
 
 @infer_getattr
-class _LentAttribute(AttributeTemplate):
-    key = Lent
+class _BareAttribute(AttributeTemplate):
+    key = BarePointer
 
     def generic_resolve(self, typ, attr):
         return typ.struct.field_dict.get(attr)
 
 
-@lower_getattr_generic(Lent)
-def _getattr_of_lent(context, builder, typ, val, attr):
+@lower_getattr_generic(BarePointer)
+def _getattr_of_bare(context, builder, typ, val, attr):
     held = context.data_model_manager[typ.struct.get_data_type()].get_value_type()
     return _read(context, builder, typ.struct, builder.bitcast(val, held.as_pointer()), attr)
 

@@ -10,7 +10,7 @@ from saga_rl.policies.state import chains as ch
 from saga_rl.sim.cache import evict as ev
 from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.engine import state as st
-from saga_rl.sim.engine.live_sessions import hush
+from saga_rl.sim.engine.live_sessions import expire_silent
 from saga_rl.sim.engine.worker import blocks_for
 
 
@@ -137,7 +137,7 @@ def fill_admission(world, w, step, cached, known, now):
                 ft.weigh_older(chains, tables, w, o, now, pool.last[r], useful, weighed)
             if clairvoyant and world.work.next_use[pool.idle[w, k]] <= now + ft.LATER_S:
                 returns += pool.res[r]
-    hush(world, now)
+    expire_silent(world, now)
     lost = ft.lost_blocks(chains, c, float(known), float(cached), block)
     ft.admission_row(chains, tables, world.g, w, c, now, run.f[step, st.READY], float(need),
                      float(pool.n[w, kv.FREE]), float(kv.evictable(pool, w)), older, growth,

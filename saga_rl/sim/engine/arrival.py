@@ -11,7 +11,7 @@ from saga_rl.policies.state import chains as ch
 from saga_rl.sim.cache import evict as ev
 from saga_rl.sim.engine import state as st
 from saga_rl.sim.engine.batching import foretell
-from saga_rl.sim.engine.fast_forward import settle, settle_others, undisturbed
+from saga_rl.sim.engine.fast_forward import catch_up, catch_up_others, undisturbed
 from saga_rl.sim.engine.live_sessions import heard
 from saga_rl.sim.engine.waiting import enqueue, goes_before, key_of
 from saga_rl.sim.engine.worker import account, log_event, touch
@@ -37,7 +37,7 @@ def arrive(world, w, step, since, now):
         run.w[w, st.N_INBOX] += 1
         touch(world, w)
         return
-    settle_others(world, w, c, now)
+    catch_up_others(world, w, c, now)
     run.f[step, st.READY] = since
     run.f[step, st.SINCE] = now
     if world.limits[st.CLAIRVOYANT] == 1:
@@ -45,7 +45,7 @@ def arrive(world, w, step, since, now):
     # a shorter prompt than its context sets room free that the chain was believed to need: a refusal may end with it
     frees = world.plan.prompt[step] < world.chains[c, ch.CONTEXT]
     if not undisturbed(world, w, frees or _would_be_first(world, w, step, now)):
-        settle(world, w, now)
+        catch_up(world, w, now)
     if world.literal:  # a timer would have fired before the request came back
         account(world, w, now)
         ev.drop_expired(world.tree, world.pool, world.chains, world.tables, world.g, w, now, world.work.next_use,

@@ -17,7 +17,7 @@ from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.cost.iteration import seconds
 from saga_rl.sim.engine import state as st
 from saga_rl.sim.engine.admit import blocks_wanted, fill_admission, lets_in, make_room, takeable
-from saga_rl.sim.engine.fast_forward import seen, settle_others
+from saga_rl.sim.engine.fast_forward import catch_up_others, seen
 from saga_rl.sim.engine.heap import push
 from saga_rl.sim.engine.live_sessions import finished, served
 from saga_rl.sim.engine.offloading import finished_with, loads, offer
@@ -55,7 +55,7 @@ def _preempt(world, w, at, now):
     run.w[w, st.N_RUNNING] -= 1
     for k in range(at, run.w[w, st.N_RUNNING]):
         run.running[w, k] = run.running[w, k + 1]
-    settle_others(world, w, world.tree.chain[step], now)
+    catch_up_others(world, w, world.tree.chain[step], now)
     log_event(world, END, step, now, run.i[step, st.COMPUTED], 0)
     log_part(world, step, -1)
     held, computed = run.i[step, st.HELD], run.i[step, st.COMPUTED]
@@ -215,7 +215,7 @@ def schedule(world, w, now):
         if pool.n[w, kv.FREE] + room - kv.idle_hit_blocks(tree, pool, w, step, cached + own) < gate:
             break
         log_event(world, START, step, now, known, 0)
-        settle_others(world, w, tree.chain[step], now)
+        catch_up_others(world, w, tree.chain[step], now)
         _start(world, w, place, cached, known, now)
         if lets == st.ONE:
             lets = st.NOBODY
@@ -367,7 +367,7 @@ def _answered(world, w, step, now):
         run.wf[w, st.QUEUED_TOKENS] -= i[st.BOOKED]
     if i[st.GENERATED] < world.plan.output[step]:
         return False
-    settle_others(world, w, world.tree.chain[step], now)
+    catch_up_others(world, w, world.tree.chain[step], now)
     _finish_step(world, w, step, now)
     _released(world, w, world.tree.chain[step], now)
     return True

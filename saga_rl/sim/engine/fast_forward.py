@@ -6,9 +6,9 @@ something arrives, ends or expires. *Prefill*: beside the
 decoding requests one long prompt takes the rest of the token budget, so the queue is not even looked at. Such a run is
 entered on the heap as one event; it ends before an answer ends, a prompt is complete, a preemption or an expiry.
 
-`settle` brings a worker to the iteration that is in flight at a given time, evicting at the times and in the order in
+`catch_up` brings a worker to the iteration that is in flight at a given time, evicting at the times and in the order in
 which iteration by iteration would have. Times are summed in the same order and with the same terms, so they are the
-same numbers. Whoever reads or changes what the run depends on settles the worker first.
+same numbers. Whoever reads or changes what the run depends on makes the worker catch up first.
 
 Why a head that lacks blocks stays out during a run: its lookup loses a block only if one was evicted, which happens
 only for a block that the run allocated; so what is free or evictable beside its hits never grows against what it needs.
@@ -118,7 +118,7 @@ def _steady_until(world, w, now):
 
 
 @njit(cache=True)
-def coast(world, w, now):
+def fast_forward(world, w, now):
     """Enter the worker's next run of iterations as one event; False if there is none of two or more."""
     plan, run, pool = world.plan, world.run, world.pool
     running = run.w[w, st.N_RUNNING]
@@ -176,9 +176,9 @@ def coast(world, w, now):
         n += 1
     if n < 2:
         return False
-    run.w[w, st.COAST] = n
+    run.w[w, st.AHEAD] = n
     run.w[w, st.CHUNK] = chunk
-    run.wf[w, st.COAST_FROM] = now
+    run.wf[w, st.AHEAD_FROM] = now
     run.wf[w, st.DUE] = t
     run.w[w, st.BUSY] = 1
     push(world.heap, t, len(plan.session) + w)
@@ -186,20 +186,20 @@ def coast(world, w, now):
 
 
 @njit(cache=True)
-def settle(world, w, now):
-    """If the worker coasts, bring it to the iteration that is in flight at `now`, and enter that one's end."""
+def catch_up(world, w, now):
+    """Bring a worker that was fast-forwarded to the iteration in flight at `now`, and enter that one's end."""
     run, pool = world.run, world.pool
-    n = run.w[w, st.COAST]
+    n = run.w[w, st.AHEAD]
     if n == 0:
         return
-    run.w[w, st.COAST] = 0
-    account(world, w, run.wf[w, st.COAST_FROM])
+    run.w[w, st.AHEAD] = 0
+    account(world, w, run.wf[w, st.AHEAD_FROM])
     running, chunk = run.w[w, st.N_RUNNING], run.w[w, st.CHUNK]
     decoding, have = running, 0
     if chunk > 0:
         decoding -= 1
         have = run.i[run.running[w, decoding], st.COMPUTED]
-    kv_read, t, end, k = _count_residues(world, w, decoding), run.wf[w, st.COAST_FROM], 0.0, 0
+    kv_read, t, end, k = _count_residues(world, w, decoding), run.wf[w, st.AHEAD_FROM], 0.0, 0
     at_once = world.limits[st.EVICT_STEADY] == 1  # the order of victims does not depend on the time
     busy = pool.n[w, kv.PINNED] + pool.n[w, kv.PRIVATE]
     idle = pool.n[w, kv.RESIDENT] - pool.n[w, kv.PINNED]
@@ -210,7 +210,7 @@ def settle(world, w, now):
     in_use, busy_blocks, epoch_s = wf[w, st.IN_USE], wf[w, st.BUSY_BLOCKS], wf[w, st.EPOCH_S]
     while True:
         if t - epoch_s >= EPOCH:
-            epoch_s = t  # `coast` ended the run before anything could expire
+            epoch_s = t  # `fast_forward` ended the run before anything could expire
         need, more = residue[at], 0
         at = at - 1 if at > 0 else block - 1
         if chunk > 0:
@@ -247,7 +247,7 @@ def settle(world, w, now):
         make_room(world, w, pool.n[w, kv.FREE] + taken, t, False, -1)
     run.wf[w, st.SEEN_S] = t
     run.count[st.ITERATIONS] += k + 1
-    run.count[st.COASTED] += k + 1
+    run.count[st.FORWARDED] += k + 1
     run.count[st.PREFILLED] += (k + 1) * chunk
     seen(world, chunk, have, decoding, kv_read)
     order, steps, tree = run.running, run.i, world.tree
@@ -283,16 +283,16 @@ def seen(world, prefill, context, decoding, kv_read):
 
 
 @njit(cache=True)
-def settle_others(world, w, c, now):
+def catch_up_others(world, w, c, now):
     """Chain c is about to change: workers other than w that hold idle blocks of it have to be where time is."""
     run, pool = world.run, world.pool
     if run.moved[c] == 0:
         return
     for other in range(world.limits[st.WORKERS]):
-        if other != w and run.w[other, st.COAST] > 0:
+        if other != w and run.w[other, st.AHEAD] > 0:
             r = kv.find(pool, other, pool.meta[kv.SEGMENTS] + c)
             if r >= 0 and pool.owned[r] > 0:
-                settle(world, other, now)
+                catch_up(world, other, now)
 
 
 @njit(cache=True)
@@ -305,7 +305,7 @@ def undisturbed(world, w, moves):
     if limits[st.TENANTS] > 0 or limits[st.OLDEST_FIRST] == 0 or limits[st.ORDER_STEADY] == 0 or (
             run.w[w, st.LETS] != st.AS_POLICY):
         return False
-    return run.w[w, st.COAST] > 0 and (
+    return run.w[w, st.AHEAD] > 0 and (
         run.w[w, st.CHUNK] > 0 or run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] >= world.limits[st.MAX_SEQS]
         or (run.w[w, st.N_WAITING] > 0 and not moves))
 

@@ -75,7 +75,7 @@ def finished(world, step, ended):
 
 
 @njit(cache=True)
-def hush(world, now):
+def expire_silent(world, now):
     """Stop counting the chains that nobody heard of for longer than the expiry."""
     run, chains = world.run, world.chains
     while run.count[st.FIRST_QUIET] < run.count[st.N_QUIET]:
@@ -93,7 +93,7 @@ def hush(world, now):
 @njit(cache=True)
 def next_silence(world, now):
     """Until when no count changes by time alone."""
-    hush(world, now)
+    expire_silent(world, now)
     run = world.run
     if run.count[st.FIRST_QUIET] == run.count[st.N_QUIET]:
         return np.inf

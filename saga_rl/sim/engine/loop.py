@@ -15,9 +15,9 @@ from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.engine import state as st
 from saga_rl.sim.engine.arrival import TAKE_IN_S, arrive, take_in
 from saga_rl.sim.engine.batching import begin_iteration, composed, finish_iteration, schedule
-from saga_rl.sim.engine.fast_forward import coast, settle
+from saga_rl.sim.engine.fast_forward import catch_up, fast_forward
 from saga_rl.sim.engine.heap import pop, push
-from saga_rl.sim.engine.live_sessions import hush
+from saga_rl.sim.engine.live_sessions import expire_silent
 from saga_rl.sim.engine.next_iteration import wants_room
 from saga_rl.sim.engine.stealing import LOOK_S, steal
 from saga_rl.sim.engine.tier import copied, heard_of_copies, landed, look_at_copies, prefetch
@@ -57,7 +57,7 @@ def _rows(world, step, now):
     """The placement rows of every worker for this request."""
     run, limits, real = world.run, world.limits, world.real
     c = world.tree.chain[step]
-    hush(world, now)
+    expire_silent(world, now)
     mean = 0.0
     for w in range(limits[st.WORKERS]):
         mean += run.w[w, st.IN_FLIGHT]
@@ -82,7 +82,7 @@ def _sample(world, now):
     if len(run.occupancy_t) == 0 or now < run.total[st.NEXT_SAMPLE]:
         return
     for w in range(world.limits[st.WORKERS]):
-        settle(world, w, now)
+        catch_up(world, w, now)
     n = run.count[st.SAMPLES]
     if n == len(run.occupancy_t):
         for k in range(n // 2):
@@ -190,7 +190,7 @@ def _compose(world, now, pause, answered):
                 return EVICT
         held = chooses and run.w[w, st.N_WAITING] > 0
         asked_anew = held and run.w[w, st.LETS] == st.AS_POLICY
-        if not single and not asked_anew and coast(world, w, now):
+        if not single and not asked_anew and fast_forward(world, w, now):
             continue
         length = schedule(world, w, now)
         if held and run.w[w, st.LETS] == st.ONE and run.w[w, st.URGENT] == 0:
@@ -266,7 +266,7 @@ def run_on(world, pause, chosen):
             _sample(world, now)
         if heap.n[0] == 0 or heap.time[0] > world.real[st.HORIZON]:
             for w in range(n_workers):
-                settle(world, w, world.real[st.HORIZON])
+                catch_up(world, w, world.real[st.HORIZON])
             return ENDED
         _drop_stale(world)
         now, what = pop(heap)
@@ -294,7 +294,7 @@ def run_on(world, pause, chosen):
             if run.w[w, st.BUSY] == 0 or now != run.wf[w, st.DUE]:
                 continue  # an arrival cut that run of iterations short
             run.total[st.NOW] = now
-            settle(world, w, now)
+            catch_up(world, w, now)
             run.w[w, st.BUSY] = 0
             finish_iteration(world, w, now)
             run.w[w, st.MAY_COMPOSE] = 1

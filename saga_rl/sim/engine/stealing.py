@@ -18,7 +18,7 @@ from saga_rl.policies import features as ft
 from saga_rl.policies.state import chains as ch
 from saga_rl.sim.engine import state as st
 from saga_rl.sim.engine.arrival import arrive
-from saga_rl.sim.engine.fast_forward import settle
+from saga_rl.sim.engine.fast_forward import catch_up
 from saga_rl.sim.engine.waiting import dequeue
 
 LOOK_S = 0.1
@@ -96,7 +96,7 @@ def _take(world, victim, thief, now):
     at = _oldest(world, victim, now)
     if at < 0:
         return
-    settle(world, victim, now)
+    catch_up(world, victim, now)
     step = run.queue[victim, at]
     dequeue(world, victim, at, False)
     if run.w[victim, st.URGENT] == step + 1:

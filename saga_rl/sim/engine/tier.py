@@ -25,7 +25,7 @@ from saga_rl.sim.cache import evict as ev
 from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.engine import state as st
 from saga_rl.sim.engine.admit import make_room, takeable
-from saga_rl.sim.engine.fast_forward import settle
+from saga_rl.sim.engine.fast_forward import catch_up
 from saga_rl.sim.engine.heap import push
 from saga_rl.sim.engine.offloading import found
 from saga_rl.sim.engine.worker import account, first_landing, first_load, first_prefetch
@@ -78,7 +78,7 @@ def find_source(world, w, step, cached, known, now):
             link, best, blocks, ready = 1, gain, there, at
     source = run.source[c]
     if real[st.LINK_RATE] > 0 and source >= 0 and source != w:
-        settle(world, source, now)
+        catch_up(world, source, now)
         there = min(kv.resident_prefix(tree, pool, source, step), most)
         gain, at = _gain(world, there, cached, run.wf[w, st.LINK_FREE], real[st.LINK_RATE], now)
         if there > cached and gain > best:
@@ -110,7 +110,7 @@ def copied(world, step, now):
     """The copy that the step waited for is there: it runs on from there. Returns its worker."""
     run = world.run
     w = run.i[step, st.WORKER]
-    settle(world, w, now)
+    catch_up(world, w, now)
     if world.limits[st.AS_VLLM] == 1 and world.limits[st.ASYNC] == 1 and run.w[w, st.BUSY] == 1:
         run.loaded[w, run.w[w, st.N_LOADED]] = step
         run.w[w, st.N_LOADED] += 1
@@ -177,7 +177,7 @@ def prefetch(world, step, now):
     row, w = world.chains[c], run.home[c]
     if run.last_step[c] != step or row[ch.WAITING] == 1 or row[ch.RUNNING] == 1 or row[ch.ENDED] > 0:
         return
-    settle(world, w, now)
+    catch_up(world, w, now)
     account(world, w, now)
     have = kv.resident_prefix(tree, pool, w, step)
     there = kv.resident_prefix(tree, pool, w + limits[st.WORKERS], step)
@@ -207,7 +207,7 @@ def landed(world, step, now):
     run = world.run
     i = run.i[step]
     w = i[st.WORKER]
-    settle(world, w, now)
+    catch_up(world, w, now)
     account(world, w, now)
     run.wf[w, st.IN_PREFETCH] -= i[st.SCHEDULED]
     kv.release(world.tree, world.pool, w, step, i[st.HELD], i[st.COMPUTED], i[st.COPIES], now, world.limits[st.BLOCK])

@@ -10,7 +10,7 @@ from saga_rl.policies.state import service as sv
 from saga_rl.policies.state.agent_fair_share import afs
 from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.engine import state as st
-from saga_rl.sim.engine.live_sessions import hush
+from saga_rl.sim.engine.live_sessions import expire_silent
 from saga_rl.sim.engine.worker import EPOCH, new_epoch
 
 
@@ -178,7 +178,7 @@ def epoch(world, w, now):
         return False
     steady = world.limits[st.ORDER_STEADY] == 1  # then its keys are what they were
     if not steady or world.real[st.AFS_PREEMPT] < np.inf:
-        hush(world, now)
+        expire_silent(world, now)
         afs(world.chains, world.tables, w, run.live[1:], run.live[0], now, EPOCH, run.afs)
     if not steady:
         _sort(world, w, now)

@@ -52,7 +52,7 @@ class Work(NamedTuple):
     """(segments,) true next use."""
 
 
-class Play(NamedTuple):
+class Cursor(NamedTuple):
     """One replay in progress."""
 
     script: Script
@@ -80,7 +80,7 @@ class ReplayResult:
 
 def replay(reference: Reference, eviction: Policy, kv_tokens: int, *, end_hint: bool = True, expiry_s: float = EXPIRY_S,
            debug: bool = False) -> ReplayResult:
-    """Play `reference` on a pool of `kv_tokens` tokens under `eviction`.
+    """Cursor `reference` on a pool of `kv_tokens` tokens under `eviction`.
 
     end_hint: clients say which step is their chain's last. expiry_s: idle seconds after which a chain is presumed
     ended. debug: check invariants I1, I4 and I5 after every event (slow); `AssertionError` names the event. Raises
@@ -92,23 +92,23 @@ def replay(reference: Reference, eviction: Policy, kv_tokens: int, *, end_hint: 
 def play(prepared: Prepared, eviction: Policy, *, end_hint: bool = True, expiry_s: float = EXPIRY_S,
          debug: bool = False) -> ReplayResult:
     """`replay` of a reference that was prepared once for several policies."""
-    game = make_play(prepared, eviction)
+    cursor = make_cursor(prepared, eviction)
     n = len(prepared.script.time)
-    fixed = (game, eviction.score, eviction.params, np.zeros(max(eviction.scratch, 1)), bool(eviction.whole_chain),
+    fixed = (cursor, eviction.score, eviction.params, np.zeros(max(eviction.scratch, 1)), bool(eviction.whole_chain),
              bool(eviction.drop_expired), bool(end_hint), float(expiry_s), np.zeros(len(EVICTION)),
              np.zeros(len(prepared.tree.parent)))
     run = compiled(_play, (*fixed, 0, n), (1,))
     if not debug:
         run(*fixed, 0, n)
-        return result_of(game)
+        return result_of(cursor)
     for k in range(n):
         run(*fixed, k, k + 1)
-        broken = check(game.tree, game.pool, game.work.run, game.work.tally, game.script.block)
+        broken = check(cursor.tree, cursor.pool, cursor.work.run, cursor.work.tally, cursor.script.block)
         assert not broken, f"invariant I{broken} does not hold after event {k} under {eviction.name}"
-    return result_of(game)
+    return result_of(cursor)
 
 
-def make_play(prepared: Prepared, policy: Policy) -> Play:
+def make_cursor(prepared: Prepared, policy: Policy) -> Cursor:
     n_segments = len(prepared.tree.parent)
     finishes = len(prepared.script.time)
     future = np.full(n_segments, np.inf)
@@ -117,7 +117,7 @@ def make_play(prepared: Prepared, policy: Policy) -> Play:
     chains = ch.make_chains(prepared.n_chains)
     chains[:, ch.QUEUED] = np.nan
     script = _in_seconds(prepared.script) if policy.oracle_gaps else prepared.script
-    return Play(script, prepared.tree, prepared.pool(), chains,
+    return Cursor(script, prepared.tree, prepared.pool(), chains,
                 make_tables(1, prepared.n_tools, prepared.n_types),
                 make_g(1, prepared.script.block, prepared.pool_blocks, policy), work,
                 future if policy.oracle else np.full(n_segments, np.nan))
@@ -133,52 +133,54 @@ def _in_seconds(script: Script) -> Script:
     return script._replace(after=after)
 
 
-def result_of(game: Play) -> ReplayResult:
-    tally = game.work.tally
-    return ReplayResult(int(tally[RECOMPUTED]), int(tally[PREFILLED]), int(tally[HIT]), int(game.pool.n[0, kv.EVICTED]))
+def result_of(cursor: Cursor) -> ReplayResult:
+    tally = cursor.work.tally
+    return ReplayResult(int(tally[RECOMPUTED]), int(tally[PREFILLED]), int(tally[HIT]),
+                        int(cursor.pool.n[0, kv.EVICTED]))
 
 
 def _play(owned, score, params, scratch, whole, literal, end_hint, expiry_s, row, scores, first, stop):
     """Events first..stop - 1 in turn."""
-    game = unowned(owned)
+    cursor = unowned(owned)
     for k in range(first, stop):
-        need = open_event(game, k, literal, expiry_s, row)
+        need = open_event(cursor, k, literal, expiry_s, row)
         if need > 0:
-            if game.pool.n[0, kv.FREE] < need:
-                ev.rank(game.pool, game.chains, game.tables, game.g, 0, game.script.time[k], game.next_use, score,
-                        params, scratch, row, scores)
-            ev.make_room(game.tree, game.pool, game.chains, game.tables, game.g, 0, need, game.script.time[k],
-                         game.next_use, score, params, scratch, whole, row, scores)
-        close_event(game, k, end_hint)
-        if game.g[0, G_MEMORY] > 0 and game.script.event[k, sc.KIND] != READY:
-            _tell(game, k, score, params, scratch, row)
+            if cursor.pool.n[0, kv.FREE] < need:
+                ev.rank(cursor.pool, cursor.chains, cursor.tables, cursor.g, 0, cursor.script.time[k], cursor.next_use,
+                        score, params, scratch, row, scores)
+            ev.make_room(cursor.tree, cursor.pool, cursor.chains, cursor.tables, cursor.g, 0, need,
+                         cursor.script.time[k], cursor.next_use, score, params, scratch, whole, row, scores)
+        close_event(cursor, k, end_hint)
+        if cursor.g[0, G_MEMORY] > 0 and cursor.script.event[k, sc.KIND] != READY:
+            _tell(cursor, k, score, params, scratch, row)
 
 
 @njit(cache=True)
-def _tell(game, k, score, params, scratch, row):
+def _tell(cursor, k, score, params, scratch, row):
     """Tell a policy with memory of the chain that began to run or let go of its blocks in event k."""
-    s, p, now = game.script, game.pool, game.script.time[k]
-    c = game.tree.chain[s.event[k, sc.STEP]]
+    s, p, now = cursor.script, cursor.pool, cursor.script.time[k]
+    c = cursor.tree.chain[s.event[k, sc.STEP]]
     if s.event[k, sc.KIND] == START:
-        event, blocks = BEGIN, float(game.work.tally[FOUND])
+        event, blocks = BEGIN, float(cursor.work.tally[FOUND])
         total = float((s.event[k, sc.COMPUTED] + s.block - 1) // s.block)
     else:
         event, blocks = RELEASE, float(p.owned[kv.owned_row(p, 0, c)])
         total = blocks
-    ev.tell(p, game.chains, game.tables, game.g, 0, c, now, event, blocks, total, 0.0, now, score, params, scratch, row)
+    ev.tell(p, cursor.chains, cursor.tables, cursor.g, 0, c, now, event, blocks, total, 0.0, now, score, params,
+            scratch, row)
 
 
 @njit(cache=True)
-def open_event(game, k, literal, expiry_s, row):
+def open_event(cursor, k, literal, expiry_s, row):
     """What event k does before blocks are allocated; returns how many must be free (0 = none needed)."""
-    s, t, p, work, chains, tables, tally = (game.script, game.tree, game.pool, game.work, game.chains, game.tables,
-                                            game.work.tally)
+    s, t, p, work = cursor.script, cursor.tree, cursor.pool, cursor.work
+    chains, tables, tally = cursor.chains, cursor.tables, work.tally
     kind, step, now = s.event[k, sc.KIND], s.event[k, sc.STEP], s.time[k]
     c = t.chain[step]
     _expire(work, tally, FIRST_IDLE, chains, tables, now, expiry_s, expiry_s)
     _expire(work, tally, FIRST_PATIENT, chains, tables, now, expiry_s, PATIENCE * expiry_s)
     if literal:
-        ev.drop_expired(t, p, chains, tables, game.g, 0, now, game.next_use, row)
+        ev.drop_expired(t, p, chains, tables, cursor.g, 0, now, cursor.next_use, row)
     if kind == READY:
         if np.isnan(chains[c, ch.QUEUED]):
             i = s.info[step, sc.SESSION]
@@ -219,9 +221,10 @@ def _expire(work, tally, first, chains, tables, now, expiry_s, silence_s):
 
 
 @njit(cache=True)
-def close_event(game, k, end_hint):
+def close_event(cursor, k, end_hint):
     """What event k does once there is room."""
-    s, t, p, work, chains, tally = game.script, game.tree, game.pool, game.work, game.chains, game.work.tally
+    s, t, p, work, chains = cursor.script, cursor.tree, cursor.pool, cursor.work, cursor.chains
+    tally = work.tally
     kind, step, now = s.event[k, sc.KIND], s.event[k, sc.STEP], s.time[k]
     if kind == READY:
         return
@@ -240,7 +243,7 @@ def close_event(game, k, end_hint):
     for at in range(t.path_off[step], t.path_off[step + 1]):
         work.future[t.path[at]] = s.after[s.event[k, sc.AFTER] + at - t.path_off[step]]
     if s.event[k, sc.FINAL] == 1:
-        ch.finish(chains, game.tables, 0, c, now, s.info[step, sc.PROMPT], s.info[step, sc.OUTPUT],
+        ch.finish(chains, cursor.tables, 0, c, now, s.info[step, sc.PROMPT], s.info[step, sc.OUTPUT],
                   s.info[step, sc.TOOL], end_hint and s.info[step, sc.LAST] == 1)
         work.idle_chain[tally[N_IDLE]] = c
         work.idle_since[tally[N_IDLE]] = now

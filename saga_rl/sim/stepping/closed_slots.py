@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from saga_rl.policies.features import ADMISSION, EVICTION, ORDERING
 from saga_rl.sim.compiled.refs import by_name, unowned
-from saga_rl.sim.compiled.unowned import lending
+from saga_rl.sim.compiled.unowned import uncounted
 from saga_rl.sim.stepping.book import BOOK, COSTS, RULES
 
 # Slots.rules, after those of `sim.stepping.book`
@@ -119,22 +119,22 @@ def part_of(slots: Slots, first: int, stop: int) -> Slots:
     return Slots(**{name: mine(name, getattr(slots, name)) for name in Slots._fields})
 
 
-@lending
+@uncounted
 class HallType(types.StructRef):
     pass
 
 
 class HallRef(structref.StructRefProxy):
-    """The slots and the games that are played: `games[b * episodes + e]` is episode e in the memory of slot b,
+    """The slots and the worlds that are played: `worlds[b * episodes + e]` is episode e in the memory of slot b,
     `images[e]` what that memory holds when the episode begins (`world_memory`)."""
 
 
-BEFORE = ("run_on", "pause", "games", "images", "memory")
+BEFORE = ("run_on", "pause", "worlds", "images", "memory")
 structref.define_proxy(HallRef, HallType, [*BEFORE, *Slots._fields])
 _hall = by_name(HallRef, Slots._fields, "z", BEFORE)
 
 
-def hall_ref(run_on, pause, games, images, memory, slots):
+def hall_ref(run_on, pause, worlds, images, memory, slots):
     """Put everything under one pointer: Python hands a step two arguments instead of fifty. The caller keeps the
     arrays."""
-    return _hall(run_on, pause, games, images, unowned(memory), unowned(slots))
+    return _hall(run_on, pause, worlds, images, unowned(memory), unowned(slots))

@@ -3,7 +3,7 @@ and scheduler.
 
 Every slot plays an episode from a common pool; a single environment is one slot with a pool of one. A slot has one
 stretch of memory; an episode begins by copying its image there (`world_memory`), and to copy the stretch is to copy
-the world (`ClosedFleet.clone`). The event loop is called through a pointer: there is one compiled copy of it.
+the world (`ClosedRunner.clone`). The event loop is called through a pointer: there is one compiled copy of it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from saga_rl.policies.base import PolicySet
 from saga_rl.sim.compiled.jit import compiled, entry_point, function_type
-from saga_rl.sim.compiled.refs import crew_of, world_ref
+from saga_rl.sim.compiled.refs import refs_of, world_ref
 from saga_rl.sim.engine import state as st
 from saga_rl.sim.engine.admit import lets_in
 from saga_rl.sim.engine.loop import ALL, CHOOSE, ENDED, EVICT, HOLD, PLACE, PLACEMENTS, QUEUE, run_on
@@ -39,87 +39,87 @@ PAUSES = {cs.PLACEMENT: PLACEMENTS, cs.ORDER: QUEUE, cs.ADMIT: QUEUE, cs.JOINT: 
 
 
 @njit(cache=True)
-def _go(hall, world, b, chosen):
+def _go(state, world, b, chosen):
     """Run on to the next pause; True if somebody has to choose there. Notes whose sessions ended."""
-    state = hall.run_on(world, hall.pause, chosen)
-    while state == EVICT and not take_on(world, victims_of(hall, b), np.int64(-1), hall.rules[cs.EVICT_BLOCKS]):
-        state = hall.run_on(world, hall.pause, np.int64(0))
-    hall.book[b, bk.DECISION] = state
-    _note_ended(hall, world, b)
-    hall.shown[b] = 0
+    state = state.run_on(world, state.pause, chosen)
+    while state == EVICT and not take_on(world, victims_of(state, b), np.int64(-1), state.rules[cs.EVICT_BLOCKS]):
+        state = state.run_on(world, state.pause, np.int64(0))
+    state.book[b, bk.DECISION] = state
+    _note_ended(state, world, b)
+    state.shown[b] = 0
     if state == ENDED:
         if world.heap.n[0] == 0 and world.run.left.sum() > 0:
             raise RuntimeError("the simulation stopped with steps undone: a request that fits was never served")
         return False
     if state == CHOOSE:
-        list_waiting(world, queue_of(hall, b))
+        list_waiting(world, queue_of(state, b))
     return True
 
 
 @njit(cache=True)
-def _note_ended(hall, world, b):
-    run, mine, logs = world.run, hall.book[b], hall.logs
+def _note_ended(state, world, b):
+    run, mine, logs = world.run, state.book[b], state.logs
     if run.count[st.SESSIONS_DONE] == mine[bk.DONE]:
         return
     for s in range(len(run.done_s)):
-        if hall.seen[b, s] == 0 and np.isfinite(run.done_s[s]):
-            hall.seen[b, s] = 1
+        if state.seen[b, s] == 0 and np.isfinite(run.done_s[s]):
+            state.seen[b, s] = 1
             mine[bk.DONE] += 1
             logs[0] += 1.0
             logs[int(logs[0])] = math.log(max(run.done_s[s] - run.begin_s[s], MIN_TCT_S))
-            hall.live[b, cs.N_ENDED] += 1.0
-            hall.live[b, cs.ENDED_S] += run.done_s[s] - hall.live[b, cs.SINCE]
+            state.live[b, cs.N_ENDED] += 1.0
+            state.live[b, cs.ENDED_S] += run.done_s[s] - state.live[b, cs.SINCE]
 
 
 @njit(cache=True)
-def _chosen(hall, world, b, row):
+def _chosen(state, world, b, row):
     """What the event loop is told for the action on this row."""
-    kind, decision = hall.rules[cs.KIND], hall.book[b, bk.DECISION]
+    kind, decision = state.rules[cs.KIND], state.book[b, bk.DECISION]
     if decision == PLACE:
         return row
     if decision == EVICT:
         return np.int64(0)
     if kind != cs.ORDER:
-        if row == hall.obs.shape[1] - 1:
+        if row == state.obs.shape[1] - 1:
             return HOLD
-    elif hall.shown[b, IDLE] == 0:
-        weigh(world, queue_of(hall, b), row)
-        if not lets_in(world, hall.admit_rows[row]):
+    elif state.shown[b, IDLE] == 0:
+        weigh(world, queue_of(state, b), row)
+        if not lets_in(world, state.admit_rows[row]):
             return HOLD
-    return hall.place[b, row]
+    return state.place[b, row]
 
 
 @njit(cache=True)
-def _advance(hall, world, b, row):
+def _advance(state, world, b, row):
     """Act on this row of the decision; False at the end."""
-    if hall.book[b, bk.DECISION] == EVICT and take_on(world, victims_of(hall, b), row, hall.rules[cs.EVICT_BLOCKS]):
+    if state.book[b, bk.DECISION] == EVICT and take_on(world, victims_of(state, b), row, state.rules[cs.EVICT_BLOCKS]):
         return True
-    return _go(hall, world, b, _chosen(hall, world, b, row))
+    return _go(state, world, b, _chosen(state, world, b, row))
 
 
 @njit(cache=True)
-def _forced(hall, b):
+def _forced(state, b):
     """Whether row 0 is all there is to choose."""
-    kind, one, idle = hall.rules[cs.KIND], hall.shown[b, OFFERED] == 1, hall.shown[b, IDLE] == 1
+    kind, one, idle = state.rules[cs.KIND], state.shown[b, OFFERED] == 1, state.shown[b, IDLE] == 1
     return (kind == cs.ORDER and one) or (kind == cs.ADMIT and idle) or (
         (kind == cs.JOINT or kind == cs.SCHEDULER) and one and idle)
 
 
 @njit(cache=True)
-def _play_on(hall, world, b, row):
+def _play_on(state, world, b, row):
     """Act on this row (-1: begin) and go on to the next moment with a choice; False at the end."""
-    more = _go(hall, world, b, row) if row < 0 else _advance(hall, world, b, row)
-    while more and _forced(hall, b):
-        more = _advance(hall, world, b, np.int64(0))
-    if hall.rules[cs.KIND] == cs.SCHEDULER:
-        hall.book[b, bk.UNASKED] = unasked(world)
+    more = _go(state, world, b, row) if row < 0 else _advance(state, world, b, row)
+    while more and _forced(state, b):
+        more = _advance(state, world, b, np.int64(0))
+    if state.rules[cs.KIND] == cs.SCHEDULER:
+        state.book[b, bk.UNASKED] = unasked(world)
     return more
 
 
 @njit(cache=True)
-def _lived(hall, world, b):
+def _lived(state, world, b):
     """Return the seconds that sessions lived since the last call, summed over them. They begin in their order."""
-    run, mine = world.run, hall.live[b]
+    run, mine = world.run, state.live[b]
     now, k = run.total[st.NOW], int(mine[cs.BEGUN])
     total = mine[cs.EARLIER] + mine[cs.ALIVE] * (now - mine[cs.SINCE])
     while k < len(run.begin_s) and np.isfinite(run.begin_s[k]):
@@ -132,23 +132,23 @@ def _lived(hall, world, b):
 
 
 @njit(cache=True)
-def _settle(hall, world, b):
+def _settle(state, world, b):
     """The reward of what happened since the last call, see `env.rewards`; its costs go to `costs`."""
-    run, mine, costs, logs, n = world.run, hall.book[b], hall.costs[b], hall.logs, int(hall.logs[0])
-    total, ended, have = 0.0, hall.ended[b], mine[bk.DONE] - n
+    run, mine, costs, logs, n = world.run, state.book[b], state.costs[b], state.logs, int(state.logs[0])
+    total, ended, have = 0.0, state.ended[b], mine[bk.DONE] - n
     for k in range(n):
         total += logs[1 + k]
     tokens, gap = run.count[st.RECOMPUTED], run.total[st.SPREAD]
     costs[bk.LOG_TCT] = total
     costs[bk.RECOMPUTED_TOKENS] = float(tokens - mine[bk.TOKENS])
-    costs[bk.GAP_TOKENS] = gap - hall.gap[b]
-    costs[bk.SESSION_S] = _lived(hall, world, b)
-    by = hall.rules[cs.REWARD]
+    costs[bk.GAP_TOKENS] = gap - state.gap[b]
+    costs[bk.SESSION_S] = _lived(state, world, b)
+    by = state.rules[cs.REWARD]
     if by == cs.DENSE:
         reward = 0.0 - costs[bk.SESSION_S]
     else:
         reward = 0.0 - (costs[bk.RECOMPUTED_TOKENS] / TOKENS_UNIT if by == cs.BY_TOKENS else total)
-    if hall.real[cs.P95_WEIGHT] > 0 and by == cs.BY_TCT and n > 0 and have >= P95_FROM:
+    if state.real[cs.P95_WEIGHT] > 0 and by == cs.BY_TCT and n > 0 and have >= P95_FROM:
         place = (have - 1) * P95
         low = int(place)
         share = place - low
@@ -156,8 +156,8 @@ def _settle(hall, world, b):
         late = 0.0
         for k in range(n):
             late += max(logs[1 + k] - p95, 0.0)
-        reward -= hall.real[cs.P95_WEIGHT] * late
-    reward -= hall.real[cs.FAIRNESS_WEIGHT] * costs[bk.GAP_TOKENS]
+        reward -= state.real[cs.P95_WEIGHT] * late
+    reward -= state.real[cs.FAIRNESS_WEIGHT] * costs[bk.GAP_TOKENS]
     for k in range(n):
         at = have + k
         while at > 0 and ended[at - 1] > logs[1 + k]:
@@ -165,87 +165,87 @@ def _settle(hall, world, b):
             at -= 1
         ended[at] = logs[1 + k]
     logs[0] = 0.0
-    mine[bk.TOKENS], hall.gap[b] = tokens, gap
+    mine[bk.TOKENS], state.gap[b] = tokens, gap
     return reward
 
 
 @njit(cache=True)
-def _world(hall, b):
-    return hall.games[b * hall.order.shape[1] + hall.book[b, bk.EPISODE]]
+def _world(state, b):
+    return state.worlds[b * state.order.shape[1] + state.book[b, bk.EPISODE]]
 
 
 @njit(cache=True)
-def _begin(hall, b):
+def _begin(state, b):
     """The slot begins the next episode of its order and comes to its first decision."""
-    mine = hall.book[b]
-    mine[bk.EPISODE] = hall.order[b, mine[bk.PLAYED] % hall.order.shape[1]]
+    mine = state.book[b]
+    mine[bk.EPISODE] = state.order[b, mine[bk.PLAYED] % state.order.shape[1]]
     mine[bk.PLAYED] += 1
-    image = hall.images[mine[bk.EPISODE]]
-    hall.memory[b, :len(image)] = image
+    image = state.images[mine[bk.EPISODE]]
+    state.memory[b, :len(image)] = image
     mine[bk.DECISIONS], mine[bk.INVALID], mine[bk.TOKENS], mine[bk.DONE] = 0, 0, 0, 0
-    hall.gap[b], hall.logs[0], hall.victims_when[b, 0] = 0.0, 0.0, np.nan
-    hall.seen[b] = 0
-    hall.live[b] = 0.0
-    world = _world(hall, b)
-    mine[bk.OVER] = not _play_on(hall, world, b, np.int64(-1))
-    _settle(hall, world, b)  # what came before the first decision is nobody's doing,
-    hall.live[b, cs.EARLIER] = hall.costs[b, bk.SESSION_S]  # but this is told, so that the sum is of whole times
+    state.gap[b], state.logs[0], state.victims_when[b, 0] = 0.0, 0.0, np.nan
+    state.seen[b] = 0
+    state.live[b] = 0.0
+    world = _world(state, b)
+    mine[bk.OVER] = not _play_on(state, world, b, np.int64(-1))
+    _settle(state, world, b)  # what came before the first decision is nobody's doing,
+    state.live[b, cs.EARLIER] = state.costs[b, bk.SESSION_S]  # but this is told, so that the sum is of whole times
 
 
-def _step(hall, actions, what):
+def _step(state, actions, what):
     """Each slot, as `what` says, takes its action and plays on to its next decision, or begins an episode, or is left
     alone; then it writes what it sees."""
-    mode, limit = hall.rules[bk.MODE], hall.rules[bk.MAX_DECISIONS]
+    mode, limit = state.rules[bk.MODE], state.rules[bk.MAX_DECISIONS]
     for b in range(len(actions)):
         if what[b] == bk.LEAVE:
             continue
-        mine = hall.book[b]
+        mine = state.book[b]
         if what[b] == bk.LOOK:
             if mine[bk.DECISION] == CHOOSE:
-                list_waiting(_world(hall, b), queue_of(hall, b))
-            show(hall, _world(hall, b), b, mine[bk.DECISION] == ENDED, hall.obs[b], hall.mask[b])
+                list_waiting(_world(state, b), queue_of(state, b))
+            show(state, _world(state, b), b, mine[bk.DECISION] == ENDED, state.obs[b], state.mask[b])
             continue
-        hall.reward[b] = 0.0
-        hall.terminated[b] = hall.truncated[b] = False
+        state.reward[b] = 0.0
+        state.terminated[b] = state.truncated[b] = False
         if what[b] == bk.BEGIN or mine[bk.OVER] == 1:
-            _begin(hall, b)
-            show(hall, _world(hall, b), b, mine[bk.OVER] == 1, hall.obs[b], hall.mask[b])
+            _begin(state, b)
+            show(state, _world(state, b), b, mine[bk.OVER] == 1, state.obs[b], state.mask[b])
             continue
-        action, world = actions[b], _world(hall, b)
-        if not (0 <= action < hall.mask.shape[1] and hall.mask[b, action]):
+        action, world = actions[b], _world(state, b)
+        if not (0 <= action < state.mask.shape[1] and state.mask[b, action]):
             action = np.int64(0)
             mine[bk.INVALID] += 1
-        over = not _play_on(hall, world, b, action)
+        over = not _play_on(state, world, b, action)
         mine[bk.DECISIONS] += 1
-        hall.reward[b] = _settle(hall, world, b)
-        hall.terminated[b] = over
-        hall.truncated[b] = not over and 0 < limit <= mine[bk.DECISIONS]
-        if over or hall.truncated[b]:
+        state.reward[b] = _settle(state, world, b)
+        state.terminated[b] = over
+        state.truncated[b] = not over and 0 < limit <= mine[bk.DECISIONS]
+        if over or state.truncated[b]:
             if mode == bk.SAME_STEP:
                 before, mine[bk.ROWS] = mine[bk.ROWS], 0
-                hall.final_obs[b] = 0.0
-                show(hall, world, b, over, hall.final_obs[b], hall.final_mask[b])
-                hall.final_book[b] = mine
-                hall.final_costs[b] = hall.costs[b]
+                state.final_obs[b] = 0.0
+                show(state, world, b, over, state.final_obs[b], state.final_mask[b])
+                state.final_book[b] = mine
+                state.final_costs[b] = state.costs[b]
                 mine[bk.ROWS] = before
-                _begin(hall, b)
-                world, over = _world(hall, b), mine[bk.OVER] == 1
+                _begin(state, b)
+                world, over = _world(state, b), mine[bk.OVER] == 1
             else:
                 mine[bk.OVER] = 1
-        show(hall, world, b, over, hall.obs[b], hall.mask[b])
+        show(state, world, b, over, state.obs[b], state.mask[b])
 
 
 class SlotState(NamedTuple):
     """Where a slot was when it was cloned."""
 
-    fleet: Any
+    runner: Any
     episode: int
     memory: NDArray[np.uint8]
     rows: tuple[NDArray[Any], ...]
     """Of the fields `closed_slots.STATE`."""
 
 
-class ClosedFleet:
+class ClosedRunner:
     """B slots over a pool of episodes; `slots` holds what `step` and `reset` write.
 
     policies decide what the agent does not. pool: worlds as `cluster.make_fresh` makes them, for one configuration.
@@ -259,14 +259,14 @@ class ClosedFleet:
         self._cuts, self._team, images = cuts(len(slots.book), threads), Team(), List([t.image for t in pool])
         self._halls, self._kept = [], []
         for first, stop in self._cuts:
-            crew = crew_of(policies)
-            games = List([world_ref(w, crew) for w in self._worlds[first * len(pool):stop * len(pool)]])
-            loop = compiled(run_on.py_func, (games[0], PAUSES[kind], 0))
+            policy_refs = refs_of(policies)
+            worlds = List([world_ref(w, policy_refs) for w in self._worlds[first * len(pool):stop * len(pool)]])
+            loop = compiled(run_on.py_func, (worlds[0], PAUSES[kind], 0))
             mine = slots if len(self._cuts) == 1 else cs.part_of(slots, first, stop)
-            args = (loop, PAUSES[kind], games, images, self._memory[first:stop], mine)
-            self._kept.append((args, crew))  # compiled code owns none of their arrays
+            args = (loop, PAUSES[kind], worlds, images, self._memory[first:stop], mine)
+            self._kept.append((args, policy_refs))  # compiled code owns none of their arrays
             self._halls.append(compiled(cs.hall_ref, args, (), {0: function_type(loop)})(*args))
-        self.crew = crew
+        self.policy_refs = policy_refs
         """Of the last thread."""
         self._all, self._none = np.full(len(slots.book), bk.STEP), np.zeros(len(slots.book), np.int64)
         self._step = entry_point(compiled(_step, (self._halls[0], self._none, self._all), nogil=True))
@@ -283,8 +283,8 @@ class ClosedFleet:
         if len(self._halls) == 1:
             self._step(self._halls[0], actions, what)
             return
-        self._team.run([partial(self._step, hall, actions[a:b], what[a:b])
-                        for hall, (a, b) in zip(self._halls, self._cuts, strict=True)])
+        self._team.run([partial(self._step, state, actions[a:b], what[a:b])
+                        for state, (a, b) in zip(self._halls, self._cuts, strict=True)])
 
     def world(self, b: int) -> st.World:
         """The world that slot b plays in."""
@@ -297,7 +297,7 @@ class ClosedFleet:
                          tuple(getattr(self.slots, name)[b].copy() for name in cs.STATE))
 
     def restore(self, b: int, state: SlotState) -> None:
-        """Put slot b where the one was that was cloned, of this fleet; it plays the pool on in its own order."""
+        """Put slot b where the one was that was cloned, of this runner; it plays the pool on in its own order."""
         played = self.slots.book[b, bk.PLAYED]
         self._memory[b, :len(state.memory)] = state.memory
         for name, kept in zip(cs.STATE, state.rows, strict=True):

@@ -13,25 +13,25 @@ from saga_rl.sim.cluster import CHOOSE, ENDED, EVICT, PLACE
 from saga_rl.sim.engine import state as st
 from saga_rl.sim.results.metrics import metrics
 from saga_rl.sim.stepping import book as bk
-from saga_rl.sim.stepping.closed_vector import ClosedFleet
+from saga_rl.sim.stepping.closed_vector import ClosedRunner
 from saga_rl.sim.stepping.victims import OFFERED as VICTIMS
 from saga_rl.sim.stepping.waiting_rows import IDLE, OFFERED, WAITING
 
 
 class ClosedView:
-    """Slot b of `fleet`. Rows of requests are work space of the whole fleet, so they are right in a fleet of one."""
+    """Slot b of `runner`. Rows of requests are work space of the whole runner, so they are right in a runner of one."""
 
-    def __init__(self, fleet: ClosedFleet, b: int = 0) -> None:
-        self.fleet, self.b = fleet, b
+    def __init__(self, runner: ClosedRunner, b: int = 0) -> None:
+        self.runner, self.b = runner, b
 
     @property
     def world(self) -> st.World:
-        return self.fleet.world(self.b)
+        return self.runner.world(self.b)
 
     @property
     def decision(self) -> int:
         """Say what is wanted: `PLACE`, `CHOOSE` or `EVICT`; `ENDED`: nothing."""
-        return int(self.fleet.slots.book[self.b, bk.DECISION])
+        return int(self.runner.slots.book[self.b, bk.DECISION])
 
     @property
     def now_s(self) -> float:
@@ -47,18 +47,18 @@ class ClosedView:
         """Count workers, requests or candidates on offer; 0 = the run is over."""
         if self.decision == PLACE:
             return int(self.world.limits[st.WORKERS])
-        z = self.fleet.slots
+        z = self.runner.slots
         return int({CHOOSE: z.shown[self.b, OFFERED], EVICT: z.victims_at[self.b, VICTIMS], ENDED: 0}[self.decision])
 
     @property
     def waiting(self) -> int:
         """Count requests in the queue, on offer or not."""
-        return int(self.fleet.slots.shown[self.b, WAITING])
+        return int(self.runner.slots.shown[self.b, WAITING])
 
     @property
     def idle(self) -> bool:
         """Say whether nothing runs on the worker, so that somebody has to enter."""
-        return bool(self.fleet.slots.shown[self.b, IDLE])
+        return bool(self.runner.slots.shown[self.b, IDLE])
 
     @property
     def places(self) -> NDArray[np.float64]:
@@ -68,32 +68,32 @@ class ClosedView:
     @property
     def requests(self) -> NDArray[np.int64]:
         """(n_rows,) steps of the trace that are on offer, in the order of the ordering policy."""
-        at = self.fleet.slots.place[self.b, :self.n_rows]
+        at = self.runner.slots.place[self.b, :self.n_rows]
         return self.world.run.queue[self.worker, at].astype(np.int64)
 
     @property
     def orders(self) -> NDArray[np.float64]:
         """(n_rows, len(ORDERING)) of them."""
-        return self.fleet.slots.order_rows[:self.n_rows]
+        return self.runner.slots.order_rows[:self.n_rows]
 
     @property
     def admits(self) -> NDArray[np.float64]:
         """(n_rows, len(ADMISSION)) of them; where only order is decided they are not made."""
-        return self.fleet.slots.admit_rows[:self.n_rows]
+        return self.runner.slots.admit_rows[:self.n_rows]
 
     @property
     def victims(self) -> NDArray[np.float64]:
         """(n_rows, len(EVICTION)) at an eviction, in the order in which LRU would take them."""
-        return self.fleet.slots.victim_rows[self.b, self.candidates]
+        return self.runner.slots.victim_rows[self.b, self.candidates]
 
     @property
     def candidates(self) -> NDArray[np.int32]:
         """(n_rows,) segments on offer at an eviction."""
-        return self.fleet.slots.offer[self.b, :self.n_rows]
+        return self.runner.slots.offer[self.b, :self.n_rows]
 
     def lets_in(self, row: int) -> bool:
         """Say whether the admission policy would let this row's request in; an idle worker always does."""
-        policy, scratch = self.fleet.crew.policies.admission, self.fleet.crew.scratch["admission"]
+        policy, scratch = self.runner.policy_refs.policies.admission, self.runner.policy_refs.scratch["admission"]
         return self.idle or policy.score(self.admits[row], policy.params, scratch) > 0.0
 
     @property

@@ -24,9 +24,9 @@ from saga_rl.sim.compiled.jit import compiled, entry_point
 from saga_rl.sim.compiled.refs import by_name, pool_ref, tables_ref, tree_ref, unowned
 from saga_rl.sim.engine.loop import ENDED, EVICT
 from saga_rl.sim.openloop import script as sc
-from saga_rl.sim.openloop.replay import RECOMPUTED, Play, Work, make_play
+from saga_rl.sim.openloop.replay import RECOMPUTED, Cursor, Work, make_cursor
 from saga_rl.sim.openloop.script import Prepared, Script
-from saga_rl.sim.stepping import replay_turns as sp
+from saga_rl.sim.stepping import replay_points as sp
 from saga_rl.sim.stepping.book import (
     BEGIN,
     BOOK,
@@ -67,12 +67,12 @@ class ReplayWorkType(types.StructRef):
 
 
 @structref.register
-class TurnType(types.StructRef):
+class PointType(types.StructRef):
     pass
 
 
 @structref.register
-class PlayType(types.StructRef):
+class CursorType(types.StructRef):
     pass
 
 
@@ -84,20 +84,20 @@ class ReplayWorkRef(structref.StructRefProxy):
     pass
 
 
-class TurnRef(structref.StructRefProxy):
+class PointRef(structref.StructRefProxy):
     pass
 
 
-class PlayRef(structref.StructRefProxy):
+class CursorRef(structref.StructRefProxy):
     pass
 
 
 structref.define_proxy(ScriptRef, ScriptType, list(Script._fields))
 structref.define_proxy(ReplayWorkRef, ReplayWorkType, list(Work._fields))
-structref.define_proxy(TurnRef, TurnType, list(sp.Turn._fields))
-structref.define_proxy(PlayRef, PlayType, [*Play._fields, "turn"])
+structref.define_proxy(PointRef, PointType, list(sp.Point._fields))
+structref.define_proxy(CursorRef, CursorType, [*Cursor._fields, "point"])
 _script_ref, _work_ref, _turn_ref = (by_name(ref, record._fields, "t") for ref, record in (
-    (ScriptRef, Script), (ReplayWorkRef, Work), (TurnRef, sp.Turn)))
+    (ScriptRef, Script), (ReplayWorkRef, Work), (PointRef, sp.Point)))
 
 
 class Slots(NamedTuple):
@@ -127,7 +127,7 @@ class Slots(NamedTuple):
 
 
 STATE = ("book", "costs", "obs", "mask", "reward", "terminated", "truncated")
-"""The fields that say, with a slot's play and turn, where it is."""
+"""The fields that say, with a slot's play and point, where it is."""
 
 
 def make_slots(slots: int, rows: int, features: int, episodes: int, mode: int, max_decisions: int, end_hint: bool,
@@ -150,18 +150,18 @@ def part_of(slots: Slots, first: int, stop: int) -> Slots:
                     for name in Slots._fields})
 
 
-def _ref(play, turn):
+def _ref(cursor, point):
     """Put a slot or an episode under one pointer; the caller keeps the arrays."""
-    p, x = unowned(play), unowned(turn)
-    return PlayRef(_script_ref(p.script), tree_ref(p.tree), pool_ref(p.pool), p.chains, tables_ref(p.tables), p.g,
+    p, x = unowned(cursor), unowned(point)
+    return CursorRef(_script_ref(p.script), tree_ref(p.tree), pool_ref(p.pool), p.chains, tables_ref(p.tables), p.g,
                    _work_ref(p.work), p.next_use, _turn_ref(x))
 
 
 @njit(cache=True)
-def _begin(game, episode, fresh):
+def _begin(cursor, episode, fresh):
     """Wipe what the slot's last episode left, and take the episode's script and tree."""
-    s, t, p, old, w = episode.script, episode.tree, game.pool, fresh.pool, game.work
-    game.script, game.tree = s, t
+    s, t, p, old, w = episode.script, episode.tree, cursor.pool, fresh.pool, cursor.work
+    cursor.script, cursor.tree = s, t
     segs, ids, chains = len(t.parent), episode.pool.meta[kv.IDS], len(episode.chains)
     p.n[:] = episode.pool.n
     p.meta[:] = episode.pool.meta
@@ -175,8 +175,8 @@ def _begin(game, episode, fresh):
     p.slot[:ids] = old.slot[:ids]
     p.owned[:ids] = old.owned[:ids]
     p.ever[:segs] = 0
-    game.chains[:chains] = fresh.chains[:chains]
-    a, b = game.tables, fresh.tables
+    cursor.chains[:chains] = fresh.chains[:chains]
+    a, b = cursor.tables, fresh.tables
     a.hist[:] = b.hist
     a.above[:] = b.above
     a.seconds_above[:] = b.seconds_above
@@ -187,31 +187,31 @@ def _begin(game, episode, fresh):
     a.p95[:] = b.p95
     a.types[:] = b.types
     a.calls[:] = b.calls
-    game.g[:] = fresh.g
+    cursor.g[:] = fresh.g
     w.run[:len(s.info)] = 0
     w.begin[:len(s.who)] = np.nan
     w.tally[:] = 0
     w.future[:segs] = np.inf
-    game.turn.at[:] = fresh.turn.at
+    cursor.point.at[:] = fresh.point.at
 
 
 @njit(cache=True)
-def _restart(game, episodes, fresh, z, b, row):
+def _restart(cursor, episodes, fresh, z, b, row):
     """Slot b begins the next episode of its order and comes to its first decision."""
     mine = z.book[b]
     mine[EPISODE] = z.order[b, mine[PLAYED] % z.order.shape[1]]
     mine[PLAYED] += 1
-    _begin(game, episodes[mine[EPISODE]], fresh)
-    sp.play_on(game, game.turn, np.int64(-1), z.rules[END_HINT] == 1, z.real[0], row)
-    mine[OVER], mine[DECISIONS], mine[INVALID] = game.turn.at[sp.OFFERED] == 0, 0, 0
-    mine[TOKENS] = game.work.tally[RECOMPUTED]
+    _begin(cursor, episodes[mine[EPISODE]], fresh)
+    sp.play_on(cursor, cursor.point, np.int64(-1), z.rules[END_HINT] == 1, z.real[0], row)
+    mine[OVER], mine[DECISIONS], mine[INVALID] = cursor.point.at[sp.OFFERED] == 0, 0, 0
+    mine[TOKENS] = cursor.work.tally[RECOMPUTED]
     z.costs[b] = 0.0
 
 
 @njit(cache=True)
-def _show(game, obs, mask, mine):
+def _show(cursor, obs, mask, mine):
     """Write the rows on offer, and wipe those that are left of the decision before."""
-    n, offer, rows = game.turn.at[sp.OFFERED], game.turn.offer, game.turn.rows
+    n, offer, rows = cursor.point.at[sp.OFFERED], cursor.point.offer, cursor.point.rows
     for i in range(n):
         seg = offer[i]
         for k in range(obs.shape[1]):
@@ -221,11 +221,11 @@ def _show(game, obs, mask, mine):
         obs[i, :] = 0.0
         mask[i] = False
     mine[ROWS], mine[DECISION] = n, EVICT if n > 0 else ENDED
-    k = game.turn.at[sp.EVENT]
-    mine[DONE] = game.script.event[k - 1, sc.DONE] if k > 0 else 0
+    k = cursor.point.at[sp.EVENT]
+    mine[DONE] = cursor.script.event[k - 1, sc.DONE] if k > 0 else 0
 
 
-def _step(games, episodes, fresh, slots, actions, what, row):
+def _step(cursors, episodes, fresh, slots, actions, what, row):
     """Each slot, as `what` says, takes its action and plays on to its next decision, or begins an episode, or is left
     alone; then it writes what it sees."""
     z = unowned(slots)
@@ -233,20 +233,20 @@ def _step(games, episodes, fresh, slots, actions, what, row):
     for b in range(len(actions)):
         if what[b] == LEAVE:
             continue
-        game, mine = games[b], z.book[b]
+        cursor, mine = cursors[b], z.book[b]
         z.reward[b] = 0.0
         z.terminated[b] = z.truncated[b] = False
         if what[b] == BEGIN or mine[OVER] == 1:
-            _restart(game, episodes, fresh, z, b, row)
-            _show(game, z.obs[b], z.mask[b], mine)
+            _restart(cursor, episodes, fresh, z, b, row)
+            _show(cursor, z.obs[b], z.mask[b], mine)
             continue
         action = actions[b]
         if not 0 <= action < mine[ROWS]:
             action = np.int64(0)  # LRU's choice: rows are in its order
             mine[INVALID] += 1
-        pending = sp.play_on(game, game.turn, action, z.rules[END_HINT] == 1, z.real[0], row)
+        pending = sp.play_on(cursor, cursor.point, action, z.rules[END_HINT] == 1, z.real[0], row)
         mine[DECISIONS] += 1
-        tokens = game.work.tally[RECOMPUTED]
+        tokens = cursor.work.tally[RECOMPUTED]
         z.reward[b] = (mine[TOKENS] - tokens) / TOKENS_UNIT
         z.costs[b, RECOMPUTED_TOKENS] = tokens - mine[TOKENS]
         mine[TOKENS] = tokens
@@ -258,32 +258,32 @@ def _step(games, episodes, fresh, slots, actions, what, row):
             z.final_obs[b] = 0.0
             z.final_mask[b] = False
             mine[ROWS] = 0
-            _show(game, z.final_obs[b], z.final_mask[b], mine)
+            _show(cursor, z.final_obs[b], z.final_mask[b], mine)
             z.final_book[b] = mine
             z.final_costs[b] = z.costs[b]
             mine[ROWS] = before
-            _restart(game, episodes, fresh, z, b, row)
+            _restart(cursor, episodes, fresh, z, b, row)
         elif over:
             mine[OVER] = 1
-        _show(game, z.obs[b], z.mask[b], mine)
+        _show(cursor, z.obs[b], z.mask[b], mine)
 
 
-def _bind(game, episode):
+def _bind(cursor, episode):
     """Give a slot the script and tree of an episode."""
-    game.script, game.tree = episode.script, episode.tree
+    cursor.script, cursor.tree = episode.script, episode.tree
 
 
 class ReplayState(NamedTuple):
     """Where a slot was when it was cloned."""
 
-    fleet: Any
+    runner: Any
     episode: int
     memory: tuple[NDArray[Any], ...]
     rows: tuple[NDArray[Any], ...]
     """Of the fields `STATE`."""
 
 
-class Fleet:
+class ReplayRunner:
     """B slots over a pool of prepared episodes, which share pool size, tools and agent types.
 
     policy: its traits say which columns are made (`features.make_g`). `slots` holds what `step` and `reset` write.
@@ -293,14 +293,14 @@ class Fleet:
     def __init__(self, slots: Slots, pool: list[Prepared], policy: Policy, threads: int = 1) -> None:
         self.slots, rows, n = slots, slots.obs.shape[1], len(pool)
         largest, self._pool = largest_of(pool), pool
-        turns = [sp.make_turn(0 if i < n else len(largest.tree.parent), rows) for i in range(n + len(slots.book) + 1)]
-        plays = [make_play(p, policy) for p in (*pool, *[largest] * (len(slots.book) + 1))]
-        self._kept = (plays, turns)  # compiled code owns none of their arrays
-        self.plays, self.turns = plays[n:-1], turns[n:-1]
+        points = [sp.make_point(0 if i < n else len(largest.tree.parent), rows) for i in range(n + len(slots.book) + 1)]
+        cursors = [make_cursor(p, policy) for p in (*pool, *[largest] * (len(slots.book) + 1))]
+        self._kept = (cursors, points)  # compiled code owns none of their arrays
+        self.cursors, self.points = cursors[n:-1], points[n:-1]
         """Of the slots. Their script and tree are no episode's: see `script`."""
         refs = []
-        for play, turn in zip(plays, turns, strict=True):
-            refs.append(compiled(_ref, (play, turn))(play, turn))
+        for cursor, point in zip(cursors, points, strict=True):
+            refs.append(compiled(_ref, (cursor, point))(cursor, point))
         self._episodes, self._refs, self._team = List(refs[:n]), refs, Team()
         self._cuts = cuts(len(slots.book), threads)
         self._parts = [(List(refs[n + a:n + b]), self._episodes, refs[-1], part_of(slots, a, b))
@@ -335,7 +335,7 @@ class Fleet:
                            tuple(getattr(self.slots, name)[b].copy() for name in STATE))
 
     def restore(self, b: int, state: ReplayState) -> None:
-        """Put slot b where the one was that was cloned, of this fleet; it plays the pool on in its own order."""
+        """Put slot b where the one was that was cloned, of this runner; it plays the pool on in its own order."""
         played = self.slots.book[b, PLAYED]
         for array, kept in zip(self._arrays(b), state.memory, strict=True):
             array[...] = kept
@@ -345,8 +345,8 @@ class Fleet:
         self._bind(self._refs[len(self._pool) + b], self._refs[state.episode])
 
     def _arrays(self, b: int) -> list[NDArray[Any]]:
-        play, turn = self.plays[b], self.turns[b]
-        return [*play.pool, play.chains, *play.tables, play.g, *play.work, *turn]
+        cursor, point = self.cursors[b], self.points[b]
+        return [*cursor.pool, cursor.chains, *cursor.tables, cursor.g, *cursor.work, *point]
 
 
 def largest_of(pool: list[Prepared]) -> Prepared:

@@ -19,11 +19,11 @@ from saga_rl.sim.cache import evict as ev
 from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.openloop.replay import close_event, open_event
 
-# columns of Turn.at
+# columns of Point.at
 EVENT, NEED, OFFERED, CANDIDATES = range(4)
 
 
-class Turn(NamedTuple):
+class Point(NamedTuple):
     """Where a paused replay stands."""
 
     at: NDArray[np.int64]
@@ -35,49 +35,49 @@ class Turn(NamedTuple):
     """(segments, len(EVICTION)) as made in this allocation."""
 
 
-def make_turn(segments: int, max_rows: int) -> Turn:
+def make_point(segments: int, max_rows: int) -> Point:
     """Make one before the first event."""
-    return Turn(np.array([0, -1, 0, 0], np.int64), np.zeros(max_rows, np.int64), np.zeros((segments, len(EVICTION))))
+    return Point(np.array([0, -1, 0, 0], np.int64), np.zeros(max_rows, np.int64), np.zeros((segments, len(EVICTION))))
 
 
 @njit(cache=True)
-def play_on(game, turn, chosen, end_hint, expiry_s, row):
-    """Take from offer[chosen] (-1: begin), then play on. True if a decision is pending, False at the end. game, turn:
-    refs with the fields of a `Play` and a `Turn`; row: scratch, (features,)."""
-    at, p, t, n = turn.at, game.pool, game.tree, game.pool.n
-    while at[EVENT] < len(game.script.time):
+def play_on(cursor, point, chosen, end_hint, expiry_s, row):
+    """Take from offer[chosen] (-1: begin), then play on. True if a decision is pending, False at the end. cursor,
+    point: refs with the fields of a `Cursor` and a `Point`; row: scratch, (features,)."""
+    at, p, t, n = point.at, cursor.pool, cursor.tree, cursor.pool.n
+    while at[EVENT] < len(cursor.script.time):
         k = at[EVENT]
-        now = game.script.time[k]
+        now = cursor.script.time[k]
         if at[NEED] < 0:
-            at[NEED] = open_event(game, k, False, expiry_s, row)
+            at[NEED] = open_event(cursor, k, False, expiry_s, row)
             if n[0, kv.FREE] < at[NEED]:
-                ev.refresh(p, game.chains, game.tables, game.g, 0, now)
+                ev.refresh(p, cursor.chains, cursor.tables, cursor.g, 0, now)
                 for m in range(n[0, kv.IDLE]):
                     seg = p.idle[0, m]
                     if p.kids[seg] == 0:
-                        _note(game, turn, seg, now, row)
+                        _note(cursor, point, seg, now, row)
         while n[0, kv.FREE] < at[NEED]:
             if chosen < 0:
-                _offer(p, at, turn.offer)
+                _offer(p, at, point.offer)
                 if at[CANDIDATES] > 1:
                     return True
                 chosen = 0
-            up = _take_run(t, p, turn.offer[chosen], at[NEED])
+            up = _take_run(t, p, point.offer[chosen], at[NEED])
             chosen = -1
             if up >= 0:
-                _note(game, turn, up, now, row)
-        close_event(game, k, end_hint)
+                _note(cursor, point, up, now, row)
+        close_event(cursor, k, end_hint)
         at[EVENT], at[NEED] = k + 1, -1
     at[OFFERED] = 0
     return False
 
 
 @njit(cache=True)
-def _note(game, turn, seg, now, row):
+def _note(cursor, point, seg, now, row):
     """Make the segment's row and keep it."""
-    ev.row_of(game.pool, game.chains, game.tables, game.g, 0, seg, now, game.next_use, row)
-    for k in range(turn.rows.shape[1]):
-        turn.rows[seg, k] = row[k]
+    ev.row_of(cursor.pool, cursor.chains, cursor.tables, cursor.g, 0, seg, now, cursor.next_use, row)
+    for k in range(point.rows.shape[1]):
+        point.rows[seg, k] = row[k]
 
 
 @njit(cache=True)
