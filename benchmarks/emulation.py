@@ -43,7 +43,6 @@ from saga_rl.runtime.config.emulated import Settings
 from saga_rl.runtime.config.settings import SagaConfig
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
-from saga_rl.sim.cost.models import model_shape
 from saga_rl.sim.cost.profile import load_profile
 
 SOURCES = {"weka": "weka_claude_code/traces.jsonl.gz", "katas": "claude_code_katas/calls.jsonl.gz"}
@@ -98,7 +97,7 @@ def workload(data: str, cell: Row) -> tuple[Trace, SimConfig, float]:
     config = SimConfig(workers=cell.engines, kv_tokens=profile.kv_tokens, profile=profile, end_hint=False,
                        tool_names=False, starve_s=SagaConfig().starve_s, async_scheduling=cell.asynchronous,
                        cpu_tokens=int(cell.tier * profile.kv_tokens), offloading="vllm",
-                       pcie_tokens_per_s=link_tokens_per_s(cell.profile))
+                       pcie_tokens_per_s=Settings(cell.profile).link_tokens_per_s)
     have = cell.engines * profile.kv_tokens
     population, chosen = 8, trace
     for _ in range(6):  # the demand of a session depends on how many there are, and a little on which
@@ -116,13 +115,6 @@ def workload(data: str, cell: Row) -> tuple[Trace, SimConfig, float]:
     population = min(population, chosen.n_sessions)
     config = replace(config, population=population)
     return chosen, config, demand_tokens(chosen, config) / have
-
-
-def link_tokens_per_s(profile: str) -> float:
-    """KV tokens that an emulated device copies to or from its CPU tier in a second."""
-    settings = Settings(profile)
-    shape = model_shape(str(settings.cost.provenance["model"]))
-    return settings.pcie_bytes_per_s * settings.gpus / shape.kv_bytes_per_token()
 
 
 def measure(data: str, cell: Row) -> dict[str, Any]:

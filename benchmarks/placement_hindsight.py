@@ -29,7 +29,7 @@ from saga_rl.env.vector import TaskVectorEnv
 from saga_rl.errors import EXIT_BAD_INPUT, UserError
 from saga_rl.files import check_target, write_json
 from saga_rl.learn.judge.workloads import workload
-from saga_rl.policies.features import P_HOME, P_NEW
+from saga_rl.policies.features import PL
 from saga_rl.policies.presets import PRESETS, from_specs
 from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance
@@ -50,7 +50,7 @@ def run(trace: Trace, config: SimConfig, where: NDArray[np.int64] | None) -> tup
     view, used, over = env.view, [], False
     while not over:
         worker = int(np.argmax([start.score(row, start.params, scratch) for row in view.places]))
-        if view.places[0, P_NEW] > 0:
+        if view.places[0, PL.new] > 0:
             worker = worker if where is None else int(where[len(used)])
             used.append(worker)
         _, _, over, _, _ = env.step(np.int64(worker))
@@ -63,8 +63,8 @@ def log_tcts(env: TaskVectorEnv, tries: NDArray[np.int64]) -> NDArray[np.float64
     each, going = np.arange(len(tries)), np.ones(len(tries), bool)
     total, at = np.zeros(len(tries)), np.zeros(len(tries), int)
     while going.any():
-        new = obs[:, 0, P_NEW] > 0
-        action = np.where(new, tries[each, np.minimum(at, tries.shape[1] - 1)], obs[:, :, P_HOME].argmax(axis=1))
+        new = obs[:, 0, PL.new] > 0
+        action = np.where(new, tries[each, np.minimum(at, tries.shape[1] - 1)], obs[:, :, PL.home].argmax(axis=1))
         at += new & going
         obs, reward, over, _, _ = env.step(action)
         total -= np.where(going, reward, 0.0)

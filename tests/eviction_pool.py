@@ -55,7 +55,7 @@ class EvictionPool:
 
     def recency(self, c: int) -> float:
         self.score(c)
-        return float(self._rows[0, F.E_RECENCY])
+        return float(self._rows[0, F.EV.recency])
 
     def tell(self, c: int, event: int, blocks: float, total: float, score: float = 0.0) -> None:
         if self.policy.memory:

@@ -26,7 +26,7 @@ _RANGES = {"ttl_left": (-1.0, 1.0), "age_s": (0.0, 1e8), "afs": (0.0, 1e9), "arr
 _COUNTS = {"tasks", "draw", "ring", "pool_blocks", "in_flight", "running", "active", "pool"}
 EVENTS = {"eviction": (F.BEGIN, F.RELEASE, F.EVICT), "admission": (F.BEGIN,)}
 """What a policy with memory is told, by decision."""
-MEMORIES = {"eviction": (F.E_MINE, ch.REMEMBERED + F.HERE), "admission": (F.A_HERE, F.HERE)}
+MEMORIES = {"eviction": (F.EV.mine, ch.REMEMBERED + F.HERE), "admission": (F.AD.here, F.HERE)}
 """By decision: the first column that shows what the policy remembers, and how many there are."""
 
 
@@ -34,7 +34,7 @@ def row(decision: str, **values: float) -> np.ndarray:
     """A row of zeros (oracle NaN) with the named columns set."""
     out = np.zeros(len(COLUMNS[decision]))
     if decision == "eviction":
-        out[F.E_ORACLE] = np.nan
+        out[F.EV.oracle] = np.nan
     for name, value in values.items():
         out[COLUMNS[decision].index(name)] = value
     return out
@@ -84,7 +84,7 @@ def events(draw, decision: str, remembered: np.ndarray | None = None) -> np.ndar
         out[blocks] = out[total]
     else:
         out[blocks] = draw(st.integers(1, 10**6))
-        out[F.E_EVENT_SCORE] = draw(st.floats(-1e12, 1e12))
+        out[F.EV.event_score] = draw(st.floats(-1e12, 1e12))
     return out
 
 

@@ -133,9 +133,9 @@ def test_past_the_learned_ttl_goes_first() -> None:
 
     def scores(light: int, idle: float) -> float:
         x = np.zeros(len(F.EVICTION))
-        x[F.E_ORACLE], x[F.E_POOL_BLOCKS], x[F.E_IDLE_S] = np.nan, 100, idle
-        x[F.E_HERE:F.E_HERE + 7] = 1e4
-        x[F.E_HERE + light], x[F.E_HERE + 7] = 0.0, 100.0
+        x[F.EV.oracle], x[F.EV.pool_blocks], x[F.EV.idle_s] = np.nan, 100, idle
+        x[F.EV.here:F.EV.here + 7] = 1e4
+        x[F.EV.here + light], x[F.EV.here + 7] = 0.0, 100.0
         return policy.score(x, policy.params, np.zeros(policy.scratch))
 
     assert scores(0, 2.0) >= 2.0 > scores(0, 0.5)

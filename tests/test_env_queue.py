@@ -19,7 +19,7 @@ from saga_rl.env.settings import ADMIT, ORDER
 from saga_rl.env.single import TaskEnv
 from saga_rl.errors import UserError
 from saga_rl.policies.constraints import Constraints
-from saga_rl.policies.features import LEARNED_ADMISSION, LEARNED_ORDERING, O_SESSION
+from saga_rl.policies.features import LEARNED_ADMISSION, LEARNED_ORDERING, OD
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.engine import state as st
 from saga_rl.sim.stepping.closed_vector import P95_FROM
@@ -183,7 +183,7 @@ def test_rows_stand_in_the_given_order(trace: Trace) -> None:
         e.reset(seed=0)
     beyond, over = 0, False
     while not over:
-        began = wide.view.orders[:, O_SESSION]
+        began = wide.view.orders[:, OD.session_s]
         assert (np.diff(began) >= 0).all()
         n = env.view.n_rows
         assert n == min(env.view.waiting, 3)

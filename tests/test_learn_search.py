@@ -70,19 +70,19 @@ def test_the_start_is_the_rules_it_names():
     for _ in range(300):
         row = np.zeros(len(ft.ADMISSION))
         pool = 1000.0
-        row[ft.A_POOL] = pool
-        for raw, share in ((ft.A_NEED, ft.A_NEED_SHARE), (ft.A_PINNED, ft.A_PINNED_SHARE),
-                           (ft.A_GROWTH, ft.A_GROWTH_SHARE), (ft.A_OLDER_LIKELY, ft.A_LIKELY_SHARE)):
+        row[ft.AD.pool] = pool
+        for raw, share in ((ft.AD.need, ft.AD.need_share), (ft.AD.pinned, ft.AD.pinned_share),
+                           (ft.AD.growth, ft.AD.growth_share), (ft.AD.older_likely, ft.AD.likely_share)):
             row[raw] = rng.uniform(0, 500)
             row[share] = row[raw] / pool
-        if abs(row[[ft.A_NEED, ft.A_PINNED, ft.A_GROWTH, ft.A_OLDER_LIKELY]].sum() - pool) > 0.01:
+        if abs(row[[ft.AD.need, ft.AD.pinned, ft.AD.growth, ft.AD.older_likely]].sum() - pool) > 0.01:
             score = start.admission.score(row, start.admission.params, np.zeros(start.admission.scratch))
             assert (score > 0) == (likely.score(row, likely.params, np.zeros(1)) > 0)
     ages = np.sort(rng.uniform(0, 1e5, 20))
     keys = []
     for age in ages:
         row = np.zeros(len(ft.ORDERING))
-        row[ft.O_AGE_LOG] = np.log1p(age)
+        row[ft.OD.age_log] = np.log1p(age)
         keys.append(start.ordering.score(row, start.ordering.params, np.zeros(start.ordering.scratch)))
     assert keys == sorted(keys, reverse=True)  # the oldest session has the lowest key
 
@@ -257,7 +257,7 @@ def test_onnx_torch_and_the_compiled_scorer_agree(tmp_path, decision):
     by_onnx = session.run(None, {"rows": rows.astype(np.float32)})[0]
     policy, scratch = loaded.policy(), np.zeros(512)
     if decision == "eviction":
-        rows[:, [ft.E_WAITING, ft.E_ENDED]] = 0.0  # what is settled outside the network
+        rows[:, [ft.EV.waiting, ft.EV.ended]] = 0.0  # what is settled outside the network
         with torch.no_grad():
             by_torch = net(torch.tensor(rows, dtype=torch.float32)).numpy()
         by_onnx = session.run(None, {"rows": rows.astype(np.float32)})[0]

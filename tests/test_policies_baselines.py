@@ -29,8 +29,8 @@ def places(in_flight, key=0, request=0, prompt=4000, context=0, home=-1, queued=
         F.placement_row(chains, 0, 0.0, float(prompt), w == home, float(in_flight[w]), 100.0, 0.0, 1e5,
                         float(queued[w]) if queued else 0.0, 1000.0, 0.0, float(turn[w]) if turn else 0.0,
                         sum(in_flight) / n, rows[w])
-    F.draw_places(key, request, F.P_DRAW, rows)
-    F.draw_places(key, 0, F.P_RING, rows)
+    F.draw_places(key, request, F.PL.draw, rows)
+    F.draw_places(key, 0, F.PL.ring, rows)
     return rows
 
 
@@ -54,7 +54,7 @@ def test_round_robin_visits_all_in_turn_whatever_the_load(start):
 @given(loads=st.lists(st.integers(0, 99), min_size=2, max_size=9), key=st.integers(0, 10**6))
 def test_power_of_two_takes_the_lighter_of_two(loads, key):
     rows = places(loads, key=key, request=1)
-    pair = np.argsort(rows[:, F.P_DRAW])[:2]
+    pair = np.argsort(rows[:, F.PL.draw])[:2]
     assert chosen("power-of-two", rows) in pair
     assert loads[chosen("power-of-two", rows)] == min(loads[w] for w in pair)
 
@@ -75,7 +75,7 @@ def test_consistent_hash_bounds_the_load(loads, key, c):
     m, n = sum(loads), len(loads)
     assert loads[w] + 1 <= np.floor(c * m / n) + 1  # some worker always satisfies it: the one with the fewest
     assert loads[w] + 1 <= np.ceil(c * (m + 1) / n)  # the paper's bound
-    assert all(loads[v] > c * m / n for v in range(n) if rows[v, F.P_RING] < rows[w, F.P_RING])  # skipped for a reason
+    assert all(loads[v] > c * m / n for v in range(n) if rows[v, F.PL.ring] < rows[w, F.PL.ring])  # skipped
 
 
 def test_consistent_hash_moves_only_the_chains_of_a_worker_that_leaves():
@@ -92,7 +92,7 @@ def test_consistent_hash_moves_only_the_chains_of_a_worker_that_leaves():
 
 
 def test_consistent_hash_overflows_and_returns():
-    ring = np.argsort(places([0] * 4, key=5)[:, F.P_RING])
+    ring = np.argsort(places([0] * 4, key=5)[:, F.PL.ring])
     load = [4, 4, 4, 4]
     load[ring[0]] = 8  # mean 5, bound 6.25
     assert chosen("consistent-hash", places(load, key=5)) == ring[1]

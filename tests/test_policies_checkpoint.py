@@ -15,14 +15,7 @@ from policies_rows import rows as rows_of
 from safetensors.numpy import load_file, save
 
 from saga_rl.errors import UserError
-from saga_rl.policies.features import (
-    E_ENDED,
-    E_QUEUE_LOG,
-    E_TOKENS,
-    E_WAITING,
-    LEARNED_EVICTION,
-    LEARNED_PLACEMENT,
-)
+from saga_rl.policies.features import EV, LEARNED_EVICTION, LEARNED_PLACEMENT
 from saga_rl.policies.learned import checkpoint_checks
 from saga_rl.policies.learned.checkpoint import load_checkpoint, save_checkpoint
 from saga_rl.policies.learned.mlp import forward, mlp_score, pack, scratch_size
@@ -82,7 +75,7 @@ def test_round_trip(tmp_path, decision, features):
     policy = got.policy()
     rows = np.random.default_rng(1).uniform(size=(4, len(COLUMNS[decision])))
     if decision == "eviction":  # neither waiting nor ended, and all of use: the network's to rank
-        rows[:, [E_WAITING, E_ENDED, E_TOKENS]] = 0.0
+        rows[:, [EV.waiting, EV.ended, EV.tokens]] = 0.0
     scores = [policy.score(r, policy.params, np.zeros(policy.scratch)) for r in rows]
     np.testing.assert_allclose(scores, forward(layers, mean, std, rows[:, :len(features)]), rtol=1e-12)
     assert policy.doc["sha256"] == got.sha256
@@ -99,8 +92,8 @@ def test_no_weights_reach_beyond_what_is_known(seed, scale, data):
     scratch = np.zeros(scratch_size(layers))
     ended, idle, far, near = (data.draw(rows_of("eviction")) for _ in range(4))
     for row, waiting, end in ((ended, 0, 1), (idle, 0, 0), (far, 1, 0), (near, 1, 0)):
-        row[E_WAITING], row[E_ENDED], row[E_TOKENS] = waiting, end, 0.0
-    far[E_QUEUE_LOG], near[E_QUEUE_LOG] = np.log1p(7), np.log1p(6)
+        row[EV.waiting], row[EV.ended], row[EV.tokens] = waiting, end, 0.0
+    far[EV.queue_log], near[EV.queue_log] = np.log1p(7), np.log1p(6)
     scores = [settled_score(row, params, scratch) for row in (ended, idle, far, near)]
     assert scores == sorted(scores, reverse=True) and len(set(scores)) == 4
 

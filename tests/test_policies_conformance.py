@@ -14,20 +14,11 @@ from saga_rl.errors import UserError
 from saga_rl.policies import registry
 from saga_rl.policies.base import DECISIONS, MEMORY, Policy
 from saga_rl.policies.batch import score_rows
-from saga_rl.policies.features import (
-    A_NEW,
-    A_OLDER_LIKELY,
-    A_ORACLE,
-    E_ORACLE,
-    P_DRAW,
-    P_RING,
-    eviction_row,
-    make_g,
-)
+from saga_rl.policies.features import AD, EV, PL, eviction_row, make_g
 from saga_rl.policies.state.chains import make_chains
 from saga_rl.policies.state.tables import make_tables
 
-FUTURE = {"eviction": E_ORACLE, "admission": A_ORACLE}
+FUTURE = {"eviction": EV.oracle, "admission": AD.older_returns}
 """The column that shows the future, where there is one."""
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -82,7 +73,7 @@ def test_same_row_same_score_whatever_scratch_holds(policy, data):
 def test_score_is_a_number(policy, data):
     x = data.draw(rows(policy.decision))
     value = policy.score(x, policy.params, np.zeros(policy.scratch))
-    if policy.oracle and policy.decision == "eviction" and np.isinf(x[E_ORACLE]):
+    if policy.oracle and policy.decision == "eviction" and np.isinf(x[EV.oracle]):
         assert value == np.inf or np.isfinite(value)
     else:
         assert np.isfinite(value)
@@ -91,7 +82,7 @@ def test_score_is_a_number(policy, data):
 def uninformed_columns(decision: str) -> list[int]:
     """Places of the columns that a caller may leave out where a policy says that it is not informed."""
     if decision == "admission":
-        return [*range(A_NEW), A_OLDER_LIKELY]
+        return [*range(AD.new), AD.older_likely]
     row = np.full(len(COLUMNS[decision]), np.nan)
     g = make_g(1, 16, 100, registry.make("eviction", "lru"))
     eviction_row(make_chains(1), make_tables(1, 1, 1), g, 0, 0, 5.0, 1.0, 3.0, 0.0, 0.0, row)
@@ -146,7 +137,7 @@ def test_only_an_oracle_sees_the_future(policy, data, future):
 def test_who_does_not_draw_reads_no_draw(placing, data):
     x = data.draw(rows("placement"))
     y = x.copy()
-    y[P_DRAW] = y[P_RING] = 0.0
+    y[PL.draw] = y[PL.ring] = 0.0
     a, b = (placing.score(r, placing.params, np.zeros(placing.scratch)) for r in (x, y))
     assert a == b or placing.draws
 

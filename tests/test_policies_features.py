@@ -28,7 +28,7 @@ def test_every_column_has_one_index(decision):
 
 
 def test_learned_eviction_reads_neither_raw_columns_nor_the_future():
-    assert F.EVICTION[:F.E_IDLE_S] == F.LEARNED_EVICTION
+    assert F.EVICTION[:F.EV.idle_s] == F.LEARNED_EVICTION
     assert not {"idle_s", "age_s", "oracle"} & set(F.LEARNED_EVICTION)
 
 
@@ -130,7 +130,7 @@ def test_ordering_columns():
     chains, tables, _ = world()
     out = np.zeros(len(F.ORDERING))
     F.ordering_row(chains, tables, 0, 0, 20.0, 12.0, 300.0, 1.0, 0.7, 64.0, 5.0, 3.0, out)
-    remain = out[F.O_REMAIN]
+    remain = out[F.OD.remain_s]
     assert remain == pytest.approx(19 * (5 - tb.EMA * 4))
     want = {
         "arrival_s": 12.0, "session_s": 2.0, "preempted": 1.0, "attained_s": 1.0, "steps": 1.0, "afs": 0.7,
@@ -142,7 +142,7 @@ def test_ordering_columns():
     assert len(set(F.ORDERING)) == len(F.ORDERING)
     fresh = np.zeros(len(F.ORDERING))
     F.ordering_row(ch.make_chains(1), tables, 0, 0, 20.0, 12.0, 300.0, 0.0, 0.0, 0.0, 0.0, 0.0, fresh)
-    assert fresh[F.O_BEGUN] == 0
+    assert fresh[F.OD.begun] == 0
 
 
 def test_placement_columns():
@@ -188,7 +188,7 @@ def test_admission_columns_that_nobody_reads_are_not_made():
     chains, tables, _ = world()
     g = F.make_g(1, 16, 100, make("eviction", "lru"), make("admission", "grow"))
     row = admission(chains, tables, g)
-    assert [row[n] for n in F.ADMISSION[:F.A_NEW]] == [0.0] * F.A_NEW
+    assert [row[n] for n in F.ADMISSION[:F.AD.new]] == [0.0] * F.AD.new
     assert row["need"] == 1 and row["live"] == 75
 
 
@@ -213,11 +213,11 @@ def test_older_chains_are_weighed_by_what_is_known_of_their_return():
 @given(key=st.integers(0, 2**40), request=st.integers(0, 1000), workers=st.integers(1, 20))
 def test_drawn_places_are_an_order_that_outlives_a_worker(key, request, workers):
     more, fewer = (np.zeros((n, len(F.PLACEMENT))) for n in (workers + 1, workers))
-    F.draw_places(key, request, F.P_DRAW, more)
-    F.draw_places(key, request, F.P_DRAW, fewer)
-    order = np.argsort(more[:, F.P_DRAW])
-    assert sorted(more[:, F.P_DRAW]) == list(range(workers + 1))
-    assert [w for w in order if w < workers] == np.argsort(fewer[:, F.P_DRAW]).tolist()
+    F.draw_places(key, request, F.PL.draw, more)
+    F.draw_places(key, request, F.PL.draw, fewer)
+    order = np.argsort(more[:, F.PL.draw])
+    assert sorted(more[:, F.PL.draw]) == list(range(workers + 1))
+    assert [w for w in order if w < workers] == np.argsort(fewer[:, F.PL.draw]).tolist()
 
 
 def test_draws_are_even():
@@ -232,7 +232,7 @@ def test_a_policy_with_memory_finds_again_what_it_left():
     row, scratch = np.zeros(len(F.EVICTION)), np.zeros(12)
 
     def score(x, params, out):
-        assert (x[F.E_EVENT], x[F.E_EVENT_BLOCKS], x[F.E_EVENT_TOTAL], x[F.E_EVENT_SCORE]) == (F.EVICT, 3, 7, 0.5)
+        assert (x[F.EV.event], x[F.EV.event_blocks], x[F.EV.event_total], x[F.EV.event_score]) == (F.EVICT, 3, 7, 0.5)
         out[:] = np.arange(12)
         return 0.0
 

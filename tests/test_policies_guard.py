@@ -11,7 +11,7 @@ from policies_rows import row
 
 from saga_rl.errors import UserError
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import E_IDLE_S
+from saga_rl.policies.features import EV
 from saga_rl.policies.learned.guard import CHUNK, LOG_EVERY_S, Guard
 from saga_rl.policies.registry import make
 
@@ -30,7 +30,7 @@ class Clock:
 
 @njit(SCORE)
 def _breaks_on_seven(x, params, scratch):
-    return np.nan if x[E_IDLE_S] == 7.0 else -x[E_IDLE_S]
+    return np.nan if x[EV.idle_s] == 7.0 else -x[EV.idle_s]
 
 
 BREAKS = Policy("eviction", "breaks", _breaks_on_seven)
@@ -60,7 +60,7 @@ def test_a_late_policy_stops_early():
     many = rows(*range(100, 100 + 10 * CHUNK))
     clock = Clock(tick=0.3)
     guard = Guard(BREAKS, LRU, 0.5, clock)
-    np.testing.assert_array_equal(guard.scores(many, len(many)), many[:, E_IDLE_S])
+    np.testing.assert_array_equal(guard.scores(many, len(many)), many[:, EV.idle_s])
     assert dict(guard.fallbacks) == {"over budget": 1}
     assert clock.looks < 6  # start, two chunks, log; not one look a chunk
 
@@ -80,7 +80,7 @@ def test_logs_at_once_and_then_once_a_minute(caplog):
 def test_more_rows_than_ever_before():
     guard = Guard(BREAKS, LRU, 10.0)
     many = rows(*range(10, 1010))
-    np.testing.assert_array_equal(guard.scores(many, 1000), -many[:, E_IDLE_S])
+    np.testing.assert_array_equal(guard.scores(many, 1000), -many[:, EV.idle_s])
     assert guard.scores(many, 0).shape == (0,)
 
 

@@ -212,14 +212,14 @@ def test_where_clients_announce_ends_silence_is_no_end():
     mine = tables.types[0, 0]
     for _ in range(7):
         tb.observe_end(tables, 0, 1, 0, 9, True)
-    assert tb.announces(tables, 0, 0) and mine[tb.TOLD] == pytest.approx(1 - (1 - tb.TOLD_EMA) ** 7)
+    assert tb.announces(tables, 0, 0) and mine[tb.ANNOUNCED] == pytest.approx(1 - (1 - tb.ANNOUNCED_EMA) ** 7)
     assert ch.patience(chains, tables, 0, 0, 300.0) == tb.PATIENCE * 300.0
-    assert tb.unsaid_prior(tables, 0, 0, 1) == pytest.approx(tb.end_prior(tables, 0, 0, 1) * (1 - mine[tb.TOLD]))
-    told = mine[tb.TOLD]
+    assert tb.unsaid_prior(tables, 0, 0, 1) == pytest.approx(tb.end_prior(tables, 0, 0, 1) * (1 - mine[tb.ANNOUNCED]))
+    told = mine[tb.ANNOUNCED]
     tb.observe_end(tables, 0, 1, 0, 9, False)  # one left without a word, as it seems
-    assert mine[tb.TOLD] < told
+    assert mine[tb.ANNOUNCED] < told
     tb.retract_end(tables, 0, 0, 1)  # and is back
-    assert mine[tb.TOLD] == pytest.approx(told)
+    assert mine[tb.ANNOUNCED] == pytest.approx(told)
     for _ in range(7):  # the clients stopped announcing
         tb.observe_end(tables, 0, 1, 0, 9, False)
     assert not tb.announces(tables, 0, 0) and ch.patience(chains, tables, 0, 0, 300.0) == 300.0

@@ -7,20 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saga_rl.policies.features import (
-    E_LONGEST,
-    E_PAUSE,
-    E_YOUNG_BUSY,
-    E_YOUNG_IDLE,
-    E_YOUNG_LOG,
-    E_YOUNG_STEPS,
-    EVICTION,
-    G_BLOCK,
-    G_COLUMNS,
-    G_INFORMED,
-    G_POOL,
-    eviction_row,
-)
+from saga_rl.policies.features import EV, EVICTION, G_BLOCK, G_COLUMNS, G_INFORMED, G_POOL, eviction_row
 from saga_rl.policies.state import chains as ch
 from saga_rl.policies.state.tables import make_tables
 
@@ -54,7 +41,7 @@ class Agents:
         if what == "expire":
             ch.expire(x, t, w, c)
         if what in ("told", "call") and idle and row[ch.STEPS] > 0:
-            (ch.told_end if what == "told" else ch.told_call)(x, t, w, c)
+            (ch.announced_end if what == "told" else ch.announced_call)(x, t, w, c)
 
     def younger(self, c: int, w: int = 0) -> tuple[int, int, float, float]:
         return ch.younger(self.chains, w, c, self.now)
@@ -108,8 +95,8 @@ def test_an_agent_waits_for_those_that_it_started_until_they_end():
     assert a.younger(2) == NONE  # the other one, and the agent itself, began before its last step
     assert a.younger(0, 1) == NONE  # an engine knows of no other's chains
     row = a.row(0)
-    assert row[[E_YOUNG_LOG, E_YOUNG_BUSY, E_YOUNG_STEPS]] == pytest.approx([np.log1p(2), 0.0, np.log1p(1)])
-    assert row[E_YOUNG_IDLE] == pytest.approx(np.log1p(3.0))
+    assert row[[EV.young_log, EV.young_busy, EV.young_steps_log]] == pytest.approx([np.log1p(2), 0.0, np.log1p(1)])
+    assert row[EV.young_idle_log] == pytest.approx(np.log1p(3.0))
     a.do(2, "told")
     a.do(4, "ask")
     assert a.younger(0) == (1, 1, 2.0, 0.0)
@@ -144,9 +131,9 @@ def test_more_chains_than_are_looked_at_cost_no_more_time():
 def test_pauses_between_steps():
     a = Agents()
     a.do(0, "step")
-    assert a.row(0)[E_PAUSE] == a.row(0)[E_LONGEST] == 0
+    assert a.row(0)[EV.pause_log] == a.row(0)[EV.longest_log] == 0
     for seconds in (10.0, 2.0):
         a.do(0, "step", seconds=seconds)
     row, first = a.row(0), np.log1p(10.0)
-    assert row[E_LONGEST] == pytest.approx(first)
-    assert row[E_PAUSE] == pytest.approx(first + ch.PAUSE_EMA * (np.log1p(2.0) - first))
+    assert row[EV.longest_log] == pytest.approx(first)
+    assert row[EV.pause_log] == pytest.approx(first + ch.PAUSE_EMA * (np.log1p(2.0) - first))

@@ -15,7 +15,7 @@ from test_skew_pool import PROFILE, SagaEngine
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.scale import scale_lengths
 from saga_rl.policies.base import SCORE, Policy, PolicySet
-from saga_rl.policies.features import E_IDLE_S, EVICTION
+from saga_rl.policies.features import EV, EVICTION
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
 from saga_rl.runtime.engine.kv.victims import HEURISTIC
@@ -31,12 +31,12 @@ TRAINED = Path(__file__).resolve().parents[1] / "checkpoints" / "eviction"
 
 @njit(SCORE)
 def newest_first(x, params, scratch):
-    return -x[E_IDLE_S]
+    return -x[EV.idle_s]
 
 
 @njit(SCORE)
 def oldest_first(x, params, scratch):
-    return x[E_IDLE_S]
+    return x[EV.idle_s]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_a_policy_that_takes_who_comes_back_is_replaced(folder, caplog):
     assert sum("ranks the other way round" in r.getMessage() for r in caplog.records) == 1
     assert s._state()["fallback/eviction/drift"] == victims.guard.fallbacks["drift"]
     rows, out = np.zeros((1, len(EVICTION))), np.zeros(1)
-    rows[0, E_IDLE_S] = 3.0
+    rows[0, EV.idle_s] = 3.0
     out[0] = victims.guard.heuristic.score(rows[0], victims.guard.heuristic.params, np.zeros(1))
     np.testing.assert_array_equal(victims.guard.scores(rows, 1), out)
 

@@ -59,18 +59,18 @@ def test_rows_say_what_was_sent_and_what_came_back():
     r = router()
     assert send(r, "a", "s", 400, 0.0) == 0
     row = r.rows(Hints(session="t"), 200, 1.0)
-    assert row[0, ft.P_IN_FLIGHT] == 1
-    assert row[0, ft.P_QUEUED] == pytest.approx(0.4)
-    assert row[0, ft.P_PINNED] == pytest.approx(0.04)
+    assert row[0, ft.PL.in_flight] == 1
+    assert row[0, ft.PL.queued_s] == pytest.approx(0.4)
+    assert row[0, ft.PL.pinned] == pytest.approx(0.04)
     r.output("a", 1, False, 1.5)
-    assert r.rows(Hints(session="t"), 200, 2.0)[0, ft.P_QUEUED] == 0
+    assert r.rows(Hints(session="t"), 200, 2.0)[0, ft.PL.queued_s] == 0
     r.output("a", 99, True, 2.5)
     row = r.rows(Hints(session="s"), 1000, 3.5).copy()
-    assert row[:, ft.P_IN_FLIGHT].tolist() == [0, 0]
-    assert row[:, ft.P_HOME].tolist() == [1, 0]
-    assert row[0, ft.P_HIT] == pytest.approx(0.5)
-    assert row[:, ft.P_SESSIONS].tolist() == [1 / 8, 0]
-    assert row[0, ft.P_IDLE] == pytest.approx(np.log1p(1.0))
+    assert row[:, ft.PL.in_flight].tolist() == [0, 0]
+    assert row[:, ft.PL.home].tolist() == [1, 0]
+    assert row[0, ft.PL.hit] == pytest.approx(0.5)
+    assert row[:, ft.PL.sessions].tolist() == [1 / 8, 0]
+    assert row[0, ft.PL.idle_log] == pytest.approx(np.log1p(1.0))
 
 
 def test_a_lost_engine_is_never_chosen_and_its_sessions_live_elsewhere_from_then_on():
@@ -80,7 +80,7 @@ def test_a_lost_engine_is_never_chosen_and_its_sessions_live_elsewhere_from_then
     for s in "bc":
         r.output(s, 1, True, 1.0)
     assert r.engine_lost(homes["a"]) == ["a"]
-    assert r.rows(Hints(session="a"), 100, 2.0)[:, ft.P_HOME].sum() == 0
+    assert r.rows(Hints(session="a"), 100, 2.0)[:, ft.PL.home].sum() == 0
     r.gone("a", 2.0)
     moved = send(r, "a2", "a", 100, 2.0)
     assert moved != homes["a"]
@@ -101,7 +101,7 @@ def test_orders_are_drawn_as_if_lost_engines_had_never_been():
         _draw(key, 3, state, before)
         state[[1, 4], LOST] = 1
         _draw(key, 3, state, after)
-        for column in (ft.P_DRAW, ft.P_RING):
+        for column in (ft.PL.draw, ft.PL.ring):
             order = [w for w in np.argsort(before[:, column]) if w not in (1, 4)]
             assert sorted(before[:, column]) == sorted(after[:, column]) == list(range(n))
             assert np.argsort(after[:, column])[:4].tolist() == order
@@ -211,11 +211,11 @@ def test_a_shared_router_believes_the_engines_about_load_and_places_nameless_req
     r = SharedRouter(make("placement", "saga:theta=0.5"), 2, 8, 10_000, servers=3, counts=lambda: counts,
                      tokens_per_s=1000.0)
     row = r.rows(Hints(session="s"), 50, 0.0)
-    assert row[:, ft.P_IN_FLIGHT].tolist() == [0, 11]
-    assert row[:, ft.P_PINNED].tolist() == [0, pytest.approx(0.9)]
+    assert row[:, ft.PL.in_flight].tolist() == [0, 11]
+    assert row[:, ft.PL.pinned].tolist() == [0, pytest.approx(0.9)]
     assert {send(r, f"r{k}", f"s{k}", 1, 0.0) for k in range(4)} == {0}  # also those at home on the loaded one
-    assert r.rows(Hints(), 50, 0.0)[:, ft.P_HOME].sum() == 0
-    assert r.rows(Hints(), 50, 0.0)[0, ft.P_IN_FLIGHT] == 12  # four of its own, believed of each of three servers
+    assert r.rows(Hints(), 50, 0.0)[:, ft.PL.home].sum() == 0
+    assert r.rows(Hints(), 50, 0.0)[0, ft.PL.in_flight] == 12  # four of its own, believed of each of three servers
 
 
 def test_the_measured_rate_follows_what_engines_do():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim_strings import random_reference, random_trace
 
-from saga_rl.policies.features import E_IDLE_S, E_ORACLE, E_USEFUL, EVICTION
+from saga_rl.policies.features import EV, EVICTION
 from saga_rl.policies.registry import make
 from saga_rl.sim.openloop.replay import replay
 from saga_rl.sim.stepping.replay_stepper import EvictionStepper
@@ -51,10 +51,10 @@ def test_what_a_decision_shows(seed, rng):
     before = 0
     while pending:
         n = stepper.n_rows
-        assert np.isnan(stepper.rows[:n, E_ORACLE]).all() and not stepper.rows[n:].any()
-        assert np.isfinite(np.delete(stepper.rows[:n], [E_ORACLE, E_USEFUL], axis=1)).all()
-        assert (stepper.rows[:n, E_USEFUL] >= 0).all(), "infinite where a request was preempted"
-        assert (np.diff(stepper.rows[:n, E_IDLE_S]) <= 0).all(), "in the order in which LRU takes them"
+        assert np.isnan(stepper.rows[:n, EV.oracle]).all() and not stepper.rows[n:].any()
+        assert np.isfinite(np.delete(stepper.rows[:n], [EV.oracle, EV.useful], axis=1)).all()
+        assert (stepper.rows[:n, EV.useful] >= 0).all(), "infinite where a request was preempted"
+        assert (np.diff(stepper.rows[:n, EV.idle_s]) <= 0).all(), "in the order in which LRU takes them"
         assert (stepper.next_use[:n] > stepper.event).all() and np.isnan(stepper.next_use[n:]).all()
         assert stepper.next_use[stepper.belady_action()] == stepper.next_use[:n].max()
         pending = stepper.advance(rng.randrange(n))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from saga_rl.aeg.generators import generate
-from saga_rl.policies.features import E_YOUNG_LOG, EVICTION, G_INFORMED, ORDERING, eviction_row, ordering_row
+from saga_rl.policies.features import EV, EVICTION, G_INFORMED, ORDERING, eviction_row, ordering_row
 from saga_rl.policies.presets import preset
 from saga_rl.policies.state import chains as ch
 from saga_rl.runtime.sessions.hints import Hints
@@ -78,7 +78,7 @@ def test_simulator_and_runtime_make_equal_rows(name, generator, horizon):
             tracker.chains[row, ch.QPOS] = mine[ch.QPOS]  # the queue's order belongs to the worker, not the tracker
             eviction_row(tracker.chains, tracker.tables, g.copy(), 0, row, now, last, blocks, 0.0, np.nan, b)
             np.testing.assert_array_equal(a, b)
-        waits_for += a[E_YOUNG_LOG] > 0
+        waits_for += a[EV.young_log] > 0
         for chains, tables, i, out in ((world.chains, world.tables, c, o), (tracker.chains, tracker.tables, row, p)):
             ordering_row(chains, tables, 0, i, now, chains[i, ch.QUEUED], 10.0, 0.0, 0.0, 0.0, 0.0, 0.0, out)
         np.testing.assert_array_equal(o, p)

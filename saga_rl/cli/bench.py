@@ -47,13 +47,15 @@ def _bench(
     drop_long: Annotated[bool, typer.Option(help="Leave out sessions that fit the window or the pool not.")] = False,
     ends: Annotated[bool, typer.Option(help="Clients say which request is an agent's last.")] = False,
     time_scale: Annotated[float, typer.Option(help="With --emulate: device seconds in one real second.")] = 1.0,
+    virtual: Annotated[bool, typer.Option("--virtual", help="With --emulate: vLLM's schedulers in virtual time, no "
+                                          "servers; figures do not depend on this machine's speed.")] = False,
     expiry_s: Annotated[float, typer.Option(help="Silence after which our servers presume a session to be over.")]
     = EXPIRY_S,
     agentx: Annotated[bool, typer.Option(help="AgentX's protocol: a salt a user (nothing is shared between sessions), "
                                          "a first call of as many as are alive, a quiet time, then the run.")] = False,
     quiet_s: Annotated[float, typer.Option(help="Of --agentx, seconds.")] = 10.0,
     at_once: Annotated[int | None, typer.Option(min=1, help="Kinds of servers up at once; default: what memory "
-                                                "allows, 1 on real devices.")] = None,
+                                                "allows, 1 on real ones; runs of --virtual.")] = None,
     seed: Annotated[int, typer.Option(help="Of the sessions drawn and the order of arms.")] = 0,
     plan: Annotated[bool, typer.Option("--plan", help="Print what would be run, and end.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Show what the folder has; nothing is run.")] = False,
@@ -66,9 +68,9 @@ def _bench(
 
     traces, flags = _split([*words, *ctx.args], [p for param in ctx.command.params for p in param.opts])
     settings = Settings(
-        chosen(arms, cpu_tokens > 0), tuple(traces), emulate, model, profile, engines, kv_tokens, cpu_tokens, window,
-        concurrency, load, repeats, sessions, _range(steps), longest_wait_s, drop_long, ends, time_scale, expiry_s,
-        seed, agentx, quiet_s, tuple(flags))
+        chosen(arms, cpu_tokens > 0, virtual), tuple(traces), emulate, model, profile, engines, kv_tokens, cpu_tokens,
+        window, concurrency, load, repeats, sessions, _range(steps), longest_wait_s, drop_long, ends, time_scale,
+        expiry_s, seed, agentx, quiet_s, tuple(flags), virtual)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run(settings, out, at_once, plan, report, fresh)

@@ -62,9 +62,10 @@ def resolve(name: str) -> Arm:
     raise unknown_name("arm", name, [*ARMS, "a checkpoint's folder"])
 
 
-def chosen(names: str, tier: bool) -> tuple[Arm, ...]:
+def chosen(names: str, tier: bool, virtual: bool = False) -> tuple[Arm, ...]:
     """The arms in a comma-separated list, in its order; empty: all that apply. Raises `UserError`."""
-    wanted = [n.strip() for n in names.split(",") if n.strip()] or [n for n in ARMS if tier or n != TIER]
+    wanted = [n.strip() for n in names.split(",") if n.strip()] or [
+        n for n, arm in ARMS.items() if (tier or n != TIER) and not (virtual and arm.router == "program")]
     arms = tuple(resolve(n) for n in dict.fromkeys(wanted))
     if STOCK not in wanted or len(arms) < 2:
         raise UserError("--arms", "lacks stock or an arm to compare with it", "name stock and at least one more")

@@ -20,6 +20,7 @@ from saga_rl.experiments.bench.plan import Plan
 from saga_rl.experiments.bench.play import line, play, warm_up
 from saga_rl.experiments.bench.record import cell_of
 from saga_rl.experiments.bench.settings import Settings
+from saga_rl.experiments.bench.virtual import Virtual
 from saga_rl.experiments.cell import Cell, Result
 from saga_rl.experiments.journal import Journal
 from saga_rl.experiments.progress import Shown
@@ -64,9 +65,10 @@ def device(s: Settings) -> dict[str, Any]:
     if s.emulate is None:
         return {"device": "real", "measured": "on real devices"}
     costs = load_profile(s.emulate)
-    return {"device": "emulated", "measured": "on emulated devices: no model is computed", "profile": costs.name,
+    how = "in virtual time: vLLM's schedulers, no server" if s.virtual else "on emulated devices: no model is computed"
+    return {"device": "emulated", "measured": how, "profile": costs.name,
             "profile_kind": costs.provenance.get("kind", "unknown"), "gpu": costs.provenance.get("gpu", "unknown"),
-            "time_scale": s.time_scale}
+            "time_scale": s.time_scale, "virtual": s.virtual}
 
 
 def _version(*names: str) -> str | None:
@@ -90,6 +92,12 @@ def _processor() -> str:
 def measure(plan: Plan, journal: Journal, folder: Path, console: Console, at_once: int | None = None) -> None:
     """Make all runs that the journal lacks. Whatever ends it, no server survives, and the next time goes on."""
     s = plan.settings
+    if s.virtual:
+        virtual = cells(s, False)
+        if any(cell.key not in journal.results for cell in virtual.values()):
+            journal.note(start(s))
+        Runner(journal, Virtual(plan, at_once), console).run("runs", virtual)
+        return
     most = at_once or hosts_at_once(s, [plan.need(a) for a in s.arms])
     wanted = cells(s, most == 1)
     if any(cell.key not in journal.results for cell in wanted.values()):

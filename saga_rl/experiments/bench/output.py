@@ -34,7 +34,7 @@ def result_of(plan: Plan, journal: Journal) -> dict[str, Any]:
     return {
         "arms": judge([a.name for a in s.arms], s.repeats, runs, s.seed),
         "complete": all((a.name, r) in runs for a in s.arms for r in range(s.repeats)),
-        "busy_runs": sum(1 for run in runs.values() if run["load"] > run.get("cores", run["load"])),
+        "busy_runs": 0 if s.virtual else sum(1 for run in runs.values() if run["load"] > run.get("cores", run["load"])),
         "settings": {**plan.head().what, "repeats": s.repeats, "says": {a.name: a.says for a in s.arms}},
         "provenance": {k: v for k, v in last.items() if k not in ("kind", "load", "trace_sha256")} | {
             "commits": commits, "report_commit": commit(), "trace_sha256": list(plan.digests),
@@ -71,12 +71,14 @@ def write_page(plan: Plan, runs: Runs, result: dict[str, Any], path: Path) -> No
     """The one page, self-contained."""
     arms, s = result["arms"], plan.settings
     emulated = s.emulate is not None
-    kind = "measured, emulated devices" if emulated else "measured"
+    kind = "virtual time" if s.virtual else "measured, emulated devices" if emulated else "measured"
     page = Page(tables.title(result), result["provenance"] | {"settings": result["settings"]})
     if emulated:
         device = result["provenance"]
-        page.text(f"Every figure here is of EMULATED devices: vLLM's servers, schedulers and KV managers are real, and "
-                  f"each step takes as long as the cost profile {device['profile']} ({device['profile_kind']}; "
+        real = "schedulers and KV managers are real and no server runs" if s.virtual else (
+            "servers, schedulers and KV managers are real")
+        page.text(f"Every figure here is of EMULATED devices{' in virtual time' if s.virtual else ''}: vLLM's {real}, "
+                  f"and each step takes as long as the cost profile {device['profile']} ({device['profile_kind']}; "
                   f"{device['gpu']}) says. No model was computed. Seconds are the device's.")
     for sentence in described(plan):
         page.text(sentence, small=True)

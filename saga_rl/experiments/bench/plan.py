@@ -85,7 +85,7 @@ def make(s: Settings) -> Plan:
     for trace in s.traces:
         must_exist(trace)
     costs = load_profile(s.costs) if s.costs is not None else None
-    program = router.require_installed() if any(a.router for a in s.arms) else None
+    program = router.require_installed() if any(a.router for a in s.arms) and not s.virtual else None
     shape, window = _model(s, costs)
     pool = s.kv_tokens or (costs.kv_tokens if s.emulate is not None and costs is not None else None)
     if pool is not None:
@@ -104,7 +104,7 @@ def make(s: Settings) -> Plan:
     alive = s.concurrency or _alive(s, traces, costs, pool)
     digests = tuple(sha256(t) for t in s.traces)
     run_s = None
-    if costs is not None and pool is not None:
+    if costs is not None and pool is not None and not s.virtual:
         run_s = makespan_s(traces[0], alive, s.engines, pool, costs, s.block_tokens) / s.time_scale
     return Plan(s, material, traces, window, pool, whole_pool(traces, s.block_tokens), alive, shape,
                 _token_bytes(s, shape) if s.cpu_tokens else 0.0, program, program_config, weights(s.arms), digests,
@@ -189,7 +189,8 @@ def described(plan: Plan) -> list[str]:
     out.append(f"{plan.traces[0].n_sessions} sessions a run ({steps:.0f} steps), {plan.alive} alive at once, on "
                f"{s.engines} x {device} with {pool}{tier}, window "
                f"{'the model' + chr(39) + 's' if plan.window is None else format(plan.window, ',')}"
-               + (f", {s.time_scale:g} device seconds in one real one" if s.time_scale != 1 else ""))
+               + (f", {s.time_scale:g} device seconds in one real one" if s.time_scale != 1 else "")
+               + (", in virtual time" if s.virtual else ""))
     out.append(f"{s.repeats} repeats of {len(s.arms)} arms: {', '.join(a.name for a in s.arms)}; ends of sessions are "
                f"{'told' if s.ends else 'not told'}")
     if plan.run_s is not None:

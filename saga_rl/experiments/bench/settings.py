@@ -11,6 +11,8 @@ from saga_rl.experiments.bench.arms import INFINITE, Arm
 from saga_rl.policies.parameters import EXPIRY_S
 
 BLOCK_TOKENS = 16
+VIRTUAL_FLAGS = ("--block-size", "--max-num-seqs", "--max-num-batched-tokens")
+"""vLLM's flags that mean something without a server."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Settings:
     quiet_s: float = 10.0
     flags: tuple[str, ...] = ()
     """vLLM's, for every server."""
+    virtual: bool = False
+    """In virtual time, without servers (`bench.virtual`)."""
 
     def __post_init__(self) -> None:
         for option, value, least in (("--engines", self.engines, 1), ("--repeats", self.repeats, 1),
@@ -71,6 +75,23 @@ class Settings:
             raise UserError("--arms", "names infinite, and a real device's pool cannot hold more than it has",
                             "give --kv-tokens N, a part of the real pool, or leave infinite out")
 
+        if self.virtual:
+            self._check_virtual()
+
+    def _check_virtual(self) -> None:
+        for bad, option, cause, mend in (
+                (self.emulate is None, "--virtual", "is given without --emulate", "name a cost profile"),
+                (self.time_scale != 1, "--time-scale", "is given with --virtual", "leave it out: no clock runs"),
+                (self.agentx, "--agentx", "is given with --virtual", "leave one of them out: it wants servers"),
+                (any(a.router == "program" for a in self.arms), "--arms", "names router-program, a program that keeps "
+                 "real time", "leave it out, or --virtual")):
+            if bad:
+                raise UserError(option, cause, mend)
+        for flag in self.flags:
+            if flag.startswith("--") and flag.partition("=")[0] not in VIRTUAL_FLAGS:
+                raise UserError(flag, "cannot be played with --virtual", f"choose from {', '.join(VIRTUAL_FLAGS)}, or "
+                                "leave out --virtual")
+
     @property
     def costs(self) -> str | None:
         """The cost profile of the devices, real or emulated."""
@@ -94,5 +115,7 @@ class Settings:
         plain = asdict(self)
         for key in ("arms", "repeats", "traces"):
             del plain[key]
+        if not self.virtual:
+            del plain["virtual"]  # folders of earlier versions do not say it
         return plain | {"model": self.model and (str(Path(self.model).resolve()) if Path(self.model).is_dir()
                                                  else self.model)}

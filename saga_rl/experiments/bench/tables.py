@@ -48,4 +48,4 @@ def title(result: Mapping[str, Any]) -> str:
     """What the figures are of, `emulated` first."""
     source = result["provenance"]
     kind = f"EMULATED devices ({source['profile']})" if source["device"] == "emulated" else "real devices"
-    return f"saga-rl bench: measured on {kind}"
+    return f"saga-rl bench: {'played in virtual time' if source.get('virtual') else 'measured'} on {kind}"

@@ -23,7 +23,7 @@ from saga_rl.errors import UserError
 from saga_rl.learn.data.dataset import COMPONENTS
 from saga_rl.learn.data.task import Task
 from saga_rl.policies.base import Decision, Policy
-from saga_rl.policies.features import E_TOKENS, E_USEFUL, LEARNED_ADMISSION, LEARNED_ORDERING, P_SESSIONS
+from saga_rl.policies.features import EV, LEARNED_ADMISSION, LEARNED_ORDERING, PL
 from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES
 from saga_rl.policies.registry import make
 
@@ -124,7 +124,7 @@ class EvictionGame(EnvGame):
 
     def next_use(self) -> NDArray[np.float64]:
         out, rows = np.full(len(self.observation), np.inf), self._view.victims
-        out[:len(rows)] = np.where(rows[:, E_TOKENS] > rows[:, E_USEFUL], np.nan, self._view.uses)
+        out[:len(rows)] = np.where(rows[:, EV.tokens] > rows[:, EV.useful], np.nan, self._view.uses)
         return out
 
     def figures(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class PlacementGame(EnvGame):
         """Highest score; ties: where the fewest chains live, then the lowest number, as the simulator breaks them."""
         rows = self._view.places
         scores = [self.policy.score(row, self.policy.params, self._scratch) for row in rows]
-        return int(np.lexsort((np.arange(len(rows)), rows[:, P_SESSIONS], np.negative(scores)))[0])
+        return int(np.lexsort((np.arange(len(rows)), rows[:, PL.sessions], np.negative(scores)))[0])
 
 
 class QueueGame(EnvGame):

@@ -31,7 +31,7 @@ from saga_rl.learn.offline.resume import (
     under,
     write_state,
 )
-from saga_rl.policies.features import E_ENDED, E_WAITING, LEARNED_EVICTION
+from saga_rl.policies.features import EV, LEARNED_EVICTION
 
 RULE = "until_log"
 """What evictions are ordered by where the network is trusted in part only: the index of `bayes-tables`."""
@@ -174,7 +174,8 @@ def undecided(data: Decisions) -> Decisions:
     """`data` with those candidates masked that are settled ahead of the network (`policies.learned.settled`): what
     waits in the queue, what has ended and what holds more than it can use (it has no label). Its weights then go into
     what it will be asked."""
-    settled = (data.observations[..., E_WAITING] > 0) | (data.observations[..., E_ENDED] > 0) | np.isnan(data.next_use)
+    rows = data.observations
+    settled = (rows[..., EV.waiting] > 0) | (rows[..., EV.ended] > 0) | np.isnan(data.next_use)
     return replace(data, masks=data.masks & ~settled, next_use=labels_of(data))
 
 

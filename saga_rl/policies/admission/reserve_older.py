@@ -12,14 +12,14 @@ from numba import njit
 
 from saga_rl.errors import UserError
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import A_GROWTH, A_NEED, A_OLDER_IDLE, A_OLDER_LIKELY, A_PINNED, A_POOL
+from saga_rl.policies.features import AD
 from saga_rl.policies.registry import register
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    older = x[A_OLDER_LIKELY] if params[0] > 0 else x[A_OLDER_IDLE]
-    return 1.0 if x[A_NEED] + x[A_PINNED] + x[A_GROWTH] + older <= x[A_POOL] else -1.0
+    older = x[AD.older_likely] if params[0] > 0 else x[AD.older_idle]
+    return 1.0 if x[AD.need] + x[AD.pinned] + x[AD.growth] + older <= x[AD.pool] else -1.0
 
 
 @register("admission", "reserve-older")

@@ -20,7 +20,7 @@ from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.eviction.parts import TIER, apart, dead, switch
-from saga_rl.policies.features import E_IDLE_S, E_P_END, E_RESIDUAL_S, UNTIL_HORIZON_S, until_s
+from saga_rl.policies.features import EV, UNTIL_HORIZON_S, until_s
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
@@ -30,11 +30,11 @@ PROTECT, HORIZON, IDLE = range(3)
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
     if dead(x):
-        return TIER + x[E_IDLE_S]
+        return TIER + x[EV.idle_s]
     outside = apart(x, params[PROTECT], 0.0)
     if outside != 0.0:
         return outside
-    return until_s(x[E_RESIDUAL_S], x[E_IDLE_S], x[E_P_END], params[IDLE], params[HORIZON])
+    return until_s(x[EV.residual_s], x[EV.idle_s], x[EV.p_end], params[IDLE], params[HORIZON])
 
 
 @register("eviction", "bayes-tables")

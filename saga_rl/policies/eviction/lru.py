@@ -3,13 +3,13 @@
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import E_IDLE_S
+from saga_rl.policies.features import EV
 from saga_rl.policies.registry import register
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    return x[E_IDLE_S]
+    return x[EV.idle_s]
 
 
 @register("eviction", "lru")

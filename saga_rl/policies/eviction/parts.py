@@ -6,7 +6,7 @@ from numba import njit
 
 from saga_rl.errors import UserError
 from saga_rl.policies.base import MEMORY
-from saga_rl.policies.features import E_ENDED, E_IDLE_S, E_MINE, E_QUEUE_LOG, E_TOKENS, E_USEFUL, E_WAITING
+from saga_rl.policies.features import EV
 
 TIER = 1e15
 """Far beyond what a policy's own order gives; leaves the seconds of ended chains exact to an eighth."""
@@ -19,10 +19,10 @@ def apart(x, protect, hint):
     protect > 0: what waits in the queue goes last, farthest back first. hint > 0: what the client said has ended, or
     what expired, goes first.
     """
-    if protect > 0 and x[E_WAITING] > 0:
-        return -TIER * (1.0 + 1.0 / (1.0 + x[E_QUEUE_LOG]))
-    if hint > 0 and x[E_ENDED] > 0:
-        return TIER + x[E_IDLE_S]
+    if protect > 0 and x[EV.waiting] > 0:
+        return -TIER * (1.0 + 1.0 / (1.0 + x[EV.queue_log]))
+    if hint > 0 and x[EV.ended] > 0:
+        return TIER + x[EV.idle_s]
     return 0.0
 
 
@@ -35,15 +35,15 @@ def dead(x):
     heard of it, or it holds more than it can use, which it does when it compacts its context, from the moment on that
     its shorter prompt waits. Tail blocks go first, and those are the ones; a chain that waits and can use nearly all
     (its client dropped a few tokens of its context) would be cut into what its request is about to find."""
-    most = NEARLY_ALL if x[E_WAITING] > 0 else 1.0
-    return x[E_ENDED] > 0 or x[E_USEFUL] < most * x[E_TOKENS]
+    most = NEARLY_ALL if x[EV.waiting] > 0 else 1.0
+    return x[EV.ended] > 0 or x[EV.useful] < most * x[EV.tokens]
 
 
 @njit(cache=True)
 def recall(x, scratch):
-    """Copy what is remembered of the chain (0..3) and of the worker (4..11) from the row, E_MINE on, to scratch."""
+    """Copy what is remembered of the chain (0..3) and of the worker (4..11) from the row, EV.mine on, to scratch."""
     for k in range(MEMORY):
-        scratch[k] = x[E_MINE + k]
+        scratch[k] = x[EV.mine + k]
 
 
 @njit(cache=True)

@@ -15,16 +15,7 @@ from numba import njit
 
 from saga_rl.errors import UserError
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import (
-    E_ENDED,
-    E_P_REUSE,
-    E_QUEUE_LOG,
-    E_RECENCY,
-    E_SIZE,
-    E_TASKS,
-    E_TTL_LEFT,
-    E_WAITING,
-)
+from saga_rl.policies.features import EV
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
@@ -34,21 +25,21 @@ ALPHA, BETA, GAMMA = 0.3, 0.5, 0.2
 @njit(SCORE, cache=True)
 def p_evict(x, params, scratch):
     """In [0, 1]. An ended chain has no successor, so its P_reuse is 0. params: alpha, beta, gamma, cold_tasks."""
-    if x[E_TASKS] < params[3]:
-        return x[E_RECENCY]
-    reuse = 0.0 if x[E_ENDED] > 0 else x[E_P_REUSE]
-    weighed = params[0] * x[E_RECENCY] + params[1] * (1.0 - reuse) + params[2] * x[E_SIZE]
+    if x[EV.tasks] < params[3]:
+        return x[EV.recency]
+    reuse = 0.0 if x[EV.ended] > 0 else x[EV.p_reuse]
+    weighed = params[0] * x[EV.recency] + params[1] * (1.0 - reuse) + params[2] * x[EV.size]
     return weighed / (params[0] + params[1] + params[2])
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    if x[E_WAITING] > 0:
-        return -1.0 / (1.0 + x[E_QUEUE_LOG])
+    if x[EV.waiting] > 0:
+        return -1.0 / (1.0 + x[EV.queue_log])
     tier = 0.0
-    if x[E_ENDED] > 0:
+    if x[EV.ended] > 0:
         tier = 4.0
-    elif x[E_TTL_LEFT] <= 0:
+    elif x[EV.ttl_left] <= 0:
         tier = 2.0
     return tier + p_evict(x, params, scratch)
 

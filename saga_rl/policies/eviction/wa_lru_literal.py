@@ -9,7 +9,7 @@ from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.eviction.wa_lru import ALPHA, BETA, GAMMA, p_evict, parameters
-from saga_rl.policies.features import E_ENDED, E_IDLE_S, E_TTL_LEFT, E_USED
+from saga_rl.policies.features import EV
 from saga_rl.policies.registry import register
 from saga_rl.policies.state.tables import COLD_TASKS
 
@@ -18,9 +18,9 @@ HARD, LRU_ABOVE = 0.9, 0.95
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    if x[E_USED] > LRU_ABOVE:
-        return x[E_IDLE_S]
-    candidate = x[E_USED] > HARD or x[E_TTL_LEFT] <= 0 or x[E_ENDED] > 0
+    if x[EV.used] > LRU_ABOVE:
+        return x[EV.idle_s]
+    candidate = x[EV.used] > HARD or x[EV.ttl_left] <= 0 or x[EV.ended] > 0
     return (2.0 if candidate else 0.0) + p_evict(x, params, scratch)
 
 

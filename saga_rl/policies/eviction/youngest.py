@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import E_AGE_S, E_ENDED, E_IDLE_S, E_WAITING
+from saga_rl.policies.features import EV
 from saga_rl.policies.parameters import EXPIRY_S, bounded
 from saga_rl.policies.registry import register
 
@@ -20,13 +20,13 @@ hears in the same iteration one is older."""
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
     tier = 0.0
-    if x[E_WAITING] > 0:
+    if x[EV.waiting] > 0:
         tier = -TIER
-    elif x[E_ENDED] > 0:
+    elif x[EV.ended] > 0:
         tier = 2.0 * TIER
-    elif x[E_IDLE_S] > params[0]:
+    elif x[EV.idle_s] > params[0]:
         tier = TIER
-    return tier - min(x[E_AGE_S], 0.9 * TIER)
+    return tier - min(x[EV.age_s], 0.9 * TIER)
 
 
 @register("eviction", "youngest")

@@ -2,58 +2,61 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
+from saga_rl.policies.features.columns import number
 from saga_rl.policies.features.pools import BEGIN, G_ADMIT, G_ADMIT_INFORMED, HERE, NO_EVENT
 from saga_rl.policies.state import chains as ch
 from saga_rl.policies.state import tables as tb
 
-ADMISSION = (
-    "need_share",     # these as shares of the pool, see below
-    "free_share",
-    "evictable_share",
-    "older_share",    # `older_idle`, and the next three with each chain weighed by
-    "likely_share",   # the chance that it has not ended,
-    "soon_share",     # that it comes back within 10 s,
-    "later_share",    # within 60 s
-    "growth_share",
-    "pinned_share",
-    "live_share",
-    "lost_share",
-    "growing_log",    # log1p of `session_growth` as a share of the pool
-    "running_log",
-    "active_log",
-    "wait_log",
-    "age_log",        # log1p seconds since its session began
-    "left_log",       # log1p steps that its chain is expected to have left, at least 1
-    "new",            # 1: first request of its chain, and it has not run yet
-    "need",           # blocks that its prompt and expected output want beyond its cached prefix
-    "free",           # blocks that hold nothing
-    "evictable",      # blocks of idle chains
-    "older_idle",     # of those: what unexpired chains whose session began before its own can use again
-    "growth",         # blocks that what runs will still take: prompts not computed yet + expected output
-    "pool",           # blocks in all
-    "pinned",         # blocks that running requests hold
-    "live",           # blocks pinned, or that idle chains which have not ended, as far as is known, can use again
-    "session_growth", # blocks by which live chains are expected to grow until they end
-    "running",        # running requests
-    "wait_s",         # seconds that it has waited
-    "active",         # chains of this worker that have been served and have not, as far as is known, ended
-    "older_likely",   # `older_idle`, each chain weighed by the chance that it has not ended
-    "lost",           # blocks of its context that are not cached here any more
-    "older_returns",  # of `older_idle`: what is used again within 60 s; NaN unless the policy is an oracle
-    "event",          # NO_EVENT: score this row; BEGIN: it was let in, for a policy with memory
-    "event_blocks",   # BEGIN: cached blocks that it found
-    "event_total",    # BEGIN: blocks of all its tokens
-    *(f"here_{k}" for k in range(8)),   # what the policy remembers of the worker
-)
-(A_NEED_SHARE, A_FREE_SHARE, A_EVICTABLE_SHARE, A_OLDER_SHARE, A_LIKELY_SHARE, A_SOON_SHARE, A_LATER_SHARE,
- A_GROWTH_SHARE, A_PINNED_SHARE, A_LIVE_SHARE, A_LOST_SHARE, A_GROWING_LOG, A_RUNNING_LOG, A_ACTIVE_LOG, A_WAIT_LOG,
- A_AGE_LOG, A_LEFT_LOG, A_NEW, A_NEED, A_FREE, A_EVICTABLE, A_OLDER_IDLE, A_GROWTH, A_POOL, A_PINNED, A_LIVE,
- A_SESSION_GROWTH, A_RUNNING, A_WAIT, A_ACTIVE, A_OLDER_LIKELY, A_LOST, A_ORACLE, A_EVENT, A_EVENT_BLOCKS,
- A_EVENT_TOTAL, A_HERE) = range(37)
-LEARNED_ADMISSION = ADMISSION[:A_NEED]
+
+class AdmissionColumns(NamedTuple):
+    """Where each column is in a row."""
+
+    need_share: int  # these as shares of the pool, see below
+    free_share: int
+    evictable_share: int
+    older_share: int  # `older_idle`, and the next three with each chain weighed by
+    likely_share: int  # the chance that it has not ended,
+    soon_share: int  # that it comes back within 10 s,
+    later_share: int  # within 60 s
+    growth_share: int
+    pinned_share: int
+    live_share: int
+    lost_share: int
+    growing_log: int  # log1p of `session_growth` as a share of the pool
+    running_log: int
+    active_log: int
+    wait_log: int
+    age_log: int  # log1p seconds since its session began
+    left_log: int  # log1p steps that its chain is expected to have left, at least 1
+    new: int  # 1: first request of its chain, and it has not run yet
+    need: int  # blocks that its prompt and expected output want beyond its cached prefix
+    free: int  # blocks that hold nothing
+    evictable: int  # blocks of idle chains
+    older_idle: int  # of those: what unexpired chains whose session began before its own can use again
+    growth: int  # blocks that what runs will still take: prompts not computed yet + expected output
+    pool: int  # blocks in all
+    pinned: int  # blocks that running requests hold
+    live: int  # blocks pinned, or that idle chains which have not ended, as far as is known, can use again
+    session_growth: int  # blocks by which live chains are expected to grow until they end
+    running: int  # running requests
+    wait_s: int  # seconds that it has waited
+    active: int  # chains of this worker that have been served and have not, as far as is known, ended
+    older_likely: int  # `older_idle`, each chain weighed by the chance that it has not ended
+    lost: int  # blocks of its context that are not cached here any more
+    older_returns: int  # of `older_idle`: what is used again within 60 s; NaN unless the policy is an oracle
+    event: int  # NO_EVENT: score this row; BEGIN: it was let in, for a policy with memory
+    event_blocks: int  # BEGIN: cached blocks that it found
+    event_total: int  # BEGIN: blocks of all its tokens
+    here: int  # what the policy remembers of the worker
+
+
+AD, ADMISSION = number(AdmissionColumns, here=HERE)
+LEARNED_ADMISSION = ADMISSION[:AD.need]
 """What a learned admission policy may read: bounded columns, never the oracle."""
 SOON_S, LATER_S = 10.0, 60.0
 
@@ -120,52 +123,52 @@ def admission_row(chains, tables, g, w, c, now, queued_s, need, free, evictable,
     lost, older_returns in blocks; running, active: counts; weighed: see `weigh_older`, zeros where the policy does not
     read it (G_ADMIT_INFORMED)."""
     row = chains[c]
-    out[A_NEW] = 1.0 if ch.is_new(row) else 0.0
-    out[A_NEED] = need
-    out[A_FREE] = free
-    out[A_EVICTABLE] = evictable
-    out[A_OLDER_IDLE] = older_idle
-    out[A_GROWTH] = growth
-    out[A_POOL] = pool
-    out[A_PINNED] = pinned
-    out[A_LIVE] = live
-    out[A_SESSION_GROWTH] = session_growth
-    out[A_RUNNING] = running
-    out[A_WAIT] = now - queued_s
-    out[A_ACTIVE] = active
-    out[A_OLDER_LIKELY] = weighed[0]
-    out[A_LOST] = lost
-    out[A_ORACLE] = older_returns
-    out[A_EVENT] = NO_EVENT
-    out[A_EVENT_BLOCKS] = out[A_EVENT_TOTAL] = 0.0
+    out[AD.new] = 1.0 if ch.is_new(row) else 0.0
+    out[AD.need] = need
+    out[AD.free] = free
+    out[AD.evictable] = evictable
+    out[AD.older_idle] = older_idle
+    out[AD.growth] = growth
+    out[AD.pool] = pool
+    out[AD.pinned] = pinned
+    out[AD.live] = live
+    out[AD.session_growth] = session_growth
+    out[AD.running] = running
+    out[AD.wait_s] = now - queued_s
+    out[AD.active] = active
+    out[AD.older_likely] = weighed[0]
+    out[AD.lost] = lost
+    out[AD.older_returns] = older_returns
+    out[AD.event] = NO_EVENT
+    out[AD.event_blocks] = out[AD.event_total] = 0.0
     for k in range(HERE):
-        out[A_HERE + k] = g[w, G_ADMIT + k]
+        out[AD.here + k] = g[w, G_ADMIT + k]
     if g[w, G_ADMIT_INFORMED] == 0:
         return
-    out[A_NEED_SHARE] = need / pool
-    out[A_FREE_SHARE] = free / pool
-    out[A_EVICTABLE_SHARE] = evictable / pool
-    out[A_OLDER_SHARE] = older_idle / pool
-    out[A_LIKELY_SHARE] = weighed[0] / pool
-    out[A_SOON_SHARE] = weighed[1] / pool
-    out[A_LATER_SHARE] = weighed[2] / pool
-    out[A_GROWTH_SHARE] = growth / pool
-    out[A_PINNED_SHARE] = pinned / pool
-    out[A_LIVE_SHARE] = live / pool
-    out[A_LOST_SHARE] = lost / pool
-    out[A_GROWING_LOG] = np.log1p(session_growth / pool)
-    out[A_RUNNING_LOG] = np.log1p(running)
-    out[A_ACTIVE_LOG] = np.log1p(active)
-    out[A_WAIT_LOG] = np.log1p(max(now - queued_s, 0.0))
-    out[A_AGE_LOG] = np.log1p(max(now - row[ch.SESSION_S], 0.0))
-    out[A_LEFT_LOG] = np.log1p(max(tables.types[w, int(row[ch.TYPE]), tb.STEPS] - row[ch.STEPS], 1.0))
+    out[AD.need_share] = need / pool
+    out[AD.free_share] = free / pool
+    out[AD.evictable_share] = evictable / pool
+    out[AD.older_share] = older_idle / pool
+    out[AD.likely_share] = weighed[0] / pool
+    out[AD.soon_share] = weighed[1] / pool
+    out[AD.later_share] = weighed[2] / pool
+    out[AD.growth_share] = growth / pool
+    out[AD.pinned_share] = pinned / pool
+    out[AD.live_share] = live / pool
+    out[AD.lost_share] = lost / pool
+    out[AD.growing_log] = np.log1p(session_growth / pool)
+    out[AD.running_log] = np.log1p(running)
+    out[AD.active_log] = np.log1p(active)
+    out[AD.wait_log] = np.log1p(max(now - queued_s, 0.0))
+    out[AD.age_log] = np.log1p(max(now - row[ch.SESSION_S], 0.0))
+    out[AD.left_log] = np.log1p(max(tables.types[w, int(row[ch.TYPE]), tb.STEPS] - row[ch.STEPS], 1.0))
 
 
 @njit(cache=True)
 def remember_admission(g, w, row, found, total, score, params, scratch):
     """Tell an admission policy with memory that the request of `row`, its `admission_row`, was let in and found `found`
     of its `total` blocks cached. It leaves what it wants to remember of the worker in scratch (`HERE`)."""
-    row[A_EVENT], row[A_EVENT_BLOCKS], row[A_EVENT_TOTAL] = BEGIN, found, total
+    row[AD.event], row[AD.event_blocks], row[AD.event_total] = BEGIN, found, total
     score(row, params, scratch)
     for k in range(HERE):
         g[w, G_ADMIT + k] = scratch[k]

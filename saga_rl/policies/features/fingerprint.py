@@ -88,9 +88,9 @@ class _History:
             self._describe(c)
             self.prompt[c] = 200.0 + d.below(2000)
         elif row[ch.STEPS] > 0 and d.below(40) == 0:
-            ch.told_end(x, t, w, c)
+            ch.announced_end(x, t, w, c)
         elif row[ch.STEPS] > 0 and d.below(40) == 0:
-            ch.told_call(x, t, w, c)
+            ch.announced_call(x, t, w, c)
         else:
             self._again(c)
 

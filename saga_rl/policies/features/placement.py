@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
+from saga_rl.policies.features.columns import number
 from saga_rl.policies.state import chains as ch
 
-PLACEMENT = (
-    "load",           # max(running-slot share, pinned KV share) + queued prefill seconds / 1 s, SAGA section 6
-    "in_flight",      # requests sent there and not finished
-    "slots",          # in_flight / running slots
-    "pinned",         # KV tokens of its requests in flight / its pool, at most 1
-    "queued_s",       # prefill seconds of what is queued there
-    "home",           # 1: the chain's last step ran there
-    "hit",            # believed cached share of the prompt: context / prompt at home, 0 elsewhere
-    "prompt_log",     # log1p prompt tokens
-    "new",            # 1: first request of its chain
-    "idle_log",       # log1p seconds since the chain's last step
-    "sessions",       # chains whose home it is / running slots
-    "turn",           # placements since one went here; before the first one, more than any
-    "uncached_s",     # prefill seconds of what the request has to compute there
-    "mean_in_flight", # over all workers
-    "draw",           # the worker's place in an order drawn for this request, 0 first; 0 unless `Policy.draws`
-    "ring",           # the same, drawn for its chain: what a consistent hash gives
-)
-(P_LOAD, P_IN_FLIGHT, P_SLOTS, P_PINNED, P_QUEUED, P_HOME, P_HIT, P_PROMPT, P_NEW, P_IDLE, P_SESSIONS, P_TURN,
- P_UNCACHED, P_MEAN, P_DRAW, P_RING) = range(16)
-LEARNED_PLACEMENT = PLACEMENT[:P_TURN]
+
+class PlacementColumns(NamedTuple):
+    """Where each column is in a row."""
+
+    load: int  # max(running-slot share, pinned KV share) + queued prefill seconds / 1 s, SAGA section 6
+    in_flight: int  # requests sent there and not finished
+    slots: int  # in_flight / running slots
+    pinned: int  # KV tokens of its requests in flight / its pool, at most 1
+    queued_s: int  # prefill seconds of what is queued there
+    home: int  # 1: the chain's last step ran there
+    hit: int  # believed cached share of the prompt: context / prompt at home, 0 elsewhere
+    prompt_log: int  # log1p prompt tokens
+    new: int  # 1: first request of its chain
+    idle_log: int  # log1p seconds since the chain's last step
+    sessions: int  # chains whose home it is / running slots
+    turn: int  # placements since one went here; before the first one, more than any
+    uncached_s: int  # prefill seconds of what the request has to compute there
+    mean_in_flight: int  # over all workers
+    draw: int  # the worker's place in an order drawn for this request, 0 first; 0 unless `Policy.draws`
+    ring: int  # the same, drawn for its chain: what a consistent hash gives
+
+
+PL, PLACEMENT = number(PlacementColumns)
+LEARNED_PLACEMENT = PLACEMENT[:PL.turn]
 """What a learned placement policy may read: bounded, and the same whatever the size of the cluster."""
 
 
@@ -80,18 +86,18 @@ def placement_row(chains, c, now, prompt_tokens, home, in_flight, max_seqs, flig
     slots = in_flight / max_seqs
     pinned = min(flight_tokens / kv_tokens, 1.0)
     queued_s = queued_tokens / prefill_tokens_per_s
-    out[P_LOAD] = load(slots, pinned, queued_s)
-    out[P_IN_FLIGHT] = in_flight
-    out[P_SLOTS] = slots
-    out[P_PINNED] = pinned
-    out[P_QUEUED] = queued_s
-    out[P_HOME] = 1.0 if home else 0.0
-    out[P_HIT] = min(row[ch.CONTEXT] / max(prompt_tokens, 1.0), 1.0) if home else 0.0
-    out[P_PROMPT] = np.log1p(prompt_tokens)
-    out[P_NEW] = 1.0 if new else 0.0
-    out[P_IDLE] = 0.0 if new else np.log1p(max(now - row[ch.LAST], 0.0))
-    out[P_SESSIONS] = homed / max_seqs
-    out[P_TURN] = turn
-    out[P_UNCACHED] = uncached / prefill_tokens_per_s
-    out[P_MEAN] = mean_in_flight
-    out[P_DRAW] = out[P_RING] = 0.0
+    out[PL.load] = load(slots, pinned, queued_s)
+    out[PL.in_flight] = in_flight
+    out[PL.slots] = slots
+    out[PL.pinned] = pinned
+    out[PL.queued_s] = queued_s
+    out[PL.home] = 1.0 if home else 0.0
+    out[PL.hit] = min(row[ch.CONTEXT] / max(prompt_tokens, 1.0), 1.0) if home else 0.0
+    out[PL.prompt_log] = np.log1p(prompt_tokens)
+    out[PL.new] = 1.0 if new else 0.0
+    out[PL.idle_log] = 0.0 if new else np.log1p(max(now - row[ch.LAST], 0.0))
+    out[PL.sessions] = homed / max_seqs
+    out[PL.turn] = turn
+    out[PL.uncached_s] = uncached / prefill_tokens_per_s
+    out[PL.mean_in_flight] = mean_in_flight
+    out[PL.draw] = out[PL.ring] = 0.0

@@ -10,7 +10,7 @@ from numba import njit
 
 from saga_rl.policies.base import SCORE
 from saga_rl.policies.eviction.parts import TIER, apart, dead
-from saga_rl.policies.features import E_IDLE_S
+from saga_rl.policies.features import EV
 from saga_rl.policies.learned.mlp import mlp_score
 
 MOST = TIER / 1e3
@@ -20,7 +20,7 @@ MOST = TIER / 1e3
 @njit(SCORE, cache=True)
 def settled_score(x, params, scratch):
     if dead(x):
-        return TIER + x[E_IDLE_S]
+        return TIER + x[EV.idle_s]
     outside = apart(x, 1.0, 0.0)
     if outside != 0.0:
         return outside

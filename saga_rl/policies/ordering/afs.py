@@ -9,14 +9,14 @@ import numpy as np
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import O_AFS, O_PREEMPTED, O_SESSION
+from saga_rl.policies.features import OD
 from saga_rl.policies.registry import register
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    ahead = 64.0 if x[O_PREEMPTED] > 0 else 0.0
-    return 1e-9 * x[O_SESSION] - np.log1p(max(x[O_AFS], 0.0)) - ahead
+    ahead = 64.0 if x[OD.preempted] > 0 else 0.0
+    return 1e-9 * x[OD.session_s] - np.log1p(max(x[OD.afs], 0.0)) - ahead
 
 
 @register("ordering", "afs")

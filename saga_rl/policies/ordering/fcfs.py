@@ -3,7 +3,7 @@
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import O_ARRIVAL, O_PREEMPTED
+from saga_rl.policies.features import OD
 from saga_rl.policies.registry import register
 
 AHEAD_S = 1e9
@@ -12,7 +12,7 @@ AHEAD_S = 1e9
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    return x[O_ARRIVAL] - (AHEAD_S if x[O_PREEMPTED] > 0 else 0.0)
+    return x[OD.arrival_s] - (AHEAD_S if x[OD.preempted] > 0 else 0.0)
 
 
 @register("ordering", "fcfs")

@@ -3,13 +3,13 @@
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import O_SESSION
+from saga_rl.policies.features import OD
 from saga_rl.policies.registry import register
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    return x[O_SESSION]
+    return x[OD.session_s]
 
 
 @register("ordering", "session-fcfs")

@@ -8,7 +8,7 @@ rule of HTTP balancers, with sessions for connections.
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import P_HOME, P_LOAD, P_SESSIONS
+from saga_rl.policies.features import PL
 from saga_rl.policies.registry import register
 
 TIE = 1e-9
@@ -17,7 +17,7 @@ TIE = 1e-9
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    return 1.0 if x[P_HOME] > 0 else -x[P_SESSIONS] - TIE * x[P_LOAD]
+    return 1.0 if x[PL.home] > 0 else -x[PL.sessions] - TIE * x[PL.load]
 
 
 @register("placement", "least-sessions")

@@ -11,14 +11,14 @@ from numba import njit
 
 from saga_rl.errors import UserError
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import P_HOME, P_LOAD
+from saga_rl.policies.features import PL
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    return 1.0 if x[P_HOME] > 0 and x[P_LOAD] < params[0] else -x[P_LOAD]
+    return 1.0 if x[PL.home] > 0 and x[PL.load] < params[0] else -x[PL.load]
 
 
 @register("placement", "saga")

@@ -3,13 +3,13 @@
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import P_HOME, P_LOAD
+from saga_rl.policies.features import PL
 from saga_rl.policies.registry import register
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    return 1.0 if x[P_HOME] > 0 else -x[P_LOAD]  # loads are >= 0, so home wins
+    return 1.0 if x[PL.home] > 0 else -x[PL.load]  # loads are >= 0, so home wins
 
 
 @register("placement", "sticky")

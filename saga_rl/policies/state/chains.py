@@ -212,7 +212,7 @@ def finish(chains, tables, w, c, now, prompt_tokens, output_tokens, tool, ended)
 
 
 @njit(cache=True)
-def told_end(chains, tables, w, c):
+def announced_end(chains, tables, w, c):
     """Its client says, after the answer, that idle chain c has ended."""
     row = chains[c]
     if row[ENDED] == 0:
@@ -222,7 +222,7 @@ def told_end(chains, tables, w, c):
 
 
 @njit(cache=True)
-def told_call(chains, tables, w, c):
+def announced_call(chains, tables, w, c):
     """Its client says, after the answer, that chain c runs a tool: whoever does comes back, so a presumed end is taken
     back."""
     row = chains[c]

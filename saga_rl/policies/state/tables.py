@@ -31,12 +31,12 @@ COLD_END = 0.03
 COLD_TASKS = 30
 """An agent type's own statistics count from so many ended chains on (SAGA section 2, cold start)."""
 EMA = 0.05
-TOLD_EMA = 0.1
+ANNOUNCED_EMA = 0.1
 PATIENCE = 12.0
 """Where clients announce ends (`announces`), silence counts as an end only after so many times the usual expiry."""
 
 # columns of Tables.types
-STEPS, OUT, STEP_S, GROW, DONE, TOLD = range(6)
+STEPS, OUT, STEP_S, GROW, DONE, ANNOUNCED = range(6)
 _COLD_TYPE = np.array([20.0, 256.0, 5.0, 2000.0, 0.0, 0.0])
 
 
@@ -138,7 +138,7 @@ def observe_end(t, w, tool, agent_type, steps, announced):
     a = t.types[w, agent_type]
     a[DONE] += 1.0
     a[STEPS] += (0.2 if a[DONE] < 5 else EMA) * (steps - a[STEPS])
-    a[TOLD] += TOLD_EMA * ((1.0 if announced else 0.0) - a[TOLD])
+    a[ANNOUNCED] += ANNOUNCED_EMA * ((1.0 if announced else 0.0) - a[ANNOUNCED])
 
 
 @njit(cache=True)
@@ -153,13 +153,13 @@ def retract_end(t, w, agent_type, tool):
         mine[-2] -= 1.0
         mine[-1] -= 1.0
     a = t.types[w, agent_type]
-    a[TOLD] = min(a[TOLD] / (1.0 - TOLD_EMA), 1.0)  # as it was, but for what was observed since
+    a[ANNOUNCED] = min(a[ANNOUNCED] / (1.0 - ANNOUNCED_EMA), 1.0)  # as it was, but for what was observed since
 
 
 @njit(cache=True)
 def announces(t, w, agent_type):
     """Whether the clients of this agent type announce most ends: then a silent chain will come back."""
-    return t.types[w, agent_type, TOLD] > 0.5
+    return t.types[w, agent_type, ANNOUNCED] > 0.5
 
 
 @njit(cache=True)
@@ -228,7 +228,7 @@ def end_prior(t, w, agent_type, tool):
 @njit(cache=True)
 def unsaid_prior(t, w, agent_type, tool):
     """Chance that a step which called `tool` was its chain's last and nobody said so."""
-    return end_prior(t, w, agent_type, tool) * (1.0 - t.types[w, agent_type, TOLD])
+    return end_prior(t, w, agent_type, tool) * (1.0 - t.types[w, agent_type, ANNOUNCED])
 
 
 @njit(cache=True)

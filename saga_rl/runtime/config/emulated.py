@@ -17,6 +17,7 @@ from typing import Any
 
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.runtime.config.ours import EMULATE
+from saga_rl.sim.cost.models import model_shape
 from saga_rl.sim.cost.profile import CostProfile, load_profile
 
 PCIE_BYTES_PER_S = 25e9
@@ -50,6 +51,12 @@ class Settings:
     def gpus(self) -> int:
         """GPUs that the profile was fitted for; they are emulated as one device."""
         return int(self.cost.provenance.get("tp", 1))
+
+    @property
+    def link_tokens_per_s(self) -> float:
+        """KV tokens that are copied to host memory, or back, in a second. Raises `UserError` for an unknown model."""
+        shape = model_shape(str(self.cost.provenance["model"]))
+        return self.pcie_bytes_per_s * self.gpus / shape.kv_bytes_per_token()
 
     @property
     def gpu(self) -> str:

@@ -197,8 +197,8 @@ def _tables(path: Path, a: dict[str, NDArray], n_tools: int, n_types: int) -> tb
         if not (np.isfinite(x).all() and (x >= low).all() and (x <= MOST).all()):
             raise UserError(path, f"{name} holds a number out of range", _MEND)
         getattr(t, name)[0] = x
-    if ((t.ring >= tb.BINS).any() or (t.types[..., [tb.STEPS, tb.OUT, tb.STEP_S, tb.DONE, tb.TOLD]] < 0).any()
-            or (t.types[..., tb.TOLD] > 1).any()):
+    if ((t.ring >= tb.BINS).any() or (t.types[..., [tb.STEPS, tb.OUT, tb.STEP_S, tb.DONE, tb.ANNOUNCED]] < 0).any()
+            or (t.types[..., tb.ANNOUNCED] > 1).any()):
         raise UserError(path, "holds a number out of range", _MEND)
     for row in range(rows):
         seen = t.ring[0, row, :min(int(t.returns[0, row]), tb.WINDOW)]

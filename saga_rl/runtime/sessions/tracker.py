@@ -163,12 +163,12 @@ class Tracker:
                 continue
             if tool and agent >= 0:
                 self._called(c, self._tool(cut_name(tool)))
-                ch.told_call(self.chains, self.tables, W, c)
+                ch.announced_call(self.chains, self.tables, W, c)
                 done = True
             if final and row[ch.ENDED] != 1:
                 if row[ch.ENDED] == 0:
                     self._completed(c, False)
-                ch.told_end(self.chains, self.tables, W, c)
+                ch.announced_end(self.chains, self.tables, W, c)
                 done = True
         self.version += done
         return done

@@ -9,17 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from saga_rl.policies.features import (
-    E_TTL_LEFT,
-    EVICT,
-    G_LIVE,
-    G_MEMORY,
-    G_SIZE_MAX,
-    G_TAU_MAX,
-    G_USED,
-    eviction_row,
-    remember,
-)
+from saga_rl.policies.features import EV, EVICT, G_LIVE, G_MEMORY, G_SIZE_MAX, G_TAU_MAX, G_USED, eviction_row, remember
 from saga_rl.policies.state import chains as ch
 from saga_rl.policies.state import tables as tb
 from saga_rl.sim.cache import pool as kv
@@ -206,7 +196,7 @@ def drop_expired(t, p, chains, tables, g, w, now, next_use, features):
         dropped = False
         while seg >= 0 and p.kids[kv.row(p, w, seg)] == 0 and not ch.waits(chains, p.owner[kv.row(p, w, seg)], w):
             row_of(p, chains, tables, g, w, seg, now, next_use, features)
-            if features[E_TTL_LEFT] >= 0.0:
+            if features[EV.ttl_left] >= 0.0:
                 break
             kv.take(t, p, w, seg, p.res[kv.row(p, w, seg)])
             dropped = True

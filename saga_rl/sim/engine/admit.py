@@ -11,7 +11,7 @@ from saga_rl.sim.cache import evict as ev
 from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.engine import state as st
 from saga_rl.sim.engine.live_sessions import expire_silent
-from saga_rl.sim.engine.worker import blocks_for
+from saga_rl.sim.engine.worker import blocks_for, scheduled_tokens
 
 
 @njit(cache=True)
@@ -85,7 +85,7 @@ def blocks_wanted(world, cached, known, budget):
     block = world.limits[st.BLOCK]
     if world.limits[st.WHOLE_PROMPT] == 1:
         return blocks_for(known, block) - cached
-    return blocks_for(cached * block + min(known - cached * block, budget), block) - cached
+    return blocks_for(cached * block + scheduled_tokens(known, cached * block, budget), block) - cached
 
 
 @njit(cache=True)

@@ -23,7 +23,7 @@ from saga_rl.sim.engine.live_sessions import finished, served
 from saga_rl.sim.engine.offloading import finished_with, loads, offer
 from saga_rl.sim.engine.tier import find_source, plan_prefetch, store, wait_for_copy
 from saga_rl.sim.engine.waiting import charge, choose, dequeue, enqueue, epoch, may_be_served
-from saga_rl.sim.engine.worker import account, blocks_for, log_event, log_iteration, log_part
+from saga_rl.sim.engine.worker import account, blocks_for, log_event, log_iteration, log_part, scheduled_tokens
 from saga_rl.sim.reference import END, START
 
 
@@ -102,14 +102,14 @@ def _yield(world, w, now):
     first, share = -1, -1.0
     for k in range(run.w[w, st.N_WAITING]):
         step = run.queue[w, k]
-        mine = run.afs[plan.tenant[plan.session[step]]]
+        mine = run.afs[w, plan.tenant[plan.session[step]]]
         if now - run.f[step, st.READY] > patience and mine > share and may_be_served(world, w, step):
             first, share = step, mine
     if first < 0:
         return
     victim = -1
     for k in range(run.w[w, st.N_RUNNING]):
-        theirs = run.afs[plan.tenant[plan.session[run.running[w, k]]]]
+        theirs = run.afs[w, plan.tenant[plan.session[run.running[w, k]]]]
         if theirs < share:
             victim, share = k, theirs
         elif victim >= 0 and theirs == share:
@@ -151,7 +151,7 @@ def schedule(world, w, now):
         if coming == 1 and steps[step, st.GENERATED] + 1 >= plan.output[step]:
             k += 1  # its last token is on its way
             continue
-        n = min(prompt[step] + steps[step, st.GENERATED] + coming - have, budget)
+        n = scheduled_tokens(prompt[step] + steps[step, st.GENERATED] + coming, have, budget)
         need = blocks_for(have + n, block) - blocks_for(have, block)
         tenant = plan.tenant[plan.session[step]]
         gone = False
@@ -202,7 +202,7 @@ def schedule(world, w, now):
                     break
                 run.count[st.STARVED] += 1
         have = cached * block
-        n = min(known - have, budget)
+        n = scheduled_tokens(known, have, budget)
         need = blocks_for(have + n, block) - cached
         link, there, ready = 0, cached, now
         if fetching:

@@ -26,7 +26,7 @@ from saga_rl.sim.engine.admit import blocks_wanted, fill_admission, lets_in, mak
 from saga_rl.sim.engine.heap import push
 from saga_rl.sim.engine.live_sessions import next_silence
 from saga_rl.sim.engine.waiting import charge, starves_from
-from saga_rl.sim.engine.worker import EPOCH, account, blocks_for
+from saga_rl.sim.engine.worker import EPOCH, account, blocks_for, scheduled_tokens
 
 FREELY, NO_EVICTION, NOT_AT_ALL = range(3)
 
@@ -140,7 +140,8 @@ def fast_forward(world, w, now):
         return False
     if decoding < running:
         step = run.running[w, running - 1]
-        have, chunk = run.i[step, st.COMPUTED], budget
+        have = run.i[step, st.COMPUTED]
+        chunk = scheduled_tokens(run.i[step, st.TARGET], have, budget)
         if chunk == 0:
             return False
         most = min(most, (run.i[step, st.TARGET] - have - 1) // chunk)
@@ -176,9 +177,9 @@ def fast_forward(world, w, now):
         n += 1
     if n < 2:
         return False
-    run.w[w, st.AHEAD] = n
+    run.w[w, st.FORWARD] = n
     run.w[w, st.CHUNK] = chunk
-    run.wf[w, st.AHEAD_FROM] = now
+    run.wf[w, st.FORWARD_FROM] = now
     run.wf[w, st.DUE] = t
     run.w[w, st.BUSY] = 1
     push(world.heap, t, len(plan.session) + w)
@@ -189,17 +190,17 @@ def fast_forward(world, w, now):
 def catch_up(world, w, now):
     """Bring a worker that was fast-forwarded to the iteration in flight at `now`, and enter that one's end."""
     run, pool = world.run, world.pool
-    n = run.w[w, st.AHEAD]
+    n = run.w[w, st.FORWARD]
     if n == 0:
         return
-    run.w[w, st.AHEAD] = 0
-    account(world, w, run.wf[w, st.AHEAD_FROM])
+    run.w[w, st.FORWARD] = 0
+    account(world, w, run.wf[w, st.FORWARD_FROM])
     running, chunk = run.w[w, st.N_RUNNING], run.w[w, st.CHUNK]
     decoding, have = running, 0
     if chunk > 0:
         decoding -= 1
         have = run.i[run.running[w, decoding], st.COMPUTED]
-    kv_read, t, end, k = _count_residues(world, w, decoding), run.wf[w, st.AHEAD_FROM], 0.0, 0
+    kv_read, t, end, k = _count_residues(world, w, decoding), run.wf[w, st.FORWARD_FROM], 0.0, 0
     at_once = world.limits[st.EVICT_STEADY] == 1  # the order of victims does not depend on the time
     busy = pool.n[w, kv.PINNED] + pool.n[w, kv.PRIVATE]
     idle = pool.n[w, kv.RESIDENT] - pool.n[w, kv.PINNED]
@@ -289,7 +290,7 @@ def catch_up_others(world, w, c, now):
     if run.moved[c] == 0:
         return
     for other in range(world.limits[st.WORKERS]):
-        if other != w and run.w[other, st.AHEAD] > 0:
+        if other != w and run.w[other, st.FORWARD] > 0:
             r = kv.find(pool, other, pool.meta[kv.SEGMENTS] + c)
             if r >= 0 and pool.owned[r] > 0:
                 catch_up(world, other, now)
@@ -305,7 +306,7 @@ def undisturbed(world, w, moves):
     if limits[st.TENANTS] > 0 or limits[st.OLDEST_FIRST] == 0 or limits[st.ORDER_STEADY] == 0 or (
             run.w[w, st.LETS] != st.AS_POLICY):
         return False
-    return run.w[w, st.AHEAD] > 0 and (
+    return run.w[w, st.FORWARD] > 0 and (
         run.w[w, st.CHUNK] > 0 or run.w[w, st.N_RUNNING] + run.w[w, st.N_LOADING] >= world.limits[st.MAX_SEQS]
         or (run.w[w, st.N_WAITING] > 0 and not moves))
 

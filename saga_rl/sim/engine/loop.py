@@ -71,8 +71,8 @@ def _rows(world, step, now):
                          float(run.w[w, st.HOMED]), turn, mean, world.work.place[w])
     if limits[st.DRAWS] == 1:
         session = int(world.chains[c, ch.SESSION])
-        ft.draw_places(session, 1 + int(world.chains[c, ch.STEPS]), ft.P_DRAW, world.work.place)
-        ft.draw_places(session, 0, ft.P_RING, world.work.place)
+        ft.draw_places(session, 1 + int(world.chains[c, ch.STEPS]), ft.PL.draw, world.work.place)
+        ft.draw_places(session, 0, ft.PL.ring, world.work.place)
 
 
 @njit(cache=True)

@@ -14,7 +14,7 @@ from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.engine import state as st
 from saga_rl.sim.engine.admit import blocks_wanted
 from saga_rl.sim.engine.waiting import choose
-from saga_rl.sim.engine.worker import blocks_for
+from saga_rl.sim.engine.worker import blocks_for, scheduled_tokens
 
 
 @njit(cache=True)
@@ -27,7 +27,7 @@ def _growth(world, w, room):
             break
         step = run.running[w, k]
         have = run.i[step, st.COMPUTED]
-        n = min(world.plan.prompt[step] + run.i[step, st.GENERATED] - have, budget)
+        n = scheduled_tokens(world.plan.prompt[step] + run.i[step, st.GENERATED], have, budget)
         more = blocks_for(have + n, block) - blocks_for(have, block)
         if need + more > room:
             return need, 0
@@ -63,7 +63,7 @@ def wants_room(world, w, now):
     cached = min(kv.resident_prefix(tree, pool, w, step), (known - 1) // block)
     own = kv.reusable(tree, pool, w, step, cached)
     have = cached * block
-    first = blocks_for(have + min(known - have, budget), block) - cached
+    first = blocks_for(have + scheduled_tokens(known, have, budget), block) - cached
     gate = max(first, blocks_wanted(world, cached, known, budget)) - own
     if free - need + idle - kv.idle_hit_blocks(tree, pool, w, step, cached + own) < gate:
         return False  # it stays out

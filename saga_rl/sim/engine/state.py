@@ -62,7 +62,7 @@ READY, START_S, FIRST_S, DONE_S, KEY, READY_AT, SINCE, SENT = range(8)
 # engine hears of it
 STEP_TIMES = 8
 # columns of Run.w, by worker
-(N_RUNNING, N_WAITING, BUSY, IN_FLIGHT, HOMED, AHEAD, CHUNK, TOUCHED, N_LOADING, ACTIVE, PLACED_AT,
+(N_RUNNING, N_WAITING, BUSY, IN_FLIGHT, HOMED, FORWARD, CHUNK, TOUCHED, N_LOADING, ACTIVE, PLACED_AT,
  URGENT, CHANGED, LETS, AHEAD, MAY_COMPOSE, STALE, N_INBOX, N_LOADED, N_TIER) = range(20)
 # N_TIER: blocks in its tier (`sim.engine.offloading`). From AHEAD on, under asynchronous scheduling: 1 = an iteration
 # is composed behind the one that runs; 1 = one ended, so that the next is composed; preempted requests of which a token
@@ -71,7 +71,7 @@ WORKER_COUNTS = 20
 # values of LETS: whom the worker's next iteration lets in
 AS_POLICY, ONE, NOBODY = range(3)
 # columns of Run.wf, by worker; IN_USE and BUSY_BLOCKS are integrals over time, block-seconds
-(EPOCH_S, SEEN_S, FLIGHT_TOKENS, QUEUED_TOKENS, DUE, AHEAD_FROM, NEXT_EXPIRY, NEXT_IDLE, PCIE_FREE, LINK_FREE,
+(EPOCH_S, SEEN_S, FLIGHT_TOKENS, QUEUED_TOKENS, DUE, FORWARD_FROM, NEXT_EXPIRY, NEXT_IDLE, PCIE_FREE, LINK_FREE,
  IN_PREFETCH, IDLE_SINCE, YIELDED_AT, IN_USE, BUSY_BLOCKS, AHEAD_DUE, NAPS_UNTIL) = range(17)
 WORKER_TIMES = 17
 # Run.count
@@ -119,7 +119,7 @@ class Run(NamedTuple):
     count: NDArray[np.int64]  # type: ignore[assignment]  # shadows tuple.count, which nobody calls
     total: NDArray[np.float64]
     afs: NDArray[np.float64]
-    """By tenant."""
+    """(workers, tenants)."""
     live: NDArray[np.int32]
     """[n, chains...]: chains that have begun and have not, as far as is known, ended."""
     live_at: NDArray[np.int32]
@@ -285,7 +285,7 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
         told_late_s=np.full((ahead, trace.n_sessions), np.nan), home=np.full(n_chains, -1, np.int32),
         left=np.diff(trace.session_offsets).astype(np.int64), done_s=np.full(trace.n_sessions, np.nan),
         begin_s=np.full(trace.n_sessions, np.nan), count=np.zeros(COUNTS, np.int64), total=np.zeros(TOTALS),
-        afs=np.zeros(tenants), live=np.zeros(n_chains + 1, np.int32), live_at=np.zeros(n_chains, np.int32),
+        afs=np.zeros((w, tenants)), live=np.zeros(n_chains + 1, np.int32), live_at=np.zeros(n_chains, np.int32),
         counted=np.full((n_chains, 2), -1, np.int32), quiet=np.zeros(n, np.int32), service=make_service(w, tenants),
         floors=floors, held=np.zeros(tenants), moved=np.zeros(n_chains, np.int8),
         source=np.full(n_chains, -1, np.int32), last_step=np.full(n_chains, -1, np.int32), landing=np.zeros(n_chains),

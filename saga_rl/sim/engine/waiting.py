@@ -26,7 +26,7 @@ def key_of(world, w, step, now):
     if world.limits[st.TENANTS] > 0:
         service, least = run.service[w, tenant, sv.COUNTER], sv.least(run.service, w)
     ft.ordering_row(world.chains, world.tables, w, c, now, run.f[step, st.READY], float(world.plan.prompt[step]),
-                    preempted, run.afs[tenant], float(cached), service, least, row)
+                    preempted, run.afs[w, tenant], float(cached), service, least, row)
     return world.order_score(row, world.order_params, world.order_scratch)
 
 
@@ -179,7 +179,7 @@ def epoch(world, w, now):
     steady = world.limits[st.ORDER_STEADY] == 1  # then its keys are what they were
     if not steady or world.real[st.AFS_PREEMPT] < np.inf:
         expire_silent(world, now)
-        afs(world.chains, world.tables, w, run.live[1:], run.live[0], now, EPOCH, run.afs)
+        afs(world.chains, world.tables, w, run.live[1:], run.live[0], now, EPOCH, run.afs[w])
     if not steady:
         _sort(world, w, now)
     return True

@@ -98,6 +98,13 @@ def blocks_for(tokens, block):
 
 
 @njit(cache=True)
+def scheduled_tokens(known, have, budget):
+    """Return how many tokens the next iteration computes of a request that has computed `have` of `known` tokens, where
+    `budget` tokens are left to the batch: one of a decode, a chunk of a prefill."""
+    return min(known - have, budget)
+
+
+@njit(cache=True)
 def first_load(world):
     """Events on the heap: steps that are ready, ends of workers' iterations, sessions that begin, and from here on
     steps whose copy is there."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saga_rl.policies.base import Policy
-from saga_rl.policies.features import E_ORACLE, LEARNED_EVICTION
+from saga_rl.policies.features import EV, LEARNED_EVICTION
 from saga_rl.policies.parameters import EXPIRY_S
 from saga_rl.policies.registry import make
 from saga_rl.sim.cache import pool as kv
@@ -83,7 +83,7 @@ class ReplayView:
         """Choose the candidate that `policy` would take; an oracle is shown the true next use."""
         scratch, rows = np.zeros(max(policy.scratch, 1)), self.victims.copy()
         if policy.oracle:
-            rows[:, E_ORACLE] = self.uses
+            rows[:, EV.oracle] = self.uses
         return int(np.argmax([policy.score(row, policy.params, scratch) for row in rows]))
 
     def text(self) -> str:

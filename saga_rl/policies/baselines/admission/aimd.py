@@ -11,16 +11,7 @@ import numpy as np
 from numba import njit
 
 from saga_rl.policies.base import MEMORY, SCORE, Policy
-from saga_rl.policies.features import (
-    A_ACTIVE,
-    A_EVENT,
-    A_EVENT_BLOCKS,
-    A_HERE,
-    A_LOST,
-    A_NEW,
-    HERE,
-    NO_EVENT,
-)
+from saga_rl.policies.features import AD, HERE, NO_EVENT
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
@@ -31,22 +22,22 @@ LIMIT, FOUND, KNOWN, REQUESTS = range(4)
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    limit = x[A_HERE + LIMIT] if x[A_HERE + LIMIT] > 0 else params[START]
-    if x[A_EVENT] != NO_EVENT:
-        found, known, requests = x[A_HERE + FOUND], x[A_HERE + KNOWN], x[A_HERE + REQUESTS]
-        if x[A_NEW] == 0 and x[A_EVENT_BLOCKS] + x[A_LOST] > 0:
-            found += x[A_EVENT_BLOCKS]
-            known += x[A_EVENT_BLOCKS] + x[A_LOST]
+    limit = x[AD.here + LIMIT] if x[AD.here + LIMIT] > 0 else params[START]
+    if x[AD.event] != NO_EVENT:
+        found, known, requests = x[AD.here + FOUND], x[AD.here + KNOWN], x[AD.here + REQUESTS]
+        if x[AD.new] == 0 and x[AD.event_blocks] + x[AD.lost] > 0:
+            found += x[AD.event_blocks]
+            known += x[AD.event_blocks] + x[AD.lost]
             requests += 1.0
         scratch[:HERE] = 0.0
         if requests < params[PERIOD]:
             scratch[FOUND], scratch[KNOWN], scratch[REQUESTS] = found, known, requests
             scratch[LIMIT] = limit
         elif found < params[LOW] * known:
-            scratch[LIMIT] = max(params[CUT] * limit, 1.0) if x[A_ACTIVE] < limit + 1.0 else limit
+            scratch[LIMIT] = max(params[CUT] * limit, 1.0) if x[AD.active] < limit + 1.0 else limit
         else:
-            scratch[LIMIT] = limit + params[STEP] if x[A_ACTIVE] + params[STEP] >= limit else limit
-    return 1.0 if x[A_NEW] == 0 or x[A_ACTIVE] < limit else -1.0
+            scratch[LIMIT] = limit + params[STEP] if x[AD.active] + params[STEP] >= limit else limit
+    return 1.0 if x[AD.new] == 0 or x[AD.active] < limit else -1.0
 
 
 @register("admission", "aimd")

@@ -7,16 +7,16 @@ import numpy as np
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import A_LIVE, A_NEED, A_NEW, A_POOL, A_SESSION_GROWTH
+from saga_rl.policies.features import AD
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    if x[A_NEW] == 0:
+    if x[AD.new] == 0:
         return 1.0
-    return 1.0 if x[A_LIVE] + params[0] * x[A_SESSION_GROWTH] + x[A_NEED] <= x[A_POOL] else -1.0
+    return 1.0 if x[AD.live] + params[0] * x[AD.session_growth] + x[AD.need] <= x[AD.pool] else -1.0
 
 
 @register("admission", "grow")

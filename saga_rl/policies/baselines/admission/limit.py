@@ -7,14 +7,14 @@ import numpy as np
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import A_ACTIVE, A_NEW
+from saga_rl.policies.features import AD
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    return 1.0 if x[A_NEW] == 0 or x[A_ACTIVE] < params[0] else -1.0
+    return 1.0 if x[AD.new] == 0 or x[AD.active] < params[0] else -1.0
 
 
 @register("admission", "limit")

@@ -9,17 +9,17 @@ import numpy as np
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import A_ACTIVE, A_LIVE, A_NEED, A_NEW, A_POOL
+from saga_rl.policies.features import AD
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    if x[A_NEW] == 0:
+    if x[AD.new] == 0:
         return 1.0
-    mean = x[A_LIVE] / max(x[A_ACTIVE], 1.0)
-    return 1.0 if x[A_LIVE] + max(x[A_NEED], mean) <= params[0] * x[A_POOL] else -1.0
+    mean = x[AD.live] / max(x[AD.active], 1.0)
+    return 1.0 if x[AD.live] + max(x[AD.need], mean) <= params[0] * x[AD.pool] else -1.0
 
 
 @register("admission", "limit-live")

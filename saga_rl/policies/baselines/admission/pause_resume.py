@@ -12,16 +12,16 @@ import numpy as np
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import A_LIVE, A_LOST, A_NEED, A_NEW, A_POOL
+from saga_rl.policies.features import AD
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    if x[A_NEW] == 0 and x[A_LOST] <= 0:
+    if x[AD.new] == 0 and x[AD.lost] <= 0:
         return 1.0
-    return 1.0 if x[A_LIVE] + x[A_NEED] <= (1.0 - params[0]) * x[A_POOL] else -1.0
+    return 1.0 if x[AD.live] + x[AD.need] <= (1.0 - params[0]) * x[AD.pool] else -1.0
 
 
 @register("admission", "pause-resume")

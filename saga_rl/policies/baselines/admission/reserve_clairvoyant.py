@@ -7,13 +7,13 @@ Wants eviction `clairvoyant` beside it, which tells when each chain is next used
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import A_GROWTH, A_NEED, A_ORACLE, A_PINNED, A_POOL
+from saga_rl.policies.features import AD
 from saga_rl.policies.registry import register
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    return 1.0 if x[A_NEED] + x[A_PINNED] + x[A_GROWTH] + x[A_ORACLE] <= x[A_POOL] else -1.0
+    return 1.0 if x[AD.need] + x[AD.pinned] + x[AD.growth] + x[AD.older_returns] <= x[AD.pool] else -1.0
 
 
 @register("admission", "reserve-clairvoyant")

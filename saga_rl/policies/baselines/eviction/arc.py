@@ -22,19 +22,7 @@ from numba import njit
 
 from saga_rl.policies.base import MEMORY, SCORE, Policy
 from saga_rl.policies.eviction.parts import apart, recall, switch
-from saga_rl.policies.features import (
-    BEGIN,
-    E_ENDED,
-    E_EVENT,
-    E_EVENT_BLOCKS,
-    E_EVENT_TOTAL,
-    E_IDLE_S,
-    E_MINE,
-    E_POOL_BLOCKS,
-    E_WAITING,
-    NO_EVENT,
-    RELEASE,
-)
+from saga_rl.policies.features import BEGIN, EV, NO_EVENT, RELEASE
 from saga_rl.policies.registry import register
 
 LIST, SIZE, LOST, MARK, T, B, GONE, P = 0, 1, 2, 3, 4, 6, 8, 10
@@ -51,8 +39,8 @@ OTHER_LIST = 1e12
 @njit(cache=True)
 def _begin(x, m):
     """Move p for what the chain lost, and put it where it belongs."""
-    pool = x[E_POOL_BLOCKS]
-    known = m[LIST] > 0 and x[E_EVENT_BLOCKS] > 0
+    pool = x[EV.pool_blocks]
+    known = m[LIST] > 0 and x[EV.event_blocks] > 0
     if m[LIST] > 0:
         i = 0 if m[LIST] < 2.0 else 1
         lost = min(m[LOST], m[B + i])
@@ -67,21 +55,21 @@ def _begin(x, m):
 
 @njit(cache=True)
 def _remember(x, params, m):
-    pool = x[E_POOL_BLOCKS]
+    pool = x[EV.pool_blocks]
     if m[LIST] > 0:
         m[T if m[LIST] < 2.0 else T + 1] -= m[SIZE]
-    if x[E_EVENT] == BEGIN:
+    if x[EV.event] == BEGIN:
         _begin(x, m)
-    elif x[E_EVENT] == RELEASE:
-        if x[E_WAITING] > 0 and m[LIST] == 1.0:  # preempted: the same request will begin again, which is no second use
+    elif x[EV.event] == RELEASE:
+        if x[EV.waiting] > 0 and m[LIST] == 1.0:  # preempted: the same request will begin again, which is no second use
             m[LIST] = AGAIN
-    elif m[LIST] > 0 and not (params[HINT] > 0 and x[E_ENDED] > 0):  # what was told to have ended leaves no ghost
+    elif m[LIST] > 0 and not (params[HINT] > 0 and x[EV.ended] > 0):  # what was told to have ended leaves no ghost
         i = 0 if m[LIST] < 2.0 else 1
-        m[LOST] += x[E_EVENT_BLOCKS]
-        m[B + i] += x[E_EVENT_BLOCKS]
-        m[GONE + i] += x[E_EVENT_BLOCKS]
+        m[LOST] += x[EV.event_blocks]
+        m[B + i] += x[EV.event_blocks]
+        m[GONE + i] += x[EV.event_blocks]
         m[MARK] = m[GONE + i]
-    m[SIZE] = x[E_EVENT_TOTAL]
+    m[SIZE] = x[EV.event_total]
     if m[LIST] > 0:
         m[T if m[LIST] < 2.0 else T + 1] += m[SIZE]
     m[T], m[T + 1] = max(m[T], 0.0), max(m[T + 1], 0.0)
@@ -91,15 +79,15 @@ def _remember(x, params, m):
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    if x[E_EVENT] != NO_EVENT:
+    if x[EV.event] != NO_EVENT:
         recall(x, scratch)
         _remember(x, params, scratch)
         return 0.0
     outside = apart(x, params[PROTECT], params[HINT])
     if outside != 0.0:
         return outside
-    t1_first = x[E_MINE + T] > x[E_MINE + P]
-    return x[E_IDLE_S] + (OTHER_LIST if t1_first == (x[E_MINE + LIST] < 2.0) else 0.0)
+    t1_first = x[EV.mine + T] > x[EV.mine + P]
+    return x[EV.idle_s] + (OTHER_LIST if t1_first == (x[EV.mine + LIST] < 2.0) else 0.0)
 
 
 @register("eviction", "arc")

@@ -7,13 +7,13 @@ of any block is found at a chain's tail); in closed loop it is a reference only.
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import E_ORACLE
+from saga_rl.policies.features import EV
 from saga_rl.policies.registry import register
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    return x[E_ORACLE]
+    return x[EV.oracle]
 
 
 @register("eviction", "belady")

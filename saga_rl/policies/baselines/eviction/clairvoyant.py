@@ -11,14 +11,14 @@ from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.eviction.parts import apart
-from saga_rl.policies.features import E_ORACLE
+from saga_rl.policies.features import EV
 from saga_rl.policies.registry import register
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
     outside = apart(x, 1.0, 0.0)
-    return outside if outside != 0.0 else x[E_ORACLE]
+    return outside if outside != 0.0 else x[EV.oracle]
 
 
 @register("eviction", "clairvoyant")

@@ -27,21 +27,7 @@ from numba import njit
 
 from saga_rl.policies.base import MEMORY, SCORE, Policy
 from saga_rl.policies.eviction.parts import LINEAR, SQUARE, TIER, apart, prefill_s, recall, switch
-from saga_rl.policies.features import (
-    BEGIN,
-    E_AGE_S,
-    E_ENDED,
-    E_EVENT,
-    E_EVENT_TOTAL,
-    E_IDLE_S,
-    E_MINE,
-    E_P_RETURN,
-    E_POOL_BLOCKS,
-    E_RESIDUAL_S,
-    E_TOKENS,
-    NO_EVENT,
-    RELEASE,
-)
+from saga_rl.policies.features import BEGIN, EV, NO_EVENT, RELEASE
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
@@ -57,40 +43,40 @@ MEAN_OF = 50.0
 @njit(cache=True)
 def _gain(x, params):
     """Seconds that keeping the chain for another `WINDOW_S` is expected to save, less those that it costs."""
-    p = x[E_P_RETURN]
-    reload = prefill_s(x[E_TOKENS], params[LINEAR_S], params[SQUARE_S])
-    saved = p * (max(x[E_MINE + DELAY], 0.0) * params[ETA] + reload)
-    held = p * min(x[E_RESIDUAL_S], WINDOW_S) + (1.0 - p) * WINDOW_S
+    p = x[EV.p_return_10s]
+    reload = prefill_s(x[EV.tokens], params[LINEAR_S], params[SQUARE_S])
+    saved = p * (max(x[EV.mine + DELAY], 0.0) * params[ETA] + reload)
+    held = p * min(x[EV.residual_s], WINDOW_S) + (1.0 - p) * WINDOW_S
     share = 1.0
     if params[BY_SIZE] > 0:
-        share = min(x[E_TOKENS] / max(x[E_MINE + BLOCK] * x[E_POOL_BLOCKS], 1.0), 1.0)
+        share = min(x[EV.tokens] / max(x[EV.mine + BLOCK] * x[EV.pool_blocks], 1.0), 1.0)
     return saved - params[PRICE] * share * held
 
 
 @njit(cache=True)
 def _remember(x, m):
-    if x[E_EVENT] == RELEASE:
-        m[DUE] = 1.0 + x[E_AGE_S] + x[E_RESIDUAL_S]
-        if x[E_EVENT_TOTAL] > 0:
-            m[BLOCK] = x[E_TOKENS] / x[E_EVENT_TOTAL]
-    elif x[E_EVENT] == BEGIN and m[DUE] > 0:
+    if x[EV.event] == RELEASE:
+        m[DUE] = 1.0 + x[EV.age_s] + x[EV.residual_s]
+        if x[EV.event_total] > 0:
+            m[BLOCK] = x[EV.tokens] / x[EV.event_total]
+    elif x[EV.event] == BEGIN and m[DUE] > 0:
         m[DELAYS] = min(m[DELAYS] + 1.0, MEAN_OF)
-        m[DELAY] += (1.0 + x[E_AGE_S] - m[DUE] - m[DELAY]) / m[DELAYS]
+        m[DELAY] += (1.0 + x[EV.age_s] - m[DUE] - m[DELAY]) / m[DELAYS]
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    if x[E_EVENT] != NO_EVENT:
+    if x[EV.event] != NO_EVENT:
         recall(x, scratch)
         _remember(x, scratch)
         return 0.0
     outside = apart(x, params[PROTECT], 0.0)
     if outside != 0.0:
         return outside
-    if x[E_ENDED] > 0:
-        return TIER + x[E_IDLE_S]
+    if x[EV.ended] > 0:
+        return TIER + x[EV.idle_s]
     gain = _gain(x, params)
-    return -gain / max(x[E_TOKENS], 1.0) if gain > 0 else x[E_IDLE_S]  # below every idle time
+    return -gain / max(x[EV.tokens], 1.0) if gain > 0 else x[EV.idle_s]  # below every idle time
 
 
 @register("eviction", "continuum")

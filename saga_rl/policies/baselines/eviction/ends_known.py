@@ -10,17 +10,17 @@ from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.eviction.parts import TIER, apart
-from saga_rl.policies.features import E_IDLE_S, E_ORACLE, E_RESIDUAL_S
+from saga_rl.policies.features import EV
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    if x[E_ORACLE] == np.inf:
-        return TIER + x[E_IDLE_S]
+    if x[EV.oracle] == np.inf:
+        return TIER + x[EV.idle_s]
     outside = apart(x, 1.0, 0.0)
-    return outside if outside != 0.0 else x[E_RESIDUAL_S] + params[0] * x[E_IDLE_S]
+    return outside if outside != 0.0 else x[EV.residual_s] + params[0] * x[EV.idle_s]
 
 
 @register("eviction", "ends-known")

@@ -20,17 +20,7 @@ from numba import njit
 from saga_rl.errors import UserError
 from saga_rl.policies.base import MEMORY, SCORE, Policy
 from saga_rl.policies.eviction.parts import LINEAR, SQUARE, apart, prefill_s, recall, switch
-from saga_rl.policies.features import (
-    BEGIN,
-    E_EVENT,
-    E_EVENT_TOTAL,
-    E_MINE,
-    E_TOKENS,
-    E_WAITING,
-    EVICT,
-    NO_EVENT,
-    RELEASE,
-)
+from saga_rl.policies.features import BEGIN, EV, EVICT, NO_EVENT, RELEASE
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
@@ -41,29 +31,29 @@ PROTECT, HINT, FREQUENCY, FIXED, LINEAR_S, SQUARE_S = range(6)
 
 @njit(cache=True)
 def _remember(x, params, m):
-    if x[E_EVENT] == BEGIN:
+    if x[EV.event] == BEGIN:
         m[F] += 1.0
-    elif x[E_EVENT] == RELEASE:
-        worth = params[FIXED] + prefill_s(x[E_TOKENS], params[LINEAR_S], params[SQUARE_S])
+    elif x[EV.event] == RELEASE:
+        worth = params[FIXED] + prefill_s(x[EV.tokens], params[LINEAR_S], params[SQUARE_S])
         times = m[F] if params[FREQUENCY] > 0 else 1.0
-        m[H] = m[L] + times * worth / max(x[E_EVENT_TOTAL], 1.0)
-        if x[E_WAITING] > 0:  # preempted: the same request will begin again
+        m[H] = m[L] + times * worth / max(x[EV.event_total], 1.0)
+        if x[EV.waiting] > 0:  # preempted: the same request will begin again
             m[F] = max(m[F] - 1.0, 0.0)
-    elif x[E_EVENT] == EVICT:
+    elif x[EV.event] == EVICT:
         if apart(x, params[PROTECT], params[HINT]) == 0.0:
             m[L] = max(m[L], m[H])
-        if x[E_EVENT_TOTAL] <= 0:
+        if x[EV.event_total] <= 0:
             m[F] = 0.0
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    if x[E_EVENT] != NO_EVENT:
+    if x[EV.event] != NO_EVENT:
         recall(x, scratch)
         _remember(x, params, scratch)
         return 0.0
     outside = apart(x, params[PROTECT], params[HINT])
-    return outside if outside != 0.0 else -x[E_MINE + H]
+    return outside if outside != 0.0 else -x[EV.mine + H]
 
 
 @register("eviction", "greedy-dual")

@@ -20,7 +20,7 @@ from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.eviction.parts import TIER, apart, switch
-from saga_rl.policies.features import E_ENDED, E_IDLE_S, E_P_END, E_RESIDUAL_S, E_STEP_S
+from saga_rl.policies.features import EV
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
@@ -29,14 +29,14 @@ PROTECT, ENDS, FAR = range(3)
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    if x[E_ENDED] > 0:
-        return TIER + x[E_IDLE_S]
+    if x[EV.ended] > 0:
+        return TIER + x[EV.idle_s]
     outside = apart(x, params[PROTECT], 0.0)
     if outside != 0.0:
         return outside
-    steps = 1.0 + x[E_RESIDUAL_S] / max(x[E_STEP_S], 1e-3)
+    steps = 1.0 + x[EV.residual_s] / max(x[EV.step_s], 1e-3)
     if params[ENDS] > 0:
-        steps += x[E_P_END] * (max(params[FAR], steps) - steps)
+        steps += x[EV.p_end] * (max(params[FAR], steps) - steps)
     return steps
 
 

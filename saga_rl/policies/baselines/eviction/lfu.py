@@ -15,7 +15,7 @@ from numba import njit
 
 from saga_rl.policies.base import MEMORY, SCORE, Policy
 from saga_rl.policies.eviction.parts import apart, recall, switch
-from saga_rl.policies.features import BEGIN, E_EVENT, E_EVENT_TOTAL, E_MINE, E_WAITING, EVICT, NO_EVENT, RELEASE
+from saga_rl.policies.features import BEGIN, EV, EVICT, NO_EVENT, RELEASE
 from saga_rl.policies.registry import register
 
 F, KEY, L = 0, 1, 4
@@ -25,26 +25,26 @@ PROTECT, HINT, AGING = range(3)
 
 @njit(cache=True)
 def _remember(x, params, m):
-    if x[E_EVENT] == BEGIN:
+    if x[EV.event] == BEGIN:
         m[F] += 1.0
         m[KEY] = m[F] + m[L]
-    elif x[E_EVENT] == RELEASE and x[E_WAITING] > 0:
+    elif x[EV.event] == RELEASE and x[EV.waiting] > 0:
         m[F] = max(m[F] - 1.0, 0.0)
-    elif x[E_EVENT] == EVICT:
+    elif x[EV.event] == EVICT:
         if params[AGING] > 0 and apart(x, params[PROTECT], params[HINT]) == 0.0:
             m[L] = max(m[L], m[KEY])
-        if x[E_EVENT_TOTAL] <= 0:
+        if x[EV.event_total] <= 0:
             m[F] = 0.0
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    if x[E_EVENT] != NO_EVENT:
+    if x[EV.event] != NO_EVENT:
         recall(x, scratch)
         _remember(x, params, scratch)
         return 0.0
     outside = apart(x, params[PROTECT], params[HINT])
-    return outside if outside != 0.0 else -x[E_MINE + KEY]
+    return outside if outside != 0.0 else -x[EV.mine + KEY]
 
 
 @register("eviction", "lfu")

@@ -7,15 +7,15 @@ Among waiting chains the one farthest back in the queue goes first: it is needed
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import E_IDLE_S, E_QUEUE_LOG, E_WAITING
+from saga_rl.policies.features import EV
 from saga_rl.policies.registry import register
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    if x[E_WAITING] > 0:
-        return -1.0 / (1.0 + x[E_QUEUE_LOG])  # in [-1, 0): below every idle chain, rising with the queue position
-    return x[E_IDLE_S]
+    if x[EV.waiting] > 0:
+        return -1.0 / (1.0 + x[EV.queue_log])  # in [-1, 0): below every idle chain, rising with the queue position
+    return x[EV.idle_s]
 
 
 @register("eviction", "lru-protect")

@@ -11,7 +11,7 @@ from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.eviction.parts import TIER, apart, dead
-from saga_rl.policies.features import E_IDLE_S, E_ORACLE, E_P_END, E_RESIDUAL_S
+from saga_rl.policies.features import EV
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
@@ -21,14 +21,14 @@ HORIZON, IDLE = range(2)
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
     if dead(x):
-        return TIER + x[E_IDLE_S]
+        return TIER + x[EV.idle_s]
     outside = apart(x, 1.0, 0.0)
     if outside != 0.0:
         return outside
-    until = x[E_RESIDUAL_S] + params[IDLE] * x[E_IDLE_S]
-    if x[E_ORACLE] < np.inf:
-        until = max(x[E_ORACLE] - x[E_IDLE_S], 0.0)
-    return until + x[E_P_END] * max(params[HORIZON] - until, 0.0)
+    until = x[EV.residual_s] + params[IDLE] * x[EV.idle_s]
+    if x[EV.oracle] < np.inf:
+        until = max(x[EV.oracle] - x[EV.idle_s], 0.0)
+    return until + x[EV.p_end] * max(params[HORIZON] - until, 0.0)
 
 
 @register("eviction", "returns-known")

@@ -25,17 +25,7 @@ from numba import njit
 
 from saga_rl.policies.base import MEMORY, SCORE, Policy
 from saga_rl.policies.eviction.parts import apart, recall, switch
-from saga_rl.policies.features import (
-    BEGIN,
-    E_EVENT,
-    E_EVENT_BLOCKS,
-    E_EVENT_TOTAL,
-    E_MINE,
-    E_POOL_BLOCKS,
-    E_WAITING,
-    NO_EVENT,
-    RELEASE,
-)
+from saga_rl.policies.features import BEGIN, EV, NO_EVENT, RELEASE
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
@@ -52,16 +42,16 @@ OTHER_QUEUE = 1e12
 
 @njit(cache=True)
 def _remember(x, params, m):
-    pool = x[E_POOL_BLOCKS]
+    pool = x[EV.pool_blocks]
     length = (1.0 - params[SHARE]) * pool
     if m[STATE] == SMALL:
         m[IN_SMALL] -= m[SIZE]
-    if x[E_EVENT] == BEGIN:
+    if x[EV.event] == BEGIN:
         to_main = False
-        if x[E_EVENT_BLOCKS] > 0 and m[STATE] == SMALL:
+        if x[EV.event_blocks] > 0 and m[STATE] == SMALL:
             m[HITS] += 1.0
             to_main = m[HITS] >= PROMOTE
-        elif x[E_EVENT_BLOCKS] > 0 and m[STATE] == MAIN:
+        elif x[EV.event_blocks] > 0 and m[STATE] == MAIN:
             if m[HITS] >= 0 and m[PLACE] <= m[HAND] + MOST_HITS * length:
                 m[PLACE] += length
             m[HITS] = 0.0
@@ -73,17 +63,17 @@ def _remember(x, params, m):
         if to_main:
             m[HEAD] = max(m[HEAD] + 1.0, m[HAND] + length)
             m[STATE], m[PLACE], m[HITS] = MAIN, m[HEAD], 0.0
-    elif x[E_EVENT] == RELEASE:
-        if x[E_WAITING] > 0:  # preempted: the same request will begin again, which is no hit
+    elif x[EV.event] == RELEASE:
+        if x[EV.waiting] > 0:  # preempted: the same request will begin again, which is no hit
             m[HITS] = m[HITS] - 1.0 if m[STATE] == SMALL else -1.0
     else:
         if m[STATE] == MAIN and apart(x, params[PROTECT], params[HINT]) == 0.0:
             m[HAND] = max(m[HAND], m[PLACE])
         elif m[STATE] == SMALL:
-            m[LEFT] += x[E_EVENT_BLOCKS]
-        if x[E_EVENT_TOTAL] <= 0:
+            m[LEFT] += x[EV.event_blocks]
+        if x[EV.event_total] <= 0:
             m[STATE], m[PLACE] = (GHOST, m[LEFT]) if m[STATE] == SMALL else (NOWHERE, 0.0)
-    m[SIZE] = x[E_EVENT_TOTAL]
+    m[SIZE] = x[EV.event_total]
     if m[STATE] == SMALL:
         m[IN_SMALL] += m[SIZE]
     m[IN_SMALL] = max(m[IN_SMALL], 0.0)
@@ -91,17 +81,17 @@ def _remember(x, params, m):
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    if x[E_EVENT] != NO_EVENT:
+    if x[EV.event] != NO_EVENT:
         recall(x, scratch)
         _remember(x, params, scratch)
         return 0.0
     outside = apart(x, params[PROTECT], params[HINT])
     if outside != 0.0:
         return outside
-    if x[E_MINE + STATE] == MAIN:
-        return -x[E_MINE + PLACE]
-    small_first = x[E_MINE + IN_SMALL] >= params[SHARE] * x[E_POOL_BLOCKS]
-    return (OTHER_QUEUE if small_first else -OTHER_QUEUE) - x[E_MINE + PLACE]
+    if x[EV.mine + STATE] == MAIN:
+        return -x[EV.mine + PLACE]
+    small_first = x[EV.mine + IN_SMALL] >= params[SHARE] * x[EV.pool_blocks]
+    return (OTHER_QUEUE if small_first else -OTHER_QUEUE) - x[EV.mine + PLACE]
 
 
 @register("eviction", "s3-fifo")

@@ -18,7 +18,7 @@ from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.eviction.parts import apart, switch
-from saga_rl.policies.features import E_CONTEXT, E_IDLE_S, E_OBS, E_TOKENS
+from saga_rl.policies.features import EV
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
@@ -32,8 +32,8 @@ def _score(x, params, scratch):
     outside = apart(x, params[PROTECT], params[HINT])
     if outside != 0.0:
         return outside
-    surplus = x[E_TOKENS] - max(x[E_CONTEXT] + x[E_OBS] - params[XI], 0.0)
-    return SURPLUS * (1.0 + surplus / x[E_TOKENS]) if surplus >= 1.0 else x[E_IDLE_S]
+    surplus = x[EV.tokens] - max(x[EV.context] + x[EV.obs_tokens] - params[XI], 0.0)
+    return SURPLUS * (1.0 + surplus / x[EV.tokens]) if surplus >= 1.0 else x[EV.idle_s]
 
 
 @register("eviction", "tail-lru")

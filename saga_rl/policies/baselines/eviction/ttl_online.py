@@ -18,20 +18,7 @@ from saga_rl.errors import UserError
 from saga_rl.policies.base import MEMORY, SCORE, Policy
 from saga_rl.policies.eviction.parts import LINEAR, SQUARE, apart, prefill_s, recall
 from saga_rl.policies.eviction.wa_lru import ALPHA, BETA, GAMMA, p_evict
-from saga_rl.policies.features import (
-    BEGIN,
-    E_AGE_S,
-    E_ENDED,
-    E_EVENT,
-    E_EVENT_TOTAL,
-    E_HERE,
-    E_IDLE_S,
-    E_POOL_BLOCKS,
-    E_TOKENS,
-    EVICT,
-    NO_EVENT,
-    RELEASE,
-)
+from saga_rl.policies.features import BEGIN, EV, EVICT, NO_EVENT, RELEASE
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
@@ -67,34 +54,34 @@ def _learn(m, gap_s, params):
 
 @njit(cache=True)
 def _remember(x, m, params):
-    if x[E_EVENT] == BEGIN and m[SINCE] > 0:
-        _learn(m, max(1.0 + x[E_AGE_S] - m[SINCE], 0.0), params)
+    if x[EV.event] == BEGIN and m[SINCE] > 0:
+        _learn(m, max(1.0 + x[EV.age_s] - m[SINCE], 0.0), params)
         m[SINCE] = 0.0
-    elif x[E_EVENT] == EVICT and x[E_ENDED] > 0 and m[SINCE] > 0:
+    elif x[EV.event] == EVICT and x[EV.ended] > 0 and m[SINCE] > 0:
         _learn(m, np.inf, params)
         m[SINCE] = 0.0
-    elif x[E_EVENT] == RELEASE:
-        m[SINCE] = 0.0 if x[E_ENDED] > 0 else 1.0 + x[E_AGE_S]
-        m[TOKENS] = x[E_TOKENS]
-        m[SHARE] = min(x[E_EVENT_TOTAL] / max(x[E_POOL_BLOCKS], 1.0), 1.0)
+    elif x[EV.event] == RELEASE:
+        m[SINCE] = 0.0 if x[EV.ended] > 0 else 1.0 + x[EV.age_s]
+        m[TOKENS] = x[EV.tokens]
+        m[SHARE] = min(x[EV.event_total] / max(x[EV.pool_blocks], 1.0), 1.0)
 
 
 @njit(cache=True)
 def _past(x, params):
     """Whether at least half of the weight is on TTLs that have run out."""
-    eta = np.sqrt(ETA / (max(x[E_HERE + EXPERTS], 0.0) + 1.0))
+    eta = np.sqrt(ETA / (max(x[EV.here + EXPERTS], 0.0) + 1.0))
     out, total = 0.0, 0.0
     for k in range(EXPERTS):
-        w = np.exp(-eta * max(x[E_HERE + k], 0.0))
+        w = np.exp(-eta * max(x[EV.here + k], 0.0))
         total += w
-        if params[TTLS + k] <= x[E_IDLE_S]:
+        if params[TTLS + k] <= x[EV.idle_s]:
             out += w
     return out >= (0.5 - 1e-12) * total
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    if x[E_EVENT] != NO_EVENT:
+    if x[EV.event] != NO_EVENT:
         recall(x, scratch)
         _remember(x, scratch, params)
         return 0.0

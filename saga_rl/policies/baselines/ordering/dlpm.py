@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import O_CACHED, O_SERVICE
+from saga_rl.policies.features import OD
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
@@ -20,7 +20,7 @@ ROUND = 1e8
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    return ROUND * np.floor(x[O_SERVICE] / params[0]) - x[O_CACHED]
+    return ROUND * np.floor(x[OD.service] / params[0]) - x[OD.cached_tokens]
 
 
 @register("ordering", "dlpm")

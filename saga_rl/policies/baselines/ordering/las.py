@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import O_ARRIVAL, O_ATTAINED, O_WAIT
+from saga_rl.policies.features import OD
 from saga_rl.policies.ordering.fcfs import AHEAD_S
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
@@ -22,12 +22,12 @@ QUEUES = 16
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
     queue, upto = 0, params[0]
-    while queue < QUEUES - 1 and x[O_ATTAINED] >= upto:
+    while queue < QUEUES - 1 and x[OD.attained_s] >= upto:
         queue += 1
         upto *= params[1]
-    if params[2] > 0 and x[O_WAIT] >= params[2] * max(x[O_ATTAINED], params[0]):
+    if params[2] > 0 and x[OD.wait_s] >= params[2] * max(x[OD.attained_s], params[0]):
         queue = 0
-    return AHEAD_S * queue + x[O_ARRIVAL]
+    return AHEAD_S * queue + x[OD.arrival_s]
 
 
 @register("ordering", "las")

@@ -7,13 +7,13 @@ are expected to need the same go by arrival; preempted requests keep theirs.
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import O_REMAIN
+from saga_rl.policies.features import OD
 from saga_rl.policies.registry import register
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    return x[O_REMAIN]
+    return x[OD.remain_s]
 
 
 @register("ordering", "srpt")

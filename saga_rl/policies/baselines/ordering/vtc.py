@@ -8,13 +8,13 @@ paper.
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import O_SERVICE
+from saga_rl.policies.features import OD
 from saga_rl.policies.registry import register
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    return x[O_SERVICE]
+    return x[OD.service]
 
 
 @register("ordering", "vtc")

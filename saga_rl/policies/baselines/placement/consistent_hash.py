@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import P_IN_FLIGHT, P_MEAN, P_RING
+from saga_rl.policies.features import PL
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
@@ -21,7 +21,7 @@ FULL = -1e9
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    return -x[P_RING] + (0.0 if x[P_IN_FLIGHT] <= params[0] * x[P_MEAN] else FULL)
+    return -x[PL.ring] + (0.0 if x[PL.in_flight] <= params[0] * x[PL.mean_in_flight] else FULL)
 
 
 @register("placement", "consistent-hash")

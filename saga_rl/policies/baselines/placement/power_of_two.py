@@ -7,7 +7,7 @@ Equal loads: the one drawn first.
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import P_DRAW, P_LOAD
+from saga_rl.policies.features import PL
 from saga_rl.policies.registry import register
 
 NOT_DRAWN = -1e300
@@ -16,7 +16,7 @@ TIE = 1e-12
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    return -x[P_LOAD] - TIE * x[P_DRAW] if x[P_DRAW] < 2 else NOT_DRAWN
+    return -x[PL.load] - TIE * x[PL.draw] if x[PL.draw] < 2 else NOT_DRAWN
 
 
 @register("placement", "power-of-two")

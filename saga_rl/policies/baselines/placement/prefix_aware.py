@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import P_IN_FLIGHT, P_MEAN, P_QUEUED, P_UNCACHED
+from saga_rl.policies.features import PL
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
@@ -22,9 +22,9 @@ PASSED_OVER = -1e300
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    if x[P_IN_FLIGHT] - x[P_MEAN] > params[1] and x[P_IN_FLIGHT] > params[2] * x[P_MEAN]:
+    if x[PL.in_flight] - x[PL.mean_in_flight] > params[1] and x[PL.in_flight] > params[2] * x[PL.mean_in_flight]:
         return PASSED_OVER
-    return -(x[P_QUEUED] + params[0] * x[P_UNCACHED])
+    return -(x[PL.queued_s] + params[0] * x[PL.uncached_s])
 
 
 @register("placement", "prefix-aware")

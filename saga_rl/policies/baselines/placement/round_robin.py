@@ -3,13 +3,13 @@
 from numba import njit
 
 from saga_rl.policies.base import SCORE, Policy
-from saga_rl.policies.features import P_TURN
+from saga_rl.policies.features import PL
 from saga_rl.policies.registry import register
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
-    return x[P_TURN]
+    return x[PL.turn]
 
 
 @register("placement", "round-robin")

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from saga_rl.aeg.trace import Trace
 from saga_rl.policies.base import PolicySet
+from saga_rl.runtime.emulate.virtual.balance import StockBalancer
 from saga_rl.runtime.emulate.virtual.content import Content
 from saga_rl.runtime.emulate.virtual.engine import Answer, VirtualEngine
 from saga_rl.runtime.emulate.virtual.setup import PATIENT_S, make_request, make_scheduler
+from saga_rl.runtime.engine.scheduler import SagaScheduler, SagaSyncScheduler
 from saga_rl.runtime.routing.router import Router
 from saga_rl.runtime.sessions.hints import Hints, read_hints
 from saga_rl.sim.config import SimConfig
@@ -42,6 +44,12 @@ class VirtualConfig:
     """From a client to its engine."""
     answer_s: float = 0.0
     """Back."""
+    priority: bool = False
+    """vLLM's `--scheduling-policy priority`, and requests that carry the number of their session's start."""
+    tier_policy: bool = False
+    """The tier evicts by the policy, as under `SagaCachePolicy`."""
+    stock_engines: bool = False
+    """vLLM's own scheduler on each engine, whoever places."""
     saga: dict[str, Any] = field(default_factory=dict)
     """Further keys of `SagaConfig`."""
 
@@ -70,25 +78,29 @@ class Played:
                 "preemptions": self.counts.get("preemptions", 0.0)}
 
 
-def play(trace: Trace, config: VirtualConfig, policies: PolicySet,
+def play(trace: Trace, config: VirtualConfig, policies: PolicySet | None,
          watch: Callable[[int, int], None] = lambda done, steps: None) -> Played:
-    """Play `trace` to its end. watch: called with finished and all steps as they are done."""
+    """Play `trace` to its end. policies: None = vLLM's own schedulers, and its own choice among them. watch: called
+    with finished and all steps as they are done."""
     return _Run(trace, config, policies, watch).run()
 
 
 class _Run:
-    def __init__(self, trace: Trace, config: VirtualConfig, policies: PolicySet,
+    def __init__(self, trace: Trace, config: VirtualConfig, policies: PolicySet | None,
                  watch: Callable[[int, int], None]) -> None:
         self.trace, self.config, self.watch = trace, config, watch
         sim = config.sim
         self.now, self._tick = 0.0, 0.0
         self.content = Content(trace, sim.block_tokens)
+        on_engines = None if config.stock_engines else policies
         self.engines = [VirtualEngine(
-            make_scheduler(sim, policies, self._clock, config.asynchronous, **config.saga), sim.profile,
-            2 if config.asynchronous else 1, sim, self._pass_time) for _ in range(sim.workers)]
-        self.router = Router(policies.placement, sim.workers, sim.max_num_seqs, sim.pool_blocks * sim.block_tokens,
-                             expiry_s=sim.expiry_s, budget_s=PATIENT_S,
-                             tokens_per_s=sim.profile.prefill_tokens_per_s)
+            make_scheduler(sim, on_engines, self._clock, config.asynchronous, config.priority, config.tier_policy,
+                           **config.saga), sim.profile, 2 if config.asynchronous else 1, sim, self._pass_time)
+            for _ in range(sim.workers)]
+        self.router: Router | StockBalancer = StockBalancer(
+            [e.scheduler for e in self.engines]) if policies is None else Router(
+            policies.placement, sim.workers, sim.max_num_seqs, sim.pool_blocks * sim.block_tokens,
+            expiry_s=sim.expiry_s, budget_s=PATIENT_S, tokens_per_s=sim.profile.prefill_tokens_per_s)
         n, m = trace.n_steps, trace.n_sessions
         self.times = {k: np.full(n, np.nan) for k in ("ready_s", "scheduled_s", "first_token_s", "done_s")}
         self.worker, self.left = np.full(n, -1), np.diff(trace.session_offsets)
@@ -141,12 +153,18 @@ class _Run:
         self.unsent[s] -= 1
         extra = self._hints(s, row)
         session = trace.sessions.session_id[s]
-        hints: Hints = read_hints(session, extra)
-        w = self.router.choose(hints, prompt, self.now) if len(self.engines) > 1 else 0
-        self.router.book(str(row), hints, prompt, w, self.now)
-        self.worker[row] = w
-        request = make_request(str(row), prompt, int(t.output_tokens[row]), self.content.hasher(row), session, extra)
+        self.worker[row] = w = self._place(str(row), read_hints(session, extra), prompt)
+        request = make_request(str(row), prompt, int(t.output_tokens[row]), self.content.hasher(row), session, extra,
+                               s if self.config.priority else 0, self.now)
         self.at(self.now + self.config.request_s, SENT, partial(self._arrive, w, request))
+
+    def _place(self, name: str, hints: Hints, prompt: int) -> int:
+        """Return the engine that serves the request."""
+        if isinstance(self.router, StockBalancer):
+            return self.router.choose(name, self.now)
+        w = self.router.choose(hints, prompt, self.now) if len(self.engines) > 1 else 0
+        self.router.book(name, hints, prompt, w, self.now)
+        return w
 
     def _hints(self, s: int, row: int) -> dict[str, Any]:
         """As `replay_drive` gives them."""
@@ -216,7 +234,10 @@ class _Run:
 
     def _heard(self, a: Answer) -> None:
         row = int(a.name)
-        self.router.output(a.name, a.tokens, a.finished, self.now)
+        if not isinstance(self.router, StockBalancer):
+            self.router.output(a.name, a.tokens, a.finished, self.now)
+        elif a.finished:
+            self.router.finished(a.name)
         if a.tokens and math.isnan(self.times["first_token_s"][row]):
             self.times["first_token_s"][row] = self.now
         if a.finished:
@@ -230,7 +251,9 @@ class _Run:
             cached |= e.cached
             counts["iterations"] += e.iterations
             counts["busy_s"] += e.busy_s
-            for k, v in {**e.scheduler.metrics.counts, **e.scheduler._state()}.items():
+            ours = isinstance(e.scheduler, SagaScheduler | SagaSyncScheduler)
+            told = {**e.scheduler.metrics.counts, **e.scheduler._state()} if ours else {"preemptions": e.preemptions}
+            for k, v in told.items():
                 counts[k] = counts.get(k, 0.0) + float(v)
             e.scheduler.shutdown()
         steps = {"worker": self.worker, **self.times,

@@ -58,7 +58,7 @@ class VirtualEngine:
         self.device_free_s = 0.0
         self.blocked = self.idle = False
         """On the oldest batch; the call that blocks ran nothing."""
-        self.iterations = 0
+        self.iterations = self.preemptions = 0
         self.busy_s = 0.0
         self.cached: dict[str, int] = {}
         """Tokens that each request found cached when it first ran."""
@@ -117,6 +117,7 @@ class VirtualEngine:
     def _send(self, now: float) -> Batch:
         s, self.now = self.scheduler, now
         out = s.schedule()
+        self.preemptions += len(out.preempted_req_ids or ())
         moved = None if self.copies is None else self.copies.step(out)
         now = self.now
         fresh = {r.req_id: r.num_computed_tokens for r in out.scheduled_new_reqs}

@@ -24,6 +24,8 @@ from vllm.config import (  # noqa: E402
     SchedulerConfig,
     VllmConfig,
 )
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler  # noqa: E402
+from vllm.v1.core.sched.scheduler import Scheduler  # noqa: E402
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
 from vllm.v1.structured_output import StructuredOutputManager  # noqa: E402
@@ -35,6 +37,7 @@ from saga_rl.runtime.engine.scheduler import SagaScheduler, SagaSyncScheduler  #
 from saga_rl.sim.config import SimConfig  # noqa: E402
 
 MAX_LEN = 1 << 21
+CACHE_POLICY = "saga_rl.runtime.engine.offload.cache_policy"
 PAGE_ALIGNMENT = 4096
 """vLLM rounds the bytes of a block in CPU memory up to that; the blocks here are smaller."""
 PATIENT_S = 1e6
@@ -54,10 +57,14 @@ def _shared() -> VllmConfig:
             cache_config=CacheConfig(block_size=16, enable_prefix_caching=True))
 
 
-def make_scheduler(config: SimConfig, policies: PolicySet, clock: Callable[[], float], asynchronous: bool = True,
-                   **saga: Any) -> Any:
-    """A scheduler of ours, with vLLM's own KV offloading where there are `cpu_tokens`. asynchronous: as on a GPU; saga:
-    further keys of `SagaConfig`."""
+def make_scheduler(config: SimConfig, policies: PolicySet | None, clock: Callable[[], float],
+                   asynchronous: bool = True, priority: bool = False, tier_policy: bool = False, **saga: Any) -> Any:
+    """Make a scheduler of ours, or vLLM's own without `policies`, with vLLM's KV offloading where there are
+    `cpu_tokens`.
+
+    asynchronous: as on a GPU; priority: vLLM's `--scheduling-policy priority`; tier_policy: the tier evicts by the
+    policy, too; saga: further keys of `SagaConfig`.
+    """
     vllm = copy(_shared())
     vllm.scheduler_config, vllm.cache_config = copy(vllm.scheduler_config), copy(vllm.cache_config)
     limits = {"max_num_seqs": config.max_num_seqs, "max_num_batched_tokens": config.batched_tokens,
@@ -68,9 +75,12 @@ def make_scheduler(config: SimConfig, policies: PolicySet, clock: Callable[[], f
     vllm.cache_config.num_gpu_blocks = config.pool_blocks + 1  # one is vLLM's null block
     vllm.additional_config = {"saga": {"expiry_s": config.expiry_s, "starve_s": min(config.starve_s, PATIENT_S),
                                        "budget_s": PATIENT_S, **saga}}
-    vllm.kv_transfer_config = _offloading(config) if config.cpu_tokens else None
-    base = SagaScheduler if asynchronous else SagaSyncScheduler
-    cls: Any = type("Virtual" + base.__name__, (base,), {"clock": staticmethod(clock)})
+    vllm.scheduler_config.policy = "priority" if priority else "fcfs"
+    vllm.kv_transfer_config = _offloading(config, tier_policy) if config.cpu_tokens else None
+    cls: Any = AsyncScheduler if asynchronous else Scheduler
+    if policies is not None:
+        base = SagaScheduler if asynchronous else SagaSyncScheduler
+        cls = type("Virtual" + base.__name__, (base,), {"clock": staticmethod(clock)})
     spec = FullAttentionSpec(block_size=config.block_tokens, num_kv_heads=1, head_size=1, dtype=torch.float32)
     pool = KVCacheConfig(num_blocks=config.pool_blocks + 1, kv_cache_tensors=[],
                          kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)])
@@ -89,20 +99,21 @@ def make_copies(scheduler: Any, config: SimConfig, clock: Callable[[], float],
                        config.pcie_tokens_per_s * page / config.block_tokens, clock=clock, sleep=wait)
 
 
-def _offloading(config: SimConfig) -> KVTransferConfig:
+def _offloading(config: SimConfig, tier_policy: bool) -> KVTransferConfig:
     """What `--kv-offloading-size` makes of itself, for a tier of `cpu_tokens`."""
-    blocks = config.cpu_tokens // config.block_tokens
-    return KVTransferConfig(kv_connector=CONNECTOR, kv_role="kv_both",
-                            kv_connector_extra_config={"cpu_bytes_to_use": blocks * PAGE_ALIGNMENT})
+    extra: dict[str, Any] = {"cpu_bytes_to_use": config.cpu_tokens // config.block_tokens * PAGE_ALIGNMENT}
+    if tier_policy:
+        extra |= {"eviction_policy": "SagaCachePolicy", "cache_policy_module_path": CACHE_POLICY}
+    return KVTransferConfig(kv_connector=CONNECTOR, kv_role="kv_both", kv_connector_extra_config=extra)
 
 
 def make_request(name: str, prompt_tokens: int, output_tokens: int, hasher: Any, session: str,
-                 extra: dict[str, Any]) -> Request:
-    """A request that answers `output_tokens` tokens. Its tokens are all the same: `hasher` says what they are."""
+                 extra: dict[str, Any], priority: int = 0, now: float = 0.0) -> Request:
+    """Make a request that answers `output_tokens` tokens. Its tokens are all the same: `hasher` says what they are."""
     params = SamplingParams(max_tokens=output_tokens, ignore_eos=True)
     params.update_from_generation_config({}, 2)
     params.extra_args = extra
     request = Request(request_id=name, prompt_token_ids=[0] * prompt_tokens, sampling_params=params,
-                      pooling_params=None, block_hasher=hasher)
+                      pooling_params=None, block_hasher=hasher, priority=priority, arrival_time=now)
     request.session_id = session
     return request
