@@ -9,31 +9,29 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from rich.console import Console
 from typer import Argument, Option
 
-from saga_rl.env.episodes import sim_config
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.files import check_target
 from saga_rl.learn.script import check_range, numbers, progress, words
 from saga_rl.learn.search.card import copied_card, search_card
-from saga_rl.learn.search.cma_es import Found, SearchConfig, search
-from saga_rl.learn.search.parameter_vector import ParameterVector, scales
-from saga_rl.learn.search.picture import search_picture
-from saga_rl.learn.search.scenarios import scenario, wanted
 from saga_rl.learn.tracking import WandbRun
-from saga_rl.policies.base import SEAMS
-from saga_rl.policies.learned.checkpoint import load_checkpoint, save_checkpoint
-from saga_rl.policies.presets import PRESETS
-from saga_rl.policies.registry import make
+from saga_rl.policies.parameters import EXPIRY_S
 from saga_rl.provenance import provenance
 
-REFERENCE = PRESETS["saga+"] | {k: PRESETS["likely"][k] for k in ("admission", "eviction")}
-"""By seam the best rule found by hand where ends are not announced. Seams that are not searched are the same in
-candidates and reference."""
+if TYPE_CHECKING:
+    from saga_rl.learn.search.cma_es import Found, SearchConfig
+
+
+def by_hand() -> dict[str, str]:
+    """By decision, the spec of the best rule found by hand where ends are not announced. Decisions that are not
+    searched are the same in candidates and reference."""
+    from saga_rl.policies.presets import PRESETS
+
+    return PRESETS["saga+"] | {k: PRESETS["likely"][k] for k in ("admission", "eviction")}
 
 
 def main(
@@ -53,7 +51,7 @@ def main(
     block_tokens: Annotated[int, Option(help="As the server's --block-size.")] = 16,
     max_num_seqs: Annotated[int, Option(help="As the server's.")] = 256,
     max_batched_tokens: Annotated[int, Option(help="As the server's --max-num-batched-tokens; 0 = the profile's.")] = 0,
-    expiry_s: Annotated[float, Option(help="As the server's --expiry-s.")] = 300.0,
+    expiry_s: Annotated[float, Option(help="As the server's --expiry-s.")] = EXPIRY_S,
     seams: Annotated[str, Option(help="What is searched, with commas between.")] = "eviction,ordering,admission",
     beside: Annotated[str, Option(help="seam=SPEC of a seam that is not searched, with ; between; else saga+'s.")] = "",
     units: Annotated[int, Option(help="ReLU units beside the linear part of each scorer.")] = 0,
@@ -76,6 +74,12 @@ def main(
     note: Annotated[str, Option(help="A line for the cards, e.g. how the whole pipeline is run.")] = "",
 ) -> None:
     """Search for order, admission and eviction (or placement) policies on whole simulated runs."""
+    from saga_rl.env.episodes import sim_config
+    from saga_rl.learn.search.cma_es import SearchConfig, search
+    from saga_rl.learn.search.picture import search_picture
+    from saga_rl.learn.search.scenarios import scenario, wanted
+    from saga_rl.policies.base import SEAMS
+
     for option, value, low, high in (("--units", units, 0, 64), ("--generations", generations, 1, 1e5),
                                      ("--candidates", candidates, 4, 1024), ("--episodes", episodes, 1, 100),
                                      ("--checks", checks, 1, 100),
@@ -85,7 +89,8 @@ def main(
     searched = _seams(seams, workers)
     others = _others(beside, searched)
     tried = _trained(trained, searched)
-    reference: dict[str, str] = {s: REFERENCE[s] if s in searched else others[s] for s in SEAMS}
+    rules = by_hand()
+    reference: dict[str, str] = {s: rules[s] if s in searched else others[s] for s in SEAMS}
     if start:
         searched, others = _kept(start, searched, units, others)
     counts = _each("--population", population, 0, traces)
@@ -129,6 +134,12 @@ def main(
 
 def save(out: Path, found: Found, config: SearchConfig, facts: list[str], note: str, seed: int) -> None:
     """A checkpoint for each searched seam, each the others' companion, and a copy of every learned one beside them."""
+    import numpy as np
+
+    from saga_rl.learn.search.parameter_vector import scales
+    from saga_rl.policies.base import SEAMS
+    from saga_rl.policies.learned.checkpoint import load_checkpoint, save_checkpoint
+
     vector = config.vector()
     out.mkdir(exist_ok=True)
     meta: dict[str, Any] = {
@@ -155,11 +166,15 @@ def save(out: Path, found: Found, config: SearchConfig, facts: list[str], note: 
 
 
 def _weights(names: tuple[str, ...], layers: list[tuple[Any, Any]]) -> dict[str, float]:
+    from saga_rl.learn.search.parameter_vector import scales
+
     w, b = layers[0][0][0] / scales(names), layers[-1][1][0]
     return {**{n: float(x) for n, x in zip(names, w, strict=True)}, "bias": float(b)}
 
 
 def _seams(text: str, workers: int) -> list[str]:
+    from saga_rl.policies.base import SEAMS
+
     searched = words(text)
     for seam in searched:
         if seam not in SEAMS:
@@ -172,6 +187,9 @@ def _seams(text: str, workers: int) -> list[str]:
 
 
 def _others(text: str, searched: list[str]) -> dict[str, str]:
+    from saga_rl.policies.presets import PRESETS
+    from saga_rl.policies.registry import make
+
     others = {s: spec for s, spec in PRESETS["saga+"].items() if s not in searched}
     for part in filter(None, text.split(";")):
         seam, _, spec = part.partition("=")
@@ -185,6 +203,8 @@ def _others(text: str, searched: list[str]) -> dict[str, str]:
 def _kept(start: str, searched: list[str], units: int, others: dict[str, str]) -> tuple[list[str], dict[str, str]]:
     """(what is left to search, the others): a seam whose checkpoint below `start` was trained, not searched, is not
     searched now, either, and serves as it is there."""
+    from saga_rl.learn.search.parameter_vector import ParameterVector
+
     left, kept = [], dict(others)
     for seam in searched:
         if ParameterVector((seam,), units).fits(Path(start) / seam):  # type: ignore[arg-type]
@@ -199,6 +219,8 @@ def _kept(start: str, searched: list[str], units: int, others: dict[str, str]) -
 
 
 def _trained(text: str, searched: list[str]) -> dict[str, str]:
+    from saga_rl.policies.registry import make
+
     found = {}
     for part in filter(None, text.split(";")):
         seam, _, folder = part.partition("=")
