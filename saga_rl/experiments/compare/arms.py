@@ -55,10 +55,11 @@ def evictions(s: Settings) -> list[str]:
 
 
 def seam_specs(s: Settings, seam: str) -> list[str]:
-    """The specs of one seam of the load part, stock's left out."""
+    """The specs of one decision of the load part, stock's left out: those that the user named, or all that are
+    registered. Where he named policies of other decisions alone, none; a product still takes all."""
     chosen = list(s.specs.get(seam, ()))
     if not chosen:
-        if seam == "placement" and s.workers == 1:
+        if (seam == "placement" and s.workers == 1) or (_narrowed(s) and not s.product):
             return []
         known = [n for n in names(seam) if n != "learned" and (  # type: ignore[arg-type]
             seam == "eviction" or not make(seam, n).oracle)]  # type: ignore[arg-type]
