@@ -7,7 +7,7 @@ Every session stays where its first request went, so a run follows from one work
 what `least-sessions` does, moves one or two sessions at a time, runs the whole simulation for each of `--envs` tries
 (native environments, `saga_rl/Placement-v0`), and keeps what lowers the mean log of the completion times. It knows
 the future of every session, and profits from chance as no policy can; it is no strict bound, since it never moves a
-session half-way. Figures: mean completion time over that of SAGA's placement (theta=100, stealing), the other seams
+session half-way. Figures: mean completion time over that of SAGA's placement (theta=100, stealing), the other decisions
 those of `saga+`, on test sessions; geometric mean over seeds, with each seed's value. Simulated.
 """
 

@@ -1,4 +1,4 @@
-"""Valid feature rows for policy tests, by seam: named columns for hand-made ones, ranges for random ones."""
+"""Valid feature rows for policy tests, by decision: named columns for hand-made ones, ranges for random ones."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _RANGES = {"ttl_left": (-1.0, 1.0), "age_s": (0.0, 1e8), "afs": (0.0, 1e9), "arr
            "least_service": (0.0, 1e12)}
 _COUNTS = {"tasks", "draw", "ring", "pool_blocks", "in_flight", "running", "active", "pool"}
 EVENTS = {"eviction": (F.BEGIN, F.RELEASE, F.EVICT), "admission": (F.BEGIN,)}
-"""What a policy with memory is told, by seam."""
+"""What a policy with memory is told, by decision."""
 MEMORIES = {"eviction": (F.E_MINE, ch.REMEMBERED + F.HERE), "admission": (F.A_HERE, F.HERE)}
-"""By seam: the first column that shows what the policy remembers, and how many there are."""
+"""By decision: the first column that shows what the policy remembers, and how many there are."""
 
 
 def row(seam: str, **values: float) -> np.ndarray:

@@ -80,7 +80,7 @@ def test_joined_datasets_keep_every_decision(folder: Path, tmp_path: Path) -> No
     np.testing.assert_array_equal(both.observations[:14, :ROWS], parts[0].observations)
     assert not both.masks[:14, ROWS:].any() and np.isinf(both.next_use[:14, ROWS:]).all()
     np.testing.assert_array_equal(both.masks[14:], parts[1].masks)
-    with pytest.raises(UserError, match="different seams"):
+    with pytest.raises(UserError, match="different decisions"):
         joined([parts[0], replace(parts[1], seam="ordering")])
 
 

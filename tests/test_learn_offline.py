@@ -1,4 +1,4 @@
-"""From dataset folders to checkpoints of any seam, by the script, and what it says to bad input."""
+"""From dataset folders to checkpoints of any decision, by the script, and what it says to bad input."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_mistakes_are_named_and_nothing_is_written(toy: Path, tmp_path: Path) ->
     for algo in ("rank", "listwise", "hazard"):
         with pytest.raises(UserError, match="Belady labels, and a dataset of placement has none"):
             run(placement, tmp_path / "p", algo=algo)
-    with pytest.raises(UserError, match="different seams"):
+    with pytest.raises(UserError, match="different decisions"):
         run(toy, tmp_path / "p", also=[placement])
     old = write(tmp_path / "old-v0", labelled(0, 4, 10), feature_hash="0" * 64)
     with pytest.raises(UserError, match="other features or feature code"):

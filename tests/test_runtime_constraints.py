@@ -1,5 +1,5 @@
-"""Fairness between tenants on vLLM's real scheduler, which no policy overrides: random scores in every seam, and small
-cases with the numbers worked out by hand."""
+"""Fairness between tenants on vLLM's real scheduler, which no policy overrides: random scores in every decision, and
+small cases with the numbers worked out by hand."""
 
 from __future__ import annotations
 

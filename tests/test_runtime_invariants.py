@@ -129,7 +129,7 @@ def _slow(x, params, scratch):
 
 
 def serve_with(folder, seam, score, cls=SagaScheduler, n=24, **policy):
-    """24 requests of 6 sessions over 40 blocks under saga+, with a policy of ours in one seam."""
+    """24 requests of 6 sessions over 40 blocks under saga+, with a policy of ours in one decision."""
     clock = Clock()
     policies = replace(preset("saga+"), **{seam: Policy(seam, "bad", score, **policy)})
     s = make_scheduler(cls, folder, clock=clock, blocks=40, seqs=4, policies=policies)

@@ -37,7 +37,7 @@ PROFILE = CostProfile("unit", base_s=0.01, per_prefill_token_s=1e-4, per_kv_toke
 BLOCK = 16
 WIDTH = max(ft.COLUMNS.values())
 ROOM = 150_000
-"""Rows that are kept of a seam."""
+"""Rows that are kept of a decision."""
 JOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "joint"
 STOCK_SCHEDULER = vllm_twin_engine.make_scheduler
 
@@ -75,7 +75,7 @@ def rows_of(scratch: np.ndarray, policy: Policy) -> np.ndarray:
 
 
 def simulated(trace: Trace, config: SimConfig, policies: PolicySet) -> tuple[list[Turn], dict[str, np.ndarray]]:
-    """Iterations and rows by seam."""
+    """Iterations and rows by decision."""
     seen = PolicySet(recorded(policies.eviction), policies.placement, recorded(policies.ordering),
                      recorded(policies.admission))
     cluster = Cluster(trace, config, seen, iterations=64 * trace.n_steps + 4096)

@@ -23,7 +23,7 @@ LISTED = "A wrong name lists all; docs/reference/policies.md says what each does
 
 
 def choose_policies(base: str, **specs: str | None) -> PolicySet:
-    """The preset or checkpoint `base`, with the seams that `specs` names replaced. Raises `UserError`."""
+    """The preset or checkpoint `base`, with the decisions that `specs` names replaced. Raises `UserError`."""
     from saga_rl.policies.base import SEAMS
     from saga_rl.policies.presets import preset
     from saga_rl.policies.registry import make

@@ -10,7 +10,7 @@ from saga_rl.policies.presets import from_specs, preset
 
 
 def policies_of(given: Mapping[str, str]) -> PolicySet:
-    """Four specs by seam, or a preset or checkpoint under `set`."""
+    """Four specs by decision, or a preset or checkpoint under `set`."""
     return preset(given["set"]) if "set" in given else from_specs(dict(given))
 
 

@@ -12,7 +12,7 @@ def dataset_card(name: str, facts: dict[str, Any]) -> str:
     """Card of a collected dataset; `facts` as `training/collect.py` writes them."""
     source, seam = facts["source"], facts["seam"]
     part = f", part `{facts['part']}` of a split by session group" if facts["part"] else ""
-    lines = [f"# {name}", "", f"Decisions of seam {seam}{part}. {SEAM_OF_DATASET[seam]}", "",
+    lines = [f"# {name}", "", f"Decisions: {seam}{part}. {SEAM_OF_DATASET[seam]}", "",
              "| behaviour | episodes (cut) | decisions | candidates a decision | propensity | return of an episode, "
              "10 / 50 / 90 % |", "|---|---|---|---|---|---|"]
     statistics = facts["statistics"]
@@ -26,7 +26,7 @@ def dataset_card(name: str, facts: dict[str, Any]) -> str:
     lines += [f"| {behaviour} | {c['recomputed_tokens']:.0f} | {c['log_tct']:.1f} | {c['fairness_gap_tokens']:.0f} |"
               for behaviour, c in statistics.items()]
     groups = sum(len(g) for g in facts["session_groups"].values())
-    lines += ["", "Components are sums over all episodes; 0 where the seam does not know one. Every behaviour saw "
+    lines += ["", "Components are sums over all episodes; 0 where the decision does not know one. Every behaviour saw "
               "other sessions, so its sums are not to be compared with another's.", "",
               f"- actions are uniform with chance {facts['epsilon']:g}; their propensity is in `infos/propensity`",
               f"- traces: {_hashes(facts['traces'])}; {groups} groups of sessions, listed in the metadata",

@@ -31,8 +31,8 @@ TEST = "test"
 def main(
     traces: Annotated[list[Path], Argument(help="Trace files, generated, imported or recorded.")],
     out: Annotated[Path, Option(help="Folder to write; Minari wants its name to end in -v0, -v1, ...")],
-    seam: Annotated[str, Option(help="Which decision: eviction, placement, ordering, admission, or joint "
-                               "(ordering and admission).")] = "eviction",
+    seam: Annotated[str, Option("--decision", "--seam", help="eviction, placement, ordering, admission, or joint (of "
+                                "ordering and admission).")] = "eviction",
     kv_tokens: Annotated[str, Option(help="KV capacities, tokens, with commas between.")] = "",
     pressure: Annotated[str, Option(help="Instead: demand of the live sessions over capacity, e.g. 1.5,3.")] = "",
     load: Annotated[str, Option(help="Arrivals so many times as fast as in the trace, e.g. 0.8,1,1.2.")] = "1",
@@ -42,8 +42,8 @@ def main(
     episodes: Annotated[int, Option(help="Episodes of each trace, load, capacity and behaviour.")] = 1,
     sessions: Annotated[int, Option(help="Sessions of one episode; 0 = all of the trace.")] = 0,
     population: Annotated[int, Option(help="Closed population: sessions alive at once; 0 = the trace's arrivals.")] = 0,
-    workers: Annotated[int, Option(help="Workers of the cluster (closed loop); 0 = the seam's default.")] = 0,
-    policies: Annotated[str, Option(help="Closed loop: preset or checkpoint that decides the other seams.")] = "saga+",
+    workers: Annotated[int, Option(help="Workers of the cluster (closed loop); 0 = the decision's default.")] = 0,
+    policies: Annotated[str, Option(help="Closed loop: preset or checkpoint for the other decisions.")] = "saga+",
     record: Annotated[str, Option(help="Eviction: presets under which the reference strings are recorded.")] = "lru",
     max_decisions: Annotated[int, Option(help="Cut an episode after so many decisions; 0 = never.")] = 0,
     max_rows: Annotated[int, Option(help="Candidates offered at a decision, at most.")] = 32,
@@ -64,11 +64,11 @@ def main(
     from saga_rl.learn.data.collect import Task, label
     from saga_rl.learn.data.collect_many import Statistics, play_all
     from saga_rl.learn.data.dataset import new_dataset, rows_hash
-    from saga_rl.learn.data.games import FEATURES, GAMES, check_behaviour, rows_of, spec_of
+    from saga_rl.learn.data.rollouts import FEATURES, ROLLOUTS, check_behaviour, rows_of, spec_of
     from saga_rl.policies.presets import preset
 
-    if seam not in GAMES:
-        raise unknown_name("--seam", seam, GAMES)
+    if seam not in ROLLOUTS:
+        raise unknown_name("decision", seam, ROLLOUTS)
     check_range("--epsilon", epsilon, 0, 1)
     check_range("--max-rows", max_rows, 2, 4096)
     check_range("--episodes", episodes, 1)

@@ -1,7 +1,7 @@
 """Rounds of ranking on the policy's own states (DAgger): train, play, label, add, train again.
 
 A policy that learned from other policies' states meets states of its own; here it learns what to do there. Eviction
-only: other seams have no labels. How, and from where: `saga_rl.learn.offline.dagger`.
+only: other decisions have no labels. How, and from where: `saga_rl.learn.offline.dagger`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Fine-tune a policy by reinforcement learning: MaskablePPO on any of the environments.
 
 The actor is the checkpoint's own network, so the result has the same form. `--env joint` trains order and admission
-together, `--env scheduler` all four seams; both write a folder with one checkpoint for each.
+together, `--env scheduler` all four decisions; both write a folder with one checkpoint for each.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ QUEUE = ("ordering", "admission", "joint", "scheduler")
 
 def main(
     checkpoint: Annotated[Path, Argument(help="Checkpoint folder to start from (joint: a folder with one for ordering "
-                                              "and one for admission; scheduler: with one for each seam), or "
+                                              "and one for admission; scheduler: with one for each decision), or "
                                               "`fresh`: new weights.")],
     traces: Annotated[list[Path], Argument(help="Trace files (training split).")],
     out: Annotated[Path, Option(help="Checkpoint folder to write; an older checkpoint there is replaced.")],
@@ -39,8 +39,8 @@ def main(
     sessions: Annotated[int, Option(help="Sessions of one episode; 0 = all of the trace.")] = 0,
     workers: Annotated[int, Option(help="Workers; 0 = 4 for placement, 2 for scheduler, 1 for the "
                                           "others.")] = 0,
-    policies: Annotated[str, Option(help="Preset of the seams that are not trained; empty = the checkpoint's own, or "
-                                         "saga+.")] = "",
+    policies: Annotated[str, Option(help="Preset of the decisions that are not trained; empty = the "
+                                         "checkpoint's own, or saga+.")] = "",
     reward: Annotated[str, Option(help="Ordering, admission, joint, scheduler: tct or recomputed.")] = "tct",
     p95_weight: Annotated[float, Option(help="The same, with tct: weight of the slowest sessions.")] = 0.0,
     fairness_weight: Annotated[float, Option(help="The same: cost of a token of service gap.")] = 0.0,

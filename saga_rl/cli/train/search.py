@@ -1,8 +1,8 @@
 """Search for policies that decide together (order, admission, eviction, or placement) by whole simulated runs.
 
-CMA-ES over the numbers of small scorers, see `saga_rl.learn.search.cma_es`. Writes one checkpoint for each seam into
-OUT, which serves as a whole: `saga-rl serve MODEL --policy OUT`. Judged against the best hand-made rule on the same
-runs.
+CMA-ES over the numbers of small scorers, see `saga_rl.learn.search.cma_es`. Writes one checkpoint for each decision
+into OUT, which serves as a whole: `saga-rl serve MODEL --policy OUT`. Judged against the best hand-made rule on the
+same runs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main(
                                           "training sessions of that workload. Behind it @hidden: nobody says that a "
                                           "session ended; @load=X: open arrivals, X times as fast as the trace's, or "
                                           "at X of the workload's peak.")],
-    out: Annotated[Path, Option(help="Folder for the checkpoints, one sub-folder a seam.")],
+    out: Annotated[Path, Option(help="Folder for the checkpoints, one sub-folder a decision.")],
     validation: Annotated[str, Option(help="Trace files that choose the best, in the same order, with , between "
                                            "(workload:NAME: its validation sessions), each with its trace's @.")],
     population: Annotated[str, Option(help="Sessions alive at once on each trace (0 = its arrivals).")] = "12",
@@ -52,18 +52,19 @@ def main(
     max_num_seqs: Annotated[int, Option(help="As the server's.")] = 256,
     max_batched_tokens: Annotated[int, Option(help="As the server's --max-num-batched-tokens; 0 = the profile's.")] = 0,
     expiry_s: Annotated[float, Option(help="As the server's --expiry-s.")] = EXPIRY_S,
-    seams: Annotated[str, Option(help="What is searched, with commas between.")] = "eviction,ordering,admission",
-    beside: Annotated[str, Option(help="seam=SPEC of a seam that is not searched, with ; between; else saga+'s.")] = "",
+    seams: Annotated[str, Option("--decisions", "--seams", help="What is searched, with commas between.")]
+    = "eviction,ordering,admission",
+    beside: Annotated[str, Option(help="DECISION=SPEC of what is not searched, with ; between; else saga+'s.")] = "",
     units: Annotated[int, Option(help="ReLU units beside the linear part of each scorer.")] = 0,
     generations: Annotated[int, Option(help="Generations.")] = 40,
     candidates: Annotated[int, Option(help="Candidates of a generation.")] = 16,
     episodes: Annotated[int, Option(help="Episodes of each trace and candidate.")] = 2,
     checks: Annotated[int, Option(help="Validation episodes of each trace at every fourth generation.")] = 4,
-    start: Annotated[str, Option(help="Folder of checkpoints, one a seam, of an earlier search to go on from; empty: "
-                                      "the best rules found by hand. A seam that was trained there, not searched, "
-                                      "stays as it is.")] = "",
-    trained: Annotated[str, Option(help="seam=FOLDER of a checkpoint that was trained otherwise, with ; between: tried "
-                                        "at the end in the place of what was searched.")] = "",
+    start: Annotated[str, Option(help="Folder of an earlier search to go on from, one checkpoint a decision; empty: "
+                                      "the best rules found by hand. A decision that was trained there, not "
+                                      "searched, stays as it is.")] = "",
+    trained: Annotated[str, Option(help="DECISION=FOLDER of a checkpoint that was trained otherwise, with ; between: "
+                                        "tried at the end in the place of what was searched.")] = "",
     sigma: Annotated[float, Option(help="First step size, in scaled units.")] = 0.1,
     jobs: Annotated[int, Option(help="Processes.")] = 2,
     seed: Annotated[int, Option(help="The weights follow from it.")] = 0,
@@ -133,7 +134,8 @@ def main(
 
 
 def save(out: Path, found: Found, config: SearchConfig, facts: list[str], note: str, seed: int) -> None:
-    """A checkpoint for each searched seam, each the others' companion, and a copy of every learned one beside them."""
+    """A checkpoint for each searched decision, which name one another, and a copy of every learned one beside
+    them."""
     import numpy as np
 
     from saga_rl.learn.search.parameter_vector import scales
@@ -178,11 +180,11 @@ def _seams(text: str, workers: int) -> list[str]:
     searched = words(text)
     for seam in searched:
         if seam not in SEAMS:
-            raise unknown_name("--seams", seam, SEAMS)
+            raise unknown_name("decision", seam, SEAMS)
     if not searched or len(set(searched)) < len(searched):
-        raise UserError("--seams", f"is {text!r}", "name each seam once")
+        raise UserError("--decisions", f"is {text!r}", "name each decision once")
     if "placement" in searched and workers < 2:
-        raise UserError("--seams", "placement is no choice with one worker", "give --workers 2 or more")
+        raise UserError("--decisions", "placement is no choice with one worker", "give --workers 2 or more")
     return searched
 
 
@@ -194,14 +196,14 @@ def _others(text: str, searched: list[str]) -> dict[str, str]:
     for part in filter(None, text.split(";")):
         seam, _, spec = part.partition("=")
         if seam not in others:
-            raise UserError("--beside", f"{seam!r} is searched or no seam", f"choose from {', '.join(others)}")
+            raise UserError("--beside", f"{seam!r} is searched or no decision", f"choose from {', '.join(others)}")
         make(seam, spec)  # type: ignore[arg-type]
         others[seam] = spec
     return others
 
 
 def _kept(start: str, searched: list[str], units: int, others: dict[str, str]) -> tuple[list[str], dict[str, str]]:
-    """(what is left to search, the others): a seam whose checkpoint below `start` was trained, not searched, is not
+    """(what is left to search, the others): a decision whose checkpoint below `start` was trained, not searched, is not
     searched now, either, and serves as it is there."""
     from saga_rl.learn.search.parameter_vector import ParameterVector
 

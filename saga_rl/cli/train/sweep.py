@@ -21,7 +21,7 @@ from saga_rl.provenance import provenance
 
 
 def main(
-    dataset: Annotated[list[Path], Argument(help="Folders that training/collect.py wrote, of one seam.")],
+    dataset: Annotated[list[Path], Argument(help="Folders that training/collect.py wrote, of one decision.")],
     out: Annotated[Path, Option(help="Checkpoint folder for the best trial; an older checkpoint there is replaced.")],
     algo: Annotated[str, Option(help="rank, listwise, hazard, bc, iql or cql.")] = "rank",
     backend: Annotated[str, Option(help="local (here, one by one), tune (Ray Tune, two at once) or wandb.")] = "local",

@@ -1,7 +1,7 @@
 """Train a policy offline on datasets of `training/collect.py`, and write it as a checkpoint.
 
 The learners are in `saga_rl.learn.offline.learners`, one file each; docs/reference/learners.md says which applies
-where. The seam is the dataset's. After every epoch the whole state is kept beside `--out`, so a run that was
+where. The decision is the dataset's. After every epoch the whole state is kept beside `--out`, so a run that was
 stopped goes on (`--resume`).
 """
 
@@ -21,7 +21,7 @@ from saga_rl.provenance import sha256
 def main(
     dataset: Annotated[Path, Argument(help="Folder that training/collect.py wrote.")],
     out: Annotated[Path, Option(help="Checkpoint folder to write; an older checkpoint there is replaced.")],
-    also: Annotated[list[Path] | None, Option(help="Another dataset of the seam, to be joined. Repeatable.")] = None,
+    also: Annotated[list[Path] | None, Option(help="Another dataset of the same decision. Repeatable.")] = None,
     algo: Annotated[str, Option(help="rank, listwise, hazard, bc, iql or cql.")] = "rank",
     set_: Annotated[list[str] | None, Option("--set", help="key=value, an option of the learner. Repeatable.")] = None,
     clone: Annotated[str, Option(help="bc: the behaviour whose actions are cloned; eviction: belady by default.")] = "",
@@ -31,10 +31,10 @@ def main(
     lr: Annotated[float, Option(help="Learning rate of Adam at the start.")] = 3e-3,
     hidden: Annotated[str, Option(help="Widths of the hidden layers, with commas between.")] = "24,24",
     validation: Annotated[float, Option(help="Share of the episodes held out.")] = 0.1,
-    eviction: Annotated[str, Option(help="Companion policy of the checkpoint; empty: that of saga+.")] = "",
-    placement: Annotated[str, Option(help="Companion policy of the checkpoint; empty: that of saga+.")] = "",
-    ordering: Annotated[str, Option(help="Companion policy of the checkpoint; empty: that of saga+.")] = "",
-    admission: Annotated[str, Option(help="Companion policy of the checkpoint; empty: that of saga+.")] = "",
+    eviction: Annotated[str, Option(help="Runs beside the checkpoint; empty: that of saga+.")] = "",
+    placement: Annotated[str, Option(help="Runs beside the checkpoint; empty: that of saga+.")] = "",
+    ordering: Annotated[str, Option(help="Runs beside the checkpoint; empty: that of saga+.")] = "",
+    admission: Annotated[str, Option(help="Runs beside the checkpoint; empty: that of saga+.")] = "",
     trust: Annotated[float, Option(help="Eviction: score by the Bayes index + so many times the network's (0: by the "
                                         "network alone). Less than 1 keeps it near the rule on traffic it never "
                                         "saw.")] = 0.0,

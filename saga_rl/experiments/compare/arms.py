@@ -32,9 +32,9 @@ PICKS = (("placement", "ordering"), ("placement", "admission"), ("ordering", "ad
 
 @dataclass(frozen=True)
 class Arm:
-    """What runs together. role: `stock`, a seam (one factor), `preset`, `checkpoint`, `picked` or `product`.
+    """What runs together. role: `stock`, a decision (one factor), `preset`, `checkpoint`, `picked` or `product`.
 
-    name: the same for all traces; `policies`: spec by seam, or `{"set": FOLDER, "sha256": ...}`."""
+    name: the same for all traces; `policies`: spec by decision, or `{"set": FOLDER, "sha256": ...}`."""
 
     role: str
     name: str
@@ -88,7 +88,7 @@ def stock_arm() -> Arm:
 
 
 def one_factor(s: Settings, chosen: Mapping[str, Mapping[str, str]]) -> list[Arm]:
-    """Stock with one policy replaced. chosen: seam -> spec asked for -> the setting it runs with."""
+    """Stock with one policy replaced. chosen: decision -> spec asked for -> the setting it runs with."""
     return [Arm(seam, spec, BASE | {seam: chosen.get(seam, {}).get(spec, spec)})
             for seam in SEAMS for spec in seam_specs(s, seam)]
 
@@ -113,7 +113,7 @@ def known_pairs(s: Settings, chosen: Mapping[str, Mapping[str, str]]) -> list[Ar
 
 
 def picked_arms(best: Mapping[str, str]) -> list[Arm]:
-    """Combinations of the seams' best single factors. best: seam -> spec; seams without one are passed over."""
+    """Combinations of the seams' best single factors. best: decision -> spec; decisions without one are passed over."""
     return [Arm("picked", " + ".join(seams), BASE | {seam: best[seam] for seam in seams})
             for seams in PICKS if all(seam in best for seam in seams)]
 

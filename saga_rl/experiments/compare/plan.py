@@ -71,7 +71,7 @@ class Plan:
         return {round(kv / p1, 3): kv for kv in sorted(sizes)}
 
     def tuning(self, scouted: Mapping[tuple, Result]) -> Keyed:
-        """(`open`, trace, spec, setting, seed) and (`closed`, trace, seam, spec, setting, seed) -> cell."""
+        """(`open`, trace, spec, setting, seed) and (`closed`, trace, decision, spec, setting, seed) -> cell."""
         out: Keyed = {}
         if not self.s.tune:
             return out
@@ -92,8 +92,8 @@ class Plan:
         return out
 
     def choose(self, tuned: Mapping[tuple, Result]) -> dict[tuple, Choice]:
-        """(`open`, trace, spec) and (`closed`, trace, seam, spec) -> the setting with the least tokens computed again
-        or mean completion time on training sessions."""
+        """(`open`, trace, spec) and (`closed`, trace, decision, spec) -> the setting with the least tokens computed
+        again or mean completion time on training sessions."""
         return choose((tuple(key[:-2]), key[-2], max(r["recomputed_tokens"], 1) if key[0] == "open" else
                        r["tct_mean_s"]) for key, r in tuned.items())
 

@@ -261,18 +261,18 @@ def _plain(value: Any) -> Any:
 
 
 def rows_hash(seam: str) -> str:
-    """`features.feature_hash` of a dataset's rows; those of seam `joint` are of two."""
+    """`features.feature_hash` of a dataset's rows; those of decision `joint` are of two."""
     return feature_hash(*(("ordering", "admission") if seam == "joint" else (seam,)))
 
 
 def joined(datasets: Sequence[Decisions]) -> Decisions:
     """All of `datasets` as one; episodes are renumbered, rows padded to the widest, meta is the first one's.
 
-    Raises `UserError` if they are of different seams or features.
+    Raises `UserError` if they are of different decisions or features.
     """
     kinds = {(d.seam, d.observations.shape[2], d.meta.get("feature_hash")) for d in datasets}
     if len(kinds) != 1:
-        raise UserError("datasets", "are of different seams or features", "join those that one network can read")
+        raise UserError("datasets", "are of different decisions or features", "join those that one network can read")
     rows = max(d.masks.shape[1] for d in datasets)
     names = sorted({b for d in datasets for b in d.behaviours})
     columns: dict[str, list[NDArray]] = {name: [] for name in COLUMNS}

@@ -18,7 +18,7 @@ class Task:
     """File."""
     kv_tokens: int
     behaviour: str
-    """Policy spec of the seam; eviction: or `belady`."""
+    """Policy spec of the decision; eviction: or `belady`."""
     epsilon: float
     seed: int
     max_rows: int = 32
@@ -31,7 +31,7 @@ class Task:
     seam: str = "eviction"
     workers: int = 1
     policies: str = "saga+"
-    """Preset or checkpoint that decides the other seams (closed loop)."""
+    """Preset or checkpoint for the other decisions (closed loop)."""
     load: float = 1.0
     """Arrivals come so many times as fast as in the trace."""
     shuffle: bool = True
@@ -52,7 +52,7 @@ class Task:
 
 
     def options(self) -> dict[str, Any]:
-        """Name what an environment of the seam is made with, but for its trace (`saga_rl.env.settings`)."""
+        """Name what an environment of the decision is made with, but for its trace (`saga_rl.env.settings`)."""
         out = {"kv_tokens": self.kv_tokens, "sessions": self.sessions, "population": self.population,
                "max_decisions": self.max_decisions, "profile": self.profile, "shuffle": self.shuffle}
         if self.seam == "eviction":

@@ -37,14 +37,14 @@ class Loaded:
 def load(folders: Sequence[Path], clone: str = "", reward: str = "") -> Loaded:
     """Read, check and join datasets. `clone`: only the decisions of this behaviour. `reward`: as `weigh` takes it.
 
-    Raises `UserError` for a dataset of other features than this version's, of a seam that no single network can serve,
-    or without that behaviour.
+    Raises `UserError` for a dataset of other features than this version's, of a decision that no single network can
+    serve, or without that behaviour.
     """
     parts, settings = [], []
     for folder in folders:
         data = read_dataset(folder)
         if data.seam not in LEARNED_FEATURES:
-            raise UserError(folder, f"holds decisions of seam {data.seam!r}, which no single network serves",
+            raise UserError(folder, f"holds decisions {data.seam!r}, which no single network serves",
                             "collect one of: " + ", ".join(LEARNED_FEATURES))
         if data.meta.get("features") != list(LEARNED_FEATURES[data.seam]) or (
                 not same_hash(data.meta.get("feature_hash"), rows_hash(data.seam))):
@@ -88,9 +88,9 @@ def check_target(out: Path) -> None:
 
 def companions_of(seam: str, given: dict[str, str]) -> dict[str, str]:
     """The other seams' policies: those given, else the preset `saga+`'s. Raises `UserError` for a bad spec, and for one
-    of the learned seam itself."""
+    of the learned decision itself."""
     if given.get(seam):
-        raise UserError(f"--{seam}", "names a companion for the very seam that is learned", "leave it out")
+        raise UserError(f"--{seam}", "names a policy for the very decision that is learned", "leave it out")
     out: dict[str, str] = {other: given.get(other) or PRESETS["saga+"][other] for other in SEAMS if other != seam}
     for other, spec in out.items():
         make(cast(Seam, other), spec)

@@ -1,7 +1,8 @@
 """A checkpoint's network as an ONNX graph: rows (N, F) float32 -> scores (N,) float32.
 
-The graph is the network of `policies.learned.mlp`: scaling, clipping, layers. What a seam settles outside its network
-(the tiers of learned eviction, `policies.learned.settled`) is not part of it. Written from the weights, without torch.
+The graph is the network of `policies.learned.mlp`: scaling, clipping, layers. What a decision settles outside its
+network (the tiers of learned eviction, `policies.learned.settled`) is not part of it. Written from the weights, without
+torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checkpoints as actors of `saga_rl.learn.online.sb3`, and actors as checkpoints: for each seam, and for several at
+"""Checkpoints as actors of `saga_rl.learn.online.sb3`, and actors as checkpoints: for each decision, and for several at
 once."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from saga_rl.policies.presets import PRESETS, preset
 FRESH = "fresh"
 DEFAULT = "saga+"
 GROUPS: dict[str, tuple[Seam, ...]] = {"joint": ("ordering", "admission"), "scheduler": SEAMS}
-"""Environments that train several seams at once; their checkpoints lie in one folder and name each other."""
+"""Environments that train several decisions at once; their checkpoints lie in one folder and name each other."""
 ABOUT = {"placement": "A learned placement policy: it scores each worker for a request, the highest gets it.",
          "ordering": "A learned order: it scores each waiting request, the lowest goes first.",
          "admission": "A learned admission policy: the request at the head of a queue enters if its score is over 0."}
@@ -27,20 +27,20 @@ _LIMIT = "- It orders eviction and overrides no constraint; admission, order and
 
 @dataclass(frozen=True)
 class Start:
-    """Where training begins. parts: by seam, a checkpoint or None = fresh weights."""
+    """Where training begins. parts: by decision, a checkpoint or None = fresh weights."""
 
     env: str
     parts: dict[str, Checkpoint | None]
     companions: dict[str, str]
-    """Specs of all seams that are not trained."""
+    """Specs of all decisions that are not trained."""
     policies: str
     """What decides them in the environment, as `presets.preset` understands it."""
     label: str
 
 
 def load_start(folder: Path, env: str, policies: str) -> Start:
-    """Read what `folder` names for the environment: a checkpoint of its seam, for one of `GROUPS` a folder with a
-    checkpoint for each of its seams, or `FRESH`. policies: a preset for the other seams, empty = the checkpoint's.
+    """Read what `folder` names for the environment: a checkpoint of its decision, for one of `GROUPS` a folder with a
+    checkpoint for each of its decisions, or `FRESH`. policies: a preset for the other decisions, empty = its own.
 
     Raises `UserError`.
     """
@@ -116,6 +116,6 @@ def save_actor(out: Path, actor: Any, start: Start, meta: dict[str, Any]) -> lis
         card = checkpoint_card(folder.name, meta, LEARNED_FEATURES[seam], companions)
         if seam in ABOUT:
             card = card.replace(_EVICTION, ABOUT[seam]).replace(
-                _LIMIT, "- It overrides no constraint; the other seams are its companions'.")
+                _LIMIT, "- It overrides no constraint; the other decisions are its companions'.")
         written.append(save_checkpoint(folder, seam, layers, net.mean.numpy(), net.std.numpy(), card, meta, companions))
     return written

@@ -19,7 +19,7 @@ def search_card(seam: str, meta: Mapping[str, Any], features: tuple[str, ...], c
     """meta: as `training/search.py` writes it."""
     source, weights = meta["source"], meta["weights"][seam]
     lines = [f"# A learned {seam} policy", "", f"It {WHAT[seam]}. Found by direct search (CMA-ES) together with the "
-             f"other seams named {', '.join(meta['config']['seams'])}.", "", "## Training",
+             f"other decisions named {', '.join(meta['config']['seams'])}.", "", "## Training",
              f"- command: `{command(source['argv'])}`",
              f"- commit {source['commit']}, version {source['version']}, seed {source['seed']}",
              f"- {meta['runs']:,} simulated episodes, references included; no other look at any session",

@@ -9,7 +9,7 @@ same runs (common random numbers). With r = candidate / reference over the episo
 Every generation draws new arrangements, so that none is learned by heart; every few generations the search's mean is
 judged on validation sessions. The best of many such judgements is best by luck, too: so the start and the `FINAL` best
 are judged once more, on four times as many other arrangements, and what is best there is kept, be it the start. What
-learned one seam otherwise (`SearchConfig.trained`) is tried there in the place of what was found for it.
+learned one decision otherwise (`SearchConfig.trained`) is tried there in the place of what was found for it.
 
 The numbers of generation g follow from the seed and from the costs before it: a journal of costs is all that is needed
 to resume.
@@ -63,13 +63,13 @@ class SearchConfig:
     """Validation episodes of each scenario."""
     seed: int = 0
     others: Mapping[str, str] = field(default_factory=dict)
-    """Specs of the seams that are not searched."""
+    """Specs of the decisions that are not searched."""
     reference: Mapping[str, str] = field(default_factory=dict)
     """Specs of the rule to beat."""
     start: tuple[float, ...] = ()
     """Numbers to begin with; empty: the rules of `vector.START`."""
     trained: Mapping[str, str] = field(default_factory=dict)
-    """By searched seam the folder of a checkpoint that was trained otherwise: all of them together are tried in the
+    """By searched decision the folder of a checkpoint that was trained otherwise: all of them together are tried in the
     place of what was found, in the final judgement."""
 
     def vector(self) -> ParameterVector:
@@ -125,7 +125,7 @@ class Judge:
 
     def ratios(self, theta: NDArray[np.float64], seeds: Sequence[int], trained: bool = False) -> NDArray[np.float64]:
         """(scenarios, seeds, 2) log of (mean, P95) TCT over the reference's. trained: `SearchConfig.trained` in place
-        of the seams of `theta` that it names."""
+        of the decisions of `theta` that it names."""
         policies = self.vector.policies(theta, self.config.others)
         if trained:
             policies = replace(policies, **{s: make(s, f"learned:{self.config.trained[s]}") for s in self.vector.seams

@@ -1,8 +1,8 @@
-"""A small scorer for each seam as one vector of numbers, for direct search: linear in scaled features, plus a few ReLU
-units. Written out, it is the same network as every learned policy (`policies.learned.mlp`), and serves as any
+"""A small scorer for each decision as one vector of numbers, for direct search: linear in scaled features, plus a few
+ReLU units. Written out, it is the same network as every learned policy (`policies.learned.mlp`), and serves as any
 checkpoint does.
 
-For a seam with F features and U units the numbers are
+For a decision with F features and U units the numbers are
 
     w (F), b (1), and for each unit its input weights (F), bias (1) and output weight (1)
 
@@ -40,7 +40,7 @@ LOG_SCALE, SHARE_SCALE, SLOT = 3.0, 0.5, 1 / 256
 
 @dataclass(frozen=True)
 class ParameterVector:
-    """Which seams are searched, and how many units each has."""
+    """Which decisions are searched, and how many units each has."""
 
     seams: tuple[Seam, ...]
     units: int = 0
@@ -78,8 +78,8 @@ class ParameterVector:
             np.any(found.mean)) and np.allclose(found.std, scales(names))
 
     def of_checkpoints(self, folder: str | Path) -> NDArray[np.float64]:
-        """(size,) the numbers of the checkpoints below `folder`, one a seam, that a search with the same units wrote.
-        Raises `UserError`."""
+        """(size,) the numbers of the checkpoints below `folder`, one a decision, that a search with the same units
+        wrote. Raises `UserError`."""
         parts = []
         for seam in self.seams:
             where = Path(folder) / seam
@@ -94,7 +94,7 @@ class ParameterVector:
         return np.concatenate(parts).astype(np.float64)
 
     def layers(self, seam: str, theta: NDArray[np.float64]) -> Layers:
-        """The network of a seam as `torch.nn.Linear` would keep it, (W, b) each."""
+        """The network of a decision as `torch.nn.Linear` would keep it, (W, b) each."""
         at = sum(self.length(s) for s in self.seams[:self.seams.index(seam)])
         n = len(self.features(seam))
         w, b = theta[at:at + n], theta[at + n]
@@ -108,7 +108,7 @@ class ParameterVector:
                 (last[None].astype(np.float32), np.array([b], np.float32))]
 
     def policies(self, theta: NDArray[np.float64], others: Mapping[str, str]) -> PolicySet:
-        """The searched seams with these numbers, the `others` by spec."""
+        """The searched decisions with these numbers, the `others` by spec."""
         def policy(seam: Seam) -> Policy:
             layers, scale = self.layers(seam, theta), scales(self.features(seam))
             score = settled_score if seam == "eviction" else mlp_score

@@ -194,7 +194,7 @@ def sustain(b: Bench) -> list[Figure]:
 
 
 def placement(b: Bench) -> list[Figure]:
-    """Against SAGA's placement, retuned on training sessions; the other seams are those of `saga+` on both sides."""
+    """Against SAGA's placement, retuned on training sessions; the others are those of `saga+` on both sides."""
     places = [Place(n, point, b.s.many_workers) for n in b.s.named("swe", "web") for point in ("P1", "P2")]
     if not b.s.placement or not places:
         return []

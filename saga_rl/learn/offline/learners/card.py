@@ -35,7 +35,7 @@ def learner_card(name: str, seam: str, meta: Mapping[str, Any], features: Sequen
               f"{len(features)} features a row, simulator and vLLM alike: {', '.join(features)}.", "",
               "## What runs beside it", *(f"- {other}: `{spec}`" for other, spec in companions.items()), ""]
     lines += ["## Limits", "- It saw simulated decisions only, on the traces named above.",
-              f"- It decides {seam} and overrides no constraint; the other seams are its companions'.",
+              f"- It decides {seam} and overrides no constraint; the other decisions are its companions'.",
               "- It is refused where the feature code differs from the one it was trained on."]
     if seam == "ordering":
         lines.append("- It says who goes first, not that nobody should: a row for holding was scored in training only.")

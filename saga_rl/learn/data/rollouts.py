@@ -1,7 +1,7 @@
-"""What a data collector plays: one decision after another of one seam, with the candidates as rows.
+"""What a data collector plays: decisions of one kind, one after another, with the candidates as rows.
 
-`GAMES[seam]` makes the game of a task. A game is an environment with what a collector needs besides: the behaviour's
-own choice, labels, and the components of what followed (`saga_rl.learn.data.dataset.COMPONENTS`).
+`ROLLOUTS[decision]` makes the rollout of a task. A rollout is an environment with what a collector needs besides: the
+behaviour's own choice, labels, and the components of what followed (`saga_rl.learn.data.dataset.COMPONENTS`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from saga_rl.policies.registry import make
 BELADY = "belady"
 
 
-class Game(Protocol):
+class Rollout(Protocol):
     """`start`, then `step` until `over` (the episode ended) or `cut` (it was stopped)."""
 
     over: bool
@@ -77,8 +77,8 @@ def spec_of(task: Task) -> EnvSpec:
         {"task": task.seam, **{k: v for k, v in given.items() if v}, "shuffle": task.shuffle}))
 
 
-class EnvGame:
-    """A game over a Gymnasium environment of this package."""
+class EnvRollout:
+    """A rollout over a Gymnasium environment of this package."""
 
     def __init__(self, env: TaskEnv) -> None:
         self.env = env
@@ -108,7 +108,7 @@ class EnvGame:
                 "fairness_gap_tokens": float(self._view.service_gap_tokens)}
 
 
-class EvictionGame(EnvGame):
+class EvictionRollout(EnvRollout):
     """Open loop; `belady` is a behaviour, too."""
 
     def __init__(self, task: Task, trace: Trace) -> None:
@@ -130,8 +130,8 @@ class EvictionGame(EnvGame):
         return {"recomputed_tokens": self._info["recomputed_tokens"]}
 
 
-class PlacementGame(EnvGame):
-    """Closed loop. The behaviour places, and steals if it does; the other seams are decided by `task.policies`."""
+class PlacementRollout(EnvRollout):
+    """Closed loop. The behaviour places, and steals if it does; `task.policies` makes the other decisions."""
 
     def __init__(self, task: Task, trace: Trace) -> None:
         super().__init__(TaskEnv("placement", trace, **task.options()))
@@ -150,7 +150,7 @@ class PlacementGame(EnvGame):
         return int(np.lexsort((np.arange(len(rows)), rows[:, P_SESSIONS], np.negative(scores)))[0])
 
 
-class QueueGame(EnvGame):
+class QueueRollout(EnvRollout):
     """Closed loop: who enters from a worker's queue. The behaviour is an ordering policy, an admission policy, or both
     (`ORDERING+ADMISSION`); its own choice is row 0, or to hold in the last row where its admission says so."""
 
@@ -168,7 +168,7 @@ class QueueGame(EnvGame):
 
 
 def joint_specs(spec: str) -> dict[Seam, str]:
-    """`ORDERING+ADMISSION` by seam. Raises `UserError` if it is not of that form."""
+    """`ORDERING+ADMISSION` by decision. Raises `UserError` if it is not of that form."""
     order, plus, admit = spec.partition("+")
     if not plus:
         raise UserError(f"behaviour {spec!r}", "names one policy, a joint one has two",
@@ -176,12 +176,12 @@ def joint_specs(spec: str) -> dict[Seam, str]:
     return {"ordering": order, "admission": admit}
 
 
-GAMES: dict[str, Callable[[Task, Trace], Any]] = {
-    "eviction": EvictionGame, "placement": PlacementGame,
-    **{seam: partial(QueueGame, seam) for seam in ("ordering", "admission", "joint")}}
-"""By seam. Each game has `behave(spec)` besides: whose choice `greedy` is from then on."""
+ROLLOUTS: dict[str, Callable[[Task, Trace], Any]] = {
+    "eviction": EvictionRollout, "placement": PlacementRollout,
+    **{seam: partial(QueueRollout, seam) for seam in ("ordering", "admission", "joint")}}
+"""By decision. Each rollout has `behave(spec)` besides: whose choice `greedy` is from then on."""
 FEATURES = {**LEARNED_FEATURES, "joint": LEARNED_ORDERING + LEARNED_ADMISSION}
-"""Columns of a row, by seam."""
+"""Columns of a row, by decision."""
 
 
 def check_behaviour(seam: str, spec: str) -> None:
