@@ -160,7 +160,7 @@ def _serve(plan: Plan, pool: ServerPool, host: Host, arm: Arm, say: Any) -> dict
 
 
 def _simulated(s: Settings, plan: Plan, arm: Arm) -> float:
-    """Mean completion in the simulator, ends not told and tools named afterwards, as served."""
+    """Mean completion in the simulator, ends not announced and tools named afterwards, as served."""
     trace = read_trace(s.at("test.parquet")).select(
         [read_trace(s.at("test.parquet")).sessions.session_id.index(i) for i in plan.traces[0].sessions.session_id])
     config = SimConfig(workers=s.engines, kv_tokens=plan.pool or s.kv_tokens, profile=load_profile(s.profile),

@@ -62,8 +62,8 @@ def main(
         ("eviction", eviction), ("admission", joint))}
     if data and not Path(data).is_dir():
         raise UserError(data, "is no folder", "name the folder of recorded collections after --data")
-    untold = SHIPPED / "joint-hidden"
-    hidden = hidden or (str(untold) if not joint and untold.is_dir() else "")
+    unannounced = SHIPPED / "joint-hidden"
+    hidden = hidden or (str(unannounced) if not joint and unannounced.is_dir() else "")
     s = Settings(shipped["eviction"], placement, shipped["admission"], hidden, tuple(words(transfer)),
                  tuple(map(pair, words(own))), tuple(words(only)) or ROWS, seeds=seeds, budget=budget, workers=workers,
                  many_workers=many_workers, data=data, recorded=recorded(data),
