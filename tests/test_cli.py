@@ -119,6 +119,8 @@ def test_the_package_runs_as_a_module():
     (["simulate", "TRACE", "--prefetch-tokens", "64"], "give --cpu-tokens too"),
     (["simulate", "TRACE", "--cpu-tokens", "9999", "--cpu-eviction", "mru"], "choose one of: lru, fifo"),
     (["simulate", "TRACE", "--link-tokens-per-s", "-1"], "--link-tokens-per-s: is -1"),
+    (["trace", "import", "wekka", "TRACE", "--out", "no/such/x.parquet"], "no import format named 'wekka'"),
+    (["trace", "import", "weka", "no-such.jsonl", "--out", "x.parquet"], "no-such.jsonl: no such file"),
     (["profile", "show", "h100x"], "no profile named 'h100x'"),
     (["bound", "TRACE", "--json", "no/such/x.json"], "does not exist"),
     (["replay", "TRACE", "--url", "http://127.0.0.1:1", "--json", "no/such/x.json"], "does not exist"),

@@ -73,8 +73,9 @@ def import_command(
     """Turn recorded traffic into a trace. What is left out is counted and printed."""
     from saga_rl.aeg.importers import import_trace
 
+    err = Console(stderr=True)
     bar = Progress(TextColumn("importing"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
-                   console=Console(stderr=True), transient=True)
+                   console=err, transient=True, disable=not err.is_terminal)  # in a log it would leave an empty line
     task = bar.add_task("importing", total=None)
     with bar:
         trace = import_trace(fmt, path, rate_per_min=rate_per_min, seed=seed, limit=limit, tenant=tenant,
