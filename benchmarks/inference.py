@@ -25,7 +25,7 @@ from rich.table import Table
 
 from saga_rl.learn.network import HIDDEN, RowNet
 from saga_rl.learn.offline.onnx_export import onnx_bytes
-from saga_rl.policies.base import SEAMS
+from saga_rl.policies.base import DECISIONS
 from saga_rl.policies.features import COLUMNS
 from saga_rl.policies.learned.checkpoint import (
     LEARNED_FEATURES,
@@ -53,9 +53,9 @@ def per_row(call: Callable[[], object], rows: int, repeats: int) -> float:
 def measure(checkpoint: Checkpoint, rows: int, repeats: int) -> dict[str, float]:
     rng = np.random.default_rng(0)
     n = len(checkpoint.mean)
-    x = np.zeros((rows, COLUMNS[checkpoint.seam]))
+    x = np.zeros((rows, COLUMNS[checkpoint.decision]))
     x[:, :n] = rng.normal(size=(rows, n)) * checkpoint.std + checkpoint.mean
-    if checkpoint.seam == "eviction":
+    if checkpoint.decision == "eviction":
         x[:, [LEARNED_FEATURES["eviction"].index(k) for k in ("waiting", "ended")]] = 0.0  # else nothing is computed
     policy = checkpoint.policy()
     scratch, out = np.zeros(policy.scratch), np.zeros(rows)
@@ -88,9 +88,9 @@ def measure(checkpoint: Checkpoint, rows: int, repeats: int) -> dict[str, float]
 def fresh(folder: Path) -> Checkpoint:
     """A network of the default shape with random weights."""
     net = RowNet(len(LEARNED_FEATURES["eviction"]), HIDDEN)
-    companions = {s: {"placement": "sticky", "ordering": "fcfs", "admission": "none"}[s] for s in SEAMS[1:]}
+    others = {s: {"placement": "sticky", "ordering": "fcfs", "admission": "none"}[s] for s in DECISIONS[1:]}
     return load_checkpoint(save_checkpoint(folder / "default", "eviction", net.layers(), net.mean.numpy(),
-                                           net.std.numpy(), "", {}, companions))
+                                           net.std.numpy(), "", {}, others))
 
 
 def main() -> None:

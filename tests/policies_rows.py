@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from saga_rl.policies import features as F
 from saga_rl.policies import registry
-from saga_rl.policies.base import SEAMS, Policy
+from saga_rl.policies.base import DECISIONS, Policy
 from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES, save_checkpoint
 from saga_rl.policies.state import chains as ch
 
 COLUMNS = {"eviction": F.EVICTION, "placement": F.PLACEMENT, "ordering": F.ORDERING, "admission": F.ADMISSION}
-ALL = [(seam, name) for seam in SEAMS for name in registry.names(seam)]
-COMPANIONS = {"eviction": "lru", "placement": "saga", "ordering": "fcfs", "admission": "none"}
+ALL = [(decision, name) for decision in DECISIONS for name in registry.names(decision)]
+OTHERS = {"eviction": "lru", "placement": "saga", "ordering": "fcfs", "admission": "none"}
 
 _FLAGS = {"waiting", "ended", "shared", "preempted", "home", "new", "begun"}
 _SHARES = {"p_return_10s", "p_end", "p_reuse", "recency", "size", "used", "live", "pinned", "hit", "slots"}
@@ -30,21 +30,21 @@ MEMORIES = {"eviction": (F.E_MINE, ch.REMEMBERED + F.HERE), "admission": (F.A_HE
 """By decision: the first column that shows what the policy remembers, and how many there are."""
 
 
-def row(seam: str, **values: float) -> np.ndarray:
+def row(decision: str, **values: float) -> np.ndarray:
     """A row of zeros (oracle NaN) with the named columns set."""
-    out = np.zeros(len(COLUMNS[seam]))
-    if seam == "eviction":
+    out = np.zeros(len(COLUMNS[decision]))
+    if decision == "eviction":
         out[F.E_ORACLE] = np.nan
     for name, value in values.items():
-        out[COLUMNS[seam].index(name)] = value
+        out[COLUMNS[decision].index(name)] = value
     return out
 
 
 def score(policy: Policy, **values: float) -> float:
-    return policy.score(row(policy.seam, **values), policy.params, np.zeros(policy.scratch))
+    return policy.score(row(policy.decision, **values), policy.params, np.zeros(policy.scratch))
 
 
-def _column(seam: str, name: str) -> st.SearchStrategy[float]:
+def _column(decision: str, name: str) -> st.SearchStrategy[float]:
     if name in _FLAGS:
         return st.sampled_from([0.0, 1.0])
     if name == "oracle":
@@ -54,7 +54,7 @@ def _column(seam: str, name: str) -> st.SearchStrategy[float]:
     if name in _COUNTS:
         low, high = _RANGES.get(name, (0.0, 1e6))
         return st.integers(int(low), int(high)).map(float)
-    if name in _SHARES and seam != "admission":
+    if name in _SHARES and decision != "admission":
         return st.floats(0, 1)
     if name.endswith("_log"):
         return st.floats(0, 25)
@@ -63,20 +63,20 @@ def _column(seam: str, name: str) -> st.SearchStrategy[float]:
     return st.floats(*_RANGES.get(name, (0.0, 1e6)))
 
 
-def rows(seam: str) -> st.SearchStrategy[np.ndarray]:
+def rows(decision: str) -> st.SearchStrategy[np.ndarray]:
     """Random rows to be scored, within what `features` can write."""
-    return st.tuples(*(_column(seam, n) for n in COLUMNS[seam])).map(np.array)
+    return st.tuples(*(_column(decision, n) for n in COLUMNS[decision])).map(np.array)
 
 
 @st.composite
-def events(draw, seam: str, remembered: np.ndarray | None = None) -> np.ndarray:
+def events(draw, decision: str, remembered: np.ndarray | None = None) -> np.ndarray:
     """A random row that tells what happened. remembered: what it shows of the policy's memory, any numbers if None."""
-    out = draw(rows(seam))
+    out = draw(rows(decision))
     if remembered is not None:
-        first, n = MEMORIES[seam]
+        first, n = MEMORIES[decision]
         out[first:first + n] = remembered
-    event, blocks, total = (COLUMNS[seam].index(k) for k in ("event", "event_blocks", "event_total"))
-    out[event] = draw(st.sampled_from(EVENTS[seam]))
+    event, blocks, total = (COLUMNS[decision].index(k) for k in ("event", "event_blocks", "event_total"))
+    out[event] = draw(st.sampled_from(EVENTS[decision]))
     out[total] = draw(st.integers(0, 10**6))
     if out[event] == F.BEGIN:
         out[blocks] = draw(st.integers(0, int(out[total])))
@@ -97,9 +97,9 @@ def network(n_in: int, hidden: tuple[int, ...] = (8, 8), seed: int = 0) -> tuple
     return layers, rng.normal(size=n_in), rng.uniform(0.5, 2.0, n_in)
 
 
-def write_checkpoint(folder: Path, seam: str = "eviction", **more) -> Path:
+def write_checkpoint(folder: Path, decision: str = "eviction", **more) -> Path:
     """A random but valid checkpoint."""
-    layers, mean, std = network(len(LEARNED_FEATURES[seam]))
-    companions = {s: spec for s, spec in COMPANIONS.items() if s != seam}
-    kwargs = {"card": "# A test policy", "meta": {"seed": 0}, "companions": companions} | more
-    return save_checkpoint(folder, seam, layers, mean, std, **kwargs)
+    layers, mean, std = network(len(LEARNED_FEATURES[decision]))
+    others = {s: spec for s, spec in OTHERS.items() if s != decision}
+    kwargs = {"card": "# A test policy", "meta": {"seed": 0}, "companions": others} | more
+    return save_checkpoint(folder, decision, layers, mean, std, **kwargs)

@@ -24,7 +24,7 @@ from saga_rl.experiments.compare.sources import Source
 from saga_rl.experiments.compare.summary import compare_arm, fair_row, ratio
 from saga_rl.experiments.intervals import COLLAPSE
 from saga_rl.experiments.tuning import MOST, TUNE, best, choose, settings_of
-from saga_rl.policies.base import SEAMS
+from saga_rl.policies.base import DECISIONS
 from saga_rl.policies.registry import make, names
 
 
@@ -187,12 +187,12 @@ def test_what_nothing_limits_has_no_sustained_speed() -> None:
 
 
 def test_every_setting_to_tune_exists_and_budgets_are_equal() -> None:
-    for seam in SEAMS:
-        assert set(TUNE[seam]) <= set(names(seam))
-        for name, specs in TUNE[seam].items():
+    for decision in DECISIONS:
+        assert set(TUNE[decision]) <= set(names(decision))
+        for name, specs in TUNE[decision].items():
             assert specs[0] == name and len(set(specs)) == len(specs) <= MOST
             for spec in specs:
-                assert make(seam, spec).name == name
+                assert make(decision, spec).name == name
     assert settings_of("admission", "grow", 3) == list(TUNE["admission"]["grow"][:3])
     assert settings_of("admission", "grow", 0) == ["grow"]
     assert settings_of("admission", "grow:factor=2", 3) == ["grow:factor=2"]  # the user's own word is not tuned
@@ -211,10 +211,10 @@ def test_eviction_part_holds_every_policy_that_may_be_compared() -> None:
     assert arms.evictions(Settings(specs={"eviction": ("lru",)})) == ["lru"]
 
 
-def test_one_factor_differs_from_stock_in_one_seam() -> None:
+def test_one_factor_differs_from_stock_in_one_decision() -> None:
     found = arms.one_factor(Settings(), {"admission": {"grow": "grow:factor=0"}})
     for arm in found:
-        assert [seam for seam in SEAMS if arm.policies[seam] != arms.BASE[seam]] == [arm.role]
+        assert [decision for decision in DECISIONS if arm.policies[decision] != arms.BASE[decision]] == [arm.role]
     assert next(a for a in found if a.name == "grow").policies["admission"] == "grow:factor=0"
     assert not [a for a in arms.one_factor(Settings(workers=1), {}) if a.role == "placement"]
 
@@ -236,7 +236,7 @@ def test_picks_and_product() -> None:
     s = Settings(product=True, specs={"placement": ("least-load",), "ordering": ("session-fcfs", "fcfs"),
                                       "admission": ("grow",)})
     full = arms.product_arms(s, {})
-    assert len(full) == 2 * 2 * 2 - 1  # each seam's choices and stock's own, less stock itself
+    assert len(full) == 2 * 2 * 2 - 1  # each decision's choices and stock's own, less stock itself
     assert len({json.dumps(a.policies, sort_keys=True) for a in full}) == 7
 
 

@@ -16,7 +16,7 @@ from saga_rl.aeg.build import SessionSpec, StepSpec, build_trace
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.trace import TraceMeta
 from saga_rl.errors import UserError
-from saga_rl.policies.base import SCORE, SEAMS, Policy, PolicySet
+from saga_rl.policies.base import SCORE, DECISIONS, Policy, PolicySet
 from saga_rl.policies.constraints import Constraints, read_constraints
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
@@ -44,7 +44,7 @@ def _noise(x, params, scratch):
 @hst.composite
 def policies(draw) -> PolicySet:
     weights = hst.lists(hst.floats(-50, 50), min_size=7, max_size=7).map(np.array)
-    return PolicySet(*(Policy(seam, "noise", _noise, draw(weights)) for seam in SEAMS))
+    return PolicySet(*(Policy(decision, "noise", _noise, draw(weights)) for decision in DECISIONS))
 
 
 @hst.composite

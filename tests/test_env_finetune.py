@@ -21,7 +21,7 @@ from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES, load_checkpoin
 pytest.importorskip("sb3_contrib")
 
 from saga_rl.learn.online.sb3 import HeldNet, JointNet, RowPolicy, SchedulerNet
-from saga_rl.policies.base import SEAMS
+from saga_rl.policies.base import DECISIONS
 from saga_rl.runtime.config.settings import policies_of
 from saga_rl.sim.stepping.closed_rows import KINDS
 
@@ -124,42 +124,42 @@ def test_order_and_admission_learn_together_what_is_right() -> None:
 
 
 @pytest.mark.parametrize("env", ["eviction", "placement", "ordering", "admission"])
-def test_every_seam_from_fresh_weights_and_on(env: str, work: Path) -> None:
+def test_every_decision_from_fresh_weights_and_on(env: str, work: Path) -> None:
     first = tune(work, f"{env}-1", env)
     before = load_checkpoint(first)
-    assert before.seam == env and "fresh weights" in before.card
+    assert before.decision == env and "fresh weights" in before.card
     assert ("eviction policy: it scores" in before.card) == (env == "eviction")
     after = load_checkpoint(tune(work, f"{env}-2", env, first))
-    assert before.sha256[:12] in after.card and after.companions == before.companions
+    assert before.sha256[:12] in after.card and after.others == before.others
     assert any((a != b).any() for (a, _), (b, _) in zip(after.layers, before.layers, strict=True))
 
 
 def test_joint_writes_two_that_name_each_other(work: Path) -> None:
     out = tune(work, "joint-1", "joint")
     order, admit = load_checkpoint(out / "ordering"), load_checkpoint(out / "admission")
-    assert order.companions["admission"] == "learned:../admission"
+    assert order.others["admission"] == "learned:../admission"
     assert order.policies().admission.params.tolist() == admit.policy().params.tolist()
     assert admit.policies().ordering.params.tolist() == order.policy().params.tolist()
     again = tune(work, "joint-2", "joint")
-    for seam in ("ordering", "admission"):
-        assert load_checkpoint(again / seam).sha256 == load_checkpoint(out / seam).sha256, "the seed fixes the weights"
+    for decision in ("ordering", "admission"):
+        assert load_checkpoint(again / decision).sha256 == load_checkpoint(out / decision).sha256, "the seed fixes the weights"
     further = tune(work, "joint-3", "joint", out)
     assert load_checkpoint(further / "ordering").sha256 != order.sha256
     assert order.sha256[:12] in load_checkpoint(further / "admission").card
 
 
 @pytest.mark.parametrize("envs", [0, 2])
-def test_all_seams_are_trained_together_and_serve_as_one_policy(work: Path, envs: int) -> None:
+def test_all_decisions_are_trained_together_and_serve_as_one_policy(work: Path, envs: int) -> None:
     out = tune(work, f"scheduler-{envs}", "scheduler", envs=envs, population=8)
     served = policies_of(str(out))
-    for seam in SEAMS:
-        mine = load_checkpoint(out / seam)
-        assert mine.companions == {other: f"learned:../{other}" for other in SEAMS if other != seam}
-        assert getattr(served, seam).params.tolist() == mine.policy().params.tolist()
+    for decision in DECISIONS:
+        mine = load_checkpoint(out / decision)
+        assert mine.others == {other: f"learned:../{other}" for other in DECISIONS if other != decision}
+        assert getattr(served, decision).params.tolist() == mine.policy().params.tolist()
     again = tune(work, f"scheduler-{envs}-again", "scheduler", envs=envs, population=8)
-    assert all(load_checkpoint(again / s).sha256 == load_checkpoint(out / s).sha256 for s in SEAMS)
+    assert all(load_checkpoint(again / s).sha256 == load_checkpoint(out / s).sha256 for s in DECISIONS)
     further = tune(work, f"scheduler-{envs}-further", "scheduler", out, envs=envs, population=8)
-    moved = [seam for seam in SEAMS if load_checkpoint(further / seam).sha256 != load_checkpoint(out / seam).sha256]
+    moved = [decision for decision in DECISIONS if load_checkpoint(further / decision).sha256 != load_checkpoint(out / decision).sha256]
     assert {"ordering", "admission", "placement"} <= set(moved)
 
 
@@ -170,13 +170,13 @@ def test_what_is_served_is_what_was_trained(work: Path) -> None:
         tune(work, "joint-1", "joint")
     net = actor_of(load_start(out, "joint", ""))
     rng = np.random.default_rng(0)
-    for seam, sign in (("ordering", -1.0), ("admission", 1.0)):
-        policy = load_policy(str(out / seam), seam)
-        rows = rng.uniform(0, 3, (20, len(LEARNED_FEATURES[seam])))
+    for decision, sign in (("ordering", -1.0), ("admission", 1.0)):
+        policy = load_policy(str(out / decision), decision)
+        rows = rng.uniform(0, 3, (20, len(LEARNED_FEATURES[decision])))
         scratch = np.zeros(policy.scratch)
         served = [policy.score(row, policy.params, scratch) for row in rows]
         with torch.no_grad():
-            trained = getattr(net, seam)(torch.tensor(rows, dtype=torch.float32)).numpy()
+            trained = getattr(net, decision)(torch.tensor(rows, dtype=torch.float32)).numpy()
         np.testing.assert_allclose(served, sign * trained, atol=1e-5)
 
 

@@ -22,7 +22,7 @@ import pytest
 import saga_rl.env  # noqa: F401
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.trace import Trace
-from saga_rl.policies.base import SEAMS
+from saga_rl.policies.base import DECISIONS
 from saga_rl.policies.constraints import Constraints
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make, names
@@ -88,9 +88,9 @@ def _policies(name: str) -> Any:
     return preset(str(ROOT / name) if "/" in name else name)
 
 
-def _alone(seam: str, name: str) -> str:
-    chosen = replace(preset("lru"), **{seam: make(seam, name)})
-    return run("cluster" if seam == "placement" else "population", chosen)
+def _alone(decision: str, name: str) -> str:
+    chosen = replace(preset("lru"), **{decision: make(decision, name)})
+    return run("cluster" if decision == "placement" else "population", chosen)
 
 
 def _bound() -> str:
@@ -140,8 +140,8 @@ VECTORS = "saga_rl/{}-v0"
 CASES: dict[str, Any] = {
     **{f"{case}: {name}": (lambda case=case, name=name: run(case, _policies(name))) for case in configs()
        for name in ("lru", "saga", "saga+", "likely", "checkpoints/joint", "checkpoints/joint-hidden")},
-    **{f"{seam}: {name}": (lambda seam=seam, name=name: _alone(seam, name)) for seam in SEAMS for name in names(seam)
-       if name != "learned" and not make(seam, name).oracle},
+    **{f"{decision}: {name}": (lambda decision=decision, name=name: _alone(decision, name)) for decision in DECISIONS for name in names(decision)
+       if name != "learned" and not make(decision, name).oracle},
     "bound": _bound,
     **{f"{task}": (lambda task=task: _single(task)) for task in TASKS},
     **{f"{task}Vec": (lambda task=task: _vector(task)) for task in TASKS},

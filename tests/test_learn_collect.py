@@ -41,7 +41,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_placements_are_logged_with_what_followed(trace: Path) -> None:
     """Components are costs that add up to the run's own figures; the reward is minus the log of completion times."""
-    task = Task(str(trace), 60_000, "saga:theta=100", 0.3, 3, seam="placement", workers=3, sessions=8)
+    task = Task(str(trace), 60_000, "saga:theta=100", 0.3, 3, decision="placement", workers=3, sessions=8)
     e = collect(task)
     assert e.masks.all() and e.observations.shape[1:] == (3, len(LEARNED_FEATURES["placement"]))
     greedy = np.isclose(e.propensity, 0.7 + 0.1)
@@ -53,18 +53,18 @@ def test_placements_are_logged_with_what_followed(trace: Path) -> None:
     np.testing.assert_array_equal(collect(task).actions, e.actions)
 
 
-@pytest.mark.parametrize(("seam", "behaviour", "rows"), [
+@pytest.mark.parametrize(("decision", "behaviour", "rows"), [
     ("ordering", "session-fcfs", 6), ("admission", "limit-live:share=.8", 2), ("joint", "srpt+limit-live:share=.8", 6)])
-def test_choices_from_a_queue_are_logged_with_what_followed(trace: Path, seam: str, behaviour: str, rows: int) -> None:
-    task = Task(str(trace), 60_000, behaviour, 0.3, 3, 6, 10, 8, seam=seam)
+def test_choices_from_a_queue_are_logged_with_what_followed(trace: Path, decision: str, behaviour: str, rows: int) -> None:
+    task = Task(str(trace), 60_000, behaviour, 0.3, 3, 6, 10, 8, decision=decision)
     e = collect(task)
-    assert e.observations.shape[1:] == (rows, len(FEATURES[seam])) and len(e) > 10
+    assert e.observations.shape[1:] == (rows, len(FEATURES[decision])) and len(e) > 10
     n = e.masks.sum(axis=1)
     assert (n > 1).all() and e.masks[np.arange(len(e)), e.actions].all()
     greedy = np.isclose(e.propensity, 0.7 + 0.3 / n)
     assert (greedy | np.isclose(e.propensity, 0.3 / n)).all() and 0.5 < greedy.mean() < 1.0
     held = e.actions == rows - 1
-    if seam == "ordering":
+    if decision == "ordering":
         assert (e.actions[greedy] == 0).all(), "rows are in the order of the behaviour"
     else:
         assert ((e.actions[greedy] == 0) | held[greedy]).all() and 0 < held[greedy].sum() < greedy.sum()
@@ -81,7 +81,7 @@ def test_a_behaviour_without_randomness_plays_as_the_simulator_does(trace: Path)
     from saga_rl.policies.registry import make
     from saga_rl.sim.cluster import simulate
 
-    task = Task(str(trace), 60_000, "least-load", 0.0, 0, seam="placement", workers=3, shuffle=False)
+    task = Task(str(trace), 60_000, "least-load", 0.0, 0, decision="placement", workers=3, shuffle=False)
     e = collect(task)
     policies = replace(preset("saga+"), placement=make("placement", "least-load"))
     from saga_rl.env.episodes import sim_config
@@ -135,11 +135,11 @@ def test_parts_share_no_group_and_the_number_of_processes_changes_nothing(trace:
 
 def test_mistakes_are_named(trace: Path, tmp_path: Path) -> None:
     given: dict[str, Any] = {"kv_tokens": str(KV), "jobs": 1}
-    for options, words in (({"seam": "evict"}, "eviction"), ({"fractions": "train"}, "share"),
+    for options, words in (({"decision": "evict"}, "eviction"), ({"fractions": "train"}, "share"),
                            ({"parts": "a"}, "fractions"),
                            ({"fractions": "a=.5,b=.5", "parts": "c"}, "--parts"), ({"load": "0"}, "--load"),
-                           ({"seam": "placement", "behaviour": "belady"}, "belady"),
-                           ({"seam": "joint", "behaviour": "fcfs"}, "ORDERING.ADMISSION"),
+                           ({"decision": "placement", "behaviour": "belady"}, "belady"),
+                           ({"decision": "joint", "behaviour": "fcfs"}, "ORDERING.ADMISSION"),
                            ({"behaviour": "clairvoyant"}, "future"),
                            ({"fractions": "test=1"}, "only the test part")):
         with pytest.raises(UserError, match=words):
@@ -178,17 +178,17 @@ def test_a_recording_of_live_traffic_is_a_trace_like_any(tmp_path: Path) -> None
     assert len(data.meta["session_groups"][f"{tmp_path.name}/served.parquet"]) == 6
 
 
-@pytest.mark.parametrize(("seam", "behaviour"), [("eviction", "lru,wa-lru"), ("placement", "least-sessions"),
+@pytest.mark.parametrize(("decision", "behaviour"), [("eviction", "lru,wa-lru"), ("placement", "least-sessions"),
                                                  ("joint", "srpt+reserve-older")])
 def test_minari_recovers_the_environment(trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                         seam: str, behaviour: str) -> None:
+                                         decision: str, behaviour: str) -> None:
     """What it makes of a dataset plays the dataset's own episodes, which is how d3rlpy loads one; and it is listed."""
     minari = pytest.importorskip("minari")
     from minari.cli import app
     from typer.testing import CliRunner
 
-    script().main([trace], tmp_path / "few-v0", seam=seam, kv_tokens=str(KV), max_decisions=12, epsilon=0.2, episodes=2,
-                  behaviour=behaviour, population=0 if seam == "placement" else 8, fractions="train=.5,test=.5",
+    script().main([trace], tmp_path / "few-v0", decision=decision, kv_tokens=str(KV), max_decisions=12, epsilon=0.2, episodes=2,
+                  behaviour=behaviour, population=0 if decision == "placement" else 8, fractions="train=.5,test=.5",
                   load="1.5", jobs=1)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     dataset = minari.load_dataset("few-train-v0")

@@ -47,11 +47,11 @@ def test_round_trip(folder: Path) -> None:
 def test_components_ends_and_cuts_come_back(tmp_path: Path) -> None:
     """Two episodes, of which the second was cut: the successor of a row is the next one unless it is the last."""
     cut = replace(episode(2, n=3), terminated=False, components={"log_tct": np.array([0.5, 0.0, 2.0])})
-    with new_dataset(tmp_path / "toy-v0", ROWS, FEATURES, seam="placement") as out:
+    with new_dataset(tmp_path / "toy-v0", ROWS, FEATURES, decision="placement") as out:
         out.add([replace(episode(1, n=2), components={"recomputed_tokens": np.array([7.0, 0.0])}), cut])
         out.finish({}, "")
     data = read_dataset(tmp_path / "toy-v0")
-    assert data.seam == "placement"
+    assert data.decision == "placement"
     assert data.last.tolist() == [False, True, False, False, True]
     assert data.terminated.tolist() == [False, True, False, False, False]
     assert sorted(data.components) == sorted(COMPONENTS)
@@ -81,7 +81,7 @@ def test_joined_datasets_keep_every_decision(folder: Path, tmp_path: Path) -> No
     assert not both.masks[:14, ROWS:].any() and np.isinf(both.next_use[:14, ROWS:]).all()
     np.testing.assert_array_equal(both.masks[14:], parts[1].masks)
     with pytest.raises(UserError, match="different decisions"):
-        joined([parts[0], replace(parts[1], seam="ordering")])
+        joined([parts[0], replace(parts[1], decision="ordering")])
 
 
 def test_minari_opens_it_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ def labelled(seed: int = 0, episodes: int = 60, length: int = 25) -> Decisions:
     propensity = 0.5 * (actions == best) + 0.5 / masks.sum(axis=1)
     rewards = x[np.arange(n), actions, COLUMN]
     return decisions(x * masks[..., None], masks, actions, rewards, np.repeat(np.arange(episodes), length),
-                     next_use=next_use, propensity=propensity, seam="eviction")
+                     next_use=next_use, propensity=propensity, decision="eviction")
 
 
 def regret(net: RowNet, data: Decisions) -> float:
@@ -121,7 +121,7 @@ def test_a_network_trusted_little_orders_by_the_rule() -> None:
     assert torch.equal(small.argmax(dim=1), x[..., rule].argmax(dim=1))
     assert not torch.equal(free.argmax(dim=1), x[..., rule].argmax(dim=1))
     with pytest.raises(UserError, match="no column until_log"):
-        fit(replace(labelled(), seam="placement"), "bc", trust=0.5)
+        fit(replace(labelled(), decision="placement"), "bc", trust=0.5)
 
 
 def test_a_learner_of_labels_refuses_data_without() -> None:
@@ -272,18 +272,18 @@ def test_pooling_is_over_valid_rows() -> None:
 
 
 # ------------------------------------------------------------------------- export, options
-@pytest.mark.parametrize("seam", ["eviction", "placement", "ordering", "admission"])
-def test_each_seam_is_served_by_its_own_convention(seam: str) -> None:
+@pytest.mark.parametrize("decision", ["eviction", "placement", "ordering", "admission"])
+def test_each_decision_is_served_by_its_own_convention(decision: str) -> None:
     torch.manual_seed(0)
     net = RowNet(6, (5,), np.full(6, 0.5), np.full(6, 2.0))
     x = torch.randn(40, 6)
-    served = forward(serving_layers(net, seam), net.mean.numpy(), net.std.numpy(), x.numpy())
+    served = forward(serving_layers(net, decision), net.mean.numpy(), net.std.numpy(), x.numpy())
     with torch.no_grad():
         ours, hold = net(x).numpy(), float(net(torch.zeros(6)))
-    if seam == "admission":
+    if decision == "admission":
         assert ((served > 1e-6) == (ours > hold + 1e-6)).all() and 0 < (ours > hold).sum() < 40
     else:
-        np.testing.assert_allclose(served, -ours if seam == "ordering" else ours, atol=1e-6)
+        np.testing.assert_allclose(served, -ours if decision == "ordering" else ours, atol=1e-6)
 
 
 def test_options_are_checked() -> None:

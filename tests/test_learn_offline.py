@@ -30,15 +30,15 @@ def script(name: str) -> ModuleType:
     return module
 
 
-def write(folder: Path, data: Decisions, seam: str = "eviction", behaviours: tuple[str, ...] = ("lru", "belady"),
+def write(folder: Path, data: Decisions, decision: str = "eviction", behaviours: tuple[str, ...] = ("lru", "belady"),
           **more: Any) -> Path:
-    """`data` as a dataset folder of `seam`; its episodes take turns with the behaviours."""
-    width = len(LEARNED_FEATURES[seam])
+    """`data` as a dataset folder of `decision`; its episodes take turns with the behaviours."""
+    width = len(LEARNED_FEATURES[decision])
     observations = np.zeros((*data.masks.shape, width), np.float32)
     shared = min(width, data.observations.shape[2])
     observations[..., :shared] = data.observations[..., :shared]
     zeros = np.zeros((data.masks.shape[1], width), np.float32)
-    with new_dataset(folder, data.masks.shape[1], width, seam=seam) as out:
+    with new_dataset(folder, data.masks.shape[1], width, decision=decision) as out:
         for number in np.unique(data.episode):
             mine = data.episode == number
             rewards = data.rewards[mine]
@@ -46,7 +46,7 @@ def write(folder: Path, data: Decisions, seam: str = "eviction", behaviours: tup
                              data.propensity[mine], behaviours[number % len(behaviours)], int(number), zeros, True,
                              {"trace": "toy", "kv_tokens": 100 + int(number) // 4},
                              {"log_tct": -rewards, "recomputed_tokens": 10.0 - rewards})])
-        out.finish({"features": list(LEARNED_FEATURES[seam]), "feature_hash": feature_hash(seam), "epsilon": 0.1,
+        out.finish({"features": list(LEARNED_FEATURES[decision]), "feature_hash": feature_hash(decision), "epsilon": 0.1,
                     "traces": {"toy.parquet": "ab" * 32}, "capacities": [100], "record": ["lru"], **more}, "# Toy\n")
     return folder
 
@@ -65,17 +65,17 @@ def run(toy: Path, out: Path, **options: Any) -> None:
 def test_every_learner_writes_a_checkpoint(algo: str, toy: Path, tmp_path: Path) -> None:
     run(toy, tmp_path / "p", algo=algo)
     checkpoint = load_checkpoint(tmp_path / "p")
-    assert checkpoint.seam == "eviction" and checkpoint.meta["config"]["algo"] == algo
+    assert checkpoint.decision == "eviction" and checkpoint.meta["config"]["algo"] == algo
     assert LEARNERS[algo].says in checkpoint.card and "toy.parquet" in checkpoint.card
     assert np.isfinite(list(checkpoint.meta["figures"].values())).all()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p"], "no state is left after a run that ended"
 
 
-@pytest.mark.parametrize("seam", ["placement", "ordering", "admission"])
-def test_the_seam_is_the_datasets(seam: str, tmp_path: Path) -> None:
-    """A clone of what takes the row with the highest column 3, in each seam's own convention of scores."""
+@pytest.mark.parametrize("decision", ["placement", "ordering", "admission"])
+def test_the_decision_is_the_datasets(decision: str, tmp_path: Path) -> None:
+    """A clone of what takes the row with the highest column 3, in each decision's own convention of scores."""
     data = labelled(0, 16, 40)
-    if seam == "admission":  # row 0 lets in, row 1 of zeros holds
+    if decision == "admission":  # row 0 lets in, row 1 of zeros holds
         x = data.observations[:, :2].copy()
         x[:, 1] = 0.0
         good = x[:, 0, 3] > 0
@@ -84,16 +84,16 @@ def test_the_seam_is_the_datasets(seam: str, tmp_path: Path) -> None:
     else:
         best = np.where(data.masks, data.observations[..., 3], -np.inf).argmax(axis=1)
         data = replace(data, actions=best, propensity=np.ones(len(best)))
-    write(tmp_path / "s-v0", data, seam)
+    write(tmp_path / "s-v0", data, decision)
     run(tmp_path / "s-v0", tmp_path / "p", algo="bc", epochs=15, lr=1e-2, batch=32)
     checkpoint = load_checkpoint(tmp_path / "p")
-    assert checkpoint.seam == seam and seam not in checkpoint.companions
+    assert checkpoint.decision == decision and decision not in checkpoint.others
     policy = checkpoint.policy()
-    rows = np.zeros((2, len(LEARNED_FEATURES[seam])))
+    rows = np.zeros((2, len(LEARNED_FEATURES[decision])))
     rows[0, 3], rows[1, 3] = 1.5, -1.5
     high, low = (policy.score(row, policy.params, np.zeros(policy.scratch)) for row in rows)
-    assert high < low if seam == "ordering" else high > low
-    if seam == "admission":
+    assert high < low if decision == "ordering" else high > low
+    if decision == "admission":
         assert high > 0 > low
     assert "pair_accuracy" not in checkpoint.meta["figures"], "there are no labels"
 

@@ -190,8 +190,8 @@ def test_what_nothing_is_given_for_is_left_out() -> None:
 
 def test_grids_name_policies_that_exist() -> None:
     for arm in (*reserve_grid(), *limit_grid()):
-        for seam, spec in cells.specs_of(arm).items():
-            make(seam, spec)  # type: ignore[arg-type]
+        for decision, spec in cells.specs_of(arm).items():
+            make(decision, spec)  # type: ignore[arg-type]
     assert set(workloads_of(Settings("lru", "sticky", "saga+"))) <= set(DEFINED)
     with pytest.raises(UserError, match="stock"):
         check(Settings("", "", "", rows=("stokc",)))
@@ -200,21 +200,21 @@ def test_grids_name_policies_that_exist() -> None:
 def test_a_checkpoint_is_known_by_what_it_holds_and_names(tmp_path: Path) -> None:
     from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES, save_checkpoint
 
-    def save(seam: str, other: str, weight: float) -> Path:
-        n = len(LEARNED_FEATURES[seam])
+    def save(decision: str, other: str, weight: float) -> Path:
+        n = len(LEARNED_FEATURES[decision])
         rest = {"eviction": "lru", "placement": "sticky", "ordering": "fcfs", "admission": "none"}
         rest[other] = f"learned:../{other}"
-        del rest[seam]
-        return save_checkpoint(tmp_path / seam, seam, [(np.full((1, n), weight), np.zeros(1))], np.zeros(n),
+        del rest[decision]
+        return save_checkpoint(tmp_path / decision, decision, [(np.full((1, n), weight), np.zeros(1))], np.zeros(n),
                                np.ones(n), "card", {}, rest)
 
     save("ordering", "admission", 0.1)
     admission = save("admission", "ordering", 0.2)
     spec = {"arm": {"set": str(admission)}}
     first = cells.weights(spec)
-    assert len(first) == 2, "companions that name each other are counted once"
+    assert len(first) == 2, "checkpoints that name each other are counted once"
     save("ordering", "admission", 0.3)
-    assert cells.weights(spec) != first, "another companion is another policy"
+    assert cells.weights(spec) != first, "another policy beside it is another policy"
 
 
 def test_a_run_is_what_the_simulator_gives(monkeypatch: pytest.MonkeyPatch) -> None:

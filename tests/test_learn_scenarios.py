@@ -18,7 +18,7 @@ from saga_rl.learn.search.scenarios import Wanted, scenario, wanted
 from saga_rl.policies.learned.checkpoint import save_checkpoint
 from saga_rl.policies.presets import PRESETS
 
-SEAMS = ("eviction", "ordering", "admission")
+DECISIONS = ("eviction", "ordering", "admission")
 
 
 @pytest.fixture(scope="module")
@@ -83,20 +83,20 @@ def test_a_workload_at_a_load_plays_its_own_arrangements(monkeypatch):
 
 @pytest.mark.parametrize("units", [0, 3])
 def test_a_search_goes_on_from_the_numbers_of_an_earlier_one(tmp_path, units):
-    vector = ParameterVector(SEAMS, units)
+    vector = ParameterVector(DECISIONS, units)
     theta = np.random.default_rng(units).normal(size=vector.size).astype(np.float32).astype(np.float64)
-    for seam in SEAMS:
-        names = vector.features(seam)
-        beside = {s: PRESETS["saga+"][s] for s in PRESETS["saga+"] if s != seam}
-        save_checkpoint(tmp_path / seam, seam, vector.layers(seam, theta), np.zeros(len(names)), scales(names), "card",
+    for decision in DECISIONS:
+        names = vector.features(decision)
+        beside = {s: PRESETS["saga+"][s] for s in PRESETS["saga+"] if s != decision}
+        save_checkpoint(tmp_path / decision, decision, vector.layers(decision, theta), np.zeros(len(names)), scales(names), "card",
                         {}, beside)
     np.testing.assert_array_equal(vector.of_checkpoints(tmp_path), theta)
     with pytest.raises(UserError, match="is no scorer of this search"):
-        ParameterVector(SEAMS, 1).of_checkpoints(tmp_path)
+        ParameterVector(DECISIONS, 1).of_checkpoints(tmp_path)
 
 
 def test_a_network_that_no_search_wrote_is_no_start(tmp_path: Path):
-    for seam in SEAMS:
-        write_checkpoint(tmp_path / seam, seam)
+    for decision in DECISIONS:
+        write_checkpoint(tmp_path / decision, decision)
     with pytest.raises(UserError, match=r"eviction.*is no scorer of this search"):
-        ParameterVector(SEAMS).of_checkpoints(tmp_path)
+        ParameterVector(DECISIONS).of_checkpoints(tmp_path)

@@ -21,7 +21,7 @@ from saga_rl.learn.offline.onnx_export import onnx_bytes
 from saga_rl.learn.search import cma_es as se
 from saga_rl.learn.search.parameter_vector import ParameterVector, scales
 from saga_rl.policies import features as ft
-from saga_rl.policies.base import SEAMS
+from saga_rl.policies.base import DECISIONS
 from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES, load_checkpoint, load_set
 from saga_rl.policies.learned.mlp import forward
 from saga_rl.policies.presets import PRESETS, from_specs, preset
@@ -40,25 +40,25 @@ def web():
 
 
 # ---------------------------------------------------------------- vector
-@given(st.integers(0, 3), st.permutations(SEAMS), st.integers(0, 2**20))
+@given(st.integers(0, 3), st.permutations(DECISIONS), st.integers(0, 2**20))
 @settings(max_examples=30, deadline=None)
-def test_a_parameter_vector_is_linear_plus_units(units, seams, seed):
-    vector = ParameterVector(tuple(seams[:3]), units)
+def test_a_parameter_vector_is_linear_plus_units(units, decisions, seed):
+    vector = ParameterVector(tuple(decisions[:3]), units)
     rng = np.random.default_rng(seed)
     theta = rng.normal(size=vector.size)
     assert len(vector.start()) == vector.size
     at = 0
-    for seam in vector.seams:
-        names = LEARNED_FEATURES[seam]
+    for decision in vector.decisions:
+        names = LEARNED_FEATURES[decision]
         n, scale = len(names), scales(names)
-        part = theta[at:at + vector.length(seam)]
+        part = theta[at:at + vector.length(decision)]
         at += len(part)
         x = rng.uniform(0, 5, (6, n)) * scale
         z = np.clip(x / scale, -10, 10)
         want = z @ part[:n] + part[n]
         for unit in part[n + 1:].reshape(units, n + 2):
             want = want + unit[-1] * np.maximum(z @ unit[:n] + unit[n], 0)
-        got = forward(vector.layers(seam, theta), np.zeros(n), scale, x)
+        got = forward(vector.layers(decision, theta), np.zeros(n), scale, x)
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)  # weights are kept as float32
 
 
@@ -150,7 +150,7 @@ class Here:
 @pytest.fixture
 def bowl(monkeypatch):
     monkeypatch.setattr(se, "ProcessPoolExecutor", Here)
-    return se.SearchConfig(seams=("ordering",), generations=60, population=12, sigma=0.2, seed=3)
+    return se.SearchConfig(decisions=("ordering",), generations=60, population=12, sigma=0.2, seed=3)
 
 
 def test_finds_the_bottom_of_a_bowl(bowl):
@@ -209,15 +209,15 @@ def test_a_search_may_be_made_longer_or_shorter(bowl, tmp_path):
 
 def test_a_journal_of_another_search_is_refused(bowl, tmp_path):
     journal = tmp_path / "j.jsonl"
-    journal.write_text(json.dumps({"seams": ["placement"]}) + "\n")
+    journal.write_text(json.dumps({"decisions": ["placement"]}) + "\n")
     with pytest.raises(UserError, match="another search"):
         se.search([], [], bowl, journal)
 
 
 def test_a_search_on_whole_runs_does_not_depend_on_the_number_of_processes(web):
     scenario = se.Scenario("web", web, SimConfig(kv_tokens=80_000, population=5), 6)
-    config = se.SearchConfig(seams=("ordering",), generations=1, population=4, episodes=1, checks=1, seed=5,
-                             others={s: REFERENCE[s] for s in SEAMS if s != "ordering"}, reference=REFERENCE)
+    config = se.SearchConfig(decisions=("ordering",), generations=1, population=4, episodes=1, checks=1, seed=5,
+                             others={s: REFERENCE[s] for s in DECISIONS if s != "ordering"}, reference=REFERENCE)
     a, b = (se.search([scenario], [scenario], config, jobs=n) for n in (1, 2))
     assert np.array_equal(a.theta, b.theta) and a.curve == b.curve
     assert a.runs == (4 + 1) * 1 + 1 + (0 + 1) * 1 + 1 + 2 * se.FINAL_CHECKS
@@ -225,9 +225,9 @@ def test_a_search_on_whole_runs_does_not_depend_on_the_number_of_processes(web):
 
 # ---------------------------------------------------------------- what is written
 def test_a_folder_of_checkpoints_is_a_policy_set(tmp_path):
-    for seam in JOINT:
-        companions = {s: f"learned:../{s}" if s in JOINT else "sticky" for s in SEAMS if s != seam}
-        write_checkpoint(tmp_path / seam, seam, companions=companions)
+    for decision in JOINT:
+        others = {s: f"learned:../{s}" if s in JOINT else "sticky" for s in DECISIONS if s != decision}
+        write_checkpoint(tmp_path / decision, decision, others=others)
     whole = load_set(tmp_path)
     assert whole.names() == {"eviction": "learned", "placement": "sticky", "ordering": "learned",
                              "admission": "learned"}
@@ -239,15 +239,15 @@ def test_a_folder_of_checkpoints_is_a_policy_set(tmp_path):
 
 
 def test_nothing_that_knows_the_future_is_served(tmp_path):
-    companions = {"placement": "sticky", "ordering": "fcfs", "admission": "reserve-clairvoyant"}
-    folder = write_checkpoint(tmp_path / "c", "eviction", companions=companions)
+    others = {"placement": "sticky", "ordering": "fcfs", "admission": "reserve-clairvoyant"}
+    folder = write_checkpoint(tmp_path / "c", "eviction", others=others)
     with pytest.raises(UserError, match="needs to know the future"):
         policies_of(str(folder))
 
 
-@pytest.mark.parametrize("seam", SEAMS)
-def test_onnx_torch_and_the_compiled_scorer_agree(tmp_path, seam):
-    loaded = load_checkpoint(write_checkpoint(Path(tmp_path) / "c", seam))
+@pytest.mark.parametrize("decision", DECISIONS)
+def test_onnx_torch_and_the_compiled_scorer_agree(tmp_path, decision):
+    loaded = load_checkpoint(write_checkpoint(Path(tmp_path) / "c", decision))
     rng = np.random.default_rng(1)
     rows = rng.normal(0, 1, (200, len(loaded.mean)))
     session = onnxruntime.InferenceSession(onnx_bytes(loaded), providers=["CPUExecutionProvider"])
@@ -256,12 +256,12 @@ def test_onnx_torch_and_the_compiled_scorer_agree(tmp_path, seam):
         by_torch = net(torch.tensor(rows, dtype=torch.float32)).numpy()
     by_onnx = session.run(None, {"rows": rows.astype(np.float32)})[0]
     policy, scratch = loaded.policy(), np.zeros(512)
-    if seam == "eviction":
+    if decision == "eviction":
         rows[:, [ft.E_WAITING, ft.E_ENDED]] = 0.0  # what is settled outside the network
         with torch.no_grad():
             by_torch = net(torch.tensor(rows, dtype=torch.float32)).numpy()
         by_onnx = session.run(None, {"rows": rows.astype(np.float32)})[0]
-    wide = np.zeros((len(rows), ft.COLUMNS[seam]))
+    wide = np.zeros((len(rows), ft.COLUMNS[decision]))
     wide[:, :rows.shape[1]] = rows
     compiled = np.array([policy.score(row, policy.params, scratch) for row in wide])
     size = np.maximum(np.abs(compiled), 1)

@@ -114,8 +114,8 @@ def test_ray_draws_from_the_same_ranges() -> None:
 
 
 def plan(toy: Path, folder: Path) -> Plan:
-    companions = {"placement": "sticky", "ordering": "fcfs", "admission": "none"}
-    return Plan("listwise", 2, (str(toy),), "", "", 1, 0.34, 0, str(folder), companions)
+    others = {"placement": "sticky", "ordering": "fcfs", "admission": "none"}
+    return Plan("listwise", 2, (str(toy),), "", "", 1, 0.34, 0, str(folder), others)
 
 
 def test_a_wandb_sweep_needs_its_server(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

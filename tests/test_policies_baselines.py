@@ -220,15 +220,15 @@ def test_pause_resume_holds_what_lost_its_kv_until_it_fits():
 
 
 # ---------------------------------------------------------------- what may be promised and set
-@pytest.mark.parametrize(("seam", "spec", "steady"), [
+@pytest.mark.parametrize(("decision", "spec", "steady"), [
     ("ordering", "las", True), ("ordering", "las:starve=2", False), ("ordering", "srpt", False),
     ("admission", "reserve-older", True), ("admission", "reserve-older:likely=1", False), ("admission", "limit", False),
 ])
-def test_what_time_changes_is_not_promised(seam, spec, steady):
-    assert make(seam, spec).steady is steady
+def test_what_time_changes_is_not_promised(decision, spec, steady):
+    assert make(decision, spec).steady is steady
 
 
-@pytest.mark.parametrize(("seam", "spec", "named"), [
+@pytest.mark.parametrize(("decision", "spec", "named"), [
     ("placement", "consistent-hash:c=0.9", "c is 0.9"), ("placement", "saga:steal=0.5", "steal is 0.5"),
     ("placement", "saga:stael=1", "choose one of: steal"), ("placement", "prefix-aware:ratio=0.5", "ratio is 0.5"),
     ("ordering", "las:factor=1", "factor is 1"), ("ordering", "las:base_s=0", "base_s is 0"),
@@ -236,6 +236,6 @@ def test_what_time_changes_is_not_promised(seam, spec, steady):
     ("admission", "aimd:cut=1.5", "cut is 1.5"), ("admission", "aimd:periods=9", "choose one of: period"),
     ("admission", "reserve-older:likely=2", "likely is 2"), ("admission", "pause-resume:margin=1", "margin is 1"),
 ])
-def test_bad_parameters_are_named(seam, spec, named):
+def test_bad_parameters_are_named(decision, spec, named):
     with pytest.raises(UserError, match=named):
-        make(seam, spec)
+        make(decision, spec)

@@ -176,10 +176,10 @@ def test_presets():
     assert all(name in str(e.value) for name in preset_names())
 
 
-def test_a_checkpoint_is_a_preset_with_its_companions(tmp_path):
+def test_a_checkpoint_is_a_preset_with_the_policies_it_names(tmp_path):
     write_checkpoint(tmp_path / "place", "placement")
-    companions = {"placement": "learned:../place", "ordering": "session-fcfs", "admission": "grow:factor=0.25"}
-    folder = write_checkpoint(tmp_path / "evict", companions=companions)
+    others = {"placement": "learned:../place", "ordering": "session-fcfs", "admission": "grow:factor=0.25"}
+    folder = write_checkpoint(tmp_path / "evict", others=others)
     got = preset(str(folder))
     assert got.names() == {"eviction": "learned", "placement": "learned", "ordering": "session-fcfs",
                            "admission": "grow"}

@@ -67,26 +67,26 @@ def test_a_nan_or_overflow_scores_zero_and_inputs_are_clipped():
     assert compiled(huge, mean, std, np.ones((1, 4)))[0] == 0.0
 
 
-@pytest.mark.parametrize(("seam", "features"), [("eviction", LEARNED_EVICTION), ("placement", LEARNED_PLACEMENT)])
-def test_round_trip(tmp_path, seam, features):
+@pytest.mark.parametrize(("decision", "features"), [("eviction", LEARNED_EVICTION), ("placement", LEARNED_PLACEMENT)])
+def test_round_trip(tmp_path, decision, features):
     layers, mean, std = network(len(features))
-    companions = {"ordering": "afs", "admission": "none", "eviction": "lru", "placement": "saga:theta=1.5"}
-    del companions[seam]
+    others = {"ordering": "afs", "admission": "none", "eviction": "lru", "placement": "saga:theta=1.5"}
+    del others[decision]
     card = "# Card: tuned on Bélády\n"
-    save_checkpoint(tmp_path / "c", seam, layers, mean, std, card, {"seed": 3}, companions)
+    save_checkpoint(tmp_path / "c", decision, layers, mean, std, card, {"seed": 3}, others)
     got = load_checkpoint(tmp_path / "c")
-    assert (got.seam, got.companions, got.meta, got.card) == (seam, companions, {"seed": 3}, card)
+    assert (got.decision, got.others, got.meta, got.card) == (decision, others, {"seed": 3}, card)
     for (w, b), (w2, b2) in zip(layers, got.layers, strict=True):
         np.testing.assert_array_equal(w, w2)
         np.testing.assert_array_equal(b, b2)
     policy = got.policy()
-    rows = np.random.default_rng(1).uniform(size=(4, len(COLUMNS[seam])))
-    if seam == "eviction":  # neither waiting nor ended, and all of use: the network's to rank
+    rows = np.random.default_rng(1).uniform(size=(4, len(COLUMNS[decision])))
+    if decision == "eviction":  # neither waiting nor ended, and all of use: the network's to rank
         rows[:, [E_WAITING, E_ENDED, E_TOKENS]] = 0.0
     scores = [policy.score(r, policy.params, np.zeros(policy.scratch)) for r in rows]
     np.testing.assert_allclose(scores, forward(layers, mean, std, rows[:, :len(features)]), rtol=1e-12)
     assert policy.doc["sha256"] == got.sha256
-    names = {s: spec.partition(":")[0] for s, spec in companions.items()} | {seam: "learned"}
+    names = {s: spec.partition(":")[0] for s, spec in others.items()} | {decision: "learned"}
     assert got.policies().names() == names
 
 
@@ -132,21 +132,21 @@ def test_a_failed_save_leaves_the_old_checkpoint_and_nothing_else(tmp_path, monk
 
 def test_save_refuses_what_load_would(tmp_path):
     layers, mean, std = network(F)
-    companions = {"placement": "saga", "ordering": "fcfs", "admission": "none"}
+    others = {"placement": "saga", "ordering": "fcfs", "admission": "none"}
 
-    def refused(match, seam="eviction", layers=layers, std=std, meta=None, companions=companions, to="c"):
+    def refused(match, decision="eviction", layers=layers, std=std, meta=None, others=others, to="c"):
         with pytest.raises(UserError, match=match):
-            save_checkpoint(tmp_path / to, seam, layers, mean, std, "", meta or {}, companions)
+            save_checkpoint(tmp_path / to, decision, layers, mean, std, "", meta or {}, others)
 
-    refused("cannot be learned", seam="routing")
+    refused("cannot be learned", decision="routing")
     refused("layer 0 has shapes", layers=[(w.T, b) for w, b in layers])
     refused("NaN or infinity", layers=[(w * np.nan, b) for w, b in layers])
     refused("last layer has 8 outputs", layers=layers[:-1])
     refused("tensors are not those", layers=[])
     refused("std is not above 0", std=std * 0)
     refused("meta cannot be written", meta={"loss": float("nan")})
-    refused("companions are", companions={"placement": "saga"})
-    refused("no placement policy named 'sagaa'", companions=companions | {"placement": "sagaa"})
+    refused("policies for the other decisions are", others={"placement": "saga"})
+    refused("no placement policy named 'sagaa'", others=others | {"placement": "sagaa"})
     refused("does not exist", to="no/where")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
@@ -207,8 +207,8 @@ DAMAGE = {
     "features": (edit(features=["idle_log", "mood"]), r"other features \(.*mood"),
     "order": (edit(features=list(LEARNED_EVICTION[::-1])), "in another order"),
     "hash": (edit(feature_hash="0" * 64), "features that are computed otherwise.*retrain it, or use the release"),
-    "companions": (edit(companions={"eviction": "lru"}), "companions are"),
-    "companion-type": (edit(companions={"placement": 1, "ordering": "fcfs", "admission": "none"}), "companions are"),
+    "companions": (edit(others={"eviction": "lru"}), "policies for the other decisions are"),
+    "companion-type": (edit(others={"placement": 1, "ordering": "fcfs", "admission": "none"}), "policies for the other decisions are"),
     "sizes": (edit(sizes=[F, 1]), "says sizes"),
     "truncated": (truncate, "not a safetensors file, or is cut short"),
     "pickle": (lambda f: (f / "policy.safetensors").write_bytes(b"\x80\x04N."), "not a safetensors file"),
@@ -248,7 +248,7 @@ def test_too_large_is_refused_unread(tmp_path, monkeypatch):
         load_checkpoint(folder)
 
 
-def test_wrong_seam_is_refused(tmp_path):
+def test_wrong_decision_is_refused(tmp_path):
     folder = write_checkpoint(tmp_path / "c", "placement")
     with pytest.raises(UserError, match="is a checkpoint of placement, not of eviction"):
         make("eviction", f"learned:{folder}")

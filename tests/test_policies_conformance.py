@@ -12,7 +12,7 @@ from policies_rows import ALL, COLUMNS, EVENTS, MEMORIES, events, rows, write_ch
 
 from saga_rl.errors import UserError
 from saga_rl.policies import registry
-from saga_rl.policies.base import MEMORY, SEAMS, Policy
+from saga_rl.policies.base import MEMORY, DECISIONS, Policy
 from saga_rl.policies.batch import score_rows
 from saga_rl.policies.features import (
     A_NEW,
@@ -34,44 +34,44 @@ quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCh
 
 @pytest.fixture(scope="module", params=ALL, ids=lambda p: f"{p[0]}-{p[1]}")
 def policy(request, tmp_path_factory) -> Policy:
-    seam, name = request.param
+    decision, name = request.param
     if name == "learned":
-        name = f"learned:{write_checkpoint(tmp_path_factory.mktemp('ckpt') / seam, seam)}"
-    return registry.make(seam, name)
+        name = f"learned:{write_checkpoint(tmp_path_factory.mktemp('ckpt') / decision, decision)}"
+    return registry.make(decision, name)
 
 
-@pytest.fixture(params=[(seam, name) for seam, name in ALL if seam in EVENTS and name != "learned"
-                        and registry.make(seam, name).memory], ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.fixture(params=[(decision, name) for decision, name in ALL if decision in EVENTS and name != "learned"
+                        and registry.make(decision, name).memory], ids=lambda p: f"{p[0]}-{p[1]}")
 def remembering(request) -> Policy:
     """Each policy with memory."""
     return registry.make(*request.param)
 
 
-@pytest.fixture(params=[name for seam, name in ALL if seam == "placement" and name != "learned"])
+@pytest.fixture(params=[name for decision, name in ALL if decision == "placement" and name != "learned"])
 def placing(request) -> Policy:
     return registry.make("placement", request.param)
 
 
 def test_declares_itself(policy):
-    assert policy.seam in SEAMS
-    assert policy.name in registry.names(policy.seam)
+    assert policy.decision in DECISIONS
+    assert policy.name in registry.names(policy.decision)
     assert policy.params.dtype == np.float64 and policy.params.flags.c_contiguous
     assert policy.scratch >= (MEMORY if policy.memory else 1)
 
 
-def test_flags_belong_to_their_seam(policy):
+def test_flags_belong_to_their_decision(policy):
     only = {"whole_chain": "eviction", "drop_expired": "eviction", "oldest_first": "eviction",
             "fresh": "ordering", "draws": "placement", "steals": "placement"}
-    for flag, seam in only.items():
-        assert not getattr(policy, flag) or policy.seam == seam, flag
-    assert not policy.memory or policy.seam in EVENTS
-    assert not policy.steady or policy.seam != "placement"
+    for flag, decision in only.items():
+        assert not getattr(policy, flag) or policy.decision == decision, flag
+    assert not policy.memory or policy.decision in EVENTS
+    assert not policy.steady or policy.decision != "placement"
 
 
 @quick
 @given(data=st.data())
 def test_same_row_same_score_whatever_scratch_holds(policy, data):
-    x = data.draw(rows(policy.seam))
+    x = data.draw(rows(policy.decision))
     a = policy.score(x, policy.params, np.zeros(policy.scratch))
     b = policy.score(x, policy.params, np.full(policy.scratch, np.nan))
     assert a == b
@@ -80,19 +80,19 @@ def test_same_row_same_score_whatever_scratch_holds(policy, data):
 @quick
 @given(data=st.data())
 def test_score_is_a_number(policy, data):
-    x = data.draw(rows(policy.seam))
+    x = data.draw(rows(policy.decision))
     value = policy.score(x, policy.params, np.zeros(policy.scratch))
-    if policy.oracle and policy.seam == "eviction" and np.isinf(x[E_ORACLE]):
+    if policy.oracle and policy.decision == "eviction" and np.isinf(x[E_ORACLE]):
         assert value == np.inf or np.isfinite(value)
     else:
         assert np.isfinite(value)
 
 
-def uninformed_columns(seam: str) -> list[int]:
+def uninformed_columns(decision: str) -> list[int]:
     """Places of the columns that a caller may leave out where a policy says that it is not informed."""
-    if seam == "admission":
+    if decision == "admission":
         return [*range(A_NEW), A_OLDER_LIKELY]
-    row = np.full(len(COLUMNS[seam]), np.nan)
+    row = np.full(len(COLUMNS[decision]), np.nan)
     g = make_g(1, 16, 100, registry.make("eviction", "lru"))
     eviction_row(make_chains(1), make_tables(1, 1, 1), g, 0, 0, 5.0, 1.0, 3.0, 0.0, 0.0, row)
     return np.flatnonzero(np.isnan(row)).tolist()
@@ -101,12 +101,12 @@ def uninformed_columns(seam: str) -> list[int]:
 @quick
 @given(data=st.data())
 def test_who_says_that_tables_are_not_read_does_not_read_them(policy, data):
-    assert policy.informed or policy.seam in ("eviction", "admission")
+    assert policy.informed or policy.decision in ("eviction", "admission")
     if policy.informed:
         return
-    x = data.draw(rows(policy.seam))
+    x = data.draw(rows(policy.decision))
     y = x.copy()
-    y[uninformed_columns(policy.seam)] = np.nan
+    y[uninformed_columns(policy.decision)] = np.nan
     a, b = (policy.score(r, policy.params, np.zeros(policy.scratch)) for r in (x, y))
     assert a == b
 
@@ -114,7 +114,7 @@ def test_who_says_that_tables_are_not_read_does_not_read_them(policy, data):
 @quick
 @given(data=st.data())
 def test_writes_neither_row_nor_params(policy, data):
-    x = data.draw(rows(policy.seam))
+    x = data.draw(rows(policy.decision))
     before, params = x.copy(), policy.params.copy()
     policy.score(x, policy.params, np.zeros(policy.scratch))
     np.testing.assert_array_equal(x, before)
@@ -124,11 +124,11 @@ def test_writes_neither_row_nor_params(policy, data):
 @quick
 @given(data=st.data(), future=st.floats(0, 1e9) | st.sampled_from([np.nan, np.inf]))
 def test_only_an_oracle_sees_the_future(policy, data, future):
-    if policy.seam not in FUTURE:
+    if policy.decision not in FUTURE:
         assert not policy.oracle
         return
-    column = FUTURE[policy.seam]
-    x = data.draw(rows(policy.seam))
+    column = FUTURE[policy.decision]
+    x = data.draw(rows(policy.decision))
     y = x.copy()
     y[column] = future
     a, b = (policy.score(r, policy.params, np.zeros(policy.scratch)) for r in (x, y))
@@ -138,7 +138,7 @@ def test_only_an_oracle_sees_the_future(policy, data, future):
         return  # told how long a tool takes and not who comes back: of one that never does it goes by the tables
     elif not np.isnan(future):  # who knows keeps no longer what comes back later, nor lets in where more returns
         later = (a <= b) if x[column] <= future else (a >= b)
-        assert later if policy.seam == "eviction" else a == b or not later
+        assert later if policy.decision == "eviction" else a == b or not later
 
 
 @quick
@@ -157,13 +157,13 @@ def _remembers(policy: Policy, x: np.ndarray, before: float) -> np.ndarray:
     policy.score(x, policy.params, scratch)
     np.testing.assert_array_equal(x, shown)
     np.testing.assert_array_equal(policy.params, params)
-    return scratch[:MEMORIES[policy.seam][1]]
+    return scratch[:MEMORIES[policy.decision][1]]
 
 
 @quick
 @given(data=st.data())
 def test_what_it_remembers_comes_from_the_row_alone(remembering, data):
-    x = data.draw(events(remembering.seam))
+    x = data.draw(events(remembering.decision))
     left = _remembers(remembering, x, np.nan)
     assert np.isfinite(left).all()
     np.testing.assert_array_equal(left, _remembers(remembering, x, 0.0))
@@ -174,12 +174,12 @@ def test_what_it_remembers_comes_from_the_row_alone(remembering, data):
 @given(data=st.data())
 def test_memory_stays_finite_from_event_to_event(remembering, data):
     policy = remembering
-    first, n = MEMORIES[policy.seam]
+    first, n = MEMORIES[policy.decision]
     memory = np.zeros(n)
     for _ in range(data.draw(st.integers(1, 8))):
-        memory = _remembers(policy, data.draw(events(policy.seam, memory)), np.nan)
+        memory = _remembers(policy, data.draw(events(policy.decision, memory)), np.nan)
         assert np.isfinite(memory).all()
-        x = data.draw(rows(policy.seam))
+        x = data.draw(rows(policy.decision))
         x[first:first + n] = memory
         assert np.isfinite(policy.score(x, policy.params, np.zeros(policy.scratch)))
 
@@ -200,7 +200,7 @@ def test_memory_needs_its_scratch():
 @quick
 @given(data=st.data())
 def test_batch_equals_single(policy, data):
-    x = np.array(data.draw(st.lists(rows(policy.seam), min_size=1, max_size=5)))
+    x = np.array(data.draw(st.lists(rows(policy.decision), min_size=1, max_size=5)))
     out = np.full(len(x), np.nan)
     scratch = np.zeros(policy.scratch)
     score_rows(policy.score, x, 0, len(x), policy.params, scratch, out)
@@ -211,32 +211,32 @@ def test_batch_equals_single(policy, data):
 def test_bad_parameters(policy):
     if policy.name == "learned":
         with pytest.raises(UserError, match="names no checkpoint"):
-            registry.make(policy.seam, "learned")
+            registry.make(policy.decision, "learned")
         with pytest.raises(UserError, match="no such checkpoint folder"):
-            registry.make(policy.seam, "learned:nowhere")
+            registry.make(policy.decision, "learned:nowhere")
         return
     with pytest.raises(UserError, match=r"no parameter|takes no parameters"):
-        registry.make(policy.seam, f"{policy.name}:bogus=1")
-    for key in inspect.signature(registry._FACTORIES[policy.seam][policy.name]).parameters:
+        registry.make(policy.decision, f"{policy.name}:bogus=1")
+    for key in inspect.signature(registry._FACTORIES[policy.decision][policy.name]).parameters:
         for value in ("nan", "inf", "-1", "1e300", "much", ""):
             with pytest.raises(UserError, match=key):
-                registry.make(policy.seam, f"{policy.name}:{key}={value}")
+                registry.make(policy.decision, f"{policy.name}:{key}={value}")
         with pytest.raises(UserError, match="with '='"):
-            registry.make(policy.seam, f"{policy.name}:{key}")
+            registry.make(policy.decision, f"{policy.name}:{key}")
         with pytest.raises(UserError) as e:
-            registry.make(policy.seam, f"{policy.name}:{key}x=1")
+            registry.make(policy.decision, f"{policy.name}:{key}x=1")
         assert e.value.mend.startswith(f"choose one of: {key}")
 
 
 def test_misspelt_name_lists_the_nearest_first(policy):
     with pytest.raises(UserError) as e:
-        registry.make(policy.seam, policy.name + "x")
+        registry.make(policy.decision, policy.name + "x")
     assert e.value.mend.startswith(f"choose one of: {policy.name}")
-    assert all(name in e.value.mend for name in registry.names(policy.seam))
+    assert all(name in e.value.mend for name in registry.names(policy.decision))
 
 
 def test_expected_policies_are_there():
-    have = {seam: set(registry.names(seam)) for seam in SEAMS}
+    have = {decision: set(registry.names(decision)) for decision in DECISIONS}
     assert have["eviction"] >= {
         "lru", "lru-protect", "s3-fifo", "arc", "lfu", "greedy-dual", "tail-lru", "kvflow", "continuum", "bayes-tables",
         "wa-lru", "wa-lru-literal", "youngest", "belady", "clairvoyant", "ends-known", "returns-known", "learned"}
@@ -250,6 +250,6 @@ def test_registering_twice_is_refused():
         registry.register("eviction", "lru")(lambda: None)
 
 
-@pytest.mark.parametrize("seam", SEAMS)
-def test_column_names_are_unique(seam):
-    assert len(set(COLUMNS[seam])) == len(COLUMNS[seam])
+@pytest.mark.parametrize("decision", DECISIONS)
+def test_column_names_are_unique(decision):
+    assert len(set(COLUMNS[decision])) == len(COLUMNS[decision])

@@ -18,13 +18,13 @@ from saga_rl.source_hash import code_hash
 PREFIX = {"eviction": "E_", "placement": "P_", "ordering": "O_", "admission": "A_"}
 
 
-@pytest.mark.parametrize("seam", COLUMNS)
-def test_every_column_has_one_index(seam):
-    at = {k: v for k, v in vars(F).items() if k.startswith(PREFIX[seam])}
-    names = [n for n in COLUMNS[seam] if n.partition("_")[2] not in set("1234567") or n[:4] not in ("mine", "here")]
+@pytest.mark.parametrize("decision", COLUMNS)
+def test_every_column_has_one_index(decision):
+    at = {k: v for k, v in vars(F).items() if k.startswith(PREFIX[decision])}
+    names = [n for n in COLUMNS[decision] if n.partition("_")[2] not in set("1234567") or n[:4] not in ("mine", "here")]
     assert len(at) == len(names)  # what is remembered has an index for its first column only
-    assert [COLUMNS[seam][v] for v in sorted(at.values())] == names
-    assert F.COLUMNS[seam] == len(COLUMNS[seam])
+    assert [COLUMNS[decision][v] for v in sorted(at.values())] == names
+    assert F.COLUMNS[decision] == len(COLUMNS[decision])
 
 
 def test_learned_eviction_reads_neither_raw_columns_nor_the_future():
@@ -272,7 +272,7 @@ def test_hash_ignores_prose_and_layout():
     prose = ('"""Other."""\n# why\nimport math\ndef f( x ):\n    # note\n    return (math.log(x)\n            + 1.0)\n'
              'A = 1  # one\n')
     assert code_hash(SOURCE) == code_hash(prose)
-    hashes = [F.feature_hash(), F.tables_hash(), *(F.feature_hash(seam) for seam in F.COLUMNS)]
+    hashes = [F.feature_hash(), F.tables_hash(), *(F.feature_hash(decision) for decision in F.COLUMNS)]
     assert all(len(h) == 64 for h in hashes) and len(set(hashes)) == 2 + len(F.COLUMNS)
 
 

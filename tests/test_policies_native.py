@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from saga_rl.policies.base import SEAMS, Policy
+from saga_rl.policies.base import DECISIONS, Policy
 from saga_rl.policies.batch import score_rows
 from saga_rl.policies.features import COLUMNS
 from saga_rl.policies.learned.native import row_scorer
@@ -19,18 +19,18 @@ SHIPPED = ("eviction", "joint", "joint-hidden")
 
 
 def online() -> list[Policy]:
-    found = [make(seam, name) for seam in SEAMS for name in names(seam) if name != "learned"]
-    found += [getattr(preset(str(CHECKPOINTS / folder)), seam) for folder in SHIPPED for seam in SEAMS]
+    found = [make(decision, name) for decision in DECISIONS for name in names(decision) if name != "learned"]
+    found += [getattr(preset(str(CHECKPOINTS / folder)), decision) for folder in SHIPPED for decision in DECISIONS]
     return [p for p in found if not p.oracle]
 
 
-@pytest.mark.parametrize("seam", SEAMS)
-def test_scores_are_the_same_to_the_bit(seam: str) -> None:
+@pytest.mark.parametrize("decision", DECISIONS)
+def test_scores_are_the_same_to_the_bit(decision: str) -> None:
     rng = np.random.default_rng(3)
-    mine = [p for p in online() if p.seam == seam]
+    mine = [p for p in online() if p.decision == decision]
     assert len(mine) > 3
     for p in mine:
-        rows = np.abs(rng.normal(0, 50, (300, COLUMNS[seam])))
+        rows = np.abs(rng.normal(0, 50, (300, COLUMNS[decision])))
         rows[rng.random(rows.shape) < 0.3] = 0.0
         one, other = np.zeros(300), np.zeros(300)
         for scorer, out in ((row_scorer(p.score), one), (lambda *a, p=p: score_rows(p.score, *a), other)):

@@ -40,7 +40,7 @@ def _noise(x, params, scratch):
 def noise(seed: int) -> PolicySet:
     """Random scores; an admission that refuses at random; half of the time an order that is made anew each time."""
     params = np.array([float(seed)])
-    one = {seam: Policy(seam, "noise", _noise, params) for seam in ("eviction", "placement", "ordering", "admission")}
+    one = {decision: Policy(decision, "noise", _noise, params) for decision in ("eviction", "placement", "ordering", "admission")}
     return replace(PolicySet(**one), ordering=replace(one["ordering"], fresh=seed % 2 == 0))
 
 

@@ -128,10 +128,10 @@ def _slow(x, params, scratch):
     return 0.0
 
 
-def serve_with(folder, seam, score, cls=SagaScheduler, n=24, **policy):
+def serve_with(folder, decision, score, cls=SagaScheduler, n=24, **policy):
     """24 requests of 6 sessions over 40 blocks under saga+, with a policy of ours in one decision."""
     clock = Clock()
-    policies = replace(preset("saga+"), **{seam: Policy(seam, "bad", score, **policy)})
+    policies = replace(preset("saga+"), **{decision: Policy(decision, "bad", score, **policy)})
     s = make_scheduler(cls, folder, clock=clock, blocks=40, seqs=4, policies=policies)
     done: list[str] = []
     for i in range(n):
@@ -144,21 +144,21 @@ def serve_with(folder, seam, score, cls=SagaScheduler, n=24, **policy):
     return s
 
 
-@pytest.mark.parametrize("seam", ["eviction", "ordering", "admission"])
+@pytest.mark.parametrize("decision", ["eviction", "ordering", "admission"])
 @pytest.mark.parametrize(("score", "cause"), [(_nan, "non-finite score"), (_raises, "raised")])
-def test_a_policy_that_gives_no_number_or_raises_is_replaced_and_counted(folder, seam, score, cause):
-    s = serve_with(folder, seam, score)
-    assert s.snapshot()[f"fallback/{seam}/{cause}"] > 0
+def test_a_policy_that_gives_no_number_or_raises_is_replaced_and_counted(folder, decision, score, cause):
+    s = serve_with(folder, decision, score)
+    assert s.snapshot()[f"fallback/{decision}/{cause}"] > 0
 
 
-@pytest.mark.parametrize("seam", ["eviction", "ordering", "admission"])
-def test_a_policy_that_takes_too_long_costs_one_late_decision_in_a_while(folder, seam):
+@pytest.mark.parametrize("decision", ["eviction", "ordering", "admission"])
+def test_a_policy_that_takes_too_long_costs_one_late_decision_in_a_while(folder, decision):
     started = time.perf_counter()
-    s = serve_with(folder, seam, _slow)
+    s = serve_with(folder, decision, _slow)
     seconds = time.perf_counter() - started
     out = s.snapshot()
-    late = out[f"fallback/{seam}/over budget"]
-    assert late >= 2 and out.get(f"fallback/{seam}/paused", 0) > late
+    late = out[f"fallback/{decision}/over budget"]
+    assert late >= 2 and out.get(f"fallback/{decision}/paused", 0) > late
     assert late <= 3 + seconds / PAUSE_S
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as hst
 from test_sim_naive import PROFILE, _sessions
 
 from saga_rl.aeg.generators import generate
-from saga_rl.policies.base import SEAMS, PolicySet
+from saga_rl.policies.base import DECISIONS, PolicySet
 from saga_rl.policies.registry import make, names
 from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.cluster import Cluster, simulate
@@ -22,14 +22,14 @@ from saga_rl.sim.iteration_log import iteration_log
 
 OPEN = ("learned", "belady", "ends-known", "returns-known")
 """A checkpoint's, and those that must know the future of a fixed string."""
-MIX = hst.tuples(*(hst.sampled_from([n for n in names(seam) if n not in OPEN])
-                   for seam in SEAMS)).map(
+MIX = hst.tuples(*(hst.sampled_from([n for n in names(decision) if n not in OPEN])
+                   for decision in DECISIONS)).map(
     lambda mix: ("clairvoyant", *mix[1:]) if mix[-1] == "reserve-clairvoyant" else mix)  # that one wants to be told
 """Whatever is registered, so that no new policy's promise (`Policy.steady` and its neighbours) goes unlooked at."""
 
 
 def _policies(mix) -> PolicySet:
-    return PolicySet(*(make(seam, name) for seam, name in zip(SEAMS, mix, strict=True)))
+    return PolicySet(*(make(decision, name) for decision, name in zip(DECISIONS, mix, strict=True)))
 
 
 def _same(trace, config, mix) -> None:

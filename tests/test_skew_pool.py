@@ -24,7 +24,7 @@ from saga_rl.aeg.build import SessionSpec, StepSpec, build_trace
 from saga_rl.aeg.trace import Trace, TraceMeta
 from saga_rl.aeg.validate import check
 from saga_rl.policies import features as ft
-from saga_rl.policies.base import MEMORY, SCORE, SEAMS, Policy, PolicySet
+from saga_rl.policies.base import MEMORY, SCORE, DECISIONS, Policy, PolicySet
 from saga_rl.policies.registry import make
 from saga_rl.runtime.engine.scheduler import SagaSyncScheduler
 from saga_rl.sim.cluster import Cluster
@@ -71,7 +71,7 @@ def rows_of(scratch: np.ndarray, policy: Policy) -> np.ndarray:
     own = own_scratch(policy)
     n = int(scratch[own])
     assert n <= ROOM
-    return scratch[own + 1:own + 1 + n * WIDTH].reshape(n, WIDTH)[:, :ft.COLUMNS[policy.seam]]
+    return scratch[own + 1:own + 1 + n * WIDTH].reshape(n, WIDTH)[:, :ft.COLUMNS[policy.decision]]
 
 
 def simulated(trace: Trace, config: SimConfig, policies: PolicySet) -> tuple[list[Turn], dict[str, np.ndarray]]:
@@ -82,10 +82,10 @@ def simulated(trace: Trace, config: SimConfig, policies: PolicySet) -> tuple[lis
     cluster.advance()
     run = cluster.world.run
     assert not run.count[st.OVERFLOW]
-    scratch = {seam: cluster.crew.scratch[seam] for seam in ("ordering", "admission", "eviction")}
+    scratch = {decision: cluster.crew.scratch[decision] for decision in ("ordering", "admission", "eviction")}
     times = [(float(s), float(d)) for s, d in run.it_f[:run.count[st.N_ITERATIONS]]]
     return [Turn(s, d, [], []) for s, d in times], {
-        seam: rows_of(x, getattr(policies, seam)) for seam, x in scratch.items()}
+        decision: rows_of(x, getattr(policies, decision)) for decision, x in scratch.items()}
 
 
 class SagaEngine(VllmEngine):
@@ -93,7 +93,7 @@ class SagaEngine(VllmEngine):
 
     def __init__(self, trace: Trace, config: SimConfig, policies: PolicySet, **rules: Any) -> None:
         self.now = 0.0
-        self.policies = PolicySet(*(plain(getattr(policies, seam)) for seam in SEAMS))
+        self.policies = PolicySet(*(plain(getattr(policies, decision)) for decision in DECISIONS))
         self.rules = rules
         with patch.object(vllm_twin_engine, "make_scheduler", self._make):
             super().__init__(trace, config)
@@ -235,8 +235,8 @@ def in_order(rows: np.ndarray) -> np.ndarray:
     return rows[np.lexsort(np.nan_to_num(rows).T[::-1])]
 
 
-def differing(seam: str, a: np.ndarray, b: np.ndarray) -> list[str]:
-    names = {"eviction": ft.EVICTION, "ordering": ft.ORDERING, "admission": ft.ADMISSION}[seam]
+def differing(decision: str, a: np.ndarray, b: np.ndarray) -> list[str]:
+    names = {"eviction": ft.EVICTION, "ordering": ft.ORDERING, "admission": ft.ADMISSION}[decision]
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     return [f"{n}: simulator {x!r}, engine {y!r}" for n, x, y, ok in zip(names, a, b, same, strict=True) if not ok]
 
@@ -252,7 +252,7 @@ def assert_same_victims_seen(simulated_rows: np.ndarray, occasions: list[np.ndar
     assert at == len(simulated_rows)
 
 
-def assert_all_seen(seam: str, simulated_rows: np.ndarray, rows: list[np.ndarray]) -> None:
+def assert_all_seen(decision: str, simulated_rows: np.ndarray, rows: list[np.ndarray]) -> None:
     """Every row that the engine makes is one that the simulator makes. Not in step: the simulator looks at some oftener
     (it asks whether an arrival would be first before it queues it), and sorts a queue in another order. Sums over
     chains (a tenant's share, what older chains hold) are added up in another order: ten digits are compared."""
@@ -262,8 +262,8 @@ def assert_all_seen(seam: str, simulated_rows: np.ndarray, rows: list[np.ndarray
     known = {rounded(row) for row in simulated_rows}
     for k, row in enumerate(rows):
         if rounded(row) not in known:
-            nearest = min(simulated_rows, key=lambda x: len(differing(seam, x, row)))
-            raise AssertionError((f"{seam} row {k} of {len(rows)}", differing(seam, nearest, row)))
+            nearest = min(simulated_rows, key=lambda x: len(differing(decision, x, row)))
+            raise AssertionError((f"{decision} row {k} of {len(rows)}", differing(decision, nearest, row)))
 
 
 @pytest.mark.vllm
@@ -286,6 +286,6 @@ def test_engine_and_simulator_show_policies_the_same_rows(eviction, ordering, ad
     assert [(t.start_s, t.seconds) for t in turns] == [(t.start_s, t.seconds) for t in mine]
     assert_same_victims_seen(rows["eviction"], engine.rows["eviction"])
     assert len(engine.rows["eviction"]) > 20
-    for seam in ("ordering", "admission"):
-        assert_all_seen(seam, rows[seam], engine.rows[seam])
-        assert len(engine.rows[seam]) > 20
+    for decision in ("ordering", "admission"):
+        assert_all_seen(decision, rows[decision], engine.rows[decision])
+        assert len(engine.rows[decision]) > 20

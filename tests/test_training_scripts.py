@@ -84,8 +84,8 @@ def test_training_twice_gives_the_same_bytes_and_another_seed_others(work: Path)
 @pytest.mark.parametrize("algo", ["rank", "bc"])
 def test_training_improves_on_chance_and_writes_a_checkpoint(work: Path, algo: str) -> None:
     checkpoint = load_checkpoint(train(work, f"by-{algo}", algo=algo, epochs=20, batch=32, validation=0.5))
-    assert checkpoint.seam == "eviction"
-    assert checkpoint.companions == {k: v for k, v in PRESETS["saga+"].items() if k != "eviction"}
+    assert checkpoint.decision == "eviction"
+    assert checkpoint.others == {k: v for k, v in PRESETS["saga+"].items() if k != "eviction"}
     assert checkpoint.meta["figures"]["pair_accuracy"] > 0.6
     for part in ("## Training", "## Data", "belady", "sha256"):
         assert part in checkpoint.card
@@ -224,10 +224,10 @@ def test_a_search_is_made_on_the_engines_it_is_told(work: Path) -> None:
     """Their costs and limits are on the cards, and the folder serves as one policy."""
     done = searched(work, "joint", "--profile", "h100-llama3.1-8b-tp1", "--block-tokens", "32", "--expiry-s", "20")
     assert done.returncode == 0 and "against the reference rule" in done.stdout.splitlines()[-1], done.stderr
-    for seam in ("eviction", "ordering", "admission"):
-        card = (work / "joint" / seam / "CARD.md").read_text()
+    for decision in ("eviction", "ordering", "admission"):
+        card = (work / "joint" / decision / "CARD.md").read_text()
         assert "ends hidden, costs of h100-llama3.1-8b-tp1, block_tokens 32, expiry_s 20" in card
-        assert load_checkpoint(work / "joint" / seam).companions["placement"] == PRESETS["saga+"]["placement"]
+        assert load_checkpoint(work / "joint" / decision).others["placement"] == PRESETS["saga+"]["placement"]
 
 
 def test_a_search_goes_on_around_what_was_trained(work: Path) -> None:
@@ -235,8 +235,8 @@ def test_a_search_goes_on_around_what_was_trained(work: Path) -> None:
     trained = load_checkpoint(work / "policy")
     first = searched(work, "around", "--trained", f"eviction={work / 'policy'}")
     assert first.returncode == 0, first.stderr
-    for seam in ("ordering", "admission"):
-        assert "trained otherwise" in (work / "around" / seam / "CARD.md").read_text()
+    for decision in ("ordering", "admission"):
+        assert "trained otherwise" in (work / "around" / decision / "CARD.md").read_text()
     shutil.copytree(work / "around", work / "start", dirs_exist_ok=True)
     shutil.rmtree(work / "start" / "eviction")
     shutil.copytree(work / "policy", work / "start" / "eviction")
@@ -244,17 +244,17 @@ def test_a_search_goes_on_around_what_was_trained(work: Path) -> None:
     assert done.returncode == 0 and "eviction stays as it is" in done.stdout, done.stderr
     copy = load_checkpoint(work / "further" / "eviction")
     assert copy.sha256 == trained.sha256 and "In this folder" in copy.card
-    assert copy.companions == {"ordering": "learned:../ordering", "admission": "learned:../admission",
+    assert copy.others == {"ordering": "learned:../ordering", "admission": "learned:../admission",
                                "placement": PRESETS["saga+"]["placement"]}
     assert preset(str(work / "further")).names()["eviction"] == "learned"
-    assert load_checkpoint(work / "further" / "admission").companions["eviction"] == "learned:../eviction"
+    assert load_checkpoint(work / "further" / "admission").others["eviction"] == "learned:../eviction"
 
 
 @pytest.mark.parametrize(("more", "word"), [
     (("--profile", "h200"), "h200"), (("--block-tokens", "0"), "--block-tokens"), (("--expiry-s", "0"), "--expiry-s"),
     (("--start", "nowhere"), "nowhere"),
     (("--trained", "placement=x"), "not searched"), (("--trained", "eviction=nowhere"), "nowhere"),
-    (("--seams", "placement"), "--workers 2")])
+    (("--decisions", "placement"), "--workers 2")])
 def test_a_search_that_cannot_be_made_is_told_in_one_line(work: Path, more: tuple[str, ...], word: str) -> None:
     done = searched(work, "none", *more)
     assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr

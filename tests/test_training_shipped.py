@@ -20,7 +20,7 @@ SHIPPED = sorted(p.parent.relative_to(ROOT).as_posix() for p in ROOT.rglob(MANIF
 
 
 def test_what_is_shipped():
-    joint = [f"{name}/{seam}" for name in ("joint", "joint-hidden") for seam in ("admission", "eviction", "ordering")]
+    joint = [f"{name}/{decision}" for name in ("joint", "joint-hidden") for decision in ("admission", "eviction", "ordering")]
     assert sorted(["eviction", *joint]) == SHIPPED
 
 
@@ -31,8 +31,8 @@ def shipped(request):
 
 def test_it_loads_and_scores(shipped):
     policy = shipped.policy()
-    rows = np.random.default_rng(0).random((50, COLUMNS[policy.seam]))
-    if policy.seam == "eviction":
+    rows = np.random.default_rng(0).random((50, COLUMNS[policy.decision]))
+    if policy.decision == "eviction":
         rows[:, [EVICTION.index(k) for k in ("waiting", "ended", "tokens")]] = 0.0  # settled outside
     scores = [policy.score(row, policy.params, np.zeros(policy.scratch)) for row in rows]
     assert np.isfinite(scores).all() and len(set(scores)) > 40

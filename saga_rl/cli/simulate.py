@@ -24,15 +24,15 @@ LISTED = "A wrong name lists all; docs/reference/policies.md says what each does
 
 def choose_policies(base: str, **specs: str | None) -> PolicySet:
     """The preset or checkpoint `base`, with the decisions that `specs` names replaced. Raises `UserError`."""
-    from saga_rl.policies.base import SEAMS
+    from saga_rl.policies.base import DECISIONS
     from saga_rl.policies.presets import preset
     from saga_rl.policies.registry import make
 
     chosen = preset(base)
-    for seam in SEAMS:
-        spec = specs.get(seam)
+    for decision in DECISIONS:
+        spec = specs.get(decision)
         if spec:
-            chosen = replace(chosen, **{seam: make(seam, spec)})
+            chosen = replace(chosen, **{decision: make(decision, spec)})
     return chosen
 
 

@@ -48,12 +48,12 @@ TUNE: dict[str, dict[str, tuple[str, ...]]] = {
         "reserve-older": _grid("reserve-older", "likely=1"),
     },
 }
-"""Seam -> policy -> its settings, its own default first; `MOST` of them, or as many as its parameter has values."""
+"""Decision -> policy -> its settings, its own default first; `MOST` of them, or as many as its parameter has values."""
 
 
-def settings_of(seam: str, spec: str, budget: int) -> list[str]:
+def settings_of(decision: str, spec: str, budget: int) -> list[str]:
     """The specs that are tried for `spec`: just itself if it names parameters, has none to tune, or budget is 0."""
-    return list(TUNE[seam].get(spec, (spec,))[:max(budget, 1)])
+    return list(TUNE[decision].get(spec, (spec,))[:max(budget, 1)])
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from saga_rl.report.tables import markdown, or_dash, ratio_text
 
 def dataset_card(name: str, facts: dict[str, Any]) -> str:
     """Card of a collected dataset; `facts` as `training/collect.py` writes them."""
-    source, seam = facts["source"], facts["seam"]
+    source, decision = facts["source"], facts["seam"]
     part = f", part `{facts['part']}` of a split by session group" if facts["part"] else ""
-    lines = [f"# {name}", "", f"Decisions: {seam}{part}. {SEAM_OF_DATASET[seam]}", "",
+    lines = [f"# {name}", "", f"Decisions: {decision}{part}. {DECISION_OF_DATASET[decision]}", "",
              "| behaviour | episodes (cut) | decisions | candidates a decision | propensity | return of an episode, "
              "10 / 50 / 90 % |", "|---|---|---|---|---|---|"]
     statistics = facts["statistics"]
@@ -38,7 +38,7 @@ def dataset_card(name: str, facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-SEAM_OF_DATASET = {
+DECISION_OF_DATASET = {
     "eviction": "Open-loop replays of `saga_rl/Eviction-v0` with Belady labels.",
     "placement": "Closed-loop runs of `saga_rl/Placement-v0`; a row is a worker.",
     "ordering": "Closed-loop runs of `saga_rl/Ordering-v0`; a row is a request that waits.",
@@ -47,7 +47,7 @@ SEAM_OF_DATASET = {
 }
 
 
-def checkpoint_card(name: str, meta: dict[str, Any], features: tuple[str, ...], companions: dict[str, str]) -> str:
+def checkpoint_card(name: str, meta: dict[str, Any], features: tuple[str, ...], others: dict[str, str]) -> str:
     """Card of a trained eviction checkpoint; `meta` as the training scripts write it."""
     source, data = meta["source"], meta["data"]
     lines = [f"# {name}", "", "A learned eviction policy: it scores each idle session's KV cache, highest goes first.",
@@ -61,9 +61,9 @@ def checkpoint_card(name: str, meta: dict[str, Any], features: tuple[str, ...], 
               "`training/evaluate.py`.", ""]
     lines += ["## What it reads",
               f"{len(features)} features a row, simulator and vLLM alike: {', '.join(features)}.", "",
-              "## What runs beside it", *(f"- {seam}: `{spec}`" for seam, spec in companions.items()), ""]
+              "## What runs beside it", *(f"- {decision}: `{spec}`" for decision, spec in others.items()), ""]
     lines += ["## Limits", "- It saw simulated decisions only, on the traces named above.",
-              "- It orders eviction and overrides no constraint; admission, order and placement are its companions'.",
+              "- It orders eviction and overrides no constraint; admission, order and placement are decided by other policies.",
               "- It is refused where the feature code differs from the one it was trained on.", ""]
     return "\n".join(lines)
 

@@ -93,8 +93,8 @@ def beside_rule(net: RowNet, column: int, trust: float) -> RowNet:
     return RowNet.from_layers(out, _array(net.mean), _array(net.std))
 
 
-def serving_layers(net: RowNet, seam: str) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """`net.layers()` in the seam's own convention. Learners prefer the row with the highest score; in service
+def serving_layers(net: RowNet, decision: str) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """`net.layers()` in the decision's own convention. Learners prefer the row with the highest score; in service
 
     - eviction, placement: the highest goes first, as here;
     - ordering: the lowest goes first, so the last layer changes its sign;
@@ -103,9 +103,9 @@ def serving_layers(net: RowNet, seam: str) -> list[tuple[NDArray[np.float32], ND
     """
     layers = net.layers()
     weight, bias = layers[-1]
-    if seam == "ordering":
+    if decision == "ordering":
         layers[-1] = (-weight, -bias)
-    if seam == "admission":
+    if decision == "admission":
         with torch.no_grad():
             layers[-1] = (weight, bias - net(torch.zeros(net.features)).item())
     return layers

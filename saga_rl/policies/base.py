@@ -1,9 +1,9 @@
-"""The four seams. A policy is a compiled score over one feature row, plus its parameters.
+"""The four decisions. A policy is a compiled score over one feature row, plus its parameters.
 
-Every seam has the same shape: the caller (simulator, environment or vLLM adapter) fills one row of features through
+Every decision has the same shape: the caller (simulator, environment or vLLM adapter) fills one row of features through
 `saga_rl.policies.features`, calls `policy.score(row, params, scratch)` and acts on the number:
 
-| seam | row describes | the caller |
+| decision | row describes | the caller |
 |---|---|---|
 | eviction | one evictable chain on one worker | evicts from the *highest* score first, tail blocks first |
 | placement | one worker, for one request | sends it to the *highest* score; ties: fewest chains homed, lowest worker |
@@ -28,8 +28,8 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-Seam = Literal["eviction", "placement", "ordering", "admission"]
-SEAMS: tuple[Seam, ...] = ("eviction", "placement", "ordering", "admission")
+Decision = Literal["eviction", "placement", "ordering", "admission"]
+DECISIONS: tuple[Decision, ...] = ("eviction", "placement", "ordering", "admission")
 
 _ROW = types.Array(types.float64, 1, "C")
 SCORE = types.float64(_ROW, _ROW, _ROW)
@@ -41,9 +41,9 @@ MEMORY = 12
 
 @dataclass(frozen=True)
 class Policy:
-    """One policy of one seam, ready to be called from compiled code."""
+    """One policy of one decision, ready to be called from compiled code."""
 
-    seam: Seam
+    decision: Decision
     name: str
     score: Callable[[NDArray, NDArray, NDArray], float]
     params: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
@@ -86,13 +86,13 @@ class Policy:
 
     def __post_init__(self) -> None:
         if self.memory and (self.scratch < MEMORY or self.drop_expired or self.steady or self.oldest_first):
-            raise ValueError(f"{self.seam} policy {self.name!r}: memory wants scratch >= {MEMORY} and goes with none "
+            raise ValueError(f"{self.decision} policy {self.name!r}: memory wants scratch >= {MEMORY} and goes with none "
                              "of drop_expired, steady, oldest_first")
 
 
 @dataclass(frozen=True)
 class PolicySet:
-    """One policy for each seam: what a scheduler runs with."""
+    """One policy for each decision: what a scheduler runs with."""
 
     eviction: Policy
     placement: Policy
@@ -100,4 +100,4 @@ class PolicySet:
     admission: Policy
 
     def names(self) -> dict[str, str]:
-        return {seam: getattr(self, seam).name for seam in SEAMS}
+        return {decision: getattr(self, decision).name for decision in DECISIONS}

@@ -1,12 +1,12 @@
-"""One word for all four seams: `lru`, `saga`, `saga+`, `likely`, or a folder: a checkpoint with the companions that it
-names, or several checkpoints, one in a sub-folder of each seam's name."""
+"""One word for all four decisions: `lru`, `saga`, `saga+`, `likely`, or a folder: a checkpoint with the policies that it
+names for the others, or several checkpoints, one in a sub-folder of each decision's name."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from saga_rl.errors import UserError, unknown_name
-from saga_rl.policies.base import SEAMS, PolicySet
+from saga_rl.policies.base import DECISIONS, PolicySet
 from saga_rl.policies.registry import make
 
 PRESETS: dict[str, dict[str, str]] = {
@@ -31,8 +31,8 @@ def preset_names() -> list[str]:
 
 
 def from_specs(specs: dict[str, str]) -> PolicySet:
-    """The policies that four specs (seam -> spec, see `registry.make`) name."""
-    return PolicySet(**{seam: make(seam, specs[seam]) for seam in SEAMS})
+    """The policies that four specs (decision -> spec, see `registry.make`) name."""
+    return PolicySet(**{decision: make(decision, specs[decision]) for decision in DECISIONS})
 
 
 def preset(name: str) -> PolicySet:

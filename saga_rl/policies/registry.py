@@ -10,38 +10,38 @@ from collections.abc import Callable
 from importlib import import_module
 
 from saga_rl.errors import UserError, unknown_name
-from saga_rl.policies.base import SEAMS, Policy, Seam
+from saga_rl.policies.base import DECISIONS, Policy, Decision
 
 Factory = Callable[..., Policy]
-_FACTORIES: dict[str, dict[str, Factory]] = {seam: {} for seam in SEAMS}
+_FACTORIES: dict[str, dict[str, Factory]] = {decision: {} for decision in DECISIONS}
 
 
-def register(seam: Seam, name: str) -> Callable[[Factory], Factory]:
+def register(decision: Decision, name: str) -> Callable[[Factory], Factory]:
     """Decorator: the factory's keyword arguments, with their defaults, are the policy's parameters."""
 
     def add(factory: Factory) -> Factory:
-        if name in _FACTORIES[seam]:
-            raise ValueError(f"{seam} policy {name!r} is registered twice")
-        _FACTORIES[seam][name] = factory
+        if name in _FACTORIES[decision]:
+            raise ValueError(f"{decision} policy {name!r} is registered twice")
+        _FACTORIES[decision][name] = factory
         return factory
 
     return add
 
 
 def _load() -> None:
-    for seam in SEAMS:
-        import_module(f"saga_rl.policies.{seam}")
-        import_module(f"saga_rl.policies.baselines.{seam}")
+    for decision in DECISIONS:
+        import_module(f"saga_rl.policies.{decision}")
+        import_module(f"saga_rl.policies.baselines.{decision}")
     import_module("saga_rl.policies.learned.scorers")
 
 
-def names(seam: Seam) -> list[str]:
-    """Every registered name of a seam."""
+def names(decision: Decision) -> list[str]:
+    """Every registered name of a decision."""
     _load()
-    return sorted(_FACTORIES[seam])
+    return sorted(_FACTORIES[decision])
 
 
-def make(seam: Seam, spec: str) -> Policy:
+def make(decision: Decision, spec: str) -> Policy:
     """The policy that `spec` names.
 
     Raises `UserError` for a name or parameter that does not exist (the valid ones, nearest first) or a value that is
@@ -49,25 +49,25 @@ def make(seam: Seam, spec: str) -> Policy:
     """
     _load()
     name, _, rest = spec.partition(":")
-    if name not in _FACTORIES[seam]:
-        raise unknown_name(f"{seam} policy", name, _FACTORIES[seam])
-    factory = _FACTORIES[seam][name]
+    if name not in _FACTORIES[decision]:
+        raise unknown_name(f"{decision} policy", name, _FACTORIES[decision])
+    factory = _FACTORIES[decision][name]
     if name == "learned":
         if not rest:
-            raise UserError(f"{seam} policy 'learned'", "names no checkpoint", "write learned:CHECKPOINT_FOLDER")
+            raise UserError(f"{decision} policy 'learned'", "names no checkpoint", "write learned:CHECKPOINT_FOLDER")
         return factory(rest)
     valid = inspect.signature(factory).parameters
     kwargs: dict[str, float] = {}
     for item in filter(None, rest.split(",")):
         key, eq, value = item.partition("=")
         if not valid:
-            raise UserError(f"{seam} policy {spec!r}", f"{name} takes no parameters", f"write just {name}")
+            raise UserError(f"{decision} policy {spec!r}", f"{name} takes no parameters", f"write just {name}")
         if key not in valid:
-            raise unknown_name(f"parameter of {seam} policy {name!r}", key, valid)
+            raise unknown_name(f"parameter of {decision} policy {name!r}", key, valid)
         try:
             kwargs[key] = float(value)
         except ValueError:
-            raise UserError(f"{seam} policy {spec!r}", f"{key} is not a number: {value!r}",
+            raise UserError(f"{decision} policy {spec!r}", f"{key} is not a number: {value!r}",
                             f"write {key}=NUMBER" if eq else f"write {key}=NUMBER, with '='") from None
     return factory(**kwargs)
 

@@ -31,7 +31,7 @@ TEST = "test"
 def main(
     traces: Annotated[list[Path], Argument(help="Trace files, generated, imported or recorded.")],
     out: Annotated[Path, Option(help="Folder to write; Minari wants its name to end in -v0, -v1, ...")],
-    seam: Annotated[str, Option("--decision", "--seam", help="eviction, placement, ordering, admission, or joint (of "
+    decision: Annotated[str, Option("--decision", "--decision", help="eviction, placement, ordering, admission, or joint (of "
                                 "ordering and admission).")] = "eviction",
     kv_tokens: Annotated[str, Option(help="KV capacities, tokens, with commas between.")] = "",
     pressure: Annotated[str, Option(help="Instead: demand of the live sessions over capacity, e.g. 1.5,3.")] = "",
@@ -67,24 +67,24 @@ def main(
     from saga_rl.learn.data.rollouts import FEATURES, ROLLOUTS, check_behaviour, rows_of, spec_of
     from saga_rl.policies.presets import preset
 
-    if seam not in ROLLOUTS:
-        raise unknown_name("decision", seam, ROLLOUTS)
+    if decision not in ROLLOUTS:
+        raise unknown_name("decision", decision, ROLLOUTS)
     check_range("--epsilon", epsilon, 0, 1)
     check_range("--max-rows", max_rows, 2, 4096)
     check_range("--episodes", episodes, 1)
     for option, value in (("--sessions", sessions), ("--population", population), ("--max-decisions", max_decisions),
                           ("--seed", seed), ("--workers", workers), ("--jobs", jobs)):
         check_range(option, value, 0)
-    specs, presets = words(behaviour or BEHAVIOURS[seam]), words(record) if seam == "eviction" else [""]
+    specs, presets = words(behaviour or BEHAVIOURS[decision]), words(record) if decision == "eviction" else [""]
     if not specs or not presets:
         raise UserError("--behaviour and --record", "name nothing", "name at least one policy each")
     for spec in specs:
-        check_behaviour(seam, spec)
+        check_behaviour(decision, spec)
     for name in filter(None, presets):
         preset(name)
-    if seam != "eviction":
+    if decision != "eviction":
         preset(policies)
-    workers = workers or (PLACEMENT_WORKERS if seam == "placement" else 1)
+    workers = workers or (PLACEMENT_WORKERS if decision == "placement" else 1)
     shares = _shares(fractions)
     chosen = _parts(shares, parts)
     folders = {part: new_folder(_folder(out, part), overwrite) for part in chosen}
@@ -100,19 +100,19 @@ def main(
         plan = list(product(places, loads, presets, specs, range(episodes)))
         seeds = np.random.SeedSequence([seed, number]).generate_state(len(plan))
         tasks = [Task(str(path), kv, spec, epsilon, int(s), max_rows, sessions, population, max_decisions,
-                      name or "lru", profile, seam, workers, policies, rate, not as_it_is, tuple(shares.items()), part,
+                      name or "lru", profile, decision, workers, policies, rate, not as_it_is, tuple(shares.items()), part,
                       seed)
                  for ((path, kv), rate, name, spec, _), s in zip(plan, seeds, strict=True)]
-        rows, features = rows_of(seam, max_rows, workers), FEATURES[seam]
+        rows, features = rows_of(decision, max_rows, workers), FEATURES[decision]
         facts: dict[str, Any] = {
             "source": provenance(seed=seed, trace=None), "traces": {file_label(p): sha256(p) for p in traces},
-            "seam": seam, "epsilon": epsilon, "max_rows": rows, "features": list(features),
-            "feature_hash": rows_hash(seam), "record": [p for p in presets if p], "population": population,
+            "seam": decision, "epsilon": epsilon, "max_rows": rows, "features": list(features),
+            "feature_hash": rows_hash(decision), "record": [p for p in presets if p], "population": population,
             "loads": loads, "part": part, "session_groups": groups[part],
             "capacities": sorted({kv for _, kv in places}), "behaviours": [label(s) for s in specs],
-            "description": f"{seam} decisions"}
+            "description": f"{decision} decisions"}
         statistics = Statistics()
-        with (new_dataset(folder, rows, len(features), seam=seam, overwrite=overwrite) as writer,
+        with (new_dataset(folder, rows, len(features), decision=decision, overwrite=overwrite) as writer,
               progress() as bar, closing(play_all(tasks, jobs or os.cpu_count() or 1)) as played):
             job = bar.add_task(f"collecting {part}".strip(), total=len(tasks), note="compiling the simulator")
             for episode in played:

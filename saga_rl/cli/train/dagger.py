@@ -47,7 +47,7 @@ def main(
     seed: Annotated[int, Option(help="Everything follows from it.")] = 0,
 ) -> None:
     """Train on labels, play, and train again on what was seen."""
-    from saga_rl.learn.offline.dagger import SEAM, Play, fit_round, gather, judge, rounds_picture
+    from saga_rl.learn.offline.dagger import DECISION, Play, fit_round, gather, judge, rounds_picture
     from saga_rl.learn.offline.from_datasets import check_target, load, republish
     from saga_rl.learn.offline.learners import LEARNERS, learner
     from saga_rl.learn.offline.learners.options import parse
@@ -68,8 +68,8 @@ def main(
     check_target(out)
     folder = rounds_dir or out.with_name(f"{out.name}-rounds")
     loaded = load([dataset])
-    if loaded.data.seam != SEAM:
-        raise UserError(dataset, f"holds decisions of {loaded.data.seam}, which have no labels", "collect evictions")
+    if loaded.data.decision != DECISION:
+        raise UserError(dataset, f"holds decisions of {loaded.data.decision}, which have no labels", "collect evictions")
     places = [(path, kv) for path in traces for kv in capacities(path, kv_tokens, pressure, population, profile)]
     play = Play(places, episodes, epsilon, sessions, population, record, max_decisions, loaded.data.masks.shape[1],
                 profile, seed)

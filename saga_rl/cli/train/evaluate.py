@@ -56,8 +56,8 @@ def main(
     check_range("--population", population, 0)
     check_range("--seed", seed, 0)
     loaded = load_checkpoint(checkpoint)
-    if loaded.seam != "eviction":
-        raise UserError(checkpoint, f"is a checkpoint of {loaded.seam}", "name one of eviction")
+    if loaded.decision != "eviction":
+        raise UserError(checkpoint, f"is a checkpoint of {loaded.decision}", "name one of eviction")
     trace = read_trace(trace_file)
     sizes = capacities(trace_file, kv_tokens, pressure, population, profile)
     make_folder(out)

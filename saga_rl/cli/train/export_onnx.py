@@ -19,5 +19,5 @@ def main(
 
     loaded = load_checkpoint(checkpoint)
     export(loaded, out)
-    n = len(LEARNED_FEATURES[loaded.seam])
-    Console().print(f"{out}: rows of {n} {loaded.seam} features in, one score a row out", highlight=False)
+    n = len(LEARNED_FEATURES[loaded.decision])
+    Console().print(f"{out}: rows of {n} {loaded.decision} features in, one score a row out", highlight=False)

@@ -27,7 +27,7 @@ def main(
     out: Annotated[Path, Option(help="Folder for protocol.json, .md, .png and the journal of runs; made if absent.")],
     eviction: Annotated[str, Option(help="Eviction checkpoint, or a spec; default: checkpoints/eviction.")] = "",
     placement: Annotated[str, Option(help="Placement checkpoint, or a spec; default: none, and no row of it.")] = "",
-    joint: Annotated[str, Option(help="Admission checkpoint with its companions, a folder of several, or a preset; "
+    joint: Annotated[str, Option(help="Admission checkpoint with the policies that it names, a folder of several, or a preset; "
                                  "default: checkpoints/joint or checkpoints/admission.")] = "",
     hidden: Annotated[str, Option(help="The same, where nobody announces ends; default: --joint, or of what is shipped "
                                   "checkpoints/joint-hidden.")] = "",

@@ -52,7 +52,7 @@ def main(
     max_num_seqs: Annotated[int, Option(help="As the server's.")] = 256,
     max_batched_tokens: Annotated[int, Option(help="As the server's --max-num-batched-tokens; 0 = the profile's.")] = 0,
     expiry_s: Annotated[float, Option(help="As the server's --expiry-s.")] = EXPIRY_S,
-    seams: Annotated[str, Option("--decisions", "--seams", help="What is searched, with commas between.")]
+    decisions: Annotated[str, Option("--decisions", "--decisions", help="What is searched, with commas between.")]
     = "eviction,ordering,admission",
     beside: Annotated[str, Option(help="DECISION=SPEC of what is not searched, with ; between; else saga+'s.")] = "",
     units: Annotated[int, Option(help="ReLU units beside the linear part of each scorer.")] = 0,
@@ -79,7 +79,7 @@ def main(
     from saga_rl.learn.search.cma_es import SearchConfig, search
     from saga_rl.learn.search.picture import search_picture
     from saga_rl.learn.search.scenarios import scenario, wanted
-    from saga_rl.policies.base import SEAMS
+    from saga_rl.policies.base import DECISIONS
 
     for option, value, low, high in (("--units", units, 0, 64), ("--generations", generations, 1, 1e5),
                                      ("--candidates", candidates, 4, 1024), ("--episodes", episodes, 1, 100),
@@ -87,11 +87,11 @@ def main(
                                      ("--sigma", sigma, 1e-6, 10), ("--jobs", jobs, 1, 256), ("--seed", seed, 0, 2**30),
                                      ("--workers", workers, 1, 4096), ("--sessions", sessions, 0, 1e6)):
         check_range(option, value, low, high)
-    searched = _seams(seams, workers)
+    searched = _decisions(decisions, workers)
     others = _others(beside, searched)
     tried = _trained(trained, searched)
     rules = by_hand()
-    reference: dict[str, str] = {s: rules[s] if s in searched else others[s] for s in SEAMS}
+    reference: dict[str, str] = {s: rules[s] if s in searched else others[s] for s in DECISIONS}
     if start:
         searched, others = _kept(start, searched, units, others)
     counts = _each("--population", population, 0, traces)
@@ -139,32 +139,32 @@ def save(out: Path, found: Found, config: SearchConfig, facts: list[str], note: 
     import numpy as np
 
     from saga_rl.learn.search.parameter_vector import scales
-    from saga_rl.policies.base import SEAMS
+    from saga_rl.policies.base import DECISIONS
     from saga_rl.policies.learned.checkpoint import load_checkpoint, save_checkpoint
 
     vector = config.vector()
     out.mkdir(exist_ok=True)
     meta: dict[str, Any] = {
-        "algorithm": "CMA-ES on whole simulated runs", "config": {**vars(config), "seams": list(config.seams)},
+        "algorithm": "CMA-ES on whole simulated runs", "config": {**vars(config), "decisions": list(config.decisions)},
         "arenas": facts, "validation_cost": found.validation_cost, "searched_cost": found.searched_cost,
         "start_cost": found.start_cost, "runs": found.runs,
         "reference": dict(config.reference), "curve": found.curve, "note": note,
-        "weights": {s: _weights(vector.features(s), vector.layers(s, found.theta)) for s in config.seams},
+        "weights": {s: _weights(vector.features(s), vector.layers(s, found.theta)) for s in config.decisions},
         "source": provenance(seed=seed, trace=None)}
     copied = {s: spec.removeprefix("learned:") for s, spec in config.others.items() if spec.startswith("learned:")}
     copied |= dict(config.trained) if found.adopted else {}
-    here = {*vector.seams, *copied}
-    for seam in SEAMS:
-        companions: dict[str, str] = {o: f"learned:../{o}" if o in here else config.others[o] for o in SEAMS
-                                      if o != seam}
-        if seam in copied:
-            c = load_checkpoint(copied[seam])
-            save_checkpoint(out / seam, seam, c.layers, c.mean, c.std, c.card + copied_card(seam, meta, companions),
-                            c.meta, companions)
-        elif seam in vector.seams:
-            features = vector.features(seam)
-            save_checkpoint(out / seam, seam, vector.layers(seam, found.theta), np.zeros(len(features)),
-                            scales(features), search_card(seam, meta, features, companions), meta, companions)
+    here = {*vector.decisions, *copied}
+    for decision in DECISIONS:
+        others: dict[str, str] = {o: f"learned:../{o}" if o in here else config.others[o] for o in DECISIONS
+                                      if o != decision}
+        if decision in copied:
+            c = load_checkpoint(copied[decision])
+            save_checkpoint(out / decision, decision, c.layers, c.mean, c.std, c.card + copied_card(decision, meta, others),
+                            c.meta, others)
+        elif decision in vector.decisions:
+            features = vector.features(decision)
+            save_checkpoint(out / decision, decision, vector.layers(decision, found.theta), np.zeros(len(features)),
+                            scales(features), search_card(decision, meta, features, others), meta, others)
 
 
 def _weights(names: tuple[str, ...], layers: list[tuple[Any, Any]]) -> dict[str, float]:
@@ -174,13 +174,13 @@ def _weights(names: tuple[str, ...], layers: list[tuple[Any, Any]]) -> dict[str,
     return {**{n: float(x) for n, x in zip(names, w, strict=True)}, "bias": float(b)}
 
 
-def _seams(text: str, workers: int) -> list[str]:
-    from saga_rl.policies.base import SEAMS
+def _decisions(text: str, workers: int) -> list[str]:
+    from saga_rl.policies.base import DECISIONS
 
     searched = words(text)
-    for seam in searched:
-        if seam not in SEAMS:
-            raise unknown_name("decision", seam, SEAMS)
+    for decision in searched:
+        if decision not in DECISIONS:
+            raise unknown_name("decision", decision, DECISIONS)
     if not searched or len(set(searched)) < len(searched):
         raise UserError("--decisions", f"is {text!r}", "name each decision once")
     if "placement" in searched and workers < 2:
@@ -194,11 +194,11 @@ def _others(text: str, searched: list[str]) -> dict[str, str]:
 
     others = {s: spec for s, spec in PRESETS["saga+"].items() if s not in searched}
     for part in filter(None, text.split(";")):
-        seam, _, spec = part.partition("=")
-        if seam not in others:
-            raise UserError("--beside", f"{seam!r} is searched or no decision", f"choose from {', '.join(others)}")
-        make(seam, spec)  # type: ignore[arg-type]
-        others[seam] = spec
+        decision, _, spec = part.partition("=")
+        if decision not in others:
+            raise UserError("--beside", f"{decision!r} is searched or no decision", f"choose from {', '.join(others)}")
+        make(decision, spec)  # type: ignore[arg-type]
+        others[decision] = spec
     return others
 
 
@@ -208,12 +208,12 @@ def _kept(start: str, searched: list[str], units: int, others: dict[str, str]) -
     from saga_rl.learn.search.parameter_vector import ParameterVector
 
     left, kept = [], dict(others)
-    for seam in searched:
-        if ParameterVector((seam,), units).fits(Path(start) / seam):  # type: ignore[arg-type]
-            left.append(seam)
+    for decision in searched:
+        if ParameterVector((decision,), units).fits(Path(start) / decision):  # type: ignore[arg-type]
+            left.append(decision)
         else:
-            kept[seam] = f"learned:{Path(start) / seam}"
-            Console().print(f"{seam} stays as it is in {start}: it was trained, not searched, or with other --units",
+            kept[decision] = f"learned:{Path(start) / decision}"
+            Console().print(f"{decision} stays as it is in {start}: it was trained, not searched, or with other --units",
                             highlight=False, soft_wrap=True)
     if not left:
         raise UserError("--start", f"{start} leaves nothing to search", "name what training/search.py wrote")
@@ -225,11 +225,11 @@ def _trained(text: str, searched: list[str]) -> dict[str, str]:
 
     found = {}
     for part in filter(None, text.split(";")):
-        seam, _, folder = part.partition("=")
-        if seam not in searched:
-            raise UserError("--trained", f"{seam!r} is not searched", f"choose from {', '.join(searched)}")
-        make(seam, f"learned:{folder}")  # type: ignore[arg-type]
-        found[seam] = folder
+        decision, _, folder = part.partition("=")
+        if decision not in searched:
+            raise UserError("--trained", f"{decision!r} is not searched", f"choose from {', '.join(searched)}")
+        make(decision, f"learned:{folder}")  # type: ignore[arg-type]
+        found[decision] = folder
     return found
 
 

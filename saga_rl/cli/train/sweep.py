@@ -36,7 +36,7 @@ def main(
     seed: Annotated[int, Option(help="What is drawn, the split and the weights follow from it.")] = 0,
 ) -> None:
     """Search the options of an offline learner, and write the best trial's checkpoint."""
-    from saga_rl.learn.offline.from_datasets import check_target, companions_of, load, republish
+    from saga_rl.learn.offline.from_datasets import check_target, others_of, load, republish
     from saga_rl.learn.offline.learners import learner
     from saga_rl.learn.offline.sweep import best_of, criterion_of, summary
     from saga_rl.learn.offline.sweep_backends import BACKENDS, Plan, local, tune, wandb
@@ -52,15 +52,15 @@ def main(
     folder = trials_dir or out.with_name(f"{out.name}-sweep")
     if folder.exists() and not folder.is_dir():
         raise UserError(folder, "is a file", "name a folder with --trials-dir")
-    seam = load(dataset, reward=reward).data.seam
-    if algo == "bc" and seam == "eviction":
+    decision = load(dataset, reward=reward).data.decision
+    if algo == "bc" and decision == "eviction":
         clone = clone or "belady"
     clone = clone if algo == "bc" else ""
     if clone:
         load(dataset, clone, reward)
-    companions = companions_of(seam, {})
+    others = others_of(decision, {})
     plan = Plan(algo, trials, tuple(str(f.resolve()) for f in dataset), reward, clone, epochs, validation,
-                seed, str(folder.resolve()), companions)
+                seed, str(folder.resolve()), others)
     runs: dict[str, Iterator[dict[str, Any]]] = {"local": local(plan), "tune": tune(plan),
                                                  "wandb": wandb(plan, project)}
     folder.mkdir(parents=True, exist_ok=True)

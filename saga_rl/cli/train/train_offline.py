@@ -46,7 +46,7 @@ def main(
     run_dir: Annotated[Path | None, Option(help="Where W&B and the state go; default: OUT's folder.")] = None,
 ) -> None:
     """Train a policy offline and write it as a checkpoint."""
-    from saga_rl.learn.offline.from_datasets import check_target, companions_of, load, save
+    from saga_rl.learn.offline.from_datasets import check_target, others_of, load, save
     from saga_rl.learn.offline.learners import learner
     from saga_rl.learn.offline.learners.options import parse
     from saga_rl.learn.offline.train import TrainConfig, train
@@ -61,15 +61,15 @@ def main(
     check_target(out)
     folder = run_dir or out.parent
     loaded = load([dataset, *(also or [])], reward=reward)
-    companions = companions_of(loaded.data.seam, {"eviction": eviction, "placement": placement, "ordering": ordering,
+    others = others_of(loaded.data.decision, {"eviction": eviction, "placement": placement, "ordering": ordering,
                                                   "admission": admission})
-    if algo == "bc" and (clone or loaded.data.seam == "eviction"):
+    if algo == "bc" and (clone or loaded.data.decision == "eviction"):
         loaded = load([dataset, *(also or [])], clone or "belady", reward)
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / f"{out.name}.state.safetensors"
     done = 0
     with WandbRun(wandb, project, out, {**config.facts(), "dataset": dataset.name}, "train", run_dir) as tracker:
-        tracker.artifact("dataset", dataset.name, dataset, {"seam": loaded.data.seam})
+        tracker.artifact("dataset", dataset.name, dataset, {"seam": loaded.data.decision})
         with progress() as bar:
             job = bar.add_task("training", total=epochs, note="")
 
@@ -87,7 +87,7 @@ def main(
                     raise
                 bar.stop()
                 stop(f"interrupted: epoch {done} is kept in {state}, --resume goes on from there", EXIT_INTERRUPTED)
-        save(out, loaded, config, result, companions, note)
+        save(out, loaded, config, result, others, note)
         tracker.summary(result.figures)
         tracker.artifact("checkpoint", out.name, out, {"sha256": sha256(out / "policy.safetensors")})
     state.unlink(missing_ok=True)

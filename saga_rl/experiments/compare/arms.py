@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saga_rl.experiments.compare.settings import STOCK, Settings
-from saga_rl.policies.base import SEAMS, Seam
+from saga_rl.policies.base import DECISIONS, Decision
 from saga_rl.policies.presets import PRESETS
 from saga_rl.policies.registry import make, names
 
@@ -54,24 +54,24 @@ def evictions(s: Settings) -> list[str]:
                      if "eviction" in parts]
 
 
-def seam_specs(s: Settings, seam: str) -> list[str]:
+def decision_specs(s: Settings, decision: str) -> list[str]:
     """The specs of one decision of the load part, stock's left out: those that the user named, or all that are
     registered. Where he named policies of other decisions alone, none; a product still takes all."""
-    chosen = list(s.specs.get(seam, ()))
+    chosen = list(s.specs.get(decision, ()))
     if not chosen:
-        if (seam == "placement" and s.workers == 1) or (_narrowed(s) and not s.product):
+        if (decision == "placement" and s.workers == 1) or (_narrowed(s) and not s.product):
             return []
-        known = [n for n in names(seam) if n != "learned" and (  # type: ignore[arg-type]
-            seam == "eviction" or not make(seam, n).oracle)]  # type: ignore[arg-type]
-        chosen = [n for n in known if seam != "eviction" or n in LOAD_EVICTIONS] + list(EXTRA.get(seam, ()))
-    return [spec for spec in chosen if spec != BASE[seam]]
+        known = [n for n in names(decision) if n != "learned" and (  # type: ignore[arg-type]
+            decision == "eviction" or not make(decision, n).oracle)]  # type: ignore[arg-type]
+        chosen = [n for n in known if decision != "eviction" or n in LOAD_EVICTIONS] + list(EXTRA.get(decision, ()))
+    return [spec for spec in chosen if spec != BASE[decision]]
 
 
 def checkpoints(s: Settings) -> list[str]:
     return [p for p in s.presets if p not in PRESETS]
 
 
-def _parts(folder: str) -> dict[Seam, Checkpoint]:
+def _parts(folder: str) -> dict[Decision, Checkpoint]:
     from saga_rl.policies.learned.checkpoint import load_parts
 
     return load_parts(folder)
@@ -89,8 +89,8 @@ def stock_arm() -> Arm:
 
 def one_factor(s: Settings, chosen: Mapping[str, Mapping[str, str]]) -> list[Arm]:
     """Stock with one policy replaced. chosen: decision -> spec asked for -> the setting it runs with."""
-    return [Arm(seam, spec, BASE | {seam: chosen.get(seam, {}).get(spec, spec)})
-            for seam in SEAMS for spec in seam_specs(s, seam)]
+    return [Arm(decision, spec, BASE | {decision: chosen.get(decision, {}).get(spec, spec)})
+            for decision in DECISIONS for spec in decision_specs(s, decision)]
 
 
 def fixed_arms(s: Settings) -> list[Arm]:
@@ -108,26 +108,26 @@ def _narrowed(s: Settings) -> bool:
 def known_pairs(s: Settings, chosen: Mapping[str, Mapping[str, str]]) -> list[Arm]:
     """`PAIRS`, unless the user named what to compare."""
     return [] if _narrowed(s) else [
-        Arm("pair", " + ".join(pair.values()), BASE | {seam: chosen.get(seam, {}).get(spec, spec)
-                                                       for seam, spec in pair.items()}) for pair in PAIRS]
+        Arm("pair", " + ".join(pair.values()), BASE | {decision: chosen.get(decision, {}).get(spec, spec)
+                                                       for decision, spec in pair.items()}) for pair in PAIRS]
 
 
 def picked_arms(best: Mapping[str, str]) -> list[Arm]:
-    """Combinations of the seams' best single factors. best: decision -> spec; decisions without one are passed over."""
-    return [Arm("picked", " + ".join(seams), BASE | {seam: best[seam] for seam in seams})
-            for seams in PICKS if all(seam in best for seam in seams)]
+    """Combinations of the decisions' best single factors. best: decision -> spec; decisions without one are passed over."""
+    return [Arm("picked", " + ".join(decisions), BASE | {decision: best[decision] for decision in decisions})
+            for decisions in PICKS if all(decision in best for decision in decisions)]
 
 
 def product_arms(s: Settings, chosen: Mapping[str, Mapping[str, str]]) -> list[Arm]:
     """Every placement x ordering x admission, stock's among them, under each eviction that the user named, or LRU."""
-    def with_base(seam: str, specs: Sequence[str]) -> list[str]:
-        return [BASE[seam], *(chosen.get(seam, {}).get(spec, spec) for spec in specs)]
+    def with_base(decision: str, specs: Sequence[str]) -> list[str]:
+        return [BASE[decision], *(chosen.get(decision, {}).get(spec, spec) for spec in specs)]
 
     evictions = list(s.specs.get("eviction", ())) or [BASE["eviction"]]
-    seams = [evictions] + [with_base(seam, seam_specs(s, seam)) for seam in SEAMS[1:]]
+    decisions = [evictions] + [with_base(decision, decision_specs(s, decision)) for decision in DECISIONS[1:]]
     out = []
-    for specs in product(*seams):
-        policies: dict[str, str] = dict(zip(SEAMS, specs, strict=True))
+    for specs in product(*decisions):
+        policies: dict[str, str] = dict(zip(DECISIONS, specs, strict=True))
         if policies != BASE:
             out.append(Arm("product", " / ".join(specs), policies))
     return out

@@ -10,7 +10,7 @@ from pathlib import Path
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.experiments.compare.settings import PARTS, Settings, constraints
 from saga_rl.experiments.tuning import MOST
-from saga_rl.policies.base import SEAMS, Policy
+from saga_rl.policies.base import DECISIONS, Policy
 from saga_rl.policies.presets import PRESETS, preset
 from saga_rl.policies.registry import make, split_specs
 from saga_rl.sim.cost.profile import load_profile
@@ -68,12 +68,12 @@ def check_settings(s: Settings) -> None:
     load_profile(s.profile)
     for arguments in s.variants().values():
         constraints(arguments)
-    made = {seam: [(spec, make(seam, spec)) for spec in s.specs.get(seam, ())] for seam in SEAMS}
+    made = {decision: [(spec, make(decision, spec)) for spec in s.specs.get(decision, ())] for decision in DECISIONS}
     for spec, policy in made["eviction"]:
         _check_eviction(spec, policy, s.parts)
-    for seam in SEAMS:
-        for spec, policy in made[seam]:
-            _check_workers(f"{seam} policy {spec!r}", policy, s)
+    for decision in DECISIONS:
+        for spec, policy in made[decision]:
+            _check_workers(f"{decision} policy {spec!r}", policy, s)
     _check_choice(s)
     for name in s.presets:
         chosen = preset(name)
@@ -127,5 +127,5 @@ def check_data(path: Path | None, traces: Sequence[Path]) -> None:
 
 
 def with_specs(s: Settings, options: dict[str, Sequence[str]]) -> Settings:
-    """`s` with the seams' options parsed."""
-    return replace(s, specs={seam: specs(options.get(seam) or ()) for seam in SEAMS})
+    """`s` with the decisions' options parsed."""
+    return replace(s, specs={decision: specs(options.get(decision) or ()) for decision in DECISIONS})

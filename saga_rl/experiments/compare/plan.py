@@ -11,7 +11,7 @@ from saga_rl.experiments.compare import arms
 from saga_rl.experiments.compare.arms import Arm
 from saga_rl.experiments.compare.settings import MARGIN, PLAIN_BELOW, TRAIN_SEEDS, Settings, pool_tokens
 from saga_rl.experiments.tuning import Choice, best, choose, settings_of
-from saga_rl.policies.base import SEAMS
+from saga_rl.policies.base import DECISIONS
 
 Keyed = dict[tuple[Any, ...], Cell]
 
@@ -83,11 +83,11 @@ class Plan:
                     tried = settings_of("eviction", spec, self.s.tune)
                     for setting in tried if len(tried) > 1 else ():
                         out["open", name, spec, setting, seed] = self._open(name, "train", seed, p1, setting)
-                for seam in SEAMS if speed and "load" in self.s.parts else ():
-                    for spec in arms.seam_specs(self.s, seam):
-                        for setting in settings_of(seam, spec, self.s.tune):
-                            arm = Arm(seam, spec, arms.BASE | {seam: setting})
-                            out["closed", name, seam, spec, setting, seed] = self._closed(
+                for decision in DECISIONS if speed and "load" in self.s.parts else ():
+                    for spec in arms.decision_specs(self.s, decision):
+                        for setting in settings_of(decision, spec, self.s.tune):
+                            arm = Arm(decision, spec, arms.BASE | {decision: setting})
+                            out["closed", name, decision, spec, setting, seed] = self._closed(
                                 name, "train", seed, arm, speed * self.s.tune_load)
         return out
 
@@ -110,24 +110,24 @@ class Plan:
 
     def arms(self, name: str, chosen: Mapping[tuple, Choice]) -> list[Arm]:
         """The load part's arms for one trace, stock first, each set of policies once."""
-        by_seam: dict[str, dict[str, str]] = {}
-        for seam in SEAMS:
-            by_seam[seam] = {key[3]: c.spec for key, c in chosen.items() if key[:3] == ("closed", name, seam)}
+        by_decision: dict[str, dict[str, str]] = {}
+        for decision in DECISIONS:
+            by_decision[decision] = {key[3]: c.spec for key, c in chosen.items() if key[:3] == ("closed", name, decision)}
         if self.s.product:
-            found = [arms.stock_arm(), *arms.product_arms(self.s, by_seam), *arms.fixed_arms(self.s)]
+            found = [arms.stock_arm(), *arms.product_arms(self.s, by_decision), *arms.fixed_arms(self.s)]
         else:
-            found = [arms.stock_arm(), *arms.one_factor(self.s, by_seam), *arms.fixed_arms(self.s),
-                     *arms.known_pairs(self.s, by_seam), *arms.picked_arms(self._bests(name, chosen))]
+            found = [arms.stock_arm(), *arms.one_factor(self.s, by_decision), *arms.fixed_arms(self.s),
+                     *arms.known_pairs(self.s, by_decision), *arms.picked_arms(self._bests(name, chosen))]
         return list({a.label: a for a in found}.values())
 
     def _bests(self, name: str, chosen: Mapping[tuple, Choice]) -> dict[str, str]:
-        """Seam -> the setting that did best on training sessions, oracles aside."""
+        """Decision -> the setting that did best on training sessions, oracles aside."""
         out: dict[str, str] = {}
-        for seam in SEAMS:
+        for decision in DECISIONS:
             tried = {c.spec: c.tried[c.spec] for key, c in chosen.items()
-                     if key[:3] == ("closed", name, seam) and key[3] != "clairvoyant"}
+                     if key[:3] == ("closed", name, decision) and key[3] != "clairvoyant"}
             if tried:
-                out[seam] = best(tried)
+                out[decision] = best(tried)
         return out
 
     def final(self, scouted: Mapping[tuple, Result], chosen: Mapping[tuple, Choice]) -> Keyed:

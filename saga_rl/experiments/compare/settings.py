@@ -32,7 +32,7 @@ class Settings:
 
     parts: tuple[str, ...] = PARTS
     specs: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Seam -> the specs that the user named."""
+    """Decision -> the specs that the user named."""
     presets: tuple[str, ...] = ()
     capacities: tuple[float, ...] = (0.6, 0.8, 1.0, 1.25)
     loads: tuple[float, ...] = (0.7, 1.0, 1.4)

@@ -21,11 +21,11 @@ MOST_GAMES = 8
 
 def rollout_of(task: Task) -> Any:
     """This process's rollout for the task, with its behaviour: traces are read and split once, not once an episode."""
-    key = (task.seam, task.trace, *task.facts().values())
+    key = (task.decision, task.trace, *task.facts().values())
     if key not in _ROLLOUTS:
         while len(_ROLLOUTS) >= MOST_GAMES:
             _ROLLOUTS.pop(next(iter(_ROLLOUTS)))
-        _ROLLOUTS[key] = ROLLOUTS[task.seam](task, trace_of(task))
+        _ROLLOUTS[key] = ROLLOUTS[task.decision](task, trace_of(task))
     _ROLLOUTS[key].behave(task.behaviour)
     return _ROLLOUTS[key]
 

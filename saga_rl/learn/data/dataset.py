@@ -90,7 +90,7 @@ class Decisions:
     episode: NDArray[np.int64]
     behaviours: list[str]
     meta: dict[str, Any]
-    seam: str = "eviction"
+    decision: str = "eviction"
     components: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     """(N,) each, every name of `COMPONENTS`."""
     last: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
@@ -127,7 +127,7 @@ def labels_of(data: Decisions) -> NDArray[np.float64]:
 
 
 @contextmanager
-def new_dataset(folder: Path, rows: int, features: int, *, seam: str = "eviction",
+def new_dataset(folder: Path, rows: int, features: int, *, decision: str = "eviction",
                 overwrite: bool = False) -> Iterator[DatasetWriter]:
     """A writer into a folder beside `folder`, which takes its name when all went well and vanishes otherwise."""
     from minari.dataset.minari_dataset import DATASET_ID_RE
@@ -143,7 +143,7 @@ def new_dataset(folder: Path, rows: int, features: int, *, seam: str = "eviction
         raise UserError(folder, f"cannot write there ({e.strerror})", "check permissions and free space") from None
     try:
         # Minari joins a relative storage path with itself, so it gets the whole path.
-        yield DatasetWriter(tmp.resolve(), folder.name, rows, features, seam)
+        yield DatasetWriter(tmp.resolve(), folder.name, rows, features, decision)
         if overwrite and folder.is_dir():
             shutil.rmtree(folder)
         tmp.chmod(0o755)
@@ -155,10 +155,10 @@ def new_dataset(folder: Path, rows: int, features: int, *, seam: str = "eviction
 class DatasetWriter:
     """Appends episodes to a Minari storage (HDF5)."""
 
-    def __init__(self, folder: Path, dataset_id: str, rows: int, features: int, seam: str) -> None:
+    def __init__(self, folder: Path, dataset_id: str, rows: int, features: int, decision: str) -> None:
         from minari.dataset.minari_storage import MinariStorage
 
-        self.folder, self.seam = folder, seam
+        self.folder, self.decision = folder, decision
         self.storage = MinariStorage.new(
             folder / "data", data_format="hdf5",
             observation_space=spaces.Box(-np.inf, np.inf, (rows, features), np.float32),
@@ -174,7 +174,7 @@ class DatasetWriter:
             ends[-1] = True
             infos = {"action_mask": _padded(e.masks, False), "propensity": _padded(e.propensity, 1.0),
                      "behaviour": [e.behaviour] * (len(e) + 1)}
-            if self.seam == "eviction":
+            if self.decision == "eviction":
                 infos["next_use"] = _padded(e.next_use, np.inf)
             for name in COMPONENTS:
                 infos[name] = _padded(np.asarray(e.components.get(name, np.zeros(len(e))), np.float64), 0.0)
@@ -190,7 +190,7 @@ class DatasetWriter:
     def finish(self, meta: dict[str, Any], card: str, env: EnvSpec | None = None) -> None:
         """Write what the dataset says of itself (JSON under the metadata key `saga_rl`), its card, and the environment
         that Minari's `recover_environment` makes: that of the first episode, where they differ."""
-        text = json.dumps({**meta, "seam": self.seam})
+        text = json.dumps({**meta, "seam": self.decision})
         if env is not None:
             self.storage.update_metadata({"env_spec": env.to_json()})
         self.storage.update_metadata({META_KEY: text, "description": meta.get("description", "")})
@@ -218,9 +218,9 @@ def read_dataset(folder: Path) -> Decisions:
         raise UserError(folder, f"cannot be read as a dataset ({type(e).__name__}: {e})", "collect it again") from None
     if not episodes:
         raise UserError(folder, "holds no episode", "collect it again")
-    seam = str(meta.get("seam", "eviction"))
+    decision = str(meta.get("seam", "eviction"))
     there = set(episodes[0]["infos"] or {})
-    missing = {"action_mask", "propensity", "behaviour", *(["next_use"] if seam == "eviction" else [])} - there
+    missing = {"action_mask", "propensity", "behaviour", *(["next_use"] if decision == "eviction" else [])} - there
     if missing:
         raise UserError(folder, f"lacks the info column {sorted(missing)[0]!r}", "collect it again")
     names = sorted({_text(e["infos"]["behaviour"][0]) for e in episodes})
@@ -241,7 +241,7 @@ def read_dataset(folder: Path) -> Decisions:
         propensity=column(lambda e: e["infos"]["propensity"], np.float64),
         behaviour=np.repeat([names.index(_text(e["infos"]["behaviour"][0])) for e in episodes], lengths),
         episode=np.repeat(np.arange(len(episodes)), lengths),
-        behaviours=names, meta=meta, seam=seam, last=last,
+        behaviours=names, meta=meta, decision=decision, last=last,
         components={name: column(lambda e, name=name: e["infos"][name], np.float64) for name in COMPONENTS
                     if name in there},
         terminated=last & column(lambda e: e["terminations"], bool))
@@ -260,9 +260,9 @@ def _plain(value: Any) -> Any:
     return _text(value) if isinstance(value, (bytes, str)) else value.item() if isinstance(value, np.generic) else value
 
 
-def rows_hash(seam: str) -> str:
+def rows_hash(decision: str) -> str:
     """`features.feature_hash` of a dataset's rows; those of decision `joint` are of two."""
-    return feature_hash(*(("ordering", "admission") if seam == "joint" else (seam,)))
+    return feature_hash(*(("ordering", "admission") if decision == "joint" else (decision,)))
 
 
 def joined(datasets: Sequence[Decisions]) -> Decisions:
@@ -270,7 +270,7 @@ def joined(datasets: Sequence[Decisions]) -> Decisions:
 
     Raises `UserError` if they are of different decisions or features.
     """
-    kinds = {(d.seam, d.observations.shape[2], d.meta.get("feature_hash")) for d in datasets}
+    kinds = {(d.decision, d.observations.shape[2], d.meta.get("feature_hash")) for d in datasets}
     if len(kinds) != 1:
         raise UserError("datasets", "are of different decisions or features", "join those that one network can read")
     rows = max(d.masks.shape[1] for d in datasets)
@@ -286,7 +286,7 @@ def joined(datasets: Sequence[Decisions]) -> Decisions:
             parts.append(moved.get(name, getattr(d, name)))
         first_episode += int(d.episode.max()) + 1
     return Decisions(**{name: np.concatenate(parts) for name, parts in columns.items()}, behaviours=names,
-                     meta=datasets[0].meta, seam=datasets[0].seam,
+                     meta=datasets[0].meta, decision=datasets[0].decision,
                      components={name: np.concatenate([d.components[name] for d in datasets]) for name in COMPONENTS})
 
 

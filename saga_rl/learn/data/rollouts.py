@@ -22,7 +22,7 @@ from saga_rl.env.text import Spec, plain
 from saga_rl.errors import UserError
 from saga_rl.learn.data.dataset import COMPONENTS
 from saga_rl.learn.data.task import Task
-from saga_rl.policies.base import Policy, Seam
+from saga_rl.policies.base import Policy, Decision
 from saga_rl.policies.features import E_TOKENS, E_USEFUL, LEARNED_ADMISSION, LEARNED_ORDERING, P_SESSIONS
 from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES
 from saga_rl.policies.registry import make
@@ -70,11 +70,11 @@ def spec_of(task: Task) -> EnvSpec:
     """Describe the environment in which the task was played, for `gymnasium.make`. Where rows stand in the order of the
     behaviour, it is that behaviour's."""
     given = task.options() | task.source()
-    if task.seam in ("ordering", "admission", "joint"):
-        specs = joint_specs(task.behaviour) if task.seam == "joint" else {cast(Seam, task.seam): task.behaviour}
-        given |= {str(seam): spec for seam, spec in specs.items()}
-    return Spec(IDS[task.seam], SINGLE, vector_entry_point=VECTOR, kwargs=plain(
-        {"task": task.seam, **{k: v for k, v in given.items() if v}, "shuffle": task.shuffle}))
+    if task.decision in ("ordering", "admission", "joint"):
+        specs = joint_specs(task.behaviour) if task.decision == "joint" else {cast(Decision, task.decision): task.behaviour}
+        given |= {str(decision): spec for decision, spec in specs.items()}
+    return Spec(IDS[task.decision], SINGLE, vector_entry_point=VECTOR, kwargs=plain(
+        {"task": task.decision, **{k: v for k, v in given.items() if v}, "shuffle": task.shuffle}))
 
 
 class EnvRollout:
@@ -154,20 +154,20 @@ class QueueRollout(EnvRollout):
     """Closed loop: who enters from a worker's queue. The behaviour is an ordering policy, an admission policy, or both
     (`ORDERING+ADMISSION`); its own choice is row 0, or to hold in the last row where its admission says so."""
 
-    def __init__(self, seam: str, task: Task, trace: Trace) -> None:
-        super().__init__(TaskEnv(seam, trace, **task.options()))
-        self._seam = seam
+    def __init__(self, decision: str, task: Task, trace: Trace) -> None:
+        super().__init__(TaskEnv(decision, trace, **task.options()))
+        self._decision = decision
 
     def behave(self, spec: str) -> None:
-        specs: dict[Seam, str] = joint_specs(spec) if self._seam == "joint" else {cast(Seam, self._seam): spec}
-        seams = {seam: make(seam, part) for seam, part in specs.items()}
-        self.env.settings.policies = replace(self.env.settings.policies, **seams)
+        specs: dict[Decision, str] = joint_specs(spec) if self._decision == "joint" else {cast(Decision, self._decision): spec}
+        decisions = {decision: make(decision, part) for decision, part in specs.items()}
+        self.env.settings.policies = replace(self.env.settings.policies, **decisions)
 
     def greedy(self) -> int:
-        return 0 if self._seam == "ordering" or self._view.lets_in(0) else len(self.observation) - 1
+        return 0 if self._decision == "ordering" or self._view.lets_in(0) else len(self.observation) - 1
 
 
-def joint_specs(spec: str) -> dict[Seam, str]:
+def joint_specs(spec: str) -> dict[Decision, str]:
     """`ORDERING+ADMISSION` by decision. Raises `UserError` if it is not of that form."""
     order, plus, admit = spec.partition("+")
     if not plus:
@@ -178,22 +178,22 @@ def joint_specs(spec: str) -> dict[Seam, str]:
 
 ROLLOUTS: dict[str, Callable[[Task, Trace], Any]] = {
     "eviction": EvictionRollout, "placement": PlacementRollout,
-    **{seam: partial(QueueRollout, seam) for seam in ("ordering", "admission", "joint")}}
+    **{decision: partial(QueueRollout, decision) for decision in ("ordering", "admission", "joint")}}
 """By decision. Each rollout has `behave(spec)` besides: whose choice `greedy` is from then on."""
 FEATURES = {**LEARNED_FEATURES, "joint": LEARNED_ORDERING + LEARNED_ADMISSION}
 """Columns of a row, by decision."""
 
 
-def check_behaviour(seam: str, spec: str) -> None:
-    """`UserError` unless `spec` names what can play `seam`."""
-    if seam == "eviction" and spec == BELADY:
+def check_behaviour(decision: str, spec: str) -> None:
+    """`UserError` unless `spec` names what can play `decision`."""
+    if decision == "eviction" and spec == BELADY:
         return
-    for part, policy in (joint_specs(spec) if seam == "joint" else {seam: spec}).items():
-        made = make(cast(Seam, part), policy)
+    for part, policy in (joint_specs(spec) if decision == "joint" else {decision: spec}).items():
+        made = make(cast(Decision, part), policy)
         if made.oracle:
             raise UserError(f"behaviour {spec!r}", "must know the future", "name a policy that can be served")
 
 
-def rows_of(seam: str, max_rows: int, workers: int) -> int:
+def rows_of(decision: str, max_rows: int, workers: int) -> int:
     """Rows of an observation."""
-    return workers if seam == "placement" else 2 if seam == "admission" else max_rows
+    return workers if decision == "placement" else 2 if decision == "admission" else max_rows

@@ -28,7 +28,7 @@ class Task:
     record: str = "lru"
     """Preset that records the reference string (eviction)."""
     profile: str | None = None
-    seam: str = "eviction"
+    decision: str = "eviction"
     workers: int = 1
     policies: str = "saga+"
     """Preset or checkpoint for the other decisions (closed loop)."""
@@ -48,17 +48,17 @@ class Task:
                "load": self.load, "workers": self.workers, "sessions": self.sessions, "population": self.population,
                "max_decisions": self.max_decisions, "max_rows": self.max_rows, "shuffle": int(self.shuffle),
                "split_seed": self.split_seed, "fractions": ",".join(f"{k}={v:g}" for k, v in self.fractions)}
-        return {**out, "profile": self.profile or "", "policies": self.policies if self.seam != "eviction" else ""}
+        return {**out, "profile": self.profile or "", "policies": self.policies if self.decision != "eviction" else ""}
 
 
     def options(self) -> dict[str, Any]:
         """Name what an environment of the decision is made with, but for its trace (`saga_rl.env.settings`)."""
         out = {"kv_tokens": self.kv_tokens, "sessions": self.sessions, "population": self.population,
                "max_decisions": self.max_decisions, "profile": self.profile, "shuffle": self.shuffle}
-        if self.seam == "eviction":
+        if self.decision == "eviction":
             return out | {"max_rows": self.max_rows, "record": self.record}
         out |= {"workers": self.workers, "policies": self.policies}
-        return out if self.seam in ("placement", "admission") else out | {"max_rows": self.max_rows}
+        return out if self.decision in ("placement", "admission") else out | {"max_rows": self.max_rows}
 
     def source(self) -> dict[str, Any]:
         """Name the trace as an environment does: the file, the part of it and the load."""
@@ -76,13 +76,13 @@ def _trace(path: str, fractions: tuple[tuple[str, float], ...], part: str, split
     return load_source(path, None, None, load=load, split=dict(fractions), part=part, split_seed=split_seed)
 
 
-def with_trace(facts: dict[str, Any], trace: str, seam: str, behaviour: str) -> Task:
+def with_trace(facts: dict[str, Any], trace: str, decision: str, behaviour: str) -> Task:
     """The task that wrote `facts` (`Task.facts` and `seed`), on the file `trace`, now to be played by `behaviour`."""
     parts = tuple((k, float(v)) for k, _, v in (item.partition("=") for item in
                                                 filter(None, str(facts["fractions"]).split(","))))
     whole: dict[str, Any] = {k: int(facts[k]) for k in (
         "max_rows", "sessions", "population", "max_decisions", "workers", "split_seed")}
-    task = Task(trace, int(facts["kv_tokens"]), behaviour, 0.0, int(facts["seed"]), seam=seam, fractions=parts, **whole)
+    task = Task(trace, int(facts["kv_tokens"]), behaviour, 0.0, int(facts["seed"]), decision=decision, fractions=parts, **whole)
     return replace(task, record=str(facts["record"]), load=float(facts["load"]), part=str(facts["part"]),
                    shuffle=bool(facts["shuffle"]), profile=str(facts["profile"]) or None,
                    policies=str(facts["policies"]) or task.policies)

@@ -25,14 +25,14 @@ from saga_rl.learn.data.collect_many import Statistics
 from saga_rl.learn.data.dataset import Decisions, new_dataset, read_dataset, rows_hash
 from saga_rl.learn.data.rollouts import spec_of
 from saga_rl.learn.network import RowNet
-from saga_rl.learn.offline.from_datasets import companions_of, load, save
+from saga_rl.learn.offline.from_datasets import others_of, load, save
 from saga_rl.learn.offline.losses import pair_accuracy, top_agreement
 from saga_rl.learn.offline.train import OnEpoch, TrainConfig, train, undecided
 from saga_rl.learn.script import file_label
 from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES, load_checkpoint
 from saga_rl.provenance import provenance, sha256
 
-SEAM = "eviction"
+DECISION = "eviction"
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,17 @@ def gather(play: Play, number: int, policy: Path, folder: Path, on_episode: Call
     """Play round `number` with `policy` and write what it saw to `folder`, unless that is there already."""
     if folder.exists():
         return folder
-    statistics, columns = Statistics(), LEARNED_FEATURES[SEAM]
+    statistics, columns = Statistics(), LEARNED_FEATURES[DECISION]
     paths = sorted({path for path, _ in play.places})
-    with new_dataset(folder, play.max_rows, len(columns), seam=SEAM) as writer:
+    with new_dataset(folder, play.max_rows, len(columns), decision=DECISION) as writer:
         for task in play.tasks(number, policy):
             episode = collect(task)
             writer.add([episode])
             statistics.add(episode)
             on_episode()
-        facts = {"source": provenance(seed=play.seed, trace=None), "seam": SEAM, "epsilon": play.epsilon, "part": "",
+        facts = {"source": provenance(seed=play.seed, trace=None), "seam": DECISION, "epsilon": play.epsilon, "part": "",
                  "traces": {file_label(p): sha256(p) for p in paths}, "max_rows": play.max_rows, "loads": [1.0],
-                 "features": list(columns), "feature_hash": rows_hash(SEAM), "record": [play.record],
+                 "features": list(columns), "feature_hash": rows_hash(DECISION), "record": [play.record],
                  "population": play.population, "capacities": sorted({kv for _, kv in play.places}),
                  "behaviours": [label(f"learned:{policy}")], "description": f"round {number}, the policy's own states",
                  "session_groups": {file_label(p): sorted(set(read_trace(p).sessions.group)) for p in paths},
@@ -112,7 +112,7 @@ def fit_round(number: int, folders: Sequence[Path], config: TrainConfig, out: Pa
     if not out.exists():
         loaded = load(folders)
         result = train(loaded.data, config, on_epoch)
-        save(out, loaded, config, result, companions_of(SEAM, {}), f"round {number} on the policy's own states",
+        save(out, loaded, config, result, others_of(DECISION, {}), f"round {number} on the policy's own states",
              {"round": number})
     return load_checkpoint(out).meta["figures"]
 

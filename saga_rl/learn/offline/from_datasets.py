@@ -15,7 +15,7 @@ from saga_rl.learn.network import serving_layers
 from saga_rl.learn.offline.learners import learner
 from saga_rl.learn.offline.learners.card import learner_card
 from saga_rl.learn.offline.train import TrainConfig, TrainResult
-from saga_rl.policies.base import SEAMS, Seam
+from saga_rl.policies.base import DECISIONS, Decision
 from saga_rl.policies.features import same_hash
 from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES, load_checkpoint, save_checkpoint
 from saga_rl.policies.presets import PRESETS
@@ -43,11 +43,11 @@ def load(folders: Sequence[Path], clone: str = "", reward: str = "") -> Loaded:
     parts, settings = [], []
     for folder in folders:
         data = read_dataset(folder)
-        if data.seam not in LEARNED_FEATURES:
-            raise UserError(folder, f"holds decisions {data.seam!r}, which no single network serves",
+        if data.decision not in LEARNED_FEATURES:
+            raise UserError(folder, f"holds decisions {data.decision!r}, which no single network serves",
                             "collect one of: " + ", ".join(LEARNED_FEATURES))
-        if data.meta.get("features") != list(LEARNED_FEATURES[data.seam]) or (
-                not same_hash(data.meta.get("feature_hash"), rows_hash(data.seam))):
+        if data.meta.get("features") != list(LEARNED_FEATURES[data.decision]) or (
+                not same_hash(data.meta.get("feature_hash"), rows_hash(data.decision))):
             raise UserError(folder, "was collected with other features or feature code", "collect it again")
         settings += [", ".join(str(facts.get(k, "")) for k in SETTING) for facts in episode_facts(folder)]
         parts.append(data)
@@ -86,29 +86,29 @@ def check_target(out: Path) -> None:
         raise UserError(out, f"its folder {out.parent} does not exist", "create it or name another place")
 
 
-def companions_of(seam: str, given: dict[str, str]) -> dict[str, str]:
-    """The other seams' policies: those given, else the preset `saga+`'s. Raises `UserError` for a bad spec, and for one
+def others_of(decision: str, given: dict[str, str]) -> dict[str, str]:
+    """The other decisions' policies: those given, else the preset `saga+`'s. Raises `UserError` for a bad spec, and for one
     of the learned decision itself."""
-    if given.get(seam):
-        raise UserError(f"--{seam}", "names a policy for the very decision that is learned", "leave it out")
-    out: dict[str, str] = {other: given.get(other) or PRESETS["saga+"][other] for other in SEAMS if other != seam}
+    if given.get(decision):
+        raise UserError(f"--{decision}", "names a policy for the very decision that is learned", "leave it out")
+    out: dict[str, str] = {other: given.get(other) or PRESETS["saga+"][other] for other in DECISIONS if other != decision}
     for other, spec in out.items():
-        make(cast(Seam, other), spec)
+        make(cast(Decision, other), spec)
     return out
 
 
-def save(out: Path, loaded: Loaded, config: TrainConfig, result: TrainResult, companions: dict[str, str],
+def save(out: Path, loaded: Loaded, config: TrainConfig, result: TrainResult, others: dict[str, str],
          note: str = "", more: dict[str, Any] | None = None) -> dict[str, Any]:
     """Write the checkpoint folder with its card. Returns its `meta`."""
-    kind, seam, net = learner(config.algo), loaded.data.seam, result.net
+    kind, decision, net = learner(config.algo), loaded.data.decision, result.net
     data = {**loaded.facts, "decisions": f"{result.train_decisions} to train, {result.validation_decisions} held out "
                                          "(whole episodes)"}
     meta = {"algorithm": kind.says, "config": config.facts(), "figures": result.figures,
             "figures_of": "decisions of held-out episodes", "epoch": result.epoch, "seen": result.seen,
             "keeps": "the best by held-out loss" if kind.keeps == "best" else "the last",
             "note": note, "data": data, "source": provenance(seed=config.seed, trace=None), **(more or {})}
-    card = learner_card(out.name, seam, meta, LEARNED_FEATURES[seam], companions)
-    save_checkpoint(out, seam, serving_layers(net, seam), net.mean.numpy(), net.std.numpy(), card, meta, companions)
+    card = learner_card(out.name, decision, meta, LEARNED_FEATURES[decision], others)
+    save_checkpoint(out, decision, serving_layers(net, decision), net.mean.numpy(), net.std.numpy(), card, meta, others)
     return meta
 
 
@@ -116,8 +116,8 @@ def republish(folder: Path, out: Path, **meta: Any) -> None:
     """Write the checkpoint in `folder` to `out` under that name, with `meta` (source, note, ...) in its own's place."""
     found = load_checkpoint(folder)
     whole = {**found.meta, **meta}
-    card = learner_card(out.name, found.seam, whole, LEARNED_FEATURES[found.seam], found.companions)
-    save_checkpoint(out, found.seam, found.layers, found.mean, found.std, card, whole, found.companions)
+    card = learner_card(out.name, found.decision, whole, LEARNED_FEATURES[found.decision], found.others)
+    save_checkpoint(out, found.decision, found.layers, found.mean, found.std, card, whole, found.others)
 
 
 def _facts(folders: Sequence[Path], parts: Sequence[Decisions], reward: str) -> dict[str, str]:
@@ -127,7 +127,7 @@ def _facts(folders: Sequence[Path], parts: Sequence[Decisions], reward: str) -> 
 
     traces = {name: digest for p in parts for name, digest in p.meta["traces"].items()}
     out = {"dataset": "; ".join(f"{f.name}, sha256 {sha256(f / 'data' / 'main_data.hdf5')[:12]}" for f in folders),
-           "seam": parts[0].seam, "traces": ", ".join(f"{n} (sha256 {h[:12]})" for n, h in traces.items()),
+           "seam": parts[0].decision, "traces": ", ".join(f"{n} (sha256 {h[:12]})" for n, h in traces.items()),
            "behaviours": "; ".join(", ".join(p.behaviours) + f", epsilon {p.meta['epsilon']:g}" for p in parts),
            "KV capacities": ", ".join(map(str, each("capacities")))}
     for key, words in (("loads", "loads"), ("record", "reference strings recorded under")):

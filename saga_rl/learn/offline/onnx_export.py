@@ -40,12 +40,12 @@ def onnx_bytes(checkpoint: Checkpoint) -> bytes:
         nodes.append(helper.make_node("Squeeze", [f"y{i}", "column"], ["scores"]) if last else
                      helper.make_node("Relu", [f"y{i}"], [f"x{i + 1}"]))
     graph = helper.make_graph(
-        nodes, f"saga_rl_{checkpoint.seam}",
+        nodes, f"saga_rl_{checkpoint.decision}",
         [helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["candidates", n])],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["candidates"])], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="saga-rl")
     model.ir_version = IR  # what widely deployed runtimes still read
-    for key, value in (("seam", checkpoint.seam), ("sha256", checkpoint.sha256)):
+    for key, value in (("seam", checkpoint.decision), ("sha256", checkpoint.sha256)):
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()

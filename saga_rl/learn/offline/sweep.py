@@ -88,13 +88,13 @@ def criterion_of(algo: str) -> str:
 
 
 def trial(number: int, algo: str, values: Mapping[str, Any], loaded: Loaded, epochs: int, validation: float, seed: int,
-          out: Path, companions: dict[str, str],
+          out: Path, others: dict[str, str],
           on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, curves: None) -> dict[str, Any]:
     """Train once and write the checkpoint to `out`. Returns the trial's record, all JSON values."""
     start = time.perf_counter()
     config = config_of(algo, values, epochs, validation, seed)
     result: TrainResult = train(loaded.data, config, on_epoch)
-    save(out, loaded, config, result, companions, f"trial {number} of a sweep")
+    save(out, loaded, config, result, others, f"trial {number} of a sweep")
     found = score(algo, result.figures)
     return {"trial": number, "values": dict(values), "score": found if math.isfinite(found) else None,
             "figures": result.figures, "epoch": result.epoch, "decisions_seen": result.seen,

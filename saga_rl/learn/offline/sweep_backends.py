@@ -34,7 +34,7 @@ class Plan:
     validation: float
     seed: int
     trials_dir: str
-    companions: dict[str, str]
+    others: dict[str, str]
 
     def checkpoint(self, number: int) -> Path:
         return Path(self.trials_dir) / f"trial-{number:03d}"
@@ -43,7 +43,7 @@ class Plan:
         """One trial, from the datasets to its checkpoint and its record beside it."""
         loaded = _loaded(self.folders, self.clone, self.reward)
         record = trial(number, self.algo, values, loaded, self.epochs, self.validation, self.seed,
-                       self.checkpoint(number), self.companions)
+                       self.checkpoint(number), self.others)
         write_json(self.checkpoint(number) / "trial.json", {**record, "plan": self.identity()})
         return record
 

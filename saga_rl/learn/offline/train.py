@@ -116,11 +116,11 @@ def train(data: Decisions, config: TrainConfig, on_epoch: OnEpoch, state: Path |
     state of another run.
     """
     kind = learner_named(config.algo)
-    if kind.needs == "labels" and data.seam != "eviction":
-        raise UserError("--algo", f"{config.algo} learns from Belady labels, and a dataset of {data.seam} has none",
+    if kind.needs == "labels" and data.decision != "eviction":
+        raise UserError("--algo", f"{config.algo} learns from Belady labels, and a dataset of {data.decision} has none",
                         "choose a learner of actions or rewards")
-    if config.trust and data.seam != "eviction":
-        raise UserError("--trust", f"a dataset of {data.seam} has no column {RULE}", "leave it out")
+    if config.trust and data.decision != "eviction":
+        raise UserError("--trust", f"a dataset of {data.decision} has no column {RULE}", "leave it out")
     generator = deterministic(config.seed)
     ours = {**config.facts(), "data": fingerprint(data)} if state else {}
     tensors, facts = read_state(state) if state and resume else ({}, {})

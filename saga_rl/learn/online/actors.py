@@ -10,19 +10,19 @@ from typing import Any
 
 from saga_rl.errors import UserError
 from saga_rl.learn.cards import checkpoint_card
-from saga_rl.policies.base import SEAMS, Seam
+from saga_rl.policies.base import DECISIONS, Decision
 from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES, Checkpoint, load_checkpoint, save_checkpoint
 from saga_rl.policies.presets import PRESETS, preset
 
 FRESH = "fresh"
 DEFAULT = "saga+"
-GROUPS: dict[str, tuple[Seam, ...]] = {"joint": ("ordering", "admission"), "scheduler": SEAMS}
+GROUPS: dict[str, tuple[Decision, ...]] = {"joint": ("ordering", "admission"), "scheduler": DECISIONS}
 """Environments that train several decisions at once; their checkpoints lie in one folder and name each other."""
 ABOUT = {"placement": "A learned placement policy: it scores each worker for a request, the highest gets it.",
          "ordering": "A learned order: it scores each waiting request, the lowest goes first.",
          "admission": "A learned admission policy: the request at the head of a queue enters if its score is over 0."}
 _EVICTION = "A learned eviction policy: it scores each idle session's KV cache, highest goes first."
-_LIMIT = "- It orders eviction and overrides no constraint; admission, order and placement are its companions'."
+_LIMIT = "- It orders eviction and overrides no constraint; admission, order and placement are decided by other policies."
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Start:
 
     env: str
     parts: dict[str, Checkpoint | None]
-    companions: dict[str, str]
+    others: dict[str, str]
     """Specs of all decisions that are not trained."""
     policies: str
     """What decides them in the environment, as `presets.preset` understands it."""
@@ -44,27 +44,27 @@ def load_start(folder: Path, env: str, policies: str) -> Start:
 
     Raises `UserError`.
     """
-    seams: tuple[str, ...] = GROUPS.get(env, (env,))
+    decisions: tuple[str, ...] = GROUPS.get(env, (env,))
     if policies and policies not in PRESETS:
-        preset(policies)  # says what is wrong with the name; folders name their own companions
+        preset(policies)  # says what is wrong with the name; folders name their own
         raise UserError("--policies", f"is the folder {policies}", "name a preset: " + ", ".join(PRESETS))
     given = PRESETS[policies or DEFAULT]
-    rest: dict[str, str] = {seam: given[seam] for seam in SEAMS if seam not in seams}
+    rest: dict[str, str] = {decision: given[decision] for decision in DECISIONS if decision not in decisions}
     if str(folder) == FRESH:
-        return Start(env, dict.fromkeys(seams), rest, policies or DEFAULT, "fresh weights")
-    parts = {seam: load_checkpoint(folder / seam if env in GROUPS else folder) for seam in seams}
-    for seam, part in parts.items():
-        if part.seam != seam:
-            raise UserError(folder, f"is a checkpoint of {part.seam}", f"name one of {seam}")
-    first = parts[seams[0]]
+        return Start(env, dict.fromkeys(decisions), rest, policies or DEFAULT, "fresh weights")
+    parts = {decision: load_checkpoint(folder / decision if env in GROUPS else folder) for decision in decisions}
+    for decision, part in parts.items():
+        if part.decision != decision:
+            raise UserError(folder, f"is a checkpoint of {part.decision}", f"name one of {decision}")
+    first = parts[decisions[0]]
     label = f"{folder.name} (sha256 {', '.join(p.sha256[:12] for p in parts.values())})"
     if not policies:
-        rest = {seam: _found(first.companions[seam], first.folder) for seam in rest}
+        rest = {decision: _found(first.others[decision], first.folder) for decision in rest}
     return Start(env, dict(parts), rest, policies or str(first.folder), label)
 
 
 def _found(spec: str, folder: Path) -> str:
-    """A companion's spec, valid from anywhere."""
+    """Return another decision's spec, valid from anywhere."""
     name, _, rest = spec.partition(":")
     return f"learned:{(folder / rest).resolve()}" if name == "learned" else spec
 
@@ -81,15 +81,15 @@ def actor_of(start: Start) -> Any:
     from saga_rl.learn.online.sb3 import HeldNet, JointNet, SchedulerNet
 
     nets = {}
-    for seam, part in start.parts.items():
+    for decision, part in start.parts.items():
         if part is None:
-            nets[seam] = RowNet(len(LEARNED_FEATURES[seam]), HIDDEN)
+            nets[decision] = RowNet(len(LEARNED_FEATURES[decision]), HIDDEN)
             continue
         layers = list(part.layers)
-        if seam == "ordering":  # in service the lowest goes first
+        if decision == "ordering":  # in service the lowest goes first
             weight, bias = layers[-1]
             layers[-1] = (-weight, -bias)
-        nets[seam] = RowNet.from_layers(layers, part.mean, part.std)
+        nets[decision] = RowNet.from_layers(layers, part.mean, part.std)
     if start.env == "joint":
         return JointNet(nets["ordering"], nets["admission"])
     if start.env == "scheduler":
@@ -106,16 +106,16 @@ def save_actor(out: Path, actor: Any, start: Start, meta: dict[str, Any]) -> lis
         if out.exists() and not out.is_dir():
             raise UserError(out, "is a file", "name a folder")
         out.mkdir(exist_ok=True)
-    for seam in start.parts:
-        net = getattr(actor, seam, actor)
+    for decision in start.parts:
+        net = getattr(actor, decision, actor)
         # nobody enters at logit 0, so an admission score is what it is in service already
-        layers = net.layers() if seam == "admission" else serving_layers(net, seam)
-        folder = out / seam if group else out
-        companions = {other: _seen_from(spec, folder) for other, spec in start.companions.items()}
-        companions |= {other: f"learned:../{other}" for other in group if other != seam}
-        card = checkpoint_card(folder.name, meta, LEARNED_FEATURES[seam], companions)
-        if seam in ABOUT:
-            card = card.replace(_EVICTION, ABOUT[seam]).replace(
-                _LIMIT, "- It overrides no constraint; the other decisions are its companions'.")
-        written.append(save_checkpoint(folder, seam, layers, net.mean.numpy(), net.std.numpy(), card, meta, companions))
+        layers = net.layers() if decision == "admission" else serving_layers(net, decision)
+        folder = out / decision if group else out
+        others = {other: _seen_from(spec, folder) for other, spec in start.others.items()}
+        others |= {other: f"learned:../{other}" for other in group if other != decision}
+        card = checkpoint_card(folder.name, meta, LEARNED_FEATURES[decision], others)
+        if decision in ABOUT:
+            card = card.replace(_EVICTION, ABOUT[decision]).replace(
+                _LIMIT, "- It overrides no constraint; the other decisions have policies of their own.")
+        written.append(save_checkpoint(folder, decision, layers, net.mean.numpy(), net.std.numpy(), card, meta, others))
     return written

@@ -15,11 +15,11 @@ WHAT = {
 }
 
 
-def search_card(seam: str, meta: Mapping[str, Any], features: tuple[str, ...], companions: Mapping[str, str]) -> str:
+def search_card(decision: str, meta: Mapping[str, Any], features: tuple[str, ...], others: Mapping[str, str]) -> str:
     """meta: as `training/search.py` writes it."""
-    source, weights = meta["source"], meta["weights"][seam]
-    lines = [f"# A learned {seam} policy", "", f"It {WHAT[seam]}. Found by direct search (CMA-ES) together with the "
-             f"other decisions named {', '.join(meta['config']['seams'])}.", "", "## Training",
+    source, weights = meta["source"], meta["weights"][decision]
+    lines = [f"# A learned {decision} policy", "", f"It {WHAT[decision]}. Found by direct search (CMA-ES) together with the "
+             f"other decisions named {', '.join(meta['config']['decisions'])}.", "", "## Training",
              f"- command: `{command(source['argv'])}`",
              f"- commit {source['commit']}, version {source['version']}, seed {source['seed']}",
              f"- {meta['runs']:,} simulated episodes, references included; no other look at any session",
@@ -35,7 +35,7 @@ def search_card(seam: str, meta: Mapping[str, Any], features: tuple[str, ...], c
               "## What it reads", "Weights of the linear part, in units of the raw feature:", ""]
     lines += [f"- {name}: {w:+.4g}" for name, w in sorted(weights.items(), key=lambda kv: -abs(kv[1]))]
     lines += ["", f"{len(features)} features, simulator and vLLM alike.", "", "## What runs beside it",
-              *(f"- {other}: `{spec}`" for other, spec in companions.items()), "", "## Limits",
+              *(f"- {other}: `{spec}`" for other, spec in others.items()), "", "## Limits",
               "- It saw simulated runs only.",
               "- It overrides no constraint: fairness, floors and capacity are enforced outside of it.",
               "- It is refused where the feature code differs from the one it was found with.",
@@ -52,10 +52,10 @@ def _tried(meta: Mapping[str, Any]) -> list[str]:
     return [f"- with what was trained otherwise in place of the searched {', '.join(trained)}: {cost:+.4f}; it is here"]
 
 
-def copied_card(seam: str, meta: Mapping[str, Any], companions: Mapping[str, str]) -> str:
+def copied_card(decision: str, meta: Mapping[str, Any], others: Mapping[str, str]) -> str:
     """What a copy of a trained checkpoint adds to its card: what it serves beside. meta: as `search_card`'s."""
-    how = _tried(meta) if seam in meta["config"]["trained"] else ["- it was given; the others were searched around it"]
-    beside = ", ".join(f"{other} `{spec}`" for other, spec in companions.items())
+    how = _tried(meta) if decision in meta["config"]["trained"] else ["- it was given; the others were searched around it"]
+    beside = ", ".join(f"{other} `{spec}`" for other, spec in others.items())
     return "\n".join(["", "## In this folder", "A copy, for a set of policies that a search found (the other cards "
-                      "here say how). Figures above are the original's, with the original's companions.", *how,
+                      "here say how). Figures above are the original's, with the original's other policies.", *how,
                       f"- what runs beside it here: {beside}", ""])

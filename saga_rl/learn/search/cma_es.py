@@ -51,7 +51,7 @@ SLOW = 6.0
 
 @dataclass(frozen=True)
 class SearchConfig:
-    seams: tuple[str, ...] = ("eviction", "ordering", "admission")
+    decisions: tuple[str, ...] = ("eviction", "ordering", "admission")
     units: int = 0
     generations: int = 40
     population: int = 16
@@ -73,7 +73,7 @@ class SearchConfig:
     place of what was found, in the final judgement."""
 
     def vector(self) -> ParameterVector:
-        return ParameterVector(tuple(self.seams), self.units)  # type: ignore[arg-type]
+        return ParameterVector(tuple(self.decisions), self.units)  # type: ignore[arg-type]
 
     def begin(self) -> NDArray[np.float64]:
         return np.array(self.start) if self.start else self.vector().start()
@@ -128,7 +128,7 @@ class Judge:
         of the decisions of `theta` that it names."""
         policies = self.vector.policies(theta, self.config.others)
         if trained:
-            policies = replace(policies, **{s: make(s, f"learned:{self.config.trained[s]}") for s in self.vector.seams
+            policies = replace(policies, **{s: make(s, f"learned:{self.config.trained[s]}") for s in self.vector.decisions
                                             if s in self.config.trained})
         out = np.zeros((len(self.scenarios), len(seeds), 2))
         for a, scenario in enumerate(self.scenarios):
@@ -214,7 +214,7 @@ def _identity(config: SearchConfig, train: Sequence[Scenario]) -> dict[str, Any]
     weights = {s: load_checkpoint(spec.removeprefix("learned:")).sha256 for s, spec in config.others.items()
                if spec.startswith("learned:")}
     return json.loads(json.dumps(rest | {"arenas": [a.told() for a in train],
-                                         "feature_hash": feature_hash(*config.seams)}
+                                         "feature_hash": feature_hash(*config.decisions)}
                                  | ({"weights": weights} if weights else {})))
 
 

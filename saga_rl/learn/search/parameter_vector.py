@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saga_rl.errors import UserError
-from saga_rl.policies.base import Policy, PolicySet, Seam
+from saga_rl.policies.base import Policy, PolicySet, Decision
 from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES, load_checkpoint
 from saga_rl.policies.learned.mlp import Layers, mlp_score, pack, scratch_size
 from saga_rl.policies.learned.settled import settled_score
@@ -42,27 +42,27 @@ LOG_SCALE, SHARE_SCALE, SLOT = 3.0, 0.5, 1 / 256
 class ParameterVector:
     """Which decisions are searched, and how many units each has."""
 
-    seams: tuple[Seam, ...]
+    decisions: tuple[Decision, ...]
     units: int = 0
 
-    def features(self, seam: str) -> tuple[str, ...]:
-        return LEARNED_FEATURES[seam]
+    def features(self, decision: str) -> tuple[str, ...]:
+        return LEARNED_FEATURES[decision]
 
-    def length(self, seam: str) -> int:
-        n = len(self.features(seam))
+    def length(self, decision: str) -> int:
+        n = len(self.features(decision))
         return n + 1 + self.units * (n + 2)
 
     @property
     def size(self) -> int:
-        return sum(self.length(s) for s in self.seams)
+        return sum(self.length(s) for s in self.decisions)
 
     def start(self) -> NDArray[np.float64]:
         """(size,) the rules above; units begin at zero output."""
         parts = []
-        for seam in self.seams:
-            names = self.features(seam)
-            part = np.zeros(self.length(seam))
-            for name, value in START[seam].items():
+        for decision in self.decisions:
+            names = self.features(decision)
+            part = np.zeros(self.length(decision))
+            for name, value in START[decision].items():
                 at = len(names) if name == "bias" else names.index(name)
                 part[at] = value * (1.0 if name == "bias" else scales(names)[at])
             parts.append(part)
@@ -71,18 +71,18 @@ class ParameterVector:
     def fits(self, folder: str | Path) -> bool:
         """Whether the checkpoint `folder` is one that a search with the same units wrote. Raises `UserError`."""
         found = load_checkpoint(folder)
-        names = self.features(found.seam)
+        names = self.features(found.decision)
         shapes = [(w.shape, b.shape) for w, b in found.layers]
-        mine = ParameterVector((found.seam,), self.units)
-        return shapes == [(w.shape, b.shape) for w, b in mine.layers(found.seam, mine.start())] and not (
+        mine = ParameterVector((found.decision,), self.units)
+        return shapes == [(w.shape, b.shape) for w, b in mine.layers(found.decision, mine.start())] and not (
             np.any(found.mean)) and np.allclose(found.std, scales(names))
 
     def of_checkpoints(self, folder: str | Path) -> NDArray[np.float64]:
         """(size,) the numbers of the checkpoints below `folder`, one a decision, that a search with the same units
         wrote. Raises `UserError`."""
         parts = []
-        for seam in self.seams:
-            where = Path(folder) / seam
+        for decision in self.decisions:
+            where = Path(folder) / decision
             if not self.fits(where):
                 raise UserError(where, "is no scorer of this search",
                                 f"name what training/search.py wrote with --units {self.units}")
@@ -93,14 +93,14 @@ class ParameterVector:
                 parts.append(np.concatenate([w[2:], b[2:, None], last[0, 2:, None]], axis=1).ravel())
         return np.concatenate(parts).astype(np.float64)
 
-    def layers(self, seam: str, theta: NDArray[np.float64]) -> Layers:
+    def layers(self, decision: str, theta: NDArray[np.float64]) -> Layers:
         """The network of a decision as `torch.nn.Linear` would keep it, (W, b) each."""
-        at = sum(self.length(s) for s in self.seams[:self.seams.index(seam)])
-        n = len(self.features(seam))
+        at = sum(self.length(s) for s in self.decisions[:self.decisions.index(decision)])
+        n = len(self.features(decision))
         w, b = theta[at:at + n], theta[at + n]
         if self.units == 0:
             return [(w[None].astype(np.float32), np.array([b], np.float32))]
-        units = theta[at + n + 1:at + self.length(seam)].reshape(self.units, n + 2)
+        units = theta[at + n + 1:at + self.length(decision)].reshape(self.units, n + 2)
         first = np.concatenate([w[None], -w[None], units[:, :n]])  # relu(v) - relu(-v) = v
         bias = np.concatenate([[0.0, 0.0], units[:, n]])
         last = np.concatenate([[1.0, -1.0], units[:, n + 1]])
@@ -109,13 +109,13 @@ class ParameterVector:
 
     def policies(self, theta: NDArray[np.float64], others: Mapping[str, str]) -> PolicySet:
         """The searched decisions with these numbers, the `others` by spec."""
-        def policy(seam: Seam) -> Policy:
-            layers, scale = self.layers(seam, theta), scales(self.features(seam))
-            score = settled_score if seam == "eviction" else mlp_score
-            return Policy(seam, "learned", score, pack(layers, np.zeros(len(scale)), scale), scratch_size(layers))
+        def policy(decision: Decision) -> Policy:
+            layers, scale = self.layers(decision, theta), scales(self.features(decision))
+            score = settled_score if decision == "eviction" else mlp_score
+            return Policy(decision, "learned", score, pack(layers, np.zeros(len(scale)), scale), scratch_size(layers))
 
-        return PolicySet(**{seam: policy(seam) if seam in self.seams else make(seam, others[seam])
-                            for seam in ("eviction", "placement", "ordering", "admission")})
+        return PolicySet(**{decision: policy(decision) if decision in self.decisions else make(decision, others[decision])
+                            for decision in ("eviction", "placement", "ordering", "admission")})
 
 
 def scales(names: tuple[str, ...]) -> NDArray[np.float64]:

@@ -1,6 +1,6 @@
 """Youngest session first: what has been in the system longest is closest to done and keeps its KV.
 
-The companion of `reserve-older` admission, which counts on older sessions' blocks staying. Tiers, first to go: ended;
+Goes with `reserve-older` admission, which counts on older sessions' blocks staying. Tiers, first to go: ended;
 silent for longer than `expiry_s` (it may have ended without saying so); live; waiting in the queue.
 """
 

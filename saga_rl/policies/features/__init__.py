@@ -1,4 +1,4 @@
-"""The feature rows of the four seams: the one place where observations are made, a file a seam.
+"""The feature rows of the four decisions: the one place where observations are made, a file a decision.
 
 Simulator, environments and vLLM adapter call these functions, so a policy sees in service what it was trained on. What
 a decision's features compute is hashed into every checkpoint (`feature_hash`). Rows are float64; seconds and tokens
@@ -22,7 +22,7 @@ from saga_rl.policies.features.pools import *  # noqa: F403
 
 COLUMNS = {"eviction": len(EVICTION), "placement": len(PLACEMENT), "ordering": len(ORDERING),
            "admission": len(ADMISSION)}
-"""Width of a row of each seam."""
+"""Width of a row of each decision."""
 
 EARLIER_HASHES: dict[str, tuple[str, ...]] = {
     "390ad1bc0e55dc6b11aeafe26b02bfcc5afaf815831ad4b86c104c799a6c7a6c":

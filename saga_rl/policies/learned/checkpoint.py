@@ -1,11 +1,11 @@
 """Learned policies as folders: `policy.safetensors` (weights), `policy.json` (what they mean), `CARD.md` (for people).
 
 Tensors: `mean`, `std` (F,) float64; `L.weight` (outputs, inputs), `L.bias` (outputs,) float32 for layers L = 0, 1, ...:
-the network of `mlp.py`. policy.json: `format`, `version`, `seam`, `features` (names, in order), `feature_hash`, `sizes`
-(F, ..., 1), `sha256` of policy.safetensors, `companions` (the other three seams' policy specs; `learned:PATH` is
+the network of `mlp.py`. policy.json: `format`, `version`, `decision`, `features` (names, in order), `feature_hash`, `sizes`
+(F, ..., 1), `sha256` of policy.safetensors, `companions` (the other three decisions' policy specs; `learned:PATH` is
 relative to this folder), `meta` (free: behaviour policy, data, commit).
 
-One checkpoint holds one seam. No pickle: reading one runs no code. Everything is checked before a number of it is used.
+One checkpoint holds one decision. No pickle: reading one runs no code. Everything is checked before a number of it is used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save as to_safetensors
 
 from saga_rl.errors import UserError
-from saga_rl.policies.base import SEAMS, Policy, PolicySet, Seam
+from saga_rl.policies.base import DECISIONS, Policy, PolicySet, Decision
 from saga_rl.policies.features import (
     LEARNED_ADMISSION,
     LEARNED_EVICTION,
@@ -42,7 +42,7 @@ WEIGHTS, MANIFEST, CARD = "policy.safetensors", "policy.json", "CARD.md"
 LEARNED_FEATURES: dict[str, tuple[str, ...]] = {
     "eviction": LEARNED_EVICTION, "placement": LEARNED_PLACEMENT, "ordering": LEARNED_ORDERING,
     "admission": LEARNED_ADMISSION}
-"""The seams that can be learned, and the leading columns of their rows that a network reads."""
+"""The decisions that can be learned, and the leading columns of their rows that a network reads."""
 
 
 @dataclass(frozen=True)
@@ -50,31 +50,31 @@ class Checkpoint:
     """A checkpoint that passed every check."""
 
     folder: Path
-    seam: Seam
+    decision: Decision
     layers: Layers
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
-    companions: dict[str, str]
+    others: dict[str, str]
     meta: dict[str, Any]
     sha256: str
     card: str
 
     def policy(self) -> Policy:
         """The compiled scorer."""
-        score = settled_score if self.seam == "eviction" else mlp_score
+        score = settled_score if self.decision == "eviction" else mlp_score
         doc: dict[str, Any] = {"checkpoint": str(self.folder), "sha256": self.sha256,
-                               "feature_hash": feature_hash(self.seam)}
+                               "feature_hash": feature_hash(self.decision)}
         figures = self.meta.get("figures")
         accuracy = figures.get("pair_accuracy") if isinstance(figures, dict) else None
-        if self.seam == "eviction" and isinstance(accuracy, int | float) and 0 < accuracy < 1:
+        if self.decision == "eviction" and isinstance(accuracy, int | float) and 0 < accuracy < 1:
             doc["pair_error"] = 1.0 - accuracy  # on held-out decisions: what drift is measured against
-        return Policy(self.seam, "learned", score, pack(self.layers, self.mean, self.std),
+        return Policy(self.decision, "learned", score, pack(self.layers, self.mean, self.std),
                       scratch=scratch_size(self.layers), doc=doc)
 
     def policies(self) -> PolicySet:
-        """The scorer with its companions on the other seams."""
-        specs = {seam: _resolve(spec, self.folder) for seam, spec in self.companions.items()}
-        return PolicySet(**{seam: self.policy() if seam == self.seam else make(seam, specs[seam]) for seam in SEAMS})
+        """Return the scorer with the policies that it names for the other decisions."""
+        specs = {decision: _resolve(spec, self.folder) for decision, spec in self.others.items()}
+        return PolicySet(**{decision: self.policy() if decision == self.decision else make(decision, specs[decision]) for decision in DECISIONS})
 
 
 def _resolve(spec: str, folder: Path) -> str:
@@ -82,28 +82,28 @@ def _resolve(spec: str, folder: Path) -> str:
     return f"learned:{folder / rest}" if name == "learned" else spec
 
 
-def save_checkpoint(folder: str | Path, seam: str, layers: Sequence[tuple[NDArray, NDArray]], mean: NDArray,
-                    std: NDArray, card: str, meta: Mapping[str, Any], companions: Mapping[str, str]) -> Path:
+def save_checkpoint(folder: str | Path, decision: str, layers: Sequence[tuple[NDArray, NDArray]], mean: NDArray,
+                    std: NDArray, card: str, meta: Mapping[str, Any], others: Mapping[str, str]) -> Path:
     """Write a checkpoint folder, whole or not at all; an older checkpoint of that name is replaced.
 
     layers: (W, b) each, W (outputs, inputs) as `torch.nn.Linear` keeps it; mean, std: (F,) of the training rows.
-    Raises `UserError` for a network that `load_checkpoint` would refuse, a bad companion spec, or a folder in the way.
+    Raises `UserError` for a network that `load_checkpoint` would refuse, a bad spec, or a folder in the way.
     """
     folder = Path(folder)
     tensors = {"mean": np.ascontiguousarray(mean, np.float64), "std": np.ascontiguousarray(std, np.float64)}
     for i, (w, b) in enumerate(layers):
         tensors[f"{i}.weight"] = np.ascontiguousarray(w, np.float32)
         tensors[f"{i}.bias"] = np.ascontiguousarray(b, np.float32)
-    features = _features(folder, seam)
+    features = _features(folder, decision)
     sizes = check_network(folder, tensors, len(features))
-    _check_companions(folder, seam, companions)
-    for other, spec in companions.items():
-        if not spec.startswith("learned:"):  # a learned companion may be written later
-            make(cast(Seam, other), spec)
+    _check_others(folder, decision, others)
+    for other, spec in others.items():
+        if not spec.startswith("learned:"):  # a learned one may be written later
+            make(cast(Decision, other), spec)
     weights = to_safetensors(tensors)
-    manifest = {"format": FORMAT, "version": VERSION, "seam": seam, "features": list(features),
-                "feature_hash": feature_hash(seam), "sizes": sizes, "sha256": hashlib.sha256(weights).hexdigest(),
-                "companions": dict(companions), "meta": dict(meta)}
+    manifest = {"format": FORMAT, "version": VERSION, "seam": decision, "features": list(features),
+                "feature_hash": feature_hash(decision), "sizes": sizes, "sha256": hashlib.sha256(weights).hexdigest(),
+                "companions": dict(others), "meta": dict(meta)}
     try:
         text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as e:
@@ -148,71 +148,71 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
             raise UserError(folder, f"holds no {name}", f"a checkpoint is a folder with {WEIGHTS}, {MANIFEST}, {CARD}")
     where = folder / MANIFEST
     manifest = read_json(where)
-    seam = manifest["seam"]
-    features = _features(where, seam)
+    decision = manifest["seam"]
+    features = _features(where, decision)
     if tuple(manifest["features"]) != features:
         differing = sorted(set(manifest["features"]) ^ set(features))
         raise UserError(where, f"was trained on other features ({', '.join(differing) or 'in another order'})",
                         "retrain it, or use the release that wrote it")
-    if not same_hash(manifest["feature_hash"], feature_hash(seam)):
+    if not same_hash(manifest["feature_hash"], feature_hash(decision)):
         raise UserError(where, "was trained on features that are computed otherwise (feature_hash differs)",
                         "retrain it, or use the release that wrote it")
-    _check_companions(where, seam, manifest["companions"])
+    _check_others(where, decision, manifest["companions"])
     tensors = read_tensors(folder / WEIGHTS, manifest["sha256"])
     sizes = check_network(folder / WEIGHTS, tensors, len(features))
     if manifest["sizes"] != sizes:
         raise UserError(where, f"says sizes {manifest['sizes']}, the weights have {sizes}", "copy the checkpoint again")
     layers = [(tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(len(sizes) - 1)]
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace")
-    return Checkpoint(folder, seam, layers, tensors["mean"], tensors["std"], manifest["companions"], manifest["meta"],
+    return Checkpoint(folder, decision, layers, tensors["mean"], tensors["std"], manifest["companions"], manifest["meta"],
                       manifest["sha256"], card)
 
 
-def load_parts(folder: str | Path) -> dict[Seam, Checkpoint]:
-    """The checkpoints in a folder by seam: the one that it is, or several, each in a sub-folder named after its seam
+def load_parts(folder: str | Path) -> dict[Decision, Checkpoint]:
+    """The checkpoints in a folder by decision: the one that it is, or several, each in a sub-folder named after its decision
     (`FOLDER/admission`, ...). Raises `UserError` as `load_checkpoint` does, and for a sub-folder that holds another
-    seam than its name says."""
+    decision than its name says."""
     folder = Path(folder)
-    parts = [seam for seam in SEAMS if (folder / seam / MANIFEST).is_file()]
+    parts = [decision for decision in DECISIONS if (folder / decision / MANIFEST).is_file()]
     if (folder / MANIFEST).is_file() or not parts:
         one = load_checkpoint(folder)
-        return {one.seam: one}
-    return {seam: _load_as(folder / seam, seam) for seam in parts}
+        return {one.decision: one}
+    return {decision: _load_as(folder / decision, decision) for decision in parts}
 
 
 def load_set(folder: str | Path) -> PolicySet:
-    """The policies in a folder, see `load_parts`; seams without one are filled by what the first names beside it."""
+    """The policies in a folder, see `load_parts`; decisions without one are filled by what the first names beside it."""
     parts = load_parts(folder)
     rest = next(iter(parts.values())).policies()
-    return PolicySet(**{seam: parts[seam].policy() if seam in parts else getattr(rest, seam) for seam in SEAMS})
+    return PolicySet(**{decision: parts[decision].policy() if decision in parts else getattr(rest, decision) for decision in DECISIONS})
 
 
-def digest(parts: Mapping[Seam, Checkpoint]) -> str:
+def digest(parts: Mapping[Decision, Checkpoint]) -> str:
     """SHA-256 that stands for the weights of `load_parts`: of the one file, or of all their digests in turn."""
     each = [c.sha256 for c in parts.values()]
     return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
 
-def load_policy(folder: str, seam: Seam) -> Policy:
-    """The policy in a checkpoint, which must be one of `seam`."""
-    return _load_as(folder, seam).policy()
+def load_policy(folder: str, decision: Decision) -> Policy:
+    """The policy in a checkpoint, which must be one of `decision`."""
+    return _load_as(folder, decision).policy()
 
 
-def _load_as(folder: str | Path, seam: Seam) -> Checkpoint:
+def _load_as(folder: str | Path, decision: Decision) -> Checkpoint:
     checkpoint = load_checkpoint(folder)
-    if checkpoint.seam != seam:
-        raise UserError(folder, f"is a checkpoint of {checkpoint.seam}, not of {seam}",
-                        f"name it under {checkpoint.seam}, or a checkpoint of {seam} here")
+    if checkpoint.decision != decision:
+        raise UserError(folder, f"is a checkpoint of {checkpoint.decision}, not of {decision}",
+                        f"name it under {checkpoint.decision}, or a checkpoint of {decision} here")
     return checkpoint
 
 
-def _features(where: Path, seam: Any) -> tuple[str, ...]:
-    if seam not in LEARNED_FEATURES:
-        raise UserError(where, f"seam is {seam!r}, which cannot be learned", "use " + " or ".join(LEARNED_FEATURES))
-    return LEARNED_FEATURES[seam]
+def _features(where: Path, decision: Any) -> tuple[str, ...]:
+    if decision not in LEARNED_FEATURES:
+        raise UserError(where, f"decision is {decision!r}, which cannot be learned", "use " + " or ".join(LEARNED_FEATURES))
+    return LEARNED_FEATURES[decision]
 
 
-def _check_companions(where: Path, seam: str, companions: Mapping[str, Any]) -> None:
-    want = [s for s in SEAMS if s != seam]
-    if sorted(companions) != sorted(want) or not all(isinstance(v, str) for v in companions.values()):
-        raise UserError(where, f"companions are {dict(companions)!r}", f"name one policy each for {', '.join(want)}")
+def _check_others(where: Path, decision: str, others: Mapping[str, Any]) -> None:
+    want = [s for s in DECISIONS if s != decision]
+    if sorted(others) != sorted(want) or not all(isinstance(v, str) for v in others.values()):
+        raise UserError(where, f"policies for the other decisions are {dict(others)!r}", f"name one policy each for {', '.join(want)}")

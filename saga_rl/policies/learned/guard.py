@@ -37,9 +37,9 @@ class Guard:
         for p in (policy, fallback, heuristic):
             if p.oracle:
                 raise UserError(f"policy {p.name!r}", "needs to know the future", "serve an online policy")
-            if policy.seam != p.seam:
-                raise UserError(f"policy {policy.name!r}", f"is of {policy.seam}, its fallback of {p.seam}",
-                                "name two policies of one seam")
+            if policy.decision != p.decision:
+                raise UserError(f"policy {policy.name!r}", f"is of {policy.decision}, its fallback of {p.decision}",
+                                "name two policies of one decision")
         if not budget_s > 0:
             raise UserError("budget_s", f"is {budget_s}", "give a decision more than 0 seconds")
         self.policy, self.fallback, self.heuristic, self.budget_s = policy, fallback, heuristic, budget_s
@@ -55,7 +55,7 @@ class Guard:
             row_scorer(p.score) for p in (policy, fallback, heuristic))
         for p, score in ((policy, self._score), (fallback, self._fallback_score), (heuristic, self._heuristic_score)):
             # a policy's first call links its code, which no decision should pay for
-            score(np.zeros((1, COLUMNS[p.seam])), 0, 1, p.params, self._scratch, self._out)
+            score(np.zeros((1, COLUMNS[p.decision])), 0, 1, p.params, self._scratch, self._out)
 
     def scores(self, rows: NDArray[np.float64], n: int) -> NDArray[np.float64]:
         """(n,) scores of rows[:n]; rows: (>= n, features) float64, C order. The result is reused by the next call."""
@@ -84,5 +84,5 @@ class Guard:
         now = self._clock()
         if now - self._logged.get(cause, -np.inf) >= LOG_EVERY_S:
             self._logged[cause] = now
-            log.error("%s policy %r: %s; %r decides instead (%d of %d decisions so far)", self.policy.seam,
+            log.error("%s policy %r: %s; %r decides instead (%d of %d decisions so far)", self.policy.decision,
                       self.policy.name, cause, instead.name, self.fallbacks[cause], self.decisions)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from saga_rl.errors import UserError
-from saga_rl.policies.base import SEAMS, PolicySet
+from saga_rl.policies.base import DECISIONS, PolicySet
 from saga_rl.policies.constraints import Constraints
 from saga_rl.policies.presets import PRESETS
 from saga_rl.runtime.config.settings import STOCK, policies_of
@@ -32,12 +32,12 @@ def read_spec(given: Any) -> Spec:
     if not isinstance(given, Mapping) or not given or not all(
             isinstance(k, str) and isinstance(v, str) for k, v in given.items()):
         raise UserError("policy", f"is {str(given)[:80]!r}",
-                        'give a name, a checkpoint\'s folder, or specs by seam such as {"eviction": "lru"}')
+                        'give a name, a checkpoint\'s folder, or specs by decision such as {"eviction": "lru"}')
     out = {}
-    for seam, spec in given.items():
+    for decision, spec in given.items():
         _length(spec)
         name, colon, rest = spec.partition(":")
-        out[seam] = f"{name}:{_path(rest)}" if name == "learned" and colon else spec
+        out[decision] = f"{name}:{_path(rest)}" if name == "learned" and colon else spec
     return out
 
 
@@ -68,9 +68,9 @@ def load(spec: Spec) -> PolicySet:
 
 
 def hashes(policies: PolicySet) -> dict[str, str]:
-    """SHA-256 of the weights by seam, for seams that are learned."""
-    found = {seam: getattr(policies, seam).doc.get("sha256") for seam in SEAMS}
-    return {seam: str(sha) for seam, sha in found.items() if sha}
+    """SHA-256 of the weights by decision, for decisions that are learned."""
+    found = {decision: getattr(policies, decision).doc.get("sha256") for decision in DECISIONS}
+    return {decision: str(sha) for decision, sha in found.items() if sha}
 
 
 def described(scheduler: Any) -> dict[str, Any]:

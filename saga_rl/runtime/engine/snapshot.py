@@ -18,7 +18,7 @@ from saga_rl.runtime.sessions.tracker import W
 def snapshot(s: EngineView) -> dict[str, Any]:
     """Counters and mean times (`Metrics.snapshot`), and
 
-    - `policy`, `policies/SEAM`: what is in force; `requests/running|waiting`
+    - `policy`, `policies/DECISION`: what is in force; `requests/running|waiting`
     - `kv/running|live|waiting|ended|empty`, `kv/blocks`: blocks, by who holds them: a running request; nobody now, but
       a chain that may return, whose request waits, or that ended; nothing in them
     - `tenant/NAME/afs|service|kv`: Agent Fair Share now, tokens of service, blocks (running and evictable)
@@ -27,7 +27,7 @@ def snapshot(s: EngineView) -> dict[str, Any]:
     Call it from the thread that schedules.
     """
     out = {**s.metrics.snapshot(), "policy": s.shown,
-           **{f"policies/{seam}": name for seam, name in s.policies.names().items()},
+           **{f"policies/{decision}": name for decision, name in s.policies.names().items()},
            "requests/running": len(s.running), "requests/waiting": len(s.waiting)}
     return {**out, **_blocks(s), **_tenants(s), **s.tracker.completion.as_dict()}
 

@@ -16,7 +16,7 @@ from numba.experimental import structref
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from saga_rl.policies.base import SEAMS, Policy, PolicySet
+from saga_rl.policies.base import DECISIONS, Policy, PolicySet
 from saga_rl.policies.state.tables import Tables
 from saga_rl.sim.cache.pool import Pool, Tree
 from saga_rl.sim.compiled.jit import compiled
@@ -109,7 +109,7 @@ class PolicyRef(structref.StructRefProxy):
 PARTS: dict[type, tuple[Any, Any]] = {
     Tree: (TreeRef, TreeType), Pool: (PoolRef, PoolType), Tables: (TablesRef, TablesType), Plan: (PlanRef, PlanType),
     Run: (RunRef, RunType), Heap: (HeapRef, HeapType), Work: (WorkRef, WorkType)}
-POLICIES = tuple(f"{seam}_{what}" for seam in ("place", "order", "admit", "evict")
+POLICIES = tuple(f"{decision}_{what}" for decision in ("place", "order", "admit", "evict")
                  for what in ("score", "params", "scratch"))
 """Fields by which compiled code finds the policies in a world: `world.order_score(row, world.order_params,
 world.order_scratch)`."""
@@ -192,16 +192,16 @@ class Crew(NamedTuple):
     """It frees a chain when its TTL runs out."""
     policies: PolicySet
     scratch: dict[str, NDArray[np.float64]]
-    """By seam: the work space of its score."""
+    """By decision: the work space of its score."""
 
 
 def crew_of(policies: PolicySet) -> Crew:
     """Make scratch and refs for `policies`."""
     scratch: dict[str, NDArray[np.float64]] = {
-        seam: np.zeros(max(getattr(policies, seam).scratch, 1)) for seam in SEAMS}
+        decision: np.zeros(max(getattr(policies, decision).scratch, 1)) for decision in DECISIONS}
 
     def ref(policy: Policy) -> Any:
-        args = (policy.score, policy.params, scratch[policy.seam])
+        args = (policy.score, policy.params, scratch[policy.decision])
         return compiled(_policy_ref, args, (0,))(*args)
 
     order = (policies.placement, policies.ordering, policies.admission, policies.eviction)

@@ -38,7 +38,7 @@ def code() -> str:
 
 
 def weights(spec: Spec) -> dict[str, str]:
-    """Digests of every checkpoint that an arm or a list of evictions names, and of their learned companions."""
+    """Digests of every checkpoint that an arm or a list of evictions names, and of of the learned ones that they name."""
     from saga_rl.policies.learned.checkpoint import load_parts
 
     todo = [str(x) for x in (*spec.get("arm", {}).values(), *spec.get("evictions", ()))]
@@ -51,7 +51,7 @@ def weights(spec: Spec) -> dict[str, str]:
             key = str(Path(part.folder).resolve())
             if key not in found:
                 found[key] = sha256(Path(part.folder) / "policy.json")
-                todo += [str(Path(part.folder) / c.removeprefix("learned:")) for c in part.companions.values()
+                todo += [str(Path(part.folder) / c.removeprefix("learned:")) for c in part.others.values()
                          if c.startswith("learned:")]
     return dict(sorted(found.items()))
 

@@ -74,9 +74,9 @@ def transfer(b: Bench) -> list[Figure]:
     if not b.s.transfer:
         return []
     folders = [f for f in (*b.s.transfer, b.s.eviction, b.s.joint, b.s.hidden) if f and Path(f).is_dir()]
-    seams = {f: set(load_parts(f)) for f in dict.fromkeys(folders)}
+    decisions = {f: set(load_parts(f)) for f in dict.fromkeys(folders)}
     out = []
-    evicting = [f for f, found in seams.items() if "eviction" in found]
+    evicting = [f for f, found in decisions.items() if "eviction" in found]
     names = b.s.named(*MADE, *b.s.recorded)
     if evicting and names:
         specs = [f"learned:{load_parts(f)['eviction'].folder}" for f in evicting]
@@ -84,7 +84,7 @@ def transfer(b: Bench) -> list[Figure]:
         out += [paired("transfer", f"{Path(f).name} on {n}: computed again / Belady", [_again(runs[n], spec)],
                        [_belady(runs[n])], [_pressed(runs[n])])
                 for f, spec in zip(evicting, specs, strict=True) for n in names]
-    others = [f for f, found in seams.items() if found - {"eviction"}]
+    others = [f for f, found in decisions.items() if found - {"eviction"}]
     places = [Place(n, workers=b.s.workers, hidden=True) for n in b.s.named(*MADE) if n in DEFINED]
     if others and places:
         arms = with_infinite(base=dict(PRESETS["saga+"])) | {f: {"set": f} for f in others}

@@ -56,7 +56,7 @@ class Settings:
     eviction: str
     placement: str
     joint: str
-    """Folder of the admission checkpoint (its companions name the rest), or a preset."""
+    """Folder of the admission checkpoint (it names the rest), or a preset."""
     hidden: str = ""
     """The same, for places where nobody announces ends; empty: `joint`."""
     transfer: tuple[str, ...] = ()
@@ -110,10 +110,10 @@ def check(s: Settings) -> None:
     for row in s.rows:
         if row not in ROWS:
             raise unknown_name("row", row, ROWS)
-    for seam, spec, text in (("eviction", s.eviction_spec(), s.eviction), ("placement", s.placement_spec(),
+    for decision, spec, text in (("eviction", s.eviction_spec(), s.eviction), ("placement", s.placement_spec(),
                                                                          s.placement)):
         if text:
-            make(seam, spec)  # type: ignore[arg-type]
+            make(decision, spec)  # type: ignore[arg-type]
     if s.joint:
         policies_of(s.joint_arm())
         policies_of(s.joint_arm(hidden=True))

@@ -15,12 +15,12 @@ SERVED = {
 }
 
 
-def learner_card(name: str, seam: str, meta: Mapping[str, Any], features: Sequence[str],
-                 companions: Mapping[str, str]) -> str:
+def learner_card(name: str, decision: str, meta: Mapping[str, Any], features: Sequence[str],
+                 others: Mapping[str, str]) -> str:
     """The card in Markdown; `meta` as `saga_rl.learn.offline.from_datasets.save` makes it."""
     source, config = meta["source"], meta["config"]
     options = ", ".join(f"{k} {v}" for k, v in config["options"].items())
-    lines = [f"# {name}", "", f"A learned {seam} policy: {SERVED[seam]}.", "", "## Training",
+    lines = [f"# {name}", "", f"A learned {decision} policy: {SERVED[decision]}.", "", "## Training",
              f"- command: `{command(source['argv'])}`",
              f"- commit {source['commit']}, version {source['version']}, seed {source['seed']}",
              f"- algorithm: {meta['algorithm']}" + (f"; {options}" if options else ""),
@@ -33,10 +33,10 @@ def learner_card(name: str, seam: str, meta: Mapping[str, Any], features: Sequen
               "`training/evaluate.py`.", ""]
     lines += ["## What it reads",
               f"{len(features)} features a row, simulator and vLLM alike: {', '.join(features)}.", "",
-              "## What runs beside it", *(f"- {other}: `{spec}`" for other, spec in companions.items()), ""]
+              "## What runs beside it", *(f"- {other}: `{spec}`" for other, spec in others.items()), ""]
     lines += ["## Limits", "- It saw simulated decisions only, on the traces named above.",
-              f"- It decides {seam} and overrides no constraint; the other decisions are its companions'.",
+              f"- It decides {decision} and overrides no constraint; the other decisions have policies of their own.",
               "- It is refused where the feature code differs from the one it was trained on."]
-    if seam == "ordering":
+    if decision == "ordering":
         lines.append("- It says who goes first, not that nobody should: a row for holding was scored in training only.")
     return "\n".join([*lines, ""])
