@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from saga_rl.aeg.generators import generate, generator_names
-from saga_rl.aeg.importers import import_trace, importer_names
-from saga_rl.aeg.io import read_trace, write_trace
-from saga_rl.aeg.scale import scale_lengths
-from saga_rl.aeg.split import split
-from saga_rl.aeg.stats import stats
-from saga_rl.aeg.trace import Trace
-from saga_rl.aeg.validate import check_fits
 from saga_rl.errors import UserError
 from saga_rl.files import write_json
+
+if TYPE_CHECKING:
+    from saga_rl.aeg.trace import Trace
 
 app = typer.Typer(no_args_is_help=True, help="Make, import, check, look at and split traces of AI agents' LLM calls.")
 OUT = typer.Option(..., "--out", "-o", help="The trace file to write (Parquet).")
@@ -31,6 +26,8 @@ def _say(text: str) -> None:
 
 
 def _written(trace: Trace, out: Path) -> None:
+    from saga_rl.aeg.io import write_trace
+
     write_trace(trace, out)
     _say(f"{out}: {trace.n_sessions:,} sessions, {trace.n_steps:,} steps, "
          f"{int(trace.steps.prompt_tokens.sum()):,} prompt tokens")
@@ -38,7 +35,7 @@ def _written(trace: Trace, out: Path) -> None:
 
 @app.command("generate")
 def generate_command(
-    name: str = typer.Argument(..., help="Workload: " + ", ".join(generator_names()) + "."),
+    name: str = typer.Argument(..., help="Workload: burstgpt, coding, hetero, shift, swe-bench, webarena."),
     out: Path = OUT,
     seed: int = SEED,
     sessions: int | None = typer.Option(None, help="Sessions; the workload's own number unless given."),
@@ -53,6 +50,8 @@ def generate_command(
 ) -> None:
     """Write a synthetic workload: with the figures of the SAGA paper, of kinds of agents that end in different ways
     (hetero), of coding agents with sub-agents (coding), or of mixes that change (shift)."""
+    from saga_rl.aeg.generators import generate
+
     own = {k: v for k, v in {"period_s": period_s, "phases": phases,
                             "unattended_share": unattended_share}.items() if v is not None}
     _written(generate(name, seed, sessions=sessions, rate_per_min=rate_per_min, max_context=max_context,
@@ -61,7 +60,7 @@ def generate_command(
 
 @app.command("import")
 def import_command(
-    fmt: str = typer.Argument(..., metavar="FORMAT", help="Format: " + ", ".join(importer_names()) + "."),
+    fmt: str = typer.Argument(..., metavar="FORMAT", help="Format: claude-code, jsonl, katas, mooncake, weka."),
     path: Path = typer.Argument(..., help="File (for claude-code also a folder) to read; .gz is read as it is."),
     out: Path = OUT,
     rate_per_min: float | None = typer.Option(
@@ -72,8 +71,11 @@ def import_command(
     tenant: str | None = typer.Option(None, help="claude-code: the tenant to file the sessions under (default)."),
 ) -> None:
     """Turn recorded traffic into a trace. What is left out is counted and printed."""
+    from saga_rl.aeg.importers import import_trace
+
+    err = Console(stderr=True)
     bar = Progress(TextColumn("importing"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
-                   console=Console(stderr=True), transient=True)
+                   console=err, transient=True, disable=not err.is_terminal)  # in a log it would leave an empty line
     task = bar.add_task("importing", total=None)
     with bar:
         trace = import_trace(fmt, path, rate_per_min=rate_per_min, seed=seed, limit=limit, tenant=tenant,
@@ -91,6 +93,9 @@ def stats_command(
     json_out: Path | None = typer.Option(None, "--json", help="Also write the figures to this file."),
 ) -> None:
     """Print what a trace holds: counts, quantiles, gaps by tool, and the share of prompts that a cache could serve."""
+    from saga_rl.aeg.io import read_trace
+    from saga_rl.aeg.stats import stats
+
     figures = stats(read_trace(file))
     if json_out is not None:
         write_json(json_out, figures)
@@ -126,6 +131,9 @@ def validate_command(
     kv_tokens: int | None = typer.Option(None, min=1, help="Also check that every step fits a KV pool of this many."),
 ) -> None:
     """Check a trace; the first problem is named with session, step and field, and the exit status is 2."""
+    from saga_rl.aeg.io import read_trace
+    from saga_rl.aeg.validate import check_fits
+
     trace = read_trace(file)
     try:
         check_fits(trace, model_len, kv_tokens)
@@ -142,6 +150,9 @@ def split_command(
     seed: int = SEED,
 ) -> None:
     """Split by group of sessions, so that no part has seen another's content."""
+    from saga_rl.aeg.io import read_trace
+    from saga_rl.aeg.split import split
+
     parts = split(read_trace(file), _fractions(fractions), seed)
     if not out.is_dir():
         if out.exists() or not out.parent.is_dir():
@@ -175,6 +186,9 @@ def scale_command(
     time_factor: float = typer.Option(1.0, help="Every time is multiplied by this."),
 ) -> None:
     """Scale lengths (and times) so that long sessions fit a small model; nothing is cut off."""
+    from saga_rl.aeg.io import read_trace
+    from saga_rl.aeg.scale import scale_lengths
+
     _written(scale_lengths(read_trace(file), factor, max_context, time_factor), out)
 
 
