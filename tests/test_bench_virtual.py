@@ -95,9 +95,10 @@ def test_our_scheduler_with_vllms_rules_serves_as_vllms_own_does():
     config = virtual.VirtualConfig(SimConfig(workers=1, kv_tokens=POOL, profile=load_profile(PROFILE), population=6,
                                              end_hint=False))
     stock, ours = virtual.play(trace, config, None), virtual.play(trace, config, preset("lru"))
-    assert stock.counts["preemptions"] == ours.counts["preemptions"]
+    assert ours.counts["evicted/idle"] > 0  # or nothing would be shown
+    assert stock.counts["iterations"] == ours.counts["iterations"]
     np.testing.assert_array_equal(stock.steps["cached_tokens"], ours.steps["cached_tokens"])
-    np.testing.assert_allclose(stock.steps["done_s"], ours.steps["done_s"], rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(stock.steps["done_s"], ours.steps["done_s"])
 
 
 def test_the_balance_is_vllms_and_spreads_a_burst():
