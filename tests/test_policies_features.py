@@ -15,16 +15,17 @@ from saga_rl.policies.state import chains as ch
 from saga_rl.policies.state import tables as tb
 from saga_rl.source_hash import code_hash
 
-PREFIX = {"eviction": "E_", "placement": "P_", "ordering": "O_", "admission": "A_"}
+PLACES = {"eviction": F.EV, "placement": F.PL, "ordering": F.OD, "admission": F.AD}
 
 
 @pytest.mark.parametrize("decision", COLUMNS)
 def test_every_column_has_one_index(decision):
-    at = {k: v for k, v in vars(F).items() if k.startswith(PREFIX[decision])}
-    names = [n for n in COLUMNS[decision] if n.partition("_")[2] not in set("1234567") or n[:4] not in ("mine", "here")]
-    assert len(at) == len(names)  # what is remembered has an index for its first column only
-    assert [COLUMNS[decision][v] for v in sorted(at.values())] == names
-    assert F.COLUMNS[decision] == len(COLUMNS[decision])
+    """By hand, in the order in which they are declared: what is remembered has an index for its first column only."""
+    at, names = {k: v for k, v in vars(PLACES[decision]).items() if not k.startswith("_")}, COLUMNS[decision]
+    assert [names[v] for v in at.values()] == [k if k not in ("mine", "here") else f"{k}_0" for k in at]
+    wide = {"mine": 4, "here": 8}
+    assert F.COLUMNS[decision] == len(names) == sum(wide.get(k, 1) for k in at)
+    assert len(set(names)) == len(names)
 
 
 def test_learned_eviction_reads_neither_raw_columns_nor_the_future():

@@ -15,7 +15,7 @@ from saga_rl.sim.engine.worker import blocks_for, scheduled_tokens
 
 
 @njit(cache=True)
-def make_room(world, w, need, now, whole, tenant):
+def free_blocks_for(world, w, need, now, whole, tenant):
     """Evict until `need` blocks are free on worker w for a request of `tenant` (-1: of several, where there are no
     floors); the caller made sure that it can be done.
 

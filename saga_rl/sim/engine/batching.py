@@ -16,7 +16,7 @@ from saga_rl.sim.cache import evict as ev
 from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.cost.iteration import seconds
 from saga_rl.sim.engine import state as st
-from saga_rl.sim.engine.admit import blocks_wanted, fill_admission, lets_in, make_room, takeable
+from saga_rl.sim.engine.admit import blocks_wanted, fill_admission, free_blocks_for, lets_in, takeable
 from saga_rl.sim.engine.fast_forward import catch_up_others, seen
 from saga_rl.sim.engine.heap import push
 from saga_rl.sim.engine.live_sessions import finished, served
@@ -165,7 +165,7 @@ def schedule(world, w, now):
         if gone:
             break
         if need > 0 or (have + n) // block > have // block:
-            make_room(world, w, need, now, world.whole, tenant)
+            free_blocks_for(world, w, need, now, world.whole, tenant)
             held, copies = kv.grow(tree, pool, w, step, steps[step, st.HELD], have, have + n, block)
             steps[step, st.HELD] = held
             steps[step, st.COPIES] += copies
@@ -223,7 +223,7 @@ def schedule(world, w, now):
             ft.remember_admission(world.g, w, world.work.admit, float(cached), float(blocks_for(known, block)),
                                   world.admit_score, world.admit_params, world.admit_scratch)
         if link > 0:
-            make_room(world, w, need, now, world.whole, tenant)
+            free_blocks_for(world, w, need, now, world.whole, tenant)
             i[st.HELD], i[st.COPIES] = kv.grow(tree, pool, w, step, i[st.HELD], have, there * block, block)
             i[st.COMPUTED] = there * block
             wait_for_copy(world, w, step, link, need * block, ready)
@@ -232,7 +232,7 @@ def schedule(world, w, now):
             _begun(world, w, step, cached, known, now)
             continue
         i[st.HELD] = kv.pin(tree, pool, w, step, i[st.HELD], cached + own)
-        make_room(world, w, need - own, now, world.whole, tenant)
+        free_blocks_for(world, w, need - own, now, world.whole, tenant)
         i[st.HELD], copies = kv.grow(tree, pool, w, step, i[st.HELD], have, have + n, block)
         i[st.COPIES] += copies
         i[st.SCHEDULED] = n

@@ -22,7 +22,7 @@ from numba import njit
 from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.cost.iteration import ATTENTION, CONTEXT, KV, steady_seconds
 from saga_rl.sim.engine import state as st
-from saga_rl.sim.engine.admit import blocks_wanted, fill_admission, lets_in, make_room
+from saga_rl.sim.engine.admit import blocks_wanted, fill_admission, free_blocks_for, lets_in
 from saga_rl.sim.engine.heap import push
 from saga_rl.sim.engine.live_sessions import next_silence
 from saga_rl.sim.engine.waiting import charge, starves_from
@@ -220,7 +220,7 @@ def catch_up(world, w, now):
         if not at_once:  # held as a lump until it is known how far the run got
             for part in range(need + 1):  # request by request, as they would ask for room
                 size = 1 if part < need else more
-                make_room(world, w, size, t, False, -1)
+                free_blocks_for(world, w, size, t, False, -1)
                 counts[w, kv.FREE] -= size
                 counts[w, kv.PRIVATE] += size
                 lump += size
@@ -245,7 +245,7 @@ def catch_up(world, w, now):
     pool.n[w, kv.FREE] += lump
     pool.n[w, kv.PRIVATE] -= lump
     if taken > 0:
-        make_room(world, w, pool.n[w, kv.FREE] + taken, t, False, -1)
+        free_blocks_for(world, w, pool.n[w, kv.FREE] + taken, t, False, -1)
     run.wf[w, st.SEEN_S] = t
     run.count[st.ITERATIONS] += k + 1
     run.count[st.FORWARDED] += k + 1

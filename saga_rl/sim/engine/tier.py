@@ -24,7 +24,7 @@ from saga_rl.policies.state import tables as tb
 from saga_rl.sim.cache import evict as ev
 from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.engine import state as st
-from saga_rl.sim.engine.admit import make_room, takeable
+from saga_rl.sim.engine.admit import free_blocks_for, takeable
 from saga_rl.sim.engine.fast_forward import catch_up
 from saga_rl.sim.engine.heap import push
 from saga_rl.sim.engine.offloading import found
@@ -188,7 +188,7 @@ def prefetch(world, step, now):
     if want <= have or want - have > room:
         return
     held = kv.pin(tree, pool, w, step, 0, have)
-    make_room(world, w, want - have, now, False, tenant)
+    free_blocks_for(world, w, want - have, now, False, tenant)
     held, copies = kv.grow(tree, pool, w, step, held, have * block, want * block, block)
     tokens = (want - have) * block
     ready = max(now, run.wf[w, st.PCIE_FREE]) + tokens / world.real[st.PCIE_RATE]

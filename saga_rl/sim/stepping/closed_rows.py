@@ -20,15 +20,15 @@ KINDS = 3
 
 
 @njit(cache=True)
-def queue_of(state, b):
+def queue_of(vector, b):
     """What the slot's decision shows of a queue; rows are work space."""
-    return Queue(state.shown[b], state.place[b], state.key, state.order_rows, state.admit_rows)
+    return Queue(vector.shown[b], vector.place[b], vector.key, vector.order_rows, vector.admit_rows)
 
 
 @njit(cache=True)
-def victims_of(state, b):
+def victims_of(vector, b):
     """What it shows of a worker's idle blocks."""
-    return Victims(state.victims_at[b], state.victims_when[b], state.offer[b], state.victim_rows[b])
+    return Victims(vector.victims_at[b], vector.victims_when[b], vector.offer[b], vector.victim_rows[b])
 
 
 @njit(cache=True)
@@ -40,49 +40,49 @@ def _write(source, target, low, high):
 
 
 @njit(cache=True)
-def show(state, world, b, over, obs, mask):
+def show(vector, world, b, over, obs, mask):
     """Write the rows of the decision to which `_go` came last, none if the episode is over, and wipe those that are
     left of the one before."""
-    kind, mine, low, high = state.rules[cs.KIND], state.book[b], state.real[cs.LOW], state.real[cs.HIGH]
+    kind, mine, low, high = vector.rules[cs.KIND], vector.book[b], vector.real[cs.LOW], vector.real[cs.HIGH]
     if kind == cs.SCHEDULER:
-        _show_any(state, world, b, over, obs, mask)
+        _show_any(vector, world, b, over, obs, mask)
         return
     n, rows = 0, obs.shape[0]
     if not over:
-        n = rows if kind == cs.PLACEMENT else state.shown[b, OFFERED]
+        n = rows if kind == cs.PLACEMENT else vector.shown[b, OFFERED]
     for i in range(n):
         if kind == cs.PLACEMENT:
             _write(world.work.place[i], obs[i], low, high)
             continue
         if kind != cs.ORDER:
-            weigh(world, queue_of(state, b), i)
+            weigh(world, queue_of(vector, b), i)
         if kind == cs.ADMIT:
-            _write(state.admit_rows[i], obs[i], low, high)
+            _write(vector.admit_rows[i], obs[i], low, high)
         else:
-            _write(state.order_rows[i], obs[i, :WIDTH], low, high)
+            _write(vector.order_rows[i], obs[i, :WIDTH], low, high)
         if kind == cs.JOINT:
-            _write(state.admit_rows[i], obs[i, WIDTH:], low, high)
+            _write(vector.admit_rows[i], obs[i, WIDTH:], low, high)
     for i in range(n, mine[bk.ROWS]):
         obs[i] = 0.0
     mine[bk.ROWS] = n
     for i in range(rows):
         mask[i] = i < n or kind == cs.PLACEMENT
     if kind == cs.ADMIT or kind == cs.JOINT:
-        mask[rows - 1] = not over and state.shown[b, IDLE] == 0
+        mask[rows - 1] = not over and vector.shown[b, IDLE] == 0
 
 
 @njit(cache=True)
-def _show_any(state, world, b, over, obs, mask):
+def _show_any(vector, world, b, over, obs, mask):
     """`show` where decisions differ in kind: all of the observation is written."""
-    low, high, decision, rows = state.real[cs.LOW], state.real[cs.HIGH], state.book[b, bk.DECISION], obs.shape[0]
+    low, high, decision, rows = vector.real[cs.LOW], vector.real[cs.HIGH], vector.book[b, bk.DECISION], obs.shape[0]
     n = 0
     obs[:] = 0.0
     if not over:
-        n = world.limits[st.WORKERS] if decision == PLACE else state.shown[b, OFFERED]
-        n = state.victims_at[b, CANDIDATES_OFFERED] if decision == EVICT else n
+        n = world.limits[st.WORKERS] if decision == PLACE else vector.shown[b, OFFERED]
+        n = vector.victims_at[b, CANDIDATES_OFFERED] if decision == EVICT else n
     for i in range(rows):
         mask[i] = i < n
-    if decision == CHOOSE and not over and state.shown[b, IDLE] == 0:
+    if decision == CHOOSE and not over and vector.shown[b, IDLE] == 0:
         mask[rows - 1] = True
     for i in range(rows):
         if mask[i]:
@@ -92,8 +92,8 @@ def _show_any(state, world, b, over, obs, mask):
         if decision == PLACE:
             _write(world.work.place[i], row[:PLACEMENT_WIDTH], 0.0, high)
         elif decision == EVICT:
-            _write(state.victim_rows[b, state.offer[b, i]], row[:EVICTION_WIDTH], low, -low)
+            _write(vector.victim_rows[b, vector.offer[b, i]], row[:EVICTION_WIDTH], low, -low)
         else:
-            weigh(world, queue_of(state, b), i)
-            _write(state.order_rows[i], row[:WIDTH], low, -low)
-            _write(state.admit_rows[i], row[WIDTH:WIDTH + ADMISSION_WIDTH], low, -low)
+            weigh(world, queue_of(vector, b), i)
+            _write(vector.order_rows[i], row[:WIDTH], low, -low)
+            _write(vector.admit_rows[i], row[WIDTH:WIDTH + ADMISSION_WIDTH], low, -low)

@@ -120,21 +120,21 @@ def part_of(slots: Slots, first: int, stop: int) -> Slots:
 
 
 @uncounted
-class HallType(types.StructRef):
+class VectorType(types.StructRef):
     pass
 
 
-class HallRef(structref.StructRefProxy):
+class VectorRef(structref.StructRefProxy):
     """The slots and the worlds that are played: `worlds[b * episodes + e]` is episode e in the memory of slot b,
     `images[e]` what that memory holds when the episode begins (`world_memory`)."""
 
 
 BEFORE = ("run_on", "pause", "worlds", "images", "memory")
-structref.define_proxy(HallRef, HallType, [*BEFORE, *Slots._fields])
-_hall = by_name(HallRef, Slots._fields, "z", BEFORE)
+structref.define_proxy(VectorRef, VectorType, [*BEFORE, *Slots._fields])
+_vector = by_name(VectorRef, Slots._fields, "z", BEFORE)
 
 
-def hall_ref(run_on, pause, worlds, images, memory, slots):
+def vector_ref(run_on, pause, worlds, images, memory, slots):
     """Put everything under one pointer: Python hands a step two arguments instead of fifty. The caller keeps the
     arrays."""
-    return _hall(run_on, pause, worlds, images, unowned(memory), unowned(slots))
+    return _vector(run_on, pause, worlds, images, unowned(memory), unowned(slots))

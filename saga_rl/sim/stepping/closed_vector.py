@@ -39,87 +39,88 @@ PAUSES = {cs.PLACEMENT: PLACEMENTS, cs.ORDER: QUEUE, cs.ADMIT: QUEUE, cs.JOINT: 
 
 
 @njit(cache=True)
-def _go(state, world, b, chosen):
+def _go(vector, world, b, chosen):
     """Run on to the next pause; True if somebody has to choose there. Notes whose sessions ended."""
-    state = state.run_on(world, state.pause, chosen)
-    while state == EVICT and not take_on(world, victims_of(state, b), np.int64(-1), state.rules[cs.EVICT_BLOCKS]):
-        state = state.run_on(world, state.pause, np.int64(0))
-    state.book[b, bk.DECISION] = state
-    _note_ended(state, world, b)
-    state.shown[b] = 0
+    state = vector.run_on(world, vector.pause, chosen)
+    while state == EVICT and not take_on(world, victims_of(vector, b), np.int64(-1), vector.rules[cs.EVICT_BLOCKS]):
+        state = vector.run_on(world, vector.pause, np.int64(0))
+    vector.book[b, bk.DECISION] = state
+    _note_ended(vector, world, b)
+    vector.shown[b] = 0
     if state == ENDED:
         if world.heap.n[0] == 0 and world.run.left.sum() > 0:
             raise RuntimeError("the simulation stopped with steps undone: a request that fits was never served")
         return False
     if state == CHOOSE:
-        list_waiting(world, queue_of(state, b))
+        list_waiting(world, queue_of(vector, b))
     return True
 
 
 @njit(cache=True)
-def _note_ended(state, world, b):
-    run, mine, logs = world.run, state.book[b], state.logs
+def _note_ended(vector, world, b):
+    run, mine, logs = world.run, vector.book[b], vector.logs
     if run.count[st.SESSIONS_DONE] == mine[bk.DONE]:
         return
     for s in range(len(run.done_s)):
-        if state.seen[b, s] == 0 and np.isfinite(run.done_s[s]):
-            state.seen[b, s] = 1
+        if vector.seen[b, s] == 0 and np.isfinite(run.done_s[s]):
+            vector.seen[b, s] = 1
             mine[bk.DONE] += 1
             logs[0] += 1.0
             logs[int(logs[0])] = math.log(max(run.done_s[s] - run.begin_s[s], MIN_TCT_S))
-            state.live[b, cs.N_ENDED] += 1.0
-            state.live[b, cs.ENDED_S] += run.done_s[s] - state.live[b, cs.SINCE]
+            vector.live[b, cs.N_ENDED] += 1.0
+            vector.live[b, cs.ENDED_S] += run.done_s[s] - vector.live[b, cs.SINCE]
 
 
 @njit(cache=True)
-def _chosen(state, world, b, row):
+def _chosen(vector, world, b, row):
     """What the event loop is told for the action on this row."""
-    kind, decision = state.rules[cs.KIND], state.book[b, bk.DECISION]
+    kind, decision = vector.rules[cs.KIND], vector.book[b, bk.DECISION]
     if decision == PLACE:
         return row
     if decision == EVICT:
         return np.int64(0)
     if kind != cs.ORDER:
-        if row == state.obs.shape[1] - 1:
+        if row == vector.obs.shape[1] - 1:
             return HOLD
-    elif state.shown[b, IDLE] == 0:
-        weigh(world, queue_of(state, b), row)
-        if not lets_in(world, state.admit_rows[row]):
+    elif vector.shown[b, IDLE] == 0:
+        weigh(world, queue_of(vector, b), row)
+        if not lets_in(world, vector.admit_rows[row]):
             return HOLD
-    return state.place[b, row]
+    return vector.place[b, row]
 
 
 @njit(cache=True)
-def _advance(state, world, b, row):
+def _advance(vector, world, b, row):
     """Act on this row of the decision; False at the end."""
-    if state.book[b, bk.DECISION] == EVICT and take_on(world, victims_of(state, b), row, state.rules[cs.EVICT_BLOCKS]):
+    evicts = vector.book[b, bk.DECISION] == EVICT
+    if evicts and take_on(world, victims_of(vector, b), row, vector.rules[cs.EVICT_BLOCKS]):
         return True
-    return _go(state, world, b, _chosen(state, world, b, row))
+    return _go(vector, world, b, _chosen(vector, world, b, row))
 
 
 @njit(cache=True)
-def _forced(state, b):
+def _forced(vector, b):
     """Whether row 0 is all there is to choose."""
-    kind, one, idle = state.rules[cs.KIND], state.shown[b, OFFERED] == 1, state.shown[b, IDLE] == 1
+    kind, one, idle = vector.rules[cs.KIND], vector.shown[b, OFFERED] == 1, vector.shown[b, IDLE] == 1
     return (kind == cs.ORDER and one) or (kind == cs.ADMIT and idle) or (
         (kind == cs.JOINT or kind == cs.SCHEDULER) and one and idle)
 
 
 @njit(cache=True)
-def _play_on(state, world, b, row):
+def _play_on(vector, world, b, row):
     """Act on this row (-1: begin) and go on to the next moment with a choice; False at the end."""
-    more = _go(state, world, b, row) if row < 0 else _advance(state, world, b, row)
-    while more and _forced(state, b):
-        more = _advance(state, world, b, np.int64(0))
-    if state.rules[cs.KIND] == cs.SCHEDULER:
-        state.book[b, bk.UNASKED] = unasked(world)
+    more = _go(vector, world, b, row) if row < 0 else _advance(vector, world, b, row)
+    while more and _forced(vector, b):
+        more = _advance(vector, world, b, np.int64(0))
+    if vector.rules[cs.KIND] == cs.SCHEDULER:
+        vector.book[b, bk.UNASKED] = unasked(world)
     return more
 
 
 @njit(cache=True)
-def _lived(state, world, b):
+def _lived(vector, world, b):
     """Return the seconds that sessions lived since the last call, summed over them. They begin in their order."""
-    run, mine = world.run, state.live[b]
+    run, mine = world.run, vector.live[b]
     now, k = run.total[st.NOW], int(mine[cs.BEGUN])
     total = mine[cs.EARLIER] + mine[cs.ALIVE] * (now - mine[cs.SINCE])
     while k < len(run.begin_s) and np.isfinite(run.begin_s[k]):
@@ -132,23 +133,23 @@ def _lived(state, world, b):
 
 
 @njit(cache=True)
-def _settle(state, world, b):
+def _settle(vector, world, b):
     """The reward of what happened since the last call, see `env.rewards`; its costs go to `costs`."""
-    run, mine, costs, logs, n = world.run, state.book[b], state.costs[b], state.logs, int(state.logs[0])
-    total, ended, have = 0.0, state.ended[b], mine[bk.DONE] - n
+    run, mine, costs, logs, n = world.run, vector.book[b], vector.costs[b], vector.logs, int(vector.logs[0])
+    total, ended, have = 0.0, vector.ended[b], mine[bk.DONE] - n
     for k in range(n):
         total += logs[1 + k]
     tokens, gap = run.count[st.RECOMPUTED], run.total[st.SPREAD]
     costs[bk.LOG_TCT] = total
     costs[bk.RECOMPUTED_TOKENS] = float(tokens - mine[bk.TOKENS])
-    costs[bk.GAP_TOKENS] = gap - state.gap[b]
-    costs[bk.SESSION_S] = _lived(state, world, b)
-    by = state.rules[cs.REWARD]
+    costs[bk.GAP_TOKENS] = gap - vector.gap[b]
+    costs[bk.SESSION_S] = _lived(vector, world, b)
+    by = vector.rules[cs.REWARD]
     if by == cs.DENSE:
         reward = 0.0 - costs[bk.SESSION_S]
     else:
         reward = 0.0 - (costs[bk.RECOMPUTED_TOKENS] / TOKENS_UNIT if by == cs.BY_TOKENS else total)
-    if state.real[cs.P95_WEIGHT] > 0 and by == cs.BY_TCT and n > 0 and have >= P95_FROM:
+    if vector.real[cs.P95_WEIGHT] > 0 and by == cs.BY_TCT and n > 0 and have >= P95_FROM:
         place = (have - 1) * P95
         low = int(place)
         share = place - low
@@ -156,8 +157,8 @@ def _settle(state, world, b):
         late = 0.0
         for k in range(n):
             late += max(logs[1 + k] - p95, 0.0)
-        reward -= state.real[cs.P95_WEIGHT] * late
-    reward -= state.real[cs.FAIRNESS_WEIGHT] * costs[bk.GAP_TOKENS]
+        reward -= vector.real[cs.P95_WEIGHT] * late
+    reward -= vector.real[cs.FAIRNESS_WEIGHT] * costs[bk.GAP_TOKENS]
     for k in range(n):
         at = have + k
         while at > 0 and ended[at - 1] > logs[1 + k]:
@@ -165,74 +166,74 @@ def _settle(state, world, b):
             at -= 1
         ended[at] = logs[1 + k]
     logs[0] = 0.0
-    mine[bk.TOKENS], state.gap[b] = tokens, gap
+    mine[bk.TOKENS], vector.gap[b] = tokens, gap
     return reward
 
 
 @njit(cache=True)
-def _world(state, b):
-    return state.worlds[b * state.order.shape[1] + state.book[b, bk.EPISODE]]
+def _world(vector, b):
+    return vector.worlds[b * vector.order.shape[1] + vector.book[b, bk.EPISODE]]
 
 
 @njit(cache=True)
-def _begin(state, b):
+def _begin(vector, b):
     """The slot begins the next episode of its order and comes to its first decision."""
-    mine = state.book[b]
-    mine[bk.EPISODE] = state.order[b, mine[bk.PLAYED] % state.order.shape[1]]
+    mine = vector.book[b]
+    mine[bk.EPISODE] = vector.order[b, mine[bk.PLAYED] % vector.order.shape[1]]
     mine[bk.PLAYED] += 1
-    image = state.images[mine[bk.EPISODE]]
-    state.memory[b, :len(image)] = image
+    image = vector.images[mine[bk.EPISODE]]
+    vector.memory[b, :len(image)] = image
     mine[bk.DECISIONS], mine[bk.INVALID], mine[bk.TOKENS], mine[bk.DONE] = 0, 0, 0, 0
-    state.gap[b], state.logs[0], state.victims_when[b, 0] = 0.0, 0.0, np.nan
-    state.seen[b] = 0
-    state.live[b] = 0.0
-    world = _world(state, b)
-    mine[bk.OVER] = not _play_on(state, world, b, np.int64(-1))
-    _settle(state, world, b)  # what came before the first decision is nobody's doing,
-    state.live[b, cs.EARLIER] = state.costs[b, bk.SESSION_S]  # but this is told, so that the sum is of whole times
+    vector.gap[b], vector.logs[0], vector.victims_when[b, 0] = 0.0, 0.0, np.nan
+    vector.seen[b] = 0
+    vector.live[b] = 0.0
+    world = _world(vector, b)
+    mine[bk.OVER] = not _play_on(vector, world, b, np.int64(-1))
+    _settle(vector, world, b)  # what came before the first decision is nobody's doing,
+    vector.live[b, cs.EARLIER] = vector.costs[b, bk.SESSION_S]  # but this is told, so that the sum is of whole times
 
 
-def _step(state, actions, what):
+def _step(vector, actions, what):
     """Each slot, as `what` says, takes its action and plays on to its next decision, or begins an episode, or is left
     alone; then it writes what it sees."""
-    mode, limit = state.rules[bk.MODE], state.rules[bk.MAX_DECISIONS]
+    mode, limit = vector.rules[bk.MODE], vector.rules[bk.MAX_DECISIONS]
     for b in range(len(actions)):
         if what[b] == bk.LEAVE:
             continue
-        mine = state.book[b]
+        mine = vector.book[b]
         if what[b] == bk.LOOK:
             if mine[bk.DECISION] == CHOOSE:
-                list_waiting(_world(state, b), queue_of(state, b))
-            show(state, _world(state, b), b, mine[bk.DECISION] == ENDED, state.obs[b], state.mask[b])
+                list_waiting(_world(vector, b), queue_of(vector, b))
+            show(vector, _world(vector, b), b, mine[bk.DECISION] == ENDED, vector.obs[b], vector.mask[b])
             continue
-        state.reward[b] = 0.0
-        state.terminated[b] = state.truncated[b] = False
+        vector.reward[b] = 0.0
+        vector.terminated[b] = vector.truncated[b] = False
         if what[b] == bk.BEGIN or mine[bk.OVER] == 1:
-            _begin(state, b)
-            show(state, _world(state, b), b, mine[bk.OVER] == 1, state.obs[b], state.mask[b])
+            _begin(vector, b)
+            show(vector, _world(vector, b), b, mine[bk.OVER] == 1, vector.obs[b], vector.mask[b])
             continue
-        action, world = actions[b], _world(state, b)
-        if not (0 <= action < state.mask.shape[1] and state.mask[b, action]):
+        action, world = actions[b], _world(vector, b)
+        if not (0 <= action < vector.mask.shape[1] and vector.mask[b, action]):
             action = np.int64(0)
             mine[bk.INVALID] += 1
-        over = not _play_on(state, world, b, action)
+        over = not _play_on(vector, world, b, action)
         mine[bk.DECISIONS] += 1
-        state.reward[b] = _settle(state, world, b)
-        state.terminated[b] = over
-        state.truncated[b] = not over and 0 < limit <= mine[bk.DECISIONS]
-        if over or state.truncated[b]:
+        vector.reward[b] = _settle(vector, world, b)
+        vector.terminated[b] = over
+        vector.truncated[b] = not over and 0 < limit <= mine[bk.DECISIONS]
+        if over or vector.truncated[b]:
             if mode == bk.SAME_STEP:
                 before, mine[bk.ROWS] = mine[bk.ROWS], 0
-                state.final_obs[b] = 0.0
-                show(state, world, b, over, state.final_obs[b], state.final_mask[b])
-                state.final_book[b] = mine
-                state.final_costs[b] = state.costs[b]
+                vector.final_obs[b] = 0.0
+                show(vector, world, b, over, vector.final_obs[b], vector.final_mask[b])
+                vector.final_book[b] = mine
+                vector.final_costs[b] = vector.costs[b]
                 mine[bk.ROWS] = before
-                _begin(state, b)
-                world, over = _world(state, b), mine[bk.OVER] == 1
+                _begin(vector, b)
+                world, over = _world(vector, b), mine[bk.OVER] == 1
             else:
                 mine[bk.OVER] = 1
-        show(state, world, b, over, state.obs[b], state.mask[b])
+        show(vector, world, b, over, vector.obs[b], vector.mask[b])
 
 
 class SlotState(NamedTuple):
@@ -265,7 +266,7 @@ class ClosedRunner:
             mine = slots if len(self._cuts) == 1 else cs.part_of(slots, first, stop)
             args = (loop, PAUSES[kind], worlds, images, self._memory[first:stop], mine)
             self._kept.append((args, policy_refs))  # compiled code owns none of their arrays
-            self._halls.append(compiled(cs.hall_ref, args, (), {0: function_type(loop)})(*args))
+            self._halls.append(compiled(cs.vector_ref, args, (), {0: function_type(loop)})(*args))
         self.policy_refs = policy_refs
         """Of the last thread."""
         self._all, self._none = np.full(len(slots.book), bk.STEP), np.zeros(len(slots.book), np.int64)
@@ -283,8 +284,8 @@ class ClosedRunner:
         if len(self._halls) == 1:
             self._step(self._halls[0], actions, what)
             return
-        self._team.run([partial(self._step, state, actions[a:b], what[a:b])
-                        for state, (a, b) in zip(self._halls, self._cuts, strict=True)])
+        self._team.run([partial(self._step, vector, actions[a:b], what[a:b])
+                        for vector, (a, b) in zip(self._halls, self._cuts, strict=True)])
 
     def world(self, b: int) -> st.World:
         """The world that slot b plays in."""

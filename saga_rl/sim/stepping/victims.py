@@ -1,8 +1,8 @@
 """Whose idle blocks go in a closed-loop run that was paused for it (`loop.EVICT`): candidates, their rows, and taking.
 
 Rows are made once for an iteration that a worker composes, and for what becomes a candidate meanwhile when it does, as
-`admit.make_room` ranks them. They show the pool as it is before that iteration. `stepper` does the same in open loop,
-where a segment is its own row and there is one worker.
+`admit.free_blocks_for` ranks them. They show the pool as it is before that iteration. `stepper` does the same in open
+loop, where a segment is its own row and there is one worker.
 """
 
 from __future__ import annotations
