@@ -7,12 +7,15 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from saga_rl.aeg.generators import generate, generator_names
-from saga_rl.aeg.importers import import_trace, importer_names
+from saga_rl.aeg.importers import DAMAGED, imported, importer_names
+from saga_rl.aeg.importers.reading.left_out import LeftOut
 from saga_rl.aeg.io import read_trace, write_trace
+from saga_rl.aeg.quality import sentence
 from saga_rl.aeg.scale import scale_lengths
 from saga_rl.aeg.split import split
 from saga_rl.aeg.stats import stats
@@ -23,6 +26,7 @@ from saga_rl.files import write_json
 
 app = typer.Typer(no_args_is_help=True, help="Make, import, check, look at and split traces of AI agents' LLM calls.")
 OUT = typer.Option(..., "--out", "-o", help="The trace file to write (Parquet).")
+TABLE_ROWS = 20
 SEED = typer.Option(0, help="The same seed gives the same trace.")
 
 
@@ -61,28 +65,53 @@ def generate_command(
 
 @app.command("import")
 def import_command(
-    fmt: str = typer.Argument(..., metavar="FORMAT", help="Format: " + ", ".join(importer_names()) + "."),
-    path: Path = typer.Argument(..., help="File (for claude-code also a folder) to read; .gz is read as it is."),
+    words: list[str] = typer.Argument(..., metavar="[FORMAT] PATH...", help="Files, folders or patterns to read, "
+                                      "plain, .gz or .zst. Their format is found by content unless FORMAT is named."),
     out: Path = OUT,
+    fmt: str | None = typer.Option(None, "--format", help="Read them as: " + ", ".join(importer_names()) + "."),
     rate_per_min: float | None = typer.Option(
-        None, help="Lay arrivals out anew, as a Poisson stream; else the recorded ones (weka has none: 8)."),
+        None, help="Lay arrivals out anew, as a Poisson stream; else the recorded ones (8 where there are none)."),
     seed: int | None = typer.Option(None, help="Seed of laid-out arrivals (0)."),
-    limit: int | None = typer.Option(None, help="Read only the first N sessions (mooncake: requests)."),
-    hash_block_tokens: int | None = typer.Option(None, help="jsonl: tokens that one of hash_ids stands for (16)."),
-    tenant: str | None = typer.Option(None, help="claude-code: the tenant to file the sessions under (default)."),
+    limit: int | None = typer.Option(None, help="Read only the first N sessions (of formats of requests: requests)."),
+    strict: bool = typer.Option(False, "--strict", help="Refuse the first record that cannot be read."),
+    lenient: bool = typer.Option(False, "--lenient", help="Leave out any share of records that cannot be read, not "
+                                                          "only a tenth."),
+    hash_block_tokens: int | None = typer.Option(None, help="jsonl, mooncake, bailian: tokens that one of hash_ids "
+                                                            "stands for (jsonl: 16; else found from the lengths)."),
+    tenant: str | None = typer.Option(None, help="Agents' own histories: the tenant to file them under (default)."),
+    tokenizer: str | None = typer.Option(None, help="Formats with text: a tokenizer.json or a folder that holds one; "
+                                                    "else 4 characters a token."),
 ) -> None:
-    """Turn recorded traffic into a trace. What is left out is counted and printed."""
+    """Turn recorded traffic into a trace. What is left out, what is assumed and what was recorded is printed."""
+    if fmt is None and len(words) > 1 and not Path(words[0]).exists() and words[0].replace("-", "").isalnum():
+        fmt, words = words[0], words[1:]
     bar = Progress(TextColumn("importing"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
                    console=Console(stderr=True), transient=True)
     task = bar.add_task("importing", total=None)
     with bar:
-        trace = import_trace(fmt, path, rate_per_min=rate_per_min, seed=seed, limit=limit, tenant=tenant,
-                             hash_block_tokens=hash_block_tokens,
-                             progress=lambda done, total: bar.update(task, completed=done, total=total))
-    _written(trace, out)
-    for what, counts in (("left out", trace.meta.dropped), ("assumed", trace.meta.notes.get("mended", {}))):
+        done = imported(fmt, words if len(words) > 1 else words[0], rate_per_min=rate_per_min, seed=seed, limit=limit,
+                        tenant=tenant, hash_block_tokens=hash_block_tokens, tokenizer=tokenizer, strict=strict or None,
+                        lenient=lenient or None,
+                        progress=lambda done, total: bar.update(task, completed=done, total=total))
+    _written(done.trace, out)
+    _say(f"  format: {done.format.name}{'' if fmt else ' (found by content)'}")
+    for what, counts in (("left out", done.trace.meta.dropped), ("assumed", done.trace.meta.notes.get("mended", {}))):
         for reason, n in counts.items():
-            _say(f"  {what}: {n:,} {reason.replace('_', ' ')}")
+            if not reason.startswith(DAMAGED):
+                _say(f"  {what}: {n:,} {reason.replace('_', ' ')}")
+    _say(f"  quality: {sentence(done.trace)}")
+    if done.left.rows:
+        _show_left_out(done.left)
+
+
+def _show_left_out(left: LeftOut) -> None:
+    table = Table("file", "first line", "how many", "cause", title="records that could not be read and were left out",
+                  title_justify="left")
+    for (file, cause), (n, line) in list(left.rows.items())[:TABLE_ROWS]:
+        table.add_row(escape(file), str(line), f"{n:,}", escape(cause))
+    if len(left.rows) > TABLE_ROWS:
+        table.add_row("...", "", "", f"{len(left.rows) - TABLE_ROWS:,} further files and causes")
+    Console().print(table)
 
 
 @app.command("stats")
@@ -91,7 +120,8 @@ def stats_command(
     json_out: Path | None = typer.Option(None, "--json", help="Also write the figures to this file."),
 ) -> None:
     """Print what a trace holds: counts, quantiles, gaps by tool, and the share of prompts that a cache could serve."""
-    figures = stats(read_trace(file))
+    trace = read_trace(file)
+    figures = stats(trace)
     if json_out is not None:
         write_json(json_out, figures)
     console = Console()
@@ -101,6 +131,7 @@ def stats_command(
             plain.add_row(key.replace("_", " "), _shown(value))
     for key in ("tenants", "agent_types"):
         plain.add_row(key.replace("_", " "), ", ".join(f"{k}: {n:,}" for k, n in list(figures[key].items())[:12]))
+    plain.add_row("quality", sentence(trace))
     console.print(plain)
     spread = Table("distribution", "n", "mean", "p5", "p50", "p95", "p99", "max")
     rows: dict[str, Any] = {k: figures[k] for k in ("steps_per_session", "prompt_tokens", "output_tokens",
