@@ -28,9 +28,9 @@ class Quality:
         """Count `n` calls of which `part` is of `kind`."""
         self.counts[part][kind] += n
 
-    def call(self, *, lengths: bool = True, time: bool, end: bool) -> None:
-        """Count one call: lengths and end recorded or estimated, time recorded or missing."""
-        self.add("lengths", "recorded" if lengths else "estimated")
+    def call(self, *, lengths: str = "recorded", time: bool, end: bool) -> None:
+        """Count one call: its lengths of a kind, its end recorded or estimated, its time recorded or missing."""
+        self.add("lengths", lengths)
         self.add("times", "recorded" if time else "missing")
         self.add("ends", "recorded" if end else "estimated" if time else "missing")
 

@@ -48,7 +48,7 @@ def rows_of_chat(record: dict[str, Any], session: str, where: Place, chat: Chat,
             reading.drop("answers_without_a_prompt_or_text")
             continue
         yield Row(session, "main", step, prompt, len(said), agent_type="chat", hash_ids=ids,
-                  context_ids=context.blocks[:], estimated=not chat.tokens.exact)
+                  context_ids=context.blocks[:], lengths=chat.lengths)
         step += 1
 
 

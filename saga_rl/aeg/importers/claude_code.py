@@ -249,7 +249,7 @@ def _row(m: _Message, step: int, reader: _Reader) -> Row | None:
     kind = "claude-code" if m.agent == "main" else f"claude-code/{reader.types.get(m.agent, 'sub-agent')}"
     return Row(m.session, m.agent, step, sum(parts), output, parts[2], tools or (), m.sent_s, None, m.end_s,
                group=reader.group[m.session], tenant=reader.reading.tenant, agent_type=kind, model=m.model,
-               estimated=guessed)
+               lengths="estimated" if guessed else "recorded")
 
 
 _KIND = {"type": one_of("user", "assistant"), "message": OBJECT}

@@ -1,8 +1,10 @@
 """Importer `lmcache`: agents' requests with their text, a call a line: `session_id`, `input` (text, or the messages),
 and `output` (text) or `output_length`; `timestamp` (µs) or `session_timestamp` (s from the session's beginning).
 
-Lengths of text come from `--tokenizer`, else four characters a token (counted as estimated). Block ids are of the
-text, so what calls share is exact. A call is sent at its time; ends are not recorded.
+Lengths of text come from `--tokenizer`, else four characters a token (counted as estimated). Block ids are of the text,
+so what calls share is exact. A call is sent at its time; ends are not recorded. An answer without text called a tool,
+and its length is missing: 1 token is taken, and counted. Calls of a session whose prompts begin otherwise are of another
+agent (such as the simulated user of tau-bench).
 """
 
 from __future__ import annotations
@@ -11,17 +13,30 @@ from collections.abc import Iterator
 from typing import Any
 
 from saga_rl.aeg.build import SessionSpec
-from saga_rl.aeg.importers.building.flat import Row, sessions_of
-from saga_rl.aeg.importers.building.text import BLOCK, Chat
+from saga_rl.aeg.importers.building.flat import Row, Tool, sessions_of
+from saga_rl.aeg.importers.building.text import BLOCK, Chat, words
 from saga_rl.aeg.importers.format import INTEGER, LIST, NUMBER, TEXT, Format, Reading
 from saga_rl.aeg.importers.reading.fields import calendar, count, seconds, take
 from saga_rl.aeg.importers.reading.left_out import Place
 
+BEGINNING = 24
+"""Characters of a prompt that tell the agents of a session apart."""
+
 
 def _read(reading: Reading) -> Iterator[SessionSpec]:
     reading.block = BLOCK
-    chat = Chat(reading.tokenizer)
-    yield from sessions_of(reading, _rows(reading, chat))
+    rows = list(_rows(reading, Chat(reading.tokenizer)))
+    first: dict[str, Row] = {}
+    for row in rows:
+        known = first.setdefault(row.session, row)
+        if (row.sent_s or 0.0) < (known.sent_s or 0.0):
+            first[row.session] = row
+    mains = {session: row.agent for session, row in first.items()}
+    for row in rows:
+        row.agent, row.caller = ("main", "") if row.agent == mains[row.session] else (row.agent, "main")
+    others = {(row.session, row.agent) for row in rows if row.agent != "main"}
+    reading.assume("agents_told_apart_by_how_their_prompts_begin", len(others))
+    yield from sessions_of(reading, rows)
 
 
 def _rows(reading: Reading, chat: Chat) -> Iterator[Row]:
@@ -38,22 +53,25 @@ def _row(record: dict[str, Any], where: Place, n: int, chat: Chat, reading: Read
     messages = [m for m in given if isinstance(m, dict | str)] if isinstance(given, list) else [
         take(record, "input", str, where)]
     context = chat.context(messages)
-    prompt, ids, whole = context.length, context.blocks[:], None
-    if record.get("output") is not None:
+    row = Row(take(record, "session_id", str, where), words(messages[:1])[:BEGINNING], n, context.length, 0,
+              agent_type="agent", model=str(record.get("model") or ""), hash_ids=context.blocks[:],
+              lengths=chat.lengths)
+    if record.get("output"):
         context.add(chat.message(take(record, "output", str, where)))
-        output, whole = context.length - prompt, context.blocks
+        row.output, row.context_ids = context.length - row.prompt, context.blocks
+    elif "output_length" in record:
+        row.output = count(record, "output_length", where)
     else:
-        output = count(record, "output_length", where)
-    if prompt == 0 or output == 0:
+        reading.assume("outputs_without_text_taken_as_1_token")
+        row.output, row.lengths, row.tools = 1, "missing", [Tool("tool")]
+    if row.prompt == 0 or row.output == 0:
         reading.drop("calls_without_text")
         return None
-    sent = calendar(record, "timestamp", where, None)
-    if sent is None:
-        sent = seconds(record, "session_timestamp", where, default=None)
+    row.sent_s = calendar(record, "timestamp", where, None)
+    if row.sent_s is None:
+        row.sent_s = seconds(record, "session_timestamp", where, default=None)
         reading.timed = False
-    return Row(take(record, "session_id", str, where), "main", n, prompt, output, sent_s=sent, agent_type="agent",
-               model=str(record.get("model") or ""), hash_ids=ids, context_ids=whole if whole is not None else (),
-               estimated=not chat.tokens.exact)
+    return row
 
 
 FORMAT = Format("lmcache", "agents' requests with their text (LMCache's agent traces)",

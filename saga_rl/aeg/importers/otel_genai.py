@@ -122,7 +122,7 @@ def _row(a: dict[str, Any], resource: dict[str, Any], start: float, end: float |
     kind = a.get("gen_ai.agent.name") or resource.get("service.name") or a.get("agent.name") or "agent"
     return Row("", "main", 0, prompt, output, min(usage(CACHED), prompt), (), start, None, end, agent_type=str(kind),
                model=str(a.get("gen_ai.response.model") or a.get("gen_ai.request.model") or ""), hash_ids=ids,
-               context_ids=whole, estimated=guessed and not chat.tokens.exact)
+               context_ids=whole, lengths=chat.lengths if guessed else "recorded")
 
 
 def _messages(given: Any) -> list[dict[str, Any] | str]:

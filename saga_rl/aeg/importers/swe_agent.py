@@ -16,7 +16,7 @@ from typing import Any
 from saga_rl.aeg.build import SessionSpec
 from saga_rl.aeg.importers.building.flat import Row, Tool, sessions_of
 from saga_rl.aeg.importers.building.text import BLOCK, Chat, Context
-from saga_rl.aeg.importers.format import LIST, OBJECT, Format, Reading
+from saga_rl.aeg.importers.format import LIST, OBJECT, TEXT, Format, Reading
 from saga_rl.aeg.importers.reading.fields import calendar, count, inner, objects, seconds
 from saga_rl.aeg.importers.reading.left_out import Place
 
@@ -47,12 +47,12 @@ def _trajectory(record: dict[str, Any], session: str, where: Place, chat: Chat, 
         if message.get("role") != "assistant":
             continue
         row = Row(session, "main", k, prompt, len(said), agent_type="swe-agent", hash_ids=ids,
-                  context_ids=context.blocks[:], estimated=not chat.tokens.exact)
+                  context_ids=context.blocks[:], lengths=chat.lengths)
         usage = inner(message, "extra", "response", "usage")
         if usage:
             row.prompt, row.output = count(usage, "prompt_tokens", where), count(usage, "completion_tokens", where)
             row.cached = min(count(inner(usage, "prompt_tokens_details"), "cached_tokens", where, -1), row.prompt)
-            row.estimated, row.hash_ids, row.context_ids = False, array("q"), array("q")
+            row.lengths, row.hash_ids, row.context_ids = "recorded", array("q"), array("q")
             row.end_s = calendar(inner(message, "extra"), "timestamp", where, None)
         if k < len(steps):
             action = str(steps[k].get("action") or "").split()
@@ -66,6 +66,6 @@ def _trajectory(record: dict[str, Any], session: str, where: Place, chat: Chat, 
 
 
 FORMAT = Format("swe-agent", "trajectories of SWE-agent and mini-SWE-agent",
-                ({"trajectory": LIST, "history": LIST, "info": OBJECT}, {"messages": LIST, "info": OBJECT,
-                                                                        "info.model_stats": OBJECT}),
+                ({"trajectory": LIST, "history": LIST, "info": OBJECT}, {"messages": LIST, "messages[].role": TEXT,
+                                                                        "info": OBJECT, "info.model_stats": OBJECT}),
                 _read, ("tokenizer",))

@@ -70,8 +70,8 @@ class Row:
     """Ids of prompt and output together, where the output's content is known."""
     caller: str = ""
     """Agent that started this row's agent, where it is recorded without a tool call."""
-    estimated: bool = False
-    """Whether a length is an estimate."""
+    lengths: str = "recorded"
+    """`recorded`, `estimated` or `missing`, of the two the worse."""
 
 
 @dataclass(slots=True)
@@ -188,7 +188,7 @@ class Assembler:
                         start_known=origin is not None, hash_ids=r.hash_ids)
             if known and r.first_token_s is not None:
                 call.first_token_s = min(max(r.first_token_s - origin, start), end)  # type: ignore[operator]
-            self.reading.quality.call(lengths=not r.estimated, time=origin is not None, end=known)
+            self.reading.quality.call(lengths=r.lengths, time=origin is not None, end=known)
             gap = self._gap(r, rows[k + 1] if k + 1 < len(rows) else None, origin, end, known)
             self._split_gap(call, r, gap)
             calls.append(call)
@@ -208,9 +208,14 @@ class Assembler:
         elif gap is None and then is not None:
             self.counts["gaps_unknown_taken_as_0"] += 1
             kind = "missing"
+        negative = gap is not None and gap < 0
+        if negative and kind == "estimated":
+            self.counts["gaps_shorter_than_an_estimated_call_taken_as_0"] += 1
+            kind = "missing"
+        elif negative:
+            self.counts["gaps_negative_taken_as_0"] += 1
         if then is not None:
             self.reading.quality.add("tools", kind)
-        self.counts["gaps_negative_taken_as_0"] += gap is not None and gap < 0
         return max(gap or 0.0, 0.0)
 
     def _split_gap(self, call: Call, row: Row, gap: float) -> None:

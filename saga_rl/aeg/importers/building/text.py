@@ -112,6 +112,8 @@ class Chat:
 
     def __init__(self, tokenizer: str | None) -> None:
         self.tokens = Tokens(tokenizer)
+        self.lengths = "recorded" if self.tokens.exact else "estimated"
+        """What the quality line says of lengths that come from here."""
 
     def message(self, message: dict[str, Any] | str) -> Sequence[int]:
         """Token ids of one message."""
