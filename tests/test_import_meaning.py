@@ -1,4 +1,4 @@
-"""What each newer format means, field by field, on the made-up files of importers_kit.py; tokenizers; public examples."""
+"""What each newer format means, field by field, on the files of importers_kit.py; tokenizers; public examples."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from saga_rl.aeg.io import read_trace
+from saga_rl.aeg.quality import doubts, quality
 from saga_rl.files import check_target, write_json
 from saga_rl.policies.base import DECISIONS, PolicySet
 from saga_rl.policies.constraints import read_constraints
@@ -110,7 +111,7 @@ def _simulate(
         if horizon_s is None:
             config = replace(config, horizon_s=stated_horizon(loaded, config))
         result = simulate(loaded, config, chosen, seed)
-    out = {**result.metrics, "policies": chosen.names(), "simulated": True,
+    out = {**result.metrics, "policies": chosen.names(), "simulated": True, "trace_quality": quality(loaded),
            "provenance": provenance(seed=seed, trace=trace, profile=costs.name)}
     if json:
         write_json(json, out)
@@ -123,6 +124,8 @@ def _simulate(
             table.add_row(key, "-" if value is None else f"{value:,.3f}" if isinstance(value, float) else f"{value:,}")
     Console().print(table)
     show_tenants(result.metrics["tenants"])
+    if doubt := doubts(loaded):
+        err.print(doubt, style="yellow")
     for sentence in result.metrics["extrapolated"]:
         err.print(sentence, style="yellow")
     unfinished = loaded.n_sessions - result.metrics["sessions_done"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from saga_rl.aeg.stats import stats
 from saga_rl.aeg.trace import Trace
 from saga_rl.aeg.validate import check_fits
 from saga_rl.errors import UserError
-from saga_rl.files import write_json
+from saga_rl.files import check_target, write_json
 
 app = typer.Typer(no_args_is_help=True, help="Make, import, check, look at and split traces of AI agents' LLM calls.")
 OUT = typer.Option(..., "--out", "-o", help="The trace file to write (Parquet).")
@@ -36,6 +39,23 @@ def _say(text: str) -> None:
 
 def _written(trace: Trace, out: Path) -> None:
     write_trace(trace, out)
+    _told(trace, out)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """A SIGTERM ends like Ctrl-C, so that what is half-written is removed."""
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _told(trace: Trace, out: Path) -> None:
     _say(f"{out}: {trace.n_sessions:,} sessions, {trace.n_steps:,} steps, "
          f"{int(trace.steps.prompt_tokens.sum()):,} prompt tokens")
 
@@ -85,15 +105,17 @@ def import_command(
     """Turn recorded traffic into a trace. What is left out, what is assumed and what was recorded is printed."""
     if fmt is None and len(words) > 1 and not Path(words[0]).exists() and words[0].replace("-", "").isalnum():
         fmt, words = words[0], words[1:]
+    check_target(out)
     bar = Progress(TextColumn("importing"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
                    console=Console(stderr=True), transient=True)
     task = bar.add_task("importing", total=None)
-    with bar:
+    with bar, _terminated_as_interrupted():
         done = imported(fmt, words if len(words) > 1 else words[0], rate_per_min=rate_per_min, seed=seed, limit=limit,
                         tenant=tenant, hash_block_tokens=hash_block_tokens, tokenizer=tokenizer, strict=strict or None,
                         lenient=lenient or None,
                         progress=lambda done, total: bar.update(task, completed=done, total=total))
-    _written(done.trace, out)
+        write_trace(done.trace, out)
+    _told(done.trace, out)
     _say(f"  format: {done.format.name}{'' if fmt else ' (found by content)'}")
     for what, counts in (("left out", done.trace.meta.dropped), ("assumed", done.trace.meta.notes.get("mended", {}))):
         for reason, n in counts.items():

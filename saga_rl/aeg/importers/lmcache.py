@@ -1,10 +1,10 @@
 """Importer `lmcache`: agents' requests with their text, a call a line: `session_id`, `input` (text, or the messages),
 and `output` (text) or `output_length`; `timestamp` (µs) or `session_timestamp` (s from the session's beginning).
 
-Lengths of text come from `--tokenizer`, else four characters a token (counted as estimated). Block ids are of the text,
-so what calls share is exact. A call is sent at its time; ends are not recorded. An answer without text called a tool,
-and its length is missing: 1 token is taken, and counted. Calls of a session whose prompts begin otherwise are of another
-agent (such as the simulated user of tau-bench).
+Lengths of text come from `--tokenizer`, else four characters a token (counted as estimated). Block ids are of the
+text, so what calls share is exact. A call is sent at its time; ends are not recorded. An answer without text called a
+tool, and its length is missing: 1 token is taken, and counted. Calls of a session whose prompts begin otherwise are of
+another agent (such as the simulated user of tau-bench).
 """
 
 from __future__ import annotations
