@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -167,3 +170,36 @@ def test_bad_options_and_files(sample: Sample, tmp_path: Path) -> None:
     refused(str(path), "no LLM call")
     path.unlink()
     refused("no such file")
+
+
+VALUES: list[Any] = [None, True, -1, 5.5, 1e300, 10**30, "", "2026-13-45", [], [None], {}, {"a": 1}, "\ud800"]
+
+
+def _paths(value: Any, at: tuple = ()) -> Iterator[tuple]:
+    yield at
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from _paths(inner, (*at, key))
+
+
+@each
+def test_any_damage_ends_in_a_trace_or_one_line(sample: Sample, tmp_path: Path) -> None:
+    """Fields of another shape at random places, and bytes overturned: a valid file, or a `UserError` of one line."""
+    rng = random.Random(sample.name)
+    for k in range(40):
+        rows = sample.records()
+        place = rng.choice([p for p in _paths(rows) if len(p) > 1])
+        holder: Any = rows
+        for key in place[:-1]:
+            holder = holder[key]
+        holder[place[-1]] = rng.choice(VALUES if sample.layout != "csv" else VALUES[:-1])
+        path = sample.write(tmp_path, rows)
+        if k % 4 == 0:
+            data = bytearray(path.read_bytes())
+            data[rng.randrange(len(data))] = rng.randrange(256)
+            path.write_bytes(bytes(data))
+        try:
+            write_trace(import_trace(sample.name, path, lenient=k % 2 == 0), tmp_path / "t.parquet")
+        except UserError as e:
+            assert "\n" not in str(e)
+        else:
+            assert read_trace(tmp_path / "t.parquet").n_steps

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from saga_rl.aeg.build import TraceBuilder
+from saga_rl.aeg.build import SessionSpec, TraceBuilder
 from saga_rl.aeg.importers.building.graph import poisson_arrivals
 from saga_rl.aeg.importers.format import Format, Reading
 from saga_rl.aeg.importers.reading.files import expand
@@ -96,7 +96,7 @@ def _build(reading: Reading, format_: Format, named: str, rate: float | None, se
             reading.assume("session_ids_used_again_and_numbered")
             session.group = session.group or session.session_id
             session.session_id = f"{session.session_id}#{again}"
-        builder.add(session)
+        builder.add(_named_in_utf8(session, reading))
     if not builder.ids:
         first = reading.left.first()
         raise UserError(named, f"holds no LLM call that format {format_.name!r} can read"
@@ -115,6 +115,21 @@ def _build(reading: Reading, format_: Format, named: str, rate: float | None, se
     name = Path(named).resolve().name.split(".")[0] or format_.name
     meta = TraceMeta(name, f"imported:{format_.name}", seed, reading.block, dropped, notes)
     return builder.trace(meta, arrivals)
+
+
+def _named_in_utf8(session: SessionSpec, reading: Reading) -> SessionSpec:
+    """The session; halves of characters in names, which no file can hold, become question marks and are counted."""
+    def mended(name: str) -> str:
+        new = name if name.isascii() else name.encode("utf-8", "replace").decode()
+        reading.assumed["names_with_half_characters_mended"] += new != name
+        return new
+
+    for part in ("session_id", "group", "tenant", "agent_type"):
+        setattr(session, part, mended(getattr(session, part)))
+    for step in session.steps:
+        step.tool = None if step.tool is None else mended(step.tool)
+        step.shared_prefix = None if step.shared_prefix is None else mended(step.shared_prefix)
+    return session
 
 
 def _counted(counts: dict[str, int]) -> dict[str, int]:

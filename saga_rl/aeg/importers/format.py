@@ -93,6 +93,8 @@ class Reading:
     quality: Quality = field(default_factory=Quality)
     block: int = 0
     """Tokens that one of the sessions' block ids stands for; 0 = they have none."""
+    _size: int = 0
+    _done: int = 0
     timed: bool = True
     """Whether all sessions have a recorded time, so that arrivals can be theirs."""
 
@@ -103,10 +105,12 @@ class Reading:
 
     def of_file(self, file: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
         """(place, record) of one of the files."""
-        sizes = [f.stat().st_size for f in self.files] if self.progress else []
-        before = sum(sizes[:self.files.index(file)]) if sizes else 0
-        said = (lambda n: self.progress(before + n, sum(sizes))) if self.progress else None  # type: ignore[misc]
-        return records(file, self.left, said)
+        if self.progress is None:
+            return records(file, self.left)
+        tell, before = self.progress, self._done
+        self._size = self._size or sum(f.stat().st_size for f in self.files)
+        self._done += file.stat().st_size
+        return records(file, self.left, lambda n: tell(before + n, self._size))
 
     def drop(self, reason: str, n: int = 1) -> None:
         """Count `n` of what is left out for a reason of the format."""

@@ -14,7 +14,7 @@ from saga_rl.aeg.build import SessionSpec
 from saga_rl.aeg.importers.building.flat import Row, sessions_of
 from saga_rl.aeg.importers.building.spans import Span, rows_of
 from saga_rl.aeg.importers.format import ANY, LIST, TEXT, Format, Reading, one_of
-from saga_rl.aeg.importers.reading.fields import calendar, inner, objects, take
+from saga_rl.aeg.importers.reading.fields import calendar, count, inner, objects, take
 from saga_rl.aeg.importers.reading.left_out import Place
 
 KINDS = {"GENERATION": "call", "TOOL": "tool", "AGENT": "agent"}
@@ -48,7 +48,7 @@ def _span(raw: dict[str, Any], where: Place, reading: Reading) -> Span:
 
 def _row(raw: dict[str, Any], start: float, end: float | None, where: Place, reading: Reading) -> Row | None:
     usage = inner(raw, "usageDetails") or inner(raw, "usage")
-    used = {k.lower(): v for k, v in usage.items() if isinstance(v, int) and not isinstance(v, bool)}
+    used = {k.lower(): count(usage, k, where) for k, v in usage.items() if isinstance(v, int | float)}
     prompt = sum(v for k, v in used.items() if "input" in k)
     output = sum(v for k, v in used.items() if "output" in k)
     read = [v for k, v in used.items() if "input" in k and "cache" in k and "creat" not in k and "write" not in k]

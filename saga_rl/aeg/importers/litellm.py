@@ -43,9 +43,10 @@ def _row(record: dict[str, Any], where: Place, n: int, reading: Reading) -> Row 
     known = _metadata(record)
     session = record.get("session_id") or known.get("session_id") or record.get("litellm_trace_id")
     usage = inner(known, "usage_object")
-    cached = inner(usage, "prompt_tokens_details").get("cached_tokens", usage.get("cache_read_input_tokens"))
-    cached = min(cached, prompt) if isinstance(cached, int) and cached >= 0 else -1
-    return Row(str(session or record.get("request_id") or f"call-{n}"), "main", n, prompt, output, cached, (),
+    details = inner(usage, "prompt_tokens_details")
+    cached = count(details, "cached_tokens", where, count(usage, "cache_read_input_tokens", where, -1))
+    name = str(session or record.get("request_id") or f"call-{n}")
+    return Row(name, "main", n, prompt, output, min(cached, prompt), (),
                calendar(record, "startTime", where), calendar(record, "completionStartTime", where, None),
                calendar(record, "endTime", where, None),
                tenant=str(record.get("team_id") or record.get("end_user") or "default"), agent_type="agent",

@@ -47,7 +47,7 @@ def _instance(record: dict[str, Any], where: Place, reading: Reading) -> list[Ro
                         "import the conversation's text as chats")
     latency = {str(x.get("response_id")): seconds(x, "latency", where, default=None)
                for x in objects(metrics, "response_latencies", where)}
-    ended = {e.get("cause"): moment(e, "timestamp", where, default=None) for e in events if e.get("observation")}
+    ended = {str(e.get("cause")): moment(e, "timestamp", where, default=None) for e in events if e.get("observation")}
     rows = []
     for k, usage in enumerate(usages):
         prompt, output = count(usage, "prompt_tokens", where), count(usage, "completion_tokens", where)
@@ -66,8 +66,8 @@ def _instance(record: dict[str, Any], where: Place, reading: Reading) -> list[Ro
     return rows
 
 
-def _tool(action: dict[str, Any], ended: dict[Any, float | None], where: Place) -> Tool:
-    begin, end = moment(action, "timestamp", where, default=None), ended.get(action.get("id"))
+def _tool(action: dict[str, Any], ended: dict[str, float | None], where: Place) -> Tool:
+    begin, end = moment(action, "timestamp", where, default=None), ended.get(str(action.get("id")))
     name = inner(action, "tool_call_metadata").get("function_name") or action.get("action") or "tool"
     return Tool(str(name), None if begin is None or end is None else max(0.0, end - begin), begin)
 

@@ -20,7 +20,7 @@ from saga_rl.aeg.importers.building.flat import Row, sessions_of
 from saga_rl.aeg.importers.building.spans import Span, rows_of
 from saga_rl.aeg.importers.building.text import BLOCK, Chat
 from saga_rl.aeg.importers.format import LIST, OBJECT, Format, Reading
-from saga_rl.aeg.importers.reading.fields import calendar, inner, objects
+from saga_rl.aeg.importers.reading.fields import calendar, count, inner, objects
 from saga_rl.aeg.importers.reading.left_out import Place
 from saga_rl.errors import UserError
 
@@ -70,7 +70,7 @@ def _attributes(given: Any) -> dict[str, Any]:
         value = item.get("value") if isinstance(item, dict) else None
         if isinstance(value, dict) and len(value) == 1:
             (kind, v), = value.items()
-            out[str(item.get("key"))] = int(v) if kind == "intValue" else v
+            out[str(item.get("key"))] = int(v) if kind == "intValue" and str(v).lstrip("-").isdigit() else v
     return out
 
 
@@ -100,7 +100,7 @@ def _id(raw: dict[str, Any], *names: str) -> str:
 def _row(a: dict[str, Any], resource: dict[str, Any], start: float, end: float | None, where: Place, chat: Chat,
          reading: Reading) -> Row | None:
     def usage(names: tuple[str, ...]) -> int:
-        return next((int(a[k]) for k in names if isinstance(a.get(k), int | float)), -1)
+        return next((count(a, k, where) for k in names if a.get(k) is not None), -1)
 
     prompt, output, ids, whole = usage(INPUT), usage(OUTPUT), array("q"), array("q")
     guessed = prompt < 0 or output < 0

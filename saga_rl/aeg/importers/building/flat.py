@@ -278,7 +278,8 @@ class Assembler:
         if before is not None and row.prompt >= before.prompt_tokens:
             context = before.prompt_tokens + before.output_tokens
             return p.spec(arrival, prefix_step=p.previous, prefix_tokens=min(context, row.prompt))
-        text = self.texts[row.tenant, row.agent_type, row.model]
+        key = row.tenant, row.agent_type, row.model
+        text = self.texts.get(key) or _Text("/".join(filter(None, key)))
         self.counts["contexts_compacted"] += before is not None
         tokens = min(row.cached, row.prompt) if row.cached > 0 and before is None else min(text.least, row.prompt)
         return p.spec(arrival, prefix_tokens=tokens, shared_prefix=text.name if tokens else None)

@@ -8,6 +8,8 @@ from typing import Any
 
 from saga_rl.errors import UserError
 
+MOST = 1 << 53
+"""No count of tokens, and no number of a step, is larger."""
 _WHAT: dict[type, str] = {int: "an integer", float: "a number", str: "a string", list: "a list", dict: "an object"}
 
 
@@ -20,7 +22,7 @@ def take(row: dict[str, Any], name: str, kind: type, where: object, default: Any
             raise UserError(f"{where}, field {name!r}", "is missing", f"give {_WHAT[kind]}")
         return default
     good = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-    if not good or (kind is float and not math.isfinite(value)):
+    if not good or (kind is float and not math.isfinite(value)) or (kind is int and abs(value) > MOST):
         raise UserError(f"{where}, field {name!r}", f"is {str(value)[:60]!r}", f"give {_WHAT[kind]}")
     return float(value) if kind is float else value
 

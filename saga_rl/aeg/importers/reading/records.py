@@ -161,19 +161,27 @@ def _skip(text: str, at: int, within: bool) -> int:
     return at
 
 
+def _decoded(stream: BinaryIO, file: str, left: LeftOut) -> Iterator[str]:
+    """Lines that are text; the others are left out."""
+    for number, line in enumerate(stream, 1):
+        try:
+            yield line.decode()
+        except UnicodeDecodeError:
+            left.read += 1
+            left.add(Place(file, number), "is not UTF-8 text")
+
+
 def _table(stream: BinaryIO, file: str, left: LeftOut) -> Iterator[tuple[Place, Any]]:
-    rows = csv.reader(io.TextIOWrapper(stream, encoding="utf-8", newline=""))
+    rows = csv.reader(_decoded(stream, file, left))
     header = [name.strip() for name in next(rows)]
     while True:
         try:
             cells = next(rows)
         except StopIteration:
             return
-        except (csv.Error, UnicodeDecodeError) as e:
+        except csv.Error as e:
             left.read += 1
             left.add(Place(file, rows.line_num), f"is not a CSV row ({e})")
-            if isinstance(e, UnicodeDecodeError):
-                return
             continue
         if not cells:
             continue
