@@ -224,3 +224,27 @@ def test_jsonl_without_steps_and_with_iso_times(tmp_path: Path) -> None:
     trace = import_trace(None, tmp_path)
     assert lengths(trace) == [(10, 1), (20, 2), (30, 3)] and trace.steps.start_s.tolist() == [0.0, 3.5, 8.0]
     assert trace.steps.end_s[-1] == 10.0
+
+
+def test_a_transcript_that_begins_with_many_notes(tmp_path: Path) -> None:
+    notes = [json.dumps({"type": "file-history-snapshot", "messageId": str(k), "snapshot": {}}) for k in range(150)]
+    good = (TRANSCRIPTS / "strcontent" / "s-1.jsonl").read_text()
+    (tmp_path / "s.jsonl").write_text("\n".join(notes) + "\n" + good)
+    done = imported(None, tmp_path)
+    assert done.format.name == "claude-code" and done.trace.n_steps == 2
+    assert done.trace.meta.dropped == {"lines of type file-history-snapshot": 150}
+
+
+def test_sub_agents_beside_a_transcript_that_is_named(tmp_path: Path) -> None:
+    """One file is named; the files of its sub-agents, in the folder of its name, belong to it."""
+    rows = [claude_line(1, "user", {"role": "user", "content": "go"}),
+            claude_line(3, "assistant", {"id": "a", "model": "m", "content": [], "usage": USAGE})]
+    (tmp_path / "s.jsonl").write_text("\n".join(rows))
+    below = tmp_path / "s" / "subagents"
+    below.mkdir(parents=True)
+    side = {"isSidechain": True, "agentId": "x"}
+    (below / "agent-x.jsonl").write_text("\n".join([
+        claude_line(4, "user", {"role": "user", "content": "task"}, **side),
+        claude_line(6, "assistant", {"id": "b", "model": "m", "content": [], "usage": USAGE}, **side)]))
+    trace = import_trace(None, tmp_path / "s.jsonl")
+    assert trace.n_sessions == 1 and trace.steps.agent.tolist() == [0, 1]

@@ -38,8 +38,9 @@ FORMATS: dict[str, Format] = {m.FORMAT.name: m.FORMAT for m in (
     azure, bailian, burstgpt, chats, claude_code, codex, copilot, dynamo, gemini_cli, jsonl, katas, langfuse,
     litellm, lmcache, mooncake, opencode, openhands, otel_genai, swe_agent, tracelab, vllm_multi_turn, weka,
 )}
-LOOK_AT = 20
-"""Records of a file that tell its format."""
+LOOK_AT, AT_MOST = 20, 400
+"""Records of a file that are looked at to tell its format; so many where the first tell nothing (a transcript may
+begin with notes)."""
 FILES = 5
 """Files that are looked into."""
 
@@ -90,6 +91,6 @@ def _sample(files: list[Path], named: Format | None) -> list[dict[str, Any]]:
             out.append(record)
             if named is not None and named.best([record]).whole:
                 return [record]
-            if n + 1 >= LOOK_AT:
+            if n + 1 >= AT_MOST or (n + 1 >= LOOK_AT and n % LOOK_AT == 0 and _fitting(out)):
                 break
     return out
