@@ -20,14 +20,14 @@ from saga_rl.aeg.build import SessionSpec, StepSpec
 from saga_rl.aeg.io import read_trace, write_trace
 from saga_rl.cli.main import app
 from saga_rl.errors import UserError
-from saga_rl.experiments.bench import fleet, judge, material, router, servers, tables
+from saga_rl.experiments.bench import judge, material, router, server_pool, servers, tables
 from saga_rl.experiments.bench.arms import ARMS, INFINITE, STOCK, Arm, chosen, resolve
 from saga_rl.experiments.bench.demand import concurrency_for, demand, live_tokens, whole_pool
-from saga_rl.experiments.bench.fleet import Fleet
 from saga_rl.experiments.bench.measure import cells, order
 from saga_rl.experiments.bench.plan import make as plan_of
 from saga_rl.experiments.bench.play import held, line, on_device, play
 from saga_rl.experiments.bench.run import run
+from saga_rl.experiments.bench.server_pool import ServerPool
 from saga_rl.experiments.bench.servers import Need, broken, flags, need
 from saga_rl.experiments.bench.settings import Settings
 from saga_rl.experiments.progress import Shown
@@ -160,9 +160,9 @@ def test_arms_differ_in_what_their_names_say_and_in_nothing_else():
     assert "--emulate" not in words and "--max-model-len" not in words
     real = settings("stock", "router", emulate=None, model="m", flags=("--tensor-parallel-size", "2"))
     apart = need(real, ARMS["router"], 3200, 0, 0.0)
-    assert [fleet.environment(real, apart, k, None)["CUDA_VISIBLE_DEVICES"] for k in (0, 1)] == ["0,1", "2,3"]
-    assert fleet.environment(real, apart, 1, "4,5,6,7") == {"CUDA_VISIBLE_DEVICES": "6,7"}
-    assert not fleet.environment(real, need(real, ARMS["stock"], None, 0, 0.0), 0, None)
+    assert [server_pool.environment(real, apart, k, None)["CUDA_VISIBLE_DEVICES"] for k in (0, 1)] == ["0,1", "2,3"]
+    assert server_pool.environment(real, apart, 1, "4,5,6,7") == {"CUDA_VISIBLE_DEVICES": "6,7"}
+    assert not server_pool.environment(real, need(real, ARMS["stock"], None, 0, 0.0), 0, None)
 
 
 def test_arms_are_named_in_a_list_and_checkpoints_by_their_folder():
@@ -178,7 +178,7 @@ def test_arms_are_named_in_a_list_and_checkpoints_by_their_folder():
 
 
 class Made:
-    """Servers that a fleet made, in the place of real ones."""
+    """Servers that a pool made, in the place of real ones."""
 
     def __init__(self) -> None:
         self.all: dict[str, Stand] = {}
@@ -190,9 +190,9 @@ class Made:
 
 def test_a_fleet_keeps_what_fits_and_stops_what_learns_last(monkeypatch, tmp_path):
     made, s = Made(), settings(*ARMS)
-    monkeypatch.setattr(fleet, "Server", made)
+    monkeypatch.setattr(server_pool, "Server", made)
     warmed: list[str] = []
-    with Fleet(s, "m", None, tmp_path, 2, None, None, warmed.append, lambda text: None) as up:
+    with ServerPool(s, "m", None, tmp_path, 2, None, None, warmed.append, lambda text: None) as up:
         for name in ("saga", "stock", "priority", "likely"):
             up.host(need(s, ARMS[name], 100, 0, 0.0))
         assert list(up.up) == ["priority", "ours"] and made.all["stock"].stopped and len(warmed) == 3
@@ -218,7 +218,7 @@ def test_a_fleet_that_cannot_start_leaves_no_process(monkeypatch, tmp_path):
     monkeypatch.setattr(servers, "SERVE", (sys.executable, "-c", "import sys; print(sys.argv[1:]); sys.exit(3)"))
     monkeypatch.setattr(servers, "NICE", ())
     s = settings(*ARMS)
-    with Fleet(s, "m", 2048, tmp_path, 2, None, None, print, print) as up:
+    with ServerPool(s, "m", 2048, tmp_path, 2, None, None, print, print) as up:
         with pytest.raises(UserError, match="server routed-0: ended with status 3"):
             up.host(need(s, ARMS["router"], 100, 0, 0.0))
         assert not up.up
@@ -349,7 +349,7 @@ def model(tmp_path) -> str:
 
 def test_a_bench_measures_goes_on_and_says_emulated(files, model, monkeypatch, tmp_path, capsys):
     made, out = Made(), tmp_path / "out"
-    monkeypatch.setattr(fleet, "Server", made)
+    monkeypatch.setattr(server_pool, "Server", made)
     arms = ("stock", "saga+", "likely", "infinite")
     s = settings(*arms, traces=files, model=model, sessions=8, kv_tokens=4096, drop_long=True, longest_wait_s=100.0,
                  agentx=True, quiet_s=0.01)
@@ -387,7 +387,7 @@ def test_a_bench_measures_goes_on_and_says_emulated(files, model, monkeypatch, t
 def test_a_bench_of_the_earlier_format_is_shown_and_goes_on(files, model, monkeypatch, tmp_path):
     """`experiment.json` did not exist; the journal's first line said what is measured."""
     made, out = Made(), tmp_path / "out"
-    monkeypatch.setattr(fleet, "Server", made)
+    monkeypatch.setattr(server_pool, "Server", made)
     s = settings(traces=files, model=model, sessions=8, kv_tokens=4096, drop_long=True, longest_wait_s=100.0, repeats=1)
     run(s, out, at_once=3)
     result = json.loads((out / "result.json").read_text())

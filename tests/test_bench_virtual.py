@@ -52,7 +52,8 @@ def test_every_arm_that_needs_no_server_has_its_figures(made):
     assert set(result["arms"]) == {"stock", "stock+tier", "sticky", "priority", "router", "saga", "saga+", "likely",
                                    "infinite"}
     assert result["complete"] and result["provenance"]["virtual"] is True
-    assert result["arms"]["infinite"]["recomputed_tokens"] == 0
+    again = {name: arm["recomputed_tokens"] for name, arm in result["arms"].items()}
+    assert min(again.values()) == again["infinite"] < again["stock"]  # a text that both engines compute counts once
     for name, arm in result["arms"].items():
         assert arm["repeats"] == 2 and arm["failed_runs"] == 0 and arm["tct_mean_s"] > 0, name
     assert "virtual time" in (made / "index.html").read_text()

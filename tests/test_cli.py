@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
-from saga_rl.aeg.generators import generate
+from saga_rl.aeg.generators import generate, generator_names
+from saga_rl.aeg.importers import importer_names
+from saga_rl.aeg.inference.stream import TYPES
 from saga_rl.aeg.io import write_trace
 from saga_rl.cli.main import COMMANDS, load
+from saga_rl.env.settings import KINDS as TASKS
+from saga_rl.learn.data.rollouts import ROLLOUTS
+from saga_rl.learn.judge.protocol.settings import ROWS
+from saga_rl.learn.offline.learners import LEARNERS
+from saga_rl.policies.presets import preset_names
 
+GROUPS = ("trace", "profile", "train", "emulate")
 RUN = [sys.executable, "-c", "from saga_rl.cli.main import main; main()"]
 
 
@@ -41,10 +52,44 @@ def test_help_imports_no_command():
     assert not {"numpy", "numba", "torch", "vllm", "saga_rl.sim", "saga_rl.aeg"} & loaded
 
 
+HEAVY = {"numpy", "numba", "pyarrow", "torch", "gymnasium", "vllm", "asyncio"}
+"""What makes a start slow; a command imports it when it runs."""
+
+
+def help_of(*words: str) -> tuple[str, set[str]]:
+    """The help of a command, and the modules loaded once it is printed."""
+    code = ("import sys\nfrom saga_rl.cli.main import app\ntry:\n    app(sys.argv[1:])\n"
+            "finally:\n    print(*sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code, *words, "--help"], capture_output=True, text=True, timeout=900,
+                          check=True, env={**os.environ, "COLUMNS": "200"})
+    *text, modules = done.stdout.splitlines()
+    return "\n".join(text), set(modules.split())
+
+
+@pytest.mark.parametrize("words", [
+    *((name,) for name in COMMANDS if name not in GROUPS),
+    *((name, sub) for name in GROUPS for sub in typer.main.get_command(load(name)).commands[name].commands)],
+    ids=" ".join)
+def test_the_help_of_a_command_loads_nothing_heavy(words):
+    text, modules = help_of(*words)
+    assert f"saga-rl {' '.join(words)}" in text
+    assert not HEAVY & modules
+
+
+@pytest.mark.parametrize(("words", "names"), [
+    (("trace", "generate"), generator_names()), (("trace", "import"), importer_names()), (("aeg",), TYPES),
+    (("simulate",), preset_names()), (("compare",), preset_names()), (("train", "collect"), ROLLOUTS),
+    (("train", "offline"), LEARNERS), (("train", "sweep"), LEARNERS), (("train", "finetune"), TASKS),
+    (("train", "protocol"), ROWS),
+    (("train", "dagger"), [name for name, kind in LEARNERS.items() if kind.needs == "labels"])],
+    ids=lambda x: " ".join(x))
+def test_names_written_in_a_help_are_the_names_there_are(words, names):
+    text, _ = help_of(*words)
+    assert not set(names) - set(re.findall(r"[\w+-]+", text))
+
+
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_a_command_is_listed_with_its_own_words(name):
-    import typer
-
     group = typer.main.get_command(load(name))
     command = group.commands[name]  # type: ignore[attr-defined]
     assert " ".join((command.help or "").split()).startswith(COMMANDS[name][0])
@@ -74,6 +119,8 @@ def test_the_package_runs_as_a_module():
     (["simulate", "TRACE", "--prefetch-tokens", "64"], "give --cpu-tokens too"),
     (["simulate", "TRACE", "--cpu-tokens", "9999", "--cpu-eviction", "mru"], "choose one of: lru, fifo"),
     (["simulate", "TRACE", "--link-tokens-per-s", "-1"], "--link-tokens-per-s: is -1"),
+    (["trace", "import", "wekka", "TRACE", "--out", "no/such/x.parquet"], "no import format named 'wekka'"),
+    (["trace", "import", "weka", "no-such.jsonl", "--out", "x.parquet"], "no-such.jsonl: no such file"),
     (["profile", "show", "h100x"], "no profile named 'h100x'"),
     (["bound", "TRACE", "--json", "no/such/x.json"], "does not exist"),
     (["replay", "TRACE", "--url", "http://127.0.0.1:1", "--json", "no/such/x.json"], "does not exist"),

@@ -219,6 +219,15 @@ def test_one_factor_differs_from_stock_in_one_decision() -> None:
     assert not [a for a in arms.one_factor(Settings(workers=1), {}) if a.role == "placement"]
 
 
+def test_named_policies_alone_stand_beside_stock() -> None:
+    assert arms.one_factor(Settings(presets=("likely",)), {}) == []
+    assert [a.name for a in arms.fixed_arms(Settings(presets=("likely",)))] == ["likely"]
+    assert [a.name for a in arms.one_factor(Settings(specs={"ordering": ("afs",)}), {})] == ["afs"]
+    full = arms.product_arms(Settings(product=True, specs={"ordering": ("afs",)}), {})
+    assert {a.policies["ordering"] for a in full} == {"fcfs", "afs"}
+    assert {"grow", "limit"} <= {a.policies["admission"].partition(":")[0] for a in full}  # not named: all of them
+
+
 def test_picks_and_product() -> None:
     best_of = {"placement": "least-load", "ordering": "session-fcfs", "admission": "grow"}
     found = {a.name: a.policies for a in arms.picked_arms(best_of)}

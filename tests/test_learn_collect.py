@@ -16,7 +16,7 @@ from saga_rl.aeg.io import read_trace, write_trace
 from saga_rl.errors import UserError
 from saga_rl.learn.data.collect import collect, label
 from saga_rl.learn.data.dataset import episode_facts, read_dataset
-from saga_rl.learn.data.games import FEATURES
+from saga_rl.learn.data.rollouts import FEATURES
 from saga_rl.learn.data.task import Task, trace_of, with_trace
 from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES
 

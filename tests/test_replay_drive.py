@@ -254,6 +254,23 @@ def test_bad_servers_and_bad_traces_are_user_errors():
         play(trace, FakeServer(), model="other")
 
 
+def test_the_summary_names_the_flag_by_which_a_server_tells_what_it_found():
+    from io import StringIO
+
+    from rich.console import Console
+
+    from saga_rl.replay.run import summary
+
+    keys = ("sessions_done", "sessions_failed", "tct_mean_s", "tct_p50_s", "tct_p95_s", "ttft_mean_s", "ttft_p95_s",
+            "prompt_tokens", "first_time_tokens", "throughput_sessions_per_min")
+    for found in (None, 7):
+        out = StringIO()
+        Console(file=out, width=120).print(summary({**dict.fromkeys(keys, 1), "tct_p95_s": None, "cached_tokens": found,
+                                                    "recomputed_tokens": found}))
+        assert out.getvalue().count("--enable-prompt-tokens-details") == (2 if found is None else 0)
+        assert "server" not in next(line for line in out.getvalue().splitlines() if "P95" in line)
+
+
 def test_the_command_writes_json_and_a_trace_and_refuses_with_status_2(tmp_path, monkeypatch):
     import json
     import threading

@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.io import write_trace
-from saga_rl.cli.bound import register, split_specs
+from saga_rl.cli.bound import register
 from saga_rl.errors import UserError
-from saga_rl.policies.registry import make
+from saga_rl.policies.registry import make, split_specs
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.openloop.bound import bound
 from saga_rl.sim.openloop.record import record_reference

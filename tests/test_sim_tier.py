@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as hst
 from test_sim_cluster import PROFILE, _check_world, _session, _trace
-from test_sim_coast import MIX, _policies, _same
+from test_sim_fast_forward import MIX, _policies, _same
 from test_sim_naive import PROFILE as SMALL
 from test_sim_naive import _sessions
 

@@ -5,23 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from saga_rl.aeg.inference.drift import adaptation
-from saga_rl.aeg.inference.picture import draw
-from saga_rl.aeg.inference.predict import predictions
-from saga_rl.aeg.inference.score import score
-from saga_rl.aeg.inference.stream import TYPES, joined, slowed, stream
-from saga_rl.aeg.io import read_trace
-from saga_rl.aeg.trace import Trace
 from saga_rl.errors import UserError
 from saga_rl.files import check_target, write_json
 from saga_rl.policies.parameters import EXPIRY_S
 from saga_rl.provenance import provenance
+
+if TYPE_CHECKING:
+    from saga_rl.aeg.trace import Trace
 
 ARMS = {"hinted": True, "presumed": False}
 """How a chain's end is known: the client says it, or silence is taken for it."""
@@ -31,6 +27,11 @@ def measure(trace: Trace, *, theta: float = 0.7, types: str = "session", expiry_
             then: Trace | None = None, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """JSON-ready: `arms` (hinted, presumed ends) -> tier -> scores (`infer_score.score`); `drift`: `adaptation` to gaps
     `slow` times as long from the middle on, and to the trace `then` after this one. Raises `UserError`."""
+    from saga_rl.aeg.inference.drift import adaptation
+    from saga_rl.aeg.inference.predict import predictions
+    from saga_rl.aeg.inference.score import score
+    from saga_rl.aeg.inference.stream import joined, slowed, stream
+
     if not 0.0 < theta <= 1.0:
         raise UserError("--theta", f"is {theta:g}", "give a confidence above 0 and at most 1")
     for name, value in (("--expiry-s", expiry_s), ("--slow", slow)):
@@ -123,7 +124,7 @@ def _count(n: int | None) -> str:
 def _aeg(
     trace: Annotated[Path, typer.Argument(help="A trace file (see `saga-rl trace`).")],
     theta: Annotated[float, typer.Option(help="Confidence from which a predicted next tool counts as an edge.")] = 0.7,
-    types: Annotated[str, typer.Option(help=f"What counts as an agent type: {', '.join(TYPES)}.")] = "session",
+    types: Annotated[str, typer.Option(help="What counts as an agent type: session, agent, text.")] = "session",
     expiry_s: Annotated[float, typer.Option(help="Silence after which a chain is presumed to have ended.")] = EXPIRY_S,
     slow: Annotated[float, typer.Option(help="Drift: gaps last so many times as long from the middle on.")] = 4.0,
     then: Annotated[Path | None, typer.Option(help="Drift: a second trace that follows this one.")] = None,
@@ -131,6 +132,9 @@ def _aeg(
     plot: Annotated[Path | None, typer.Option(help="Also draw them to this file (SVG).")] = None,
 ) -> None:
     """Measure what is inferred of agents' behaviour online: next tools, times, ends; cold, warm, and after a change."""
+    from saga_rl.aeg.inference.picture import draw
+    from saga_rl.aeg.io import read_trace
+
     check_target(json_out)
     check_target(plot)
     with Console(stderr=True).status("reading; the first run compiles for a minute") as status:

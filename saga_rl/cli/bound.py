@@ -5,20 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from saga_rl.aeg.io import read_trace
 from saga_rl.errors import UserError
 from saga_rl.files import check_target, write_json
 from saga_rl.policies.parameters import EXPIRY_S
-from saga_rl.policies.registry import make, names, split_specs
 from saga_rl.provenance import provenance
-from saga_rl.sim.config import SimConfig
-from saga_rl.sim.cost.profile import load_profile, profile_names
-from saga_rl.sim.openloop.bound import LOW_PRESSURE, bound
 
 DEFAULT = "lru,lru-protect,wa-lru,wa-lru-literal"
 
@@ -26,9 +20,9 @@ DEFAULT = "lru,lru-protect,wa-lru,wa-lru-literal"
 def _bound(
     trace: Annotated[Path, typer.Argument(help="A trace file (see `saga-rl trace`).")],
     kv_tokens: Annotated[int, typer.Option(help="KV pool of the worker, tokens; 0 = the profile's.")] = 0,
-    eviction: Annotated[str, typer.Option(help=f"Policies to compare, separated by commas, of: "
-                                          f"{', '.join(names('eviction'))} (learned:FOLDER).")] = DEFAULT,
-    profile: Annotated[str, typer.Option(help=f"Cost profile: {', '.join(profile_names())}, or a JSON file.")]
+    eviction: Annotated[str, typer.Option(help="Eviction policies to compare, or learned:FOLDER, with commas "
+                                          "between. A wrong name lists all.")] = DEFAULT,
+    profile: Annotated[str, typer.Option(help="Cost profile (`saga-rl profile list`), or a JSON file.")]
     = "a100-llama3-70b-tp4",
     population: Annotated[int, typer.Option(help="Closed population: sessions at once; 0 = the trace's arrivals.")] = 0,
     sessions: Annotated[int, typer.Option(help="Only so many sessions, drawn with --seed; 0 = all.")] = 0,
@@ -39,6 +33,14 @@ def _bound(
 ) -> None:
     """Tokens computed again by each eviction policy, over Bélády's on the same reference string (see
     docs/explanation/bound.md)."""
+    import numpy as np
+
+    from saga_rl.aeg.io import read_trace
+    from saga_rl.policies.registry import make, split_specs
+    from saga_rl.sim.config import SimConfig
+    from saga_rl.sim.cost.profile import load_profile
+    from saga_rl.sim.openloop.bound import LOW_PRESSURE, bound
+
     check_target(json)
     specs = split_specs(eviction)
     for spec in specs:

@@ -7,15 +7,15 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from saga_rl.experiments.compare import checks, sources
 from saga_rl.experiments.compare.settings import PARTS, Settings
-from saga_rl.policies.presets import preset_names
-from saga_rl.policies.registry import names
+
+if TYPE_CHECKING:
+    from saga_rl.experiments.compare import sources
 
 EXIT_INTERRUPTED = 130
 D = Settings()
@@ -25,8 +25,9 @@ def _list(numbers: tuple[float, ...]) -> str:
     return ",".join(f"{x:g}" for x in numbers)
 
 
-def _decision(decision: Any, more: str = "") -> Any:
-    return typer.Option(help=f"Compare only these (repeat, or commas between) of: {', '.join(names(decision))}{more}.")
+def _only(decision: str, more: str = "") -> Any:
+    return typer.Option(help=f"Compare only these {decision} policies{more} (repeat, or commas between). A wrong name "
+                        "lists all.")
 
 
 def _compare(
@@ -37,12 +38,12 @@ def _compare(
     data: Annotated[Path | None, typer.Option(help="Folder of recorded traces (weka, katas, mooncake): those too.")]
     = None,
     part: Annotated[list[str] | None, typer.Option(help=f"Only these of: {', '.join(PARTS)}.")] = None,
-    eviction: Annotated[list[str] | None, _decision("eviction", " (learned:FOLDER)")] = None,
-    placement: Annotated[list[str] | None, _decision("placement")] = None,
-    ordering: Annotated[list[str] | None, _decision("ordering")] = None,
-    admission: Annotated[list[str] | None, _decision("admission")] = None,
-    policy: Annotated[list[str] | None, typer.Option(help=f"Compare these presets ({', '.join(preset_names())}) or "
-                                                     "checkpoint folders too.")] = None,
+    eviction: Annotated[list[str] | None, _only("eviction", ", or learned:FOLDER")] = None,
+    placement: Annotated[list[str] | None, _only("placement")] = None,
+    ordering: Annotated[list[str] | None, _only("ordering")] = None,
+    admission: Annotated[list[str] | None, _only("admission")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help="Compare only these presets (lru, saga, saga+, likely) "
+                                                     "or checkpoint folders.")] = None,
     product: Annotated[bool, typer.Option(help="Every placement x ordering x admission, not one at a time.")] = False,
     capacities: Annotated[str, typer.Option(help="KV capacities: multiples (below 100) of P1, where LRU computes "
                                             "2.5 x Belady again, or tokens.")] = _list(D.capacities),
@@ -63,6 +64,8 @@ def _compare(
     fresh: Annotated[bool, typer.Option(help="Begin anew; what the folder holds is moved aside.")] = False,
 ) -> None:
     """Compare all policies on the same sessions, paired: tables, pictures, one page (docs/how-to/compare.md)."""
+    from saga_rl.experiments.compare import checks, sources
+
     given = ["--" + p.replace("_", "-") for p in ctx.params
              if getattr(ctx.get_parameter_source(p), "name", "") == "COMMANDLINE"]
     asked = Settings(presets=checks.specs(policy or ()), capacities=checks.numbers("--capacities", capacities, 0.0),

@@ -14,7 +14,7 @@ app = typer.Typer(no_args_is_help=True, help="Serve without a GPU: model folders
 def model(
     shape: Annotated[str, typer.Argument(help="llama3.1-8b, llama3-70b, qwen3-32b, gemma3-27b (windows), "
                                          "qwen3-next-80b (Mamba).")],
-    out: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    out: Annotated[Path, typer.Option("--out", "--output", "-o", help="Folder to write.")],
     window: Annotated[int | None, typer.Option(help="Longest context, tokens; default: the model's own.")] = None,
 ) -> None:
     """Write a model's config and a small tokenizer, without weights, for `saga-rl serve FOLDER --emulate PROFILE`."""

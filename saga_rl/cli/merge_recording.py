@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
 
 def merge_recording(
     journals: Path = typer.Argument(help="The folder FILE.journal that `serve --record FILE` left behind."),
-    out: Path = typer.Option(..., "--output", "-o", help="Trace file to write."),
+    out: Path = typer.Option(..., "--out", "--output", "-o", help="Trace file to write."),
     keep: bool = typer.Option(False, help="Keep the journals."),
 ) -> None:
     """Make one trace of the journals that a crashed or killed server left behind."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,9 +13,10 @@ from rich.table import Table
 
 from saga_rl.errors import UserError
 from saga_rl.files import check_target, write_json
-from saga_rl.sim.cost.fit import error_table
 from saga_rl.sim.cost.models import GIB, MODELS, RESERVE_GIB, UTILISATION, model_shape, pool
-from saga_rl.sim.cost.profile import RANGES, CostProfile, load_profile, profile_names
+
+if TYPE_CHECKING:
+    from saga_rl.sim.cost.profile import CostProfile
 
 app = typer.Typer(no_args_is_help=True, help="Cost profiles of the simulator: list, show and fit them, size KV pools.")
 KV_TYPES = {"auto": None, "fp8": 1.0, "bfloat16": 2.0, "float16": 2.0, "float32": 4.0}
@@ -34,6 +35,8 @@ def worst_region(profile: CostProfile) -> tuple[str, float] | None:
 @app.command("list")
 def list_profiles(json_out: JSON = None) -> None:
     """The profiles that ship: for which machine, assumed or fitted, and how well."""
+    from saga_rl.sim.cost.profile import load_profile, profile_names
+
     check_target(json_out)
     table = Table(title="cost profiles that ship", caption="fitted: P95 relative error of the worst region")
     for head in ("profile", "GPUs", "model", "KV tokens", "constants"):
@@ -60,6 +63,9 @@ def show(
     json_out: JSON = None,
 ) -> None:
     """One profile: constants, ranges, errors, sources and assumptions."""
+    from saga_rl.sim.cost.fit import error_table
+    from saga_rl.sim.cost.profile import RANGES, load_profile
+
     check_target(json_out)
     p = load_profile(name)
     if json_out:

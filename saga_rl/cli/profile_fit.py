@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import typer
@@ -10,8 +9,6 @@ from rich.console import Console
 
 from saga_rl.cli.profile import app
 from saga_rl.files import check_target
-from saga_rl.replay.calibrate import LEFT_OUT, measure, profile_from
-from saga_rl.sim.cost.fit import error_table
 
 
 def register(program: typer.Typer) -> None:
@@ -31,6 +28,11 @@ def fit_command(
     api_key: str | None = typer.Option(None, envvar="OPENAI_API_KEY", help="Key of the server."),
 ) -> None:
     """Fit the simulator's cost profile to a running server."""
+    import asyncio
+
+    from saga_rl.replay.calibrate import LEFT_OUT, measure, profile_from
+    from saga_rl.sim.cost.fit import error_table
+
     check_target(out)
     out_console, err = Console(), Console(stderr=True, highlight=False)
     batches = [b for b in (1, 4, 16) if b <= max_num_seqs]

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
-import numpy as np
 import typer
 from rich.console import Console
 
-from saga_rl.aeg.io import read_trace, write_trace
 from saga_rl.errors import UserError
 from saga_rl.files import check_target, write_json
 from saga_rl.provenance import provenance
-from saga_rl.replay.run import progress_bar, recorded_trace, run_replay, summary
 
 
 def register(app: typer.Typer) -> None:
@@ -41,6 +37,13 @@ def replay(
     record_trace: Path | None = typer.Option(None, help="Write the trace with the measured times here."),
 ) -> None:
     """Drive an OpenAI-compatible server with a trace, closed loop, tool waits included."""
+    import asyncio
+
+    import numpy as np
+
+    from saga_rl.aeg.io import read_trace, write_trace
+    from saga_rl.replay.run import progress_bar, recorded_trace, run_replay, summary
+
     if not speed > 0:
         raise UserError("--speed", f"{speed} is not above 0", "1 plays in real time, 10 ten times as fast")
     check_target(json_out)

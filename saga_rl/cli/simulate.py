@@ -5,28 +5,29 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from saga_rl.aeg.io import read_trace
-from saga_rl.aeg.quality import doubts, quality
 from saga_rl.files import check_target, write_json
-from saga_rl.policies.base import DECISIONS, PolicySet
-from saga_rl.policies.constraints import read_constraints
 from saga_rl.policies.parameters import EXPIRY_S
-from saga_rl.policies.presets import preset
-from saga_rl.policies.registry import make, names
 from saga_rl.provenance import provenance
-from saga_rl.sim.cluster import HORIZONS, check_runs, simulate, stated_horizon
-from saga_rl.sim.config import SimConfig
-from saga_rl.sim.cost.profile import load_profile, profile_names
+
+if TYPE_CHECKING:
+    from saga_rl.policies.base import PolicySet
+
+
+LISTED = "A wrong name lists all; docs/reference/policies.md says what each does."
 
 
 def choose_policies(base: str, **specs: str | None) -> PolicySet:
     """The preset or checkpoint `base`, with the decisions that `specs` names replaced. Raises `UserError`."""
+    from saga_rl.policies.base import DECISIONS
+    from saga_rl.policies.presets import preset
+    from saga_rl.policies.registry import make
+
     chosen = preset(base)
     for decision in DECISIONS:
         spec = specs.get(decision)
@@ -48,28 +49,24 @@ def show_tenants(rows: list[dict[str, Any]]) -> None:
     Console().print(table)
 
 
-def _names(decision: Any) -> str:
-    return ", ".join(names(decision))
-
-
 def _simulate(
     trace: Annotated[Path, typer.Argument(help="A trace file (see `saga-rl trace`).")],
     policy: Annotated[str, typer.Option(help="Preset (lru, saga, saga+, likely) or checkpoint folder; the "
                                         "options below replace its parts.")] = "lru",
-    eviction: Annotated[str | None, typer.Option(help=f"One of: {_names('eviction')} (learned:FOLDER).")] = None,
-    placement: Annotated[str | None, typer.Option(help=f"One of: {_names('placement')}.")] = None,
-    ordering: Annotated[str | None, typer.Option(help=f"One of: {_names('ordering')}.")] = None,
-    admission: Annotated[str | None, typer.Option(help=f"One of: {_names('admission')}.")] = None,
+    eviction: Annotated[str | None, typer.Option(help="Eviction policy, or learned:FOLDER. " + LISTED)] = None,
+    placement: Annotated[str | None, typer.Option(help="Placement policy. " + LISTED)] = None,
+    ordering: Annotated[str | None, typer.Option(help="Ordering policy. " + LISTED)] = None,
+    admission: Annotated[str | None, typer.Option(help="Admission policy. " + LISTED)] = None,
     workers: Annotated[int, typer.Option(help="Equal workers, each with its own KV pool.")] = 1,
     kv_tokens: Annotated[int, typer.Option(help="KV pool of one worker, tokens; 0 = the profile's.")] = 0,
-    profile: Annotated[str, typer.Option(help=f"Cost profile: {', '.join(profile_names())}, or a JSON file.")]
+    profile: Annotated[str, typer.Option(help="Cost profile (`saga-rl profile list`), or a JSON file.")]
     = "a100-llama3-70b-tp4",
     population: Annotated[int, typer.Option(help="Closed population: sessions at once; 0 = the trace's arrivals.")] = 0,
     end_hint: Annotated[bool, typer.Option(help="Clients say which step is their last.")] = True,
     expiry_s: Annotated[float, typer.Option(help="Idle seconds after which a session is presumed ended.")] = EXPIRY_S,
     max_num_seqs: Annotated[int, typer.Option(help="Running slots of one worker, as vLLM's flag.")] = 256,
     horizon_s: Annotated[float | None, typer.Option(help="Stop there (simulated seconds); inf = never. Default: "
-                                                    f"{HORIZONS} x (last arrival + longest session alone).")] = None,
+                                                    "4 x (last arrival + longest session alone).")] = None,
     cpu_tokens: Annotated[int, typer.Option(help="CPU tier beside each worker, KV tokens; 0 = none.")] = 0,
     cpu_eviction: Annotated[str, typer.Option(help="What the tier forgets first: lru or fifo.")] = "lru",
     offloading: Annotated[str, typer.Option(help="How the tier is used: ideal, or as vllm's OffloadingConnector "
@@ -94,6 +91,13 @@ def _simulate(
     json: Annotated[Path | None, typer.Option(help="Write the result there.")] = None,
 ) -> None:
     """Run a trace through the simulated cluster, tools' waits included, and report completion times."""
+    from saga_rl.aeg.io import read_trace
+    from saga_rl.aeg.quality import doubts, quality
+    from saga_rl.policies.constraints import read_constraints
+    from saga_rl.sim.cluster import check_runs, simulate, stated_horizon
+    from saga_rl.sim.config import SimConfig
+    from saga_rl.sim.cost.profile import load_profile
+
     check_target(json)
     costs = load_profile(profile)
     config = SimConfig(workers=workers, kv_tokens=kv_tokens or costs.kv_tokens, profile=costs, population=population,

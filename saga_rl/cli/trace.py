@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -14,21 +14,18 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from saga_rl.aeg.generators import generate, generator_names
-from saga_rl.aeg.importers import DAMAGED, imported, importer_names
-from saga_rl.aeg.importers.reading.left_out import LeftOut
-from saga_rl.aeg.io import read_trace, write_trace
-from saga_rl.aeg.quality import sentence
-from saga_rl.aeg.scale import scale_lengths
-from saga_rl.aeg.split import split
-from saga_rl.aeg.stats import stats
-from saga_rl.aeg.trace import Trace
-from saga_rl.aeg.validate import check_fits
 from saga_rl.errors import UserError
 from saga_rl.files import check_target, write_json
 
+if TYPE_CHECKING:
+    from saga_rl.aeg.importers.reading.left_out import LeftOut
+    from saga_rl.aeg.trace import Trace
+
 app = typer.Typer(no_args_is_help=True, help="Make, import, check, look at and split traces of AI agents' LLM calls.")
 OUT = typer.Option(..., "--out", "-o", help="The trace file to write (Parquet).")
+FORMATS = ("azure, bailian, burstgpt, chats, claude-code, codex, copilot-2026, dynamo, gemini-cli, jsonl, katas, "
+           "langfuse, litellm, lmcache, mooncake, opencode, openhands, otel-genai, swe-agent, tracelab, vllm- "
+           "multi-turn, weka")
 TABLE_ROWS = 20
 SEED = typer.Option(0, help="The same seed gives the same trace.")
 
@@ -38,6 +35,8 @@ def _say(text: str) -> None:
 
 
 def _written(trace: Trace, out: Path) -> None:
+    from saga_rl.aeg.io import write_trace
+
     write_trace(trace, out)
     _told(trace, out)
 
@@ -62,7 +61,7 @@ def _told(trace: Trace, out: Path) -> None:
 
 @app.command("generate")
 def generate_command(
-    name: str = typer.Argument(..., help="Workload: " + ", ".join(generator_names()) + "."),
+    name: str = typer.Argument(..., help="Workload: burstgpt, coding, hetero, shift, swe-bench, webarena."),
     out: Path = OUT,
     seed: int = SEED,
     sessions: int | None = typer.Option(None, help="Sessions; the workload's own number unless given."),
@@ -77,6 +76,8 @@ def generate_command(
 ) -> None:
     """Write a synthetic workload: with the figures of the SAGA paper, of kinds of agents that end in different ways
     (hetero), of coding agents with sub-agents (coding), or of mixes that change (shift)."""
+    from saga_rl.aeg.generators import generate
+
     own = {k: v for k, v in {"period_s": period_s, "phases": phases,
                             "unattended_share": unattended_share}.items() if v is not None}
     _written(generate(name, seed, sessions=sessions, rate_per_min=rate_per_min, max_context=max_context,
@@ -88,7 +89,7 @@ def import_command(
     words: list[str] = typer.Argument(..., metavar="[FORMAT] PATH...", help="Files, folders or patterns to read, "
                                       "plain, .gz or .zst. Their format is found by content unless FORMAT is named."),
     out: Path = OUT,
-    fmt: str | None = typer.Option(None, "--format", help="Read them as: " + ", ".join(importer_names()) + "."),
+    fmt: str | None = typer.Option(None, "--format", help="Read them as: " + FORMATS + "."),
     rate_per_min: float | None = typer.Option(
         None, help="Lay arrivals out anew, as a Poisson stream; else the recorded ones (8 where there are none)."),
     seed: int | None = typer.Option(None, help="Seed of laid-out arrivals (0)."),
@@ -103,11 +104,16 @@ def import_command(
                                                     "else 4 characters a token."),
 ) -> None:
     """Turn recorded traffic into a trace. What is left out, what is assumed and what was recorded is printed."""
+    from saga_rl.aeg.importers import DAMAGED, imported
+    from saga_rl.aeg.io import write_trace
+    from saga_rl.aeg.quality import sentence
+
+    err = Console(stderr=True)
     if fmt is None and len(words) > 1 and not Path(words[0]).exists() and words[0].replace("-", "").isalnum():
         fmt, words = words[0], words[1:]
     check_target(out)
     bar = Progress(TextColumn("importing"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
-                   console=Console(stderr=True), transient=True)
+                   console=err, transient=True, disable=not err.is_terminal)  # in a log it would leave an empty line
     task = bar.add_task("importing", total=None)
     with bar, _terminated_as_interrupted():
         done = imported(fmt, words if len(words) > 1 else words[0], rate_per_min=rate_per_min, seed=seed, limit=limit,
@@ -142,6 +148,10 @@ def stats_command(
     json_out: Path | None = typer.Option(None, "--json", help="Also write the figures to this file."),
 ) -> None:
     """Print what a trace holds: counts, quantiles, gaps by tool, and the share of prompts that a cache could serve."""
+    from saga_rl.aeg.io import read_trace
+    from saga_rl.aeg.quality import sentence
+    from saga_rl.aeg.stats import stats
+
     trace = read_trace(file)
     figures = stats(trace)
     if json_out is not None:
@@ -179,6 +189,9 @@ def validate_command(
     kv_tokens: int | None = typer.Option(None, min=1, help="Also check that every step fits a KV pool of this many."),
 ) -> None:
     """Check a trace; the first problem is named with session, step and field, and the exit status is 2."""
+    from saga_rl.aeg.io import read_trace
+    from saga_rl.aeg.validate import check_fits
+
     trace = read_trace(file)
     try:
         check_fits(trace, model_len, kv_tokens)
@@ -195,6 +208,9 @@ def split_command(
     seed: int = SEED,
 ) -> None:
     """Split by group of sessions, so that no part has seen another's content."""
+    from saga_rl.aeg.io import read_trace
+    from saga_rl.aeg.split import split
+
     parts = split(read_trace(file), _fractions(fractions), seed)
     if not out.is_dir():
         if out.exists() or not out.parent.is_dir():
@@ -228,6 +244,9 @@ def scale_command(
     time_factor: float = typer.Option(1.0, help="Every time is multiplied by this."),
 ) -> None:
     """Scale lengths (and times) so that long sessions fit a small model; nothing is cut off."""
+    from saga_rl.aeg.io import read_trace
+    from saga_rl.aeg.scale import scale_lengths
+
     _written(scale_lengths(read_trace(file), factor, max_context, time_factor), out)
 
 

@@ -20,11 +20,11 @@ from saga_rl.demo.stages import Stages
 from saga_rl.errors import UserError
 from saga_rl.experiments.bench import router
 from saga_rl.experiments.bench.arms import ARMS, OURS, STOCK, Arm
-from saga_rl.experiments.bench.fleet import Fleet, Host
 from saga_rl.experiments.bench.judge import judge
 from saga_rl.experiments.bench.measure import device
 from saga_rl.experiments.bench.plan import Plan, make
 from saga_rl.experiments.bench.play import line, play
+from saga_rl.experiments.bench.server_pool import Host, ServerPool
 from saga_rl.experiments.bench.settings import Settings as BenchSettings
 from saga_rl.files import write_json
 from saga_rl.policies.presets import preset
@@ -83,13 +83,13 @@ def _ring(s: Settings, arms: tuple[Arm, ...], stages: Stages, stack: ExitStack) 
         say(f"{found.imported} sessions ({found.source}), {sum(found.left_out.values())} left out; split by group into "
             + ", ".join(f"{part.n_sessions} {name}" for name, part in found.parts.items()))
     plan = make(_bench(s, arms, found))
-    fleet = stack.enter_context(Fleet(
+    pool = stack.enter_context(ServerPool(
         plan.settings, plan.model(s.folder), plan.window, s.folder, len(arms), plan.program, plan.program_config,
         lambda url: None, lambda text: None))
     needs = {arm.host: replace(plan.need(arm), policy=FIRST if arm.host == OURS else arm.policy) for arm in arms}
     # Servers start while the policy is searched: they import for half a minute.
     starters = stack.enter_context(ThreadPoolExecutor(1))
-    starting = {name: starters.submit(fleet.host, need) for name, need in needs.items()}
+    starting = {name: starters.submit(pool.host, need) for name, need in needs.items()}
     with stages.stage("search", "order, admission and eviction together, simulated, on the training sessions") as say:
         _search(s, stages)
         say(s.at("logs").joinpath("search.log").read_text().splitlines()[-1].removeprefix(f"{s.at('learned')}: "))
@@ -97,7 +97,7 @@ def _ring(s: Settings, arms: tuple[Arm, ...], stages: Stages, stack: ExitStack) 
     for arm in arms:
         with stages.stage(f"serve {arm.name}", "waiting for the servers to start") as say:
             host = starting[arm.host].result()
-            runs[arm.name, 0] = _serve(plan, fleet, host, arm, say)
+            runs[arm.name, 0] = _serve(plan, pool, host, arm, say)
     with stages.stage("judge", "the same sessions in the simulator") as say:
         judged = judge([a.name for a in arms], 1, runs, s.seed)
         for arm in arms:
@@ -133,7 +133,7 @@ def _search(s: Settings, stages: Stages) -> None:
         "--generations", str(s.generations), "--seed", str(s.seed), "--wandb", "disabled", *start])
 
 
-def _serve(plan: Plan, fleet: Fleet, host: Host, arm: Arm, say: Any) -> dict[str, Any]:
+def _serve(plan: Plan, pool: ServerPool, host: Host, arm: Arm, say: Any) -> dict[str, Any]:
     """Play the test sessions on the arm's servers; its line, as in a bench's journal."""
     s, trace = plan.settings, plan.traces[0]
     for server in host.servers:
@@ -148,7 +148,7 @@ def _serve(plan: Plan, fleet: Fleet, host: Host, arm: Arm, say: Any) -> dict[str
         done += event == "step"
         say(f"{done} of {trace.n_steps} calls answered")
 
-    shown, measured = play(s, arm, trace, fleet.url(host, arm), f"{arm.name}/", plan.alive, watch)
+    shown, measured = play(s, arm, trace, pool.url(host, arm), f"{arm.name}/", plan.alive, watch)
     for server in host.servers:
         server.used()
     row = line(s, arm, 0, host.runs, plan.pool, trace, measured, shown, host.runs)
@@ -160,7 +160,7 @@ def _serve(plan: Plan, fleet: Fleet, host: Host, arm: Arm, say: Any) -> dict[str
 
 
 def _simulated(s: Settings, plan: Plan, arm: Arm) -> float:
-    """Mean completion in the simulator, ends not told and tools named afterwards, as served."""
+    """Mean completion in the simulator, ends not announced and tools named afterwards, as served."""
     trace = read_trace(s.at("test.parquet")).select(
         [read_trace(s.at("test.parquet")).sessions.session_id.index(i) for i in plan.traces[0].sessions.session_id])
     config = SimConfig(workers=s.engines, kv_tokens=plan.pool or s.kv_tokens, profile=load_profile(s.profile),

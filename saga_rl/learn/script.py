@@ -13,11 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from saga_rl.aeg.io import read_trace
-from saga_rl.aeg.validate import check_fits
-from saga_rl.env.episodes import capacities_for, sim_config
 from saga_rl.errors import UserError, run_user_command
-from saga_rl.sim.config import SimConfig
 
 EXIT_INTERRUPTED = 130
 
@@ -88,6 +84,11 @@ def check_range(option: str, value: float, low: float, high: float = float("inf"
 
 def capacities(path: Path, kv_tokens: str, pressure: str, population: int, profile: str | None) -> list[int]:
     """KV capacities for the trace in `path`: those of `--kv-tokens`, or those that `--pressure` works out to."""
+    from saga_rl.aeg.io import read_trace
+    from saga_rl.aeg.validate import check_fits
+    from saga_rl.env.episodes import capacities_for, sim_config
+    from saga_rl.sim.config import SimConfig
+
     if bool(kv_tokens) == bool(pressure):
         raise UserError("--kv-tokens and --pressure", "the capacity is said twice or not at all", "give one of the two")
     trace = read_trace(path)

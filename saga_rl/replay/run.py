@@ -117,13 +117,16 @@ def progress_bar(console: Console) -> Progress:
                     TextColumn("{task.fields[failed]}"), console=console)
 
 
+NOT_SAID = "not said; vLLM says it with --enable-prompt-tokens-details"
+
+
 def summary(result: dict[str, Any]) -> Table:
     """The measured figures for a person."""
     table = Table(title="measured", show_header=False)
 
-    def show(label: str, key: str, form: str = "{:.2f} s") -> None:
+    def show(label: str, key: str, form: str = "{:.2f} s", absent: str = "-") -> None:
         value = result[key]
-        table.add_row(label, "the server does not say" if value is None else form.format(value))
+        table.add_row(label, absent if value is None else form.format(value))
 
     show("sessions done", "sessions_done", "{}")
     show("sessions failed", "sessions_failed", "{}")
@@ -133,8 +136,8 @@ def summary(result: dict[str, Any]) -> Table:
     show("first token, mean", "ttft_mean_s")
     show("first token, P95", "ttft_p95_s")
     show("prompt tokens", "prompt_tokens", "{:,}")
-    show("  found in cache", "cached_tokens", "{:,}")
+    show("  found in cache", "cached_tokens", "{:,}", NOT_SAID)
     show("  seen for the first time", "first_time_tokens", "{:,}")
-    show("  computed again", "recomputed_tokens", "{:,}")
+    show("  computed again", "recomputed_tokens", "{:,}", NOT_SAID)
     show("sessions a minute", "throughput_sessions_per_min", "{:.1f}")
     return table

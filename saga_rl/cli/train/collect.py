@@ -13,21 +13,12 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from typer import Argument, Option
 
-from saga_rl.aeg.io import read_trace
-from saga_rl.aeg.split import split
 from saga_rl.errors import UserError, unknown_name
-from saga_rl.learn.cards import dataset_card
-from saga_rl.learn.data.collect import Task, label
-from saga_rl.learn.data.collect_many import Statistics, play_all
-from saga_rl.learn.data.dataset import new_dataset, rows_hash
-from saga_rl.learn.data.games import FEATURES, GAMES, check_behaviour, rows_of, spec_of
 from saga_rl.learn.script import capacities, check_range, file_label, new_folder, numbers, progress, words
-from saga_rl.policies.presets import preset
 from saga_rl.provenance import provenance, sha256
 
 BEHAVIOURS = {"eviction": "lru,lru-protect,wa-lru,belady", "placement": "sticky,saga:theta=100,least-load",
@@ -40,8 +31,8 @@ TEST = "test"
 def main(
     traces: Annotated[list[Path], Argument(help="Trace files, generated, imported or recorded.")],
     out: Annotated[Path, Option(help="Folder to write; Minari wants its name to end in -v0, -v1, ...")],
-    decision: Annotated[str, Option("--decision", "--seam",
-                                    help="Which decision: " + ", ".join(GAMES) + ".")] = "eviction",
+    decision: Annotated[str, Option("--decision", "--seam", help="eviction, placement, ordering, admission, "
+                                    "or joint (of ordering and admission).")] = "eviction",
     kv_tokens: Annotated[str, Option(help="KV capacities, tokens, with commas between.")] = "",
     pressure: Annotated[str, Option(help="Instead: demand of the live sessions over capacity, e.g. 1.5,3.")] = "",
     load: Annotated[str, Option(help="Arrivals so many times as fast as in the trace, e.g. 0.8,1,1.2.")] = "1",
@@ -65,8 +56,19 @@ def main(
     overwrite: Annotated[bool, Option("--overwrite", help="Replace --out if it is there.")] = False,
 ) -> None:
     """Collect decisions under behaviour policies into Minari datasets."""
-    if decision not in GAMES:
-        raise unknown_name("--decision", decision, GAMES)
+    import numpy as np
+
+    from saga_rl.aeg.io import read_trace
+    from saga_rl.aeg.split import split
+    from saga_rl.learn.cards import dataset_card
+    from saga_rl.learn.data.collect import Task, label
+    from saga_rl.learn.data.collect_many import Statistics, play_all
+    from saga_rl.learn.data.dataset import new_dataset, rows_hash
+    from saga_rl.learn.data.rollouts import FEATURES, ROLLOUTS, check_behaviour, rows_of, spec_of
+    from saga_rl.policies.presets import preset
+
+    if decision not in ROLLOUTS:
+        raise unknown_name("decision", decision, ROLLOUTS)
     check_range("--epsilon", epsilon, 0, 1)
     check_range("--max-rows", max_rows, 2, 4096)
     check_range("--episodes", episodes, 1)

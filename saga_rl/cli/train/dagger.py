@@ -18,16 +18,8 @@ from typer import Argument, Option
 
 from saga_rl.errors import UserError
 from saga_rl.files import write_json
-from saga_rl.learn.offline.dagger import DECISION, Play, fit_round, gather, judge, rounds_picture
-from saga_rl.learn.offline.from_datasets import check_target, load, republish
-from saga_rl.learn.offline.learners import LEARNERS, learner
-from saga_rl.learn.offline.learners.options import parse
-from saga_rl.learn.offline.train import TrainConfig
 from saga_rl.learn.script import capacities, check_range, progress
-from saga_rl.policies.presets import preset
 from saga_rl.provenance import provenance, sha256
-
-LABELLED = [name for name, kind in LEARNERS.items() if kind.needs == "labels"]
 
 
 def main(
@@ -35,7 +27,7 @@ def main(
     traces: Annotated[list[Path], Argument(help="Training traces to play; never those of the test set.")],
     out: Annotated[Path, Option(help="Checkpoint folder for the last round; an older checkpoint there is replaced.")],
     rounds: Annotated[int, Option(help="Rounds of playing and training again.")] = 3,
-    algo: Annotated[str, Option(help=", ".join(LABELLED) + ".")] = "rank",
+    algo: Annotated[str, Option(help="rank, listwise or hazard.")] = "rank",
     set_: Annotated[list[str] | None, Option("--set", help="key=value, an option of the learner. Repeatable.")] = None,
     kv_tokens: Annotated[str, Option(help="KV capacities, tokens, with commas between.")] = "",
     pressure: Annotated[str, Option(help="Instead: demand of the live sessions over capacity, e.g. 1.5,3.")] = "",
@@ -55,9 +47,17 @@ def main(
     seed: Annotated[int, Option(help="Everything follows from it.")] = 0,
 ) -> None:
     """Train on labels, play, and train again on what was seen."""
+    from saga_rl.learn.offline.dagger import DECISION, Play, fit_round, gather, judge, rounds_picture
+    from saga_rl.learn.offline.from_datasets import check_target, load, republish
+    from saga_rl.learn.offline.learners import LEARNERS, learner
+    from saga_rl.learn.offline.learners.options import parse
+    from saga_rl.learn.offline.train import TrainConfig
+    from saga_rl.policies.presets import preset
+
     options = parse(learner(algo).Options, algo, set_ or [])
-    if algo not in LABELLED:
-        raise UserError("--algo", f"{algo} does not learn from labels", "choose one of: " + ", ".join(LABELLED))
+    if learner(algo).needs != "labels":
+        labelled = [name for name, kind in LEARNERS.items() if kind.needs == "labels"]
+        raise UserError("--algo", f"{algo} does not learn from labels", "choose one of: " + ", ".join(labelled))
     for option, value, low, high in (("--rounds", rounds, 1, 100), ("--epochs", epochs, 1, 1e6), ("--lr", lr, 1e-9, 10),
                                      ("--batch", batch, 1, 1e9), ("--validation", validation, 0, 0.9),
                                      ("--epsilon", epsilon, 0, 1), ("--episodes", episodes, 1, 1e6),

@@ -14,22 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from typer import Argument, Option
 
-from saga_rl.aeg.io import read_trace
-from saga_rl.env.episodes import sim_config
 from saga_rl.errors import UserError
-from saga_rl.experiments.intervals import COLLAPSE
 from saga_rl.files import atomic, write_json
-from saga_rl.learn.cards import evaluation_card
-from saga_rl.learn.judge.evaluation import STOCK, closed_loop, open_loop
-from saga_rl.learn.judge.picture import evaluation_picture
 from saga_rl.learn.script import capacities, check_range, progress
 from saga_rl.learn.tracking import WandbRun
-from saga_rl.policies.learned.checkpoint import load_checkpoint
-from saga_rl.policies.presets import preset, preset_names
-from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance
 from saga_rl.report.tables import or_dash, ratio_text, terminal
-from saga_rl.sim.openloop.bound import LOW_PRESSURE
 
 HEURISTICS = {"lru": "lru", "lru-protect": "lru-protect", "wa-lru": "wa-lru", "wa-lru-literal": "wa-lru-literal"}
 
@@ -50,6 +40,17 @@ def main(
     project: Annotated[str, Option(help="W&B project.")] = "saga-rl",
 ) -> None:
     """Evaluate one eviction checkpoint on held-out sessions of one trace; protocol.py is the whole protocol."""
+    from saga_rl.aeg.io import read_trace
+    from saga_rl.env.episodes import sim_config
+    from saga_rl.experiments.intervals import COLLAPSE
+    from saga_rl.learn.cards import evaluation_card
+    from saga_rl.learn.judge.evaluation import STOCK, closed_loop, open_loop
+    from saga_rl.learn.judge.picture import evaluation_picture
+    from saga_rl.policies.learned.checkpoint import load_checkpoint
+    from saga_rl.policies.presets import preset, preset_names
+    from saga_rl.policies.registry import make
+    from saga_rl.sim.openloop.bound import LOW_PRESSURE
+
     for option, value in (("--workers", workers), ("--seeds", seeds), ("--open-seeds", open_seeds)):
         check_range(option, value, 1)
     check_range("--population", population, 0)
@@ -97,6 +98,8 @@ def make_folder(out: Path) -> None:
 
 def report(result: dict[str, Any], console: Console) -> None:
     """Both tables, and a sentence for every difference that the learned policy shows."""
+    from saga_rl.sim.openloop.bound import LOW_PRESSURE
+
     labels = list(result["open_loop"][0]["policies"])
     console.print(terminal(("KV tokens", *labels), [
         [f"{row['capacity_tokens']:,}" + (" *" if row["low_pressure"] else ""),

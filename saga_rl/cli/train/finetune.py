@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Console
 from typer import Argument, Option
 
-from saga_rl.env.settings import KINDS
-from saga_rl.env.single import TaskEnv
-from saga_rl.env.vector import TaskVectorEnv
 from saga_rl.errors import UserError, unknown_name
-from saga_rl.learn.offline.train import deterministic
-from saga_rl.learn.online.actors import FRESH, Start, actor_of, load_start, save_actor
 from saga_rl.learn.script import capacities, check_range, file_label, progress
 from saga_rl.learn.tracking import WandbRun
 from saga_rl.provenance import provenance, sha256
+
+if TYPE_CHECKING:
+    from saga_rl.learn.online.actors import Start
 
 POOL = 64
 """Episodes that native environments of a trace and capacity play round and round."""
@@ -31,7 +29,7 @@ QUEUE = ("ordering", "admission", "joint", "scheduler")
 def main(
     checkpoint: Annotated[Path, Argument(help="Checkpoint folder to start from (joint: a folder with one for ordering "
                                               "and one for admission; scheduler: with one for each decision), or "
-                                              f"`{FRESH}`: new weights.")],
+                                              "`fresh`: new weights.")],
     traces: Annotated[list[Path], Argument(help="Trace files (training split).")],
     out: Annotated[Path, Option(help="Checkpoint folder to write; an older checkpoint there is replaced.")],
     env: Annotated[str, Option(help="eviction, placement, ordering, admission, joint or scheduler.")] = "eviction",
@@ -41,8 +39,8 @@ def main(
     sessions: Annotated[int, Option(help="Sessions of one episode; 0 = all of the trace.")] = 0,
     workers: Annotated[int, Option(help="Workers; 0 = 4 for placement, 2 for scheduler, 1 for the "
                                           "others.")] = 0,
-    policies: Annotated[str, Option(help="Preset of the decisions that are not trained; empty = the checkpoint's own, "
-                                         "or saga+.")] = "",
+    policies: Annotated[str, Option(help="Preset of the decisions that are not trained; empty = the "
+                                         "checkpoint's own, or saga+.")] = "",
     reward: Annotated[str, Option(help="Ordering, admission, joint, scheduler: tct or recomputed.")] = "tct",
     p95_weight: Annotated[float, Option(help="The same, with tct: weight of the slowest sessions.")] = 0.0,
     fairness_weight: Annotated[float, Option(help="The same: cost of a token of service gap.")] = 0.0,
@@ -60,6 +58,9 @@ def main(
     project: Annotated[str, Option(help="W&B project.")] = "saga-rl",
 ) -> None:
     """Fine-tune a checkpoint with MaskablePPO."""
+    from saga_rl.env.settings import KINDS
+    from saga_rl.learn.online.actors import load_start, save_actor
+
     if env not in KINDS:
         raise unknown_name("environment", env, KINDS)
     for option, value, low, high in (("--steps", steps, 1, 1e9), ("--rollout", rollout, 2, 1e6), ("--lr", lr, 1e-9, 1),
@@ -101,6 +102,8 @@ def vector_of(env: str, places: list[tuple[Path, int]], shape: dict[str, Any], n
     """An environment of Stable-Baselines3 for each (trace, capacity), or `native` compiled ones of each."""
     from stable_baselines3.common.vec_env import DummyVecEnv
 
+    from saga_rl.env.single import TaskEnv
+    from saga_rl.env.vector import TaskVectorEnv
     from saga_rl.learn.online.sb3_vector import NativeVec
 
     if not native:
@@ -115,6 +118,8 @@ def learn(start: Start, vec: Any, settings: dict[str, Any], steps: int, seed: in
     from sb3_contrib import MaskablePPO
     from stable_baselines3.common.callbacks import BaseCallback
 
+    from saga_rl.learn.offline.train import deterministic
+    from saga_rl.learn.online.actors import actor_of
     from saga_rl.learn.online.sb3 import RowPolicy
 
     deterministic(seed)

@@ -15,9 +15,6 @@ from rich.console import Console
 from typer import Option
 
 from saga_rl.errors import UserError
-from saga_rl.learn.judge.protocol.lab import lab
-from saga_rl.learn.judge.protocol.report import HEADER, MAKERS, cells, evaluate, known_workload, recorded, write
-from saga_rl.learn.judge.protocol.settings import ROWS, Settings, check
 from saga_rl.learn.script import EXIT_INTERRUPTED, check_range, stop, words
 from saga_rl.learn.tracking import WandbRun
 from saga_rl.provenance import provenance
@@ -38,7 +35,8 @@ def main(
     own: Annotated[str, Option(help="What training/search.py found on a recorded collection's own training sessions, "
                                "ends hidden: NAME=FOLDER, with commas between.")] = "",
     data: Annotated[str, Option(help="Folder of recorded collections (weka, katas, mooncake).")] = "",
-    only: Annotated[str, Option(help="Rows, with commas between: " + ", ".join(ROWS) + ".")] = "",
+    only: Annotated[str, Option(help="Rows, with commas between: " + "eviction, stock, shift, hidden, "
+                               "sustain, placement, throughput, transfer, drift" + ".")] = "",
     workloads: Annotated[str, Option(help="Only these workloads, with commas between.")] = "",
     seeds: Annotated[int, Option(help="Arrangements of test sessions (5 or more for a report).")] = 5,
     budget: Annotated[int, Option(help="Settings tried of each closed-loop baseline.")] = 18,
@@ -51,6 +49,10 @@ def main(
     project: Annotated[str, Option(help="W&B project.")] = "saga-rl",
 ) -> None:
     """Evaluate learned policies by the whole protocol."""
+    from saga_rl.learn.judge.protocol.lab import lab
+    from saga_rl.learn.judge.protocol.report import evaluate, known_workload, recorded, write
+    from saga_rl.learn.judge.protocol.settings import ROWS, Settings, check
+
     for option, value in (("--seeds", seeds), ("--budget", budget), ("--workers", workers),
                           ("--many-workers", many_workers)):
         check_range(option, value, 1)
@@ -60,8 +62,8 @@ def main(
         ("eviction", eviction), ("admission", joint))}
     if data and not Path(data).is_dir():
         raise UserError(data, "is no folder", "name the folder of recorded collections after --data")
-    untold = SHIPPED / "joint-hidden"
-    hidden = hidden or (str(untold) if not joint and untold.is_dir() else "")
+    unannounced = SHIPPED / "joint-hidden"
+    hidden = hidden or (str(unannounced) if not joint and unannounced.is_dir() else "")
     s = Settings(shipped["eviction"], placement, shipped["admission"], hidden, tuple(words(transfer)),
                  tuple(map(pair, words(own))), tuple(words(only)) or ROWS, seeds=seeds, budget=budget, workers=workers,
                  many_workers=many_workers, data=data, recorded=recorded(data),
@@ -106,6 +108,8 @@ def shipped_folder(name: str, console: Console) -> str:
 
 def report(result: dict, console: Console) -> None:
     """A table a row."""
+    from saga_rl.learn.judge.protocol.report import HEADER, MAKERS, cells
+
     for row, found in result["rows"].items():
         if not found:
             continue

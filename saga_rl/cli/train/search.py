@@ -1,39 +1,37 @@
 """Search for policies that decide together (order, admission, eviction, or placement) by whole simulated runs.
 
-CMA-ES over the numbers of small scorers, see `saga_rl.learn.search.cma_es`. Writes one checkpoint a decision into
-OUT, which serves as a whole: `saga-rl serve MODEL --policy OUT`. Judged against the best hand-made rule on the same
-runs.
+CMA-ES over the numbers of small scorers, see `saga_rl.learn.search.cma_es`. Writes one checkpoint for each decision
+into OUT, which serves as a whole: `saga-rl serve MODEL --policy OUT`. Judged against the best hand-made rule on the
+same runs.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from rich.console import Console
 from typer import Argument, Option
 
-from saga_rl.env.episodes import sim_config
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.files import check_target
 from saga_rl.learn.script import check_range, numbers, progress, words
 from saga_rl.learn.search.card import copied_card, search_card
-from saga_rl.learn.search.cma_es import Found, SearchConfig, search
-from saga_rl.learn.search.parameter_vector import ParameterVector, scales
-from saga_rl.learn.search.picture import search_picture
-from saga_rl.learn.search.scenarios import scenario, wanted
 from saga_rl.learn.tracking import WandbRun
-from saga_rl.policies.base import DECISIONS
-from saga_rl.policies.learned.checkpoint import load_checkpoint, save_checkpoint
-from saga_rl.policies.presets import PRESETS
-from saga_rl.policies.registry import make
+from saga_rl.policies.parameters import EXPIRY_S
 from saga_rl.provenance import provenance
 
-REFERENCE = PRESETS["saga+"] | {k: PRESETS["likely"][k] for k in ("admission", "eviction")}
-"""By decision the best rule found by hand where ends are not announced. Decisions that are not searched are the same in
-candidates and reference."""
+if TYPE_CHECKING:
+    from saga_rl.learn.search.cma_es import Found, SearchConfig
+
+
+def by_hand() -> dict[str, str]:
+    """By decision, the spec of the best rule found by hand where ends are not announced. Decisions that are not
+    searched are the same in candidates and reference."""
+    from saga_rl.policies.presets import PRESETS
+
+    return PRESETS["saga+"] | {k: PRESETS["likely"][k] for k in ("admission", "eviction")}
 
 
 def main(
@@ -53,20 +51,20 @@ def main(
     block_tokens: Annotated[int, Option(help="As the server's --block-size.")] = 16,
     max_num_seqs: Annotated[int, Option(help="As the server's.")] = 256,
     max_batched_tokens: Annotated[int, Option(help="As the server's --max-num-batched-tokens; 0 = the profile's.")] = 0,
-    expiry_s: Annotated[float, Option(help="As the server's --expiry-s.")] = 300.0,
-    decisions: Annotated[str, Option("--decisions", "--seams",
-                                     help="What is searched, with commas between.")] = "eviction,ordering,admission",
-    beside: Annotated[str, Option(help="DECISION=SPEC of one not searched, with ; between; else saga+'s.")] = "",
+    expiry_s: Annotated[float, Option(help="As the server's --expiry-s.")] = EXPIRY_S,
+    decisions: Annotated[str, Option("--decisions", "--seams", help="What is searched, with commas between.")]
+    = "eviction,ordering,admission",
+    beside: Annotated[str, Option(help="DECISION=SPEC of what is not searched, with ; between; else saga+'s.")] = "",
     units: Annotated[int, Option(help="ReLU units beside the linear part of each scorer.")] = 0,
     generations: Annotated[int, Option(help="Generations.")] = 40,
     candidates: Annotated[int, Option(help="Candidates of a generation.")] = 16,
     episodes: Annotated[int, Option(help="Episodes of each trace and candidate.")] = 2,
     checks: Annotated[int, Option(help="Validation episodes of each trace at every fourth generation.")] = 4,
-    start: Annotated[str, Option(help="Folder of checkpoints, one a decision, of a search to go on from; empty: "
-                                      "the best rules found by hand. A decision that was trained there, not searched, "
-                                      "stays as it is.")] = "",
-    trained: Annotated[str, Option(help="DECISION=FOLDER of one that was trained otherwise, with ; between: tried "
-                                        "at the end in the place of what was searched.")] = "",
+    start: Annotated[str, Option(help="Folder of an earlier search to go on from, one checkpoint a decision; empty: "
+                                      "the best rules found by hand. A decision that was trained there, not "
+                                      "searched, stays as it is.")] = "",
+    trained: Annotated[str, Option(help="DECISION=FOLDER of a checkpoint that was trained otherwise, with ; between: "
+                                        "tried at the end in the place of what was searched.")] = "",
     sigma: Annotated[float, Option(help="First step size, in scaled units.")] = 0.1,
     jobs: Annotated[int, Option(help="Processes.")] = 2,
     seed: Annotated[int, Option(help="The weights follow from it.")] = 0,
@@ -77,6 +75,12 @@ def main(
     note: Annotated[str, Option(help="A line for the cards, e.g. how the whole pipeline is run.")] = "",
 ) -> None:
     """Search for order, admission and eviction (or placement) policies on whole simulated runs."""
+    from saga_rl.env.episodes import sim_config
+    from saga_rl.learn.search.cma_es import SearchConfig, search
+    from saga_rl.learn.search.picture import search_picture
+    from saga_rl.learn.search.scenarios import scenario, wanted
+    from saga_rl.policies.base import DECISIONS
+
     for option, value, low, high in (("--units", units, 0, 64), ("--generations", generations, 1, 1e5),
                                      ("--candidates", candidates, 4, 1024), ("--episodes", episodes, 1, 100),
                                      ("--checks", checks, 1, 100),
@@ -86,7 +90,8 @@ def main(
     searched = _decisions(decisions, workers)
     others = _others(beside, searched)
     tried = _trained(trained, searched)
-    reference: dict[str, str] = {s: REFERENCE[s] if s in searched else others[s] for s in DECISIONS}
+    rules = by_hand()
+    reference: dict[str, str] = {s: rules[s] if s in searched else others[s] for s in DECISIONS}
     if start:
         searched, others = _kept(start, searched, units, others)
     counts = _each("--population", population, 0, traces)
@@ -129,7 +134,14 @@ def main(
 
 
 def save(out: Path, found: Found, config: SearchConfig, facts: list[str], note: str, seed: int) -> None:
-    """A checkpoint for each searched decision, each naming the others, and a copy of every learned one beside them."""
+    """A checkpoint for each searched decision, which name one another, and a copy of every learned one beside
+    them."""
+    import numpy as np
+
+    from saga_rl.learn.search.parameter_vector import scales
+    from saga_rl.policies.base import DECISIONS
+    from saga_rl.policies.learned.checkpoint import load_checkpoint, save_checkpoint
+
     vector = config.vector()
     out.mkdir(exist_ok=True)
     meta: dict[str, Any] = {
@@ -156,15 +168,19 @@ def save(out: Path, found: Found, config: SearchConfig, facts: list[str], note: 
 
 
 def _weights(names: tuple[str, ...], layers: list[tuple[Any, Any]]) -> dict[str, float]:
+    from saga_rl.learn.search.parameter_vector import scales
+
     w, b = layers[0][0][0] / scales(names), layers[-1][1][0]
     return {**{n: float(x) for n, x in zip(names, w, strict=True)}, "bias": float(b)}
 
 
 def _decisions(text: str, workers: int) -> list[str]:
+    from saga_rl.policies.base import DECISIONS
+
     searched = words(text)
     for decision in searched:
         if decision not in DECISIONS:
-            raise unknown_name("--decisions", decision, DECISIONS)
+            raise unknown_name("decision", decision, DECISIONS)
     if not searched or len(set(searched)) < len(searched):
         raise UserError("--decisions", f"is {text!r}", "name each decision once")
     if "placement" in searched and workers < 2:
@@ -173,6 +189,9 @@ def _decisions(text: str, workers: int) -> list[str]:
 
 
 def _others(text: str, searched: list[str]) -> dict[str, str]:
+    from saga_rl.policies.presets import PRESETS
+    from saga_rl.policies.registry import make
+
     others = {s: spec for s, spec in PRESETS["saga+"].items() if s not in searched}
     for part in filter(None, text.split(";")):
         decision, _, spec = part.partition("=")
@@ -186,6 +205,8 @@ def _others(text: str, searched: list[str]) -> dict[str, str]:
 def _kept(start: str, searched: list[str], units: int, others: dict[str, str]) -> tuple[list[str], dict[str, str]]:
     """(what is left to search, the others): a decision whose checkpoint below `start` was trained, not searched, is not
     searched now, either, and serves as it is there."""
+    from saga_rl.learn.search.parameter_vector import ParameterVector
+
     left, kept = [], dict(others)
     for decision in searched:
         if ParameterVector((decision,), units).fits(Path(start) / decision):  # type: ignore[arg-type]
@@ -200,6 +221,8 @@ def _kept(start: str, searched: list[str], units: int, others: dict[str, str]) -
 
 
 def _trained(text: str, searched: list[str]) -> dict[str, str]:
+    from saga_rl.policies.registry import make
+
     found = {}
     for part in filter(None, text.split(";")):
         decision, _, folder = part.partition("=")

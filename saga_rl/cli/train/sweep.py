@@ -16,11 +16,6 @@ from typer import Argument, Option
 
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.files import write_json
-from saga_rl.learn.offline.from_datasets import check_target, load, others_of, republish
-from saga_rl.learn.offline.learners import LEARNERS, learner
-from saga_rl.learn.offline.sweep import best_of, criterion_of, summary
-from saga_rl.learn.offline.sweep_backends import BACKENDS, Plan, local, tune, wandb
-from saga_rl.learn.offline.sweep_picture import sweep_picture
 from saga_rl.learn.script import check_range, progress
 from saga_rl.provenance import provenance
 
@@ -28,7 +23,7 @@ from saga_rl.provenance import provenance
 def main(
     dataset: Annotated[list[Path], Argument(help="Folders that training/collect.py wrote, of one decision.")],
     out: Annotated[Path, Option(help="Checkpoint folder for the best trial; an older checkpoint there is replaced.")],
-    algo: Annotated[str, Option(help=", ".join(LEARNERS) + ".")] = "rank",
+    algo: Annotated[str, Option(help="rank, listwise, hazard, bc, iql or cql.")] = "rank",
     backend: Annotated[str, Option(help="local (here, one by one), tune (Ray Tune, two at once) or wandb.")] = "local",
     trials: Annotated[int, Option(help="Trials.")] = 20,
     epochs: Annotated[int, Option(help="Passes over the decisions, each trial.")] = 20,
@@ -41,6 +36,12 @@ def main(
     seed: Annotated[int, Option(help="What is drawn, the split and the weights follow from it.")] = 0,
 ) -> None:
     """Search the options of an offline learner, and write the best trial's checkpoint."""
+    from saga_rl.learn.offline.from_datasets import check_target, load, others_of, republish
+    from saga_rl.learn.offline.learners import learner
+    from saga_rl.learn.offline.sweep import best_of, criterion_of, summary
+    from saga_rl.learn.offline.sweep_backends import BACKENDS, Plan, local, tune, wandb
+    from saga_rl.learn.offline.sweep_picture import sweep_picture
+
     learner(algo)
     if backend not in BACKENDS:
         raise unknown_name("--backend", backend, BACKENDS)

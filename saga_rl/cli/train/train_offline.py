@@ -13,10 +13,6 @@ from typing import Annotated
 from rich.console import Console
 from typer import Argument, Option
 
-from saga_rl.learn.offline.from_datasets import check_target, load, others_of, save
-from saga_rl.learn.offline.learners import LEARNERS, learner
-from saga_rl.learn.offline.learners.options import parse
-from saga_rl.learn.offline.train import TrainConfig, train
 from saga_rl.learn.script import EXIT_INTERRUPTED, check_range, numbers, progress, stop
 from saga_rl.learn.tracking import WandbRun
 from saga_rl.provenance import sha256
@@ -25,8 +21,8 @@ from saga_rl.provenance import sha256
 def main(
     dataset: Annotated[Path, Argument(help="Folder that training/collect.py wrote.")],
     out: Annotated[Path, Option(help="Checkpoint folder to write; an older checkpoint there is replaced.")],
-    also: Annotated[list[Path] | None, Option(help="Another dataset of it, to be joined. Repeatable.")] = None,
-    algo: Annotated[str, Option(help=", ".join(LEARNERS) + ".")] = "rank",
+    also: Annotated[list[Path] | None, Option(help="Another dataset of the same decision. Repeatable.")] = None,
+    algo: Annotated[str, Option(help="rank, listwise, hazard, bc, iql or cql.")] = "rank",
     set_: Annotated[list[str] | None, Option("--set", help="key=value, an option of the learner. Repeatable.")] = None,
     clone: Annotated[str, Option(help="bc: the behaviour whose actions are cloned; eviction: belady by default.")] = "",
     reward: Annotated[str, Option(help="Weigh cost components anew: log_tct=1,recomputed_tokens=0.001.")] = "",
@@ -35,10 +31,10 @@ def main(
     lr: Annotated[float, Option(help="Learning rate of Adam at the start.")] = 3e-3,
     hidden: Annotated[str, Option(help="Widths of the hidden layers, with commas between.")] = "24,24",
     validation: Annotated[float, Option(help="Share of the episodes held out.")] = 0.1,
-    eviction: Annotated[str, Option(help="The checkpoint's policy of this decision; empty: that of saga+.")] = "",
-    placement: Annotated[str, Option(help="The checkpoint's policy of this decision; empty: that of saga+.")] = "",
-    ordering: Annotated[str, Option(help="The checkpoint's policy of this decision; empty: that of saga+.")] = "",
-    admission: Annotated[str, Option(help="The checkpoint's policy of this decision; empty: that of saga+.")] = "",
+    eviction: Annotated[str, Option(help="Runs beside the checkpoint; empty: that of saga+.")] = "",
+    placement: Annotated[str, Option(help="Runs beside the checkpoint; empty: that of saga+.")] = "",
+    ordering: Annotated[str, Option(help="Runs beside the checkpoint; empty: that of saga+.")] = "",
+    admission: Annotated[str, Option(help="Runs beside the checkpoint; empty: that of saga+.")] = "",
     trust: Annotated[float, Option(help="Eviction: score by the Bayes index + so many times the network's (0: by the "
                                         "network alone). Less than 1 keeps it near the rule on traffic it never "
                                         "saw.")] = 0.0,
@@ -50,6 +46,11 @@ def main(
     run_dir: Annotated[Path | None, Option(help="Where W&B and the state go; default: OUT's folder.")] = None,
 ) -> None:
     """Train a policy offline and write it as a checkpoint."""
+    from saga_rl.learn.offline.from_datasets import check_target, load, others_of, save
+    from saga_rl.learn.offline.learners import learner
+    from saga_rl.learn.offline.learners.options import parse
+    from saga_rl.learn.offline.train import TrainConfig, train
+
     options = parse(learner(algo).Options, algo, set_ or [])
     for option, value, low, high in (("--epochs", epochs, 1, 1e6), ("--batch", batch, 1, 1e9), ("--lr", lr, 1e-9, 10),
                                      ("--validation", validation, 0, 0.9), ("--seed", seed, 0, 2**31),

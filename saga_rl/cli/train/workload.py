@@ -11,10 +11,8 @@ from typing import Annotated
 from rich.console import Console
 from typer import Argument, Option
 
-from saga_rl.aeg.io import write_trace
 from saga_rl.errors import UserError
 from saga_rl.files import check_target
-from saga_rl.learn.judge.workloads import workload
 
 
 def main(
@@ -24,6 +22,9 @@ def main(
     data: Annotated[str, Option(help="Folder of recorded collections, for weka, katas and mooncake.")] = "",
 ) -> None:
     """Write a part of a named workload to a trace file."""
+    from saga_rl.aeg.io import write_trace
+    from saga_rl.learn.judge.workloads import workload
+
     if data and not Path(data).is_dir():
         raise UserError(data, "is no folder", "name the folder of recorded collections after --data")
     check_target(out)

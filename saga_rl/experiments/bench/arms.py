@@ -44,8 +44,8 @@ ARMS: dict[str, Arm] = {a.name: a for a in (
     Arm("router-program", "stock", ROUTED, "vLLM Router, Program scheduling calibrated from the cost profile",
         router="program"),
     Arm("saga", "saga", OURS, "the SAGA paper's policy"),
-    Arm("saga+", "saga+", OURS, "the strongest rules for clients that say when a session ends"),
-    Arm("likely", "likely", OURS, "the best rules found by hand for ends that nobody tells"),
+    Arm("saga+", "saga+", OURS, "the strongest rules found by hand where ends are announced"),
+    Arm("likely", "likely", OURS, "the best rules found by hand where ends are not announced"),
     Arm(INFINITE, "lru", INFINITE, "sticky, with a pool that holds everything: what memory costs at all"),
 )}
 

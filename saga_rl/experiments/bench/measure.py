@@ -14,11 +14,11 @@ import numpy as np
 from rich.console import Console
 
 from saga_rl.experiments.bench.arms import OURS, Arm
-from saga_rl.experiments.bench.fleet import Fleet, Host, hosts_at_once
 from saga_rl.experiments.bench.material import warm_trace
 from saga_rl.experiments.bench.plan import Plan
 from saga_rl.experiments.bench.play import line, play, warm_up
 from saga_rl.experiments.bench.record import cell_of
+from saga_rl.experiments.bench.server_pool import Host, ServerPool, hosts_at_once
 from saga_rl.experiments.bench.settings import Settings
 from saga_rl.experiments.bench.virtual import Virtual
 from saga_rl.experiments.cell import Cell, Result
@@ -120,23 +120,23 @@ class Served:
         def warmed(url: str) -> None:
             play(s, s.arms[0], warm, url, f"warm{time.monotonic_ns()}/", None)
 
-        with Fleet(s, plan.model(self.folder), plan.window, self.folder, self.most, plan.program, plan.program_config,
-                   warmed, shown.say) as fleet:
+        with ServerPool(s, plan.model(self.folder), plan.window, self.folder, self.most, plan.program,
+                        plan.program_config, warmed, shown.say) as pool:
             for cell in cells:
                 arm = self.arms[cell.spec["arm"]]
-                row = _run(plan, fleet, cell.spec["repeat"], arm, cell.spec["order"], shown)
+                row = _run(plan, pool, cell.spec["repeat"], arm, cell.spec["order"], shown)
                 if arm.name in plan.weights:
                     row["weights"] = plan.weights[arm.name]
                 yield cell, row, row["real_s"]
 
 
-def _run(plan: Plan, fleet: Fleet, repeat: int, arm: Arm, place: int, shown: Shown) -> dict[str, Any]:
+def _run(plan: Plan, pool: ServerPool, repeat: int, arm: Arm, place: int, shown: Shown) -> dict[str, Any]:
     s, trace = plan.settings, plan.traces[repeat]
     need, label = plan.need(arm), f"repeat {repeat + 1}, {arm.name}"
     shown.begin(f"{label}: servers")
-    host = fleet.host(need, shown.tick)
+    host = pool.host(need, shown.tick)
     _prepare(s, arm, host, shown, label)
-    url = fleet.url(host, arm)
+    url = pool.url(host, arm)
     salt = f"{repeat}/{arm.name}/"
     if s.agentx:
         shown.begin(f"{label}: warm-up")

@@ -192,7 +192,7 @@ def described(plan: Plan) -> list[str]:
                + (f", {s.time_scale:g} device seconds in one real one" if s.time_scale != 1 else "")
                + (", in virtual time" if s.virtual else ""))
     out.append(f"{s.repeats} repeats of {len(s.arms)} arms: {', '.join(a.name for a in s.arms)}; ends of sessions are "
-               f"{'told' if s.ends else 'not told'}")
+               f"{'announced' if s.ends else 'not announced'}")
     if plan.run_s is not None:
         runs = s.repeats * len(s.arms)
         out.append(f"a run takes about {_time(plan.run_s)}, all {runs} about {_time(plan.run_s * runs)} and the "

@@ -55,10 +55,11 @@ def evictions(s: Settings) -> list[str]:
 
 
 def decision_specs(s: Settings, decision: str) -> list[str]:
-    """The specs of one decision of the load part, stock's left out."""
+    """The specs of one decision of the load part, stock's left out: those that the user named, or all that are
+    registered. Where he named policies of other decisions alone, none; a product still takes all."""
     chosen = list(s.specs.get(decision, ()))
     if not chosen:
-        if decision == "placement" and s.workers == 1:
+        if (decision == "placement" and s.workers == 1) or (_narrowed(s) and not s.product):
             return []
         known = [n for n in names(decision) if n != "learned" and (  # type: ignore[arg-type]
             decision == "eviction" or not make(decision, n).oracle)]  # type: ignore[arg-type]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from saga_rl.policies.constraints import Constraints
+if TYPE_CHECKING:
+    from saga_rl.policies.constraints import Constraints
 
 PARTS = ("eviction", "load", "fairness")
 STOCK = "lru"
@@ -75,6 +76,8 @@ class Settings:
 
 def constraints(arguments: dict[str, Any]) -> Constraints:
     """Raises `UserError` for values out of range."""
+    from saga_rl.policies.constraints import Constraints
+
     return Constraints(**arguments)
 
 

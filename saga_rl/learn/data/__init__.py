@@ -1,1 +1,1 @@
-"""Decisions as datasets: `games` plays episodes, `collect` logs what was decided, `dataset` keeps it as Minari does."""
+"""Decisions as datasets: `rollouts` plays episodes, `collect` logs decisions, `dataset` keeps them as Minari does."""

@@ -9,25 +9,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saga_rl.learn.data.dataset import COMPONENTS, Episode
-from saga_rl.learn.data.games import GAMES
+from saga_rl.learn.data.rollouts import ROLLOUTS
 from saga_rl.learn.data.task import Task, trace_of
 from saga_rl.learn.script import file_label
 
-__all__ = ["Task", "collect", "game_of", "label", "play"]
+__all__ = ["Task", "collect", "label", "play", "rollout_of"]
 
-_GAMES: dict[tuple, Any] = {}
+_ROLLOUTS: dict[tuple, Any] = {}
 MOST_GAMES = 8
 
 
-def game_of(task: Task) -> Any:
-    """This process's game for the task, with its behaviour: traces are read and split once, not once an episode."""
+def rollout_of(task: Task) -> Any:
+    """This process's rollout for the task, with its behaviour: traces are read and split once, not once an episode."""
     key = (task.decision, task.trace, *task.facts().values())
-    if key not in _GAMES:
-        while len(_GAMES) >= MOST_GAMES:
-            _GAMES.pop(next(iter(_GAMES)))
-        _GAMES[key] = GAMES[task.decision](task, trace_of(task))
-    _GAMES[key].behave(task.behaviour)
-    return _GAMES[key]
+    if key not in _ROLLOUTS:
+        while len(_ROLLOUTS) >= MOST_GAMES:
+            _ROLLOUTS.pop(next(iter(_ROLLOUTS)))
+        _ROLLOUTS[key] = ROLLOUTS[task.decision](task, trace_of(task))
+    _ROLLOUTS[key].behave(task.behaviour)
+    return _ROLLOUTS[key]
 
 
 def label(spec: str) -> str:
@@ -44,32 +44,32 @@ def collect(task: Task) -> Episode:
 
     Deterministic from the task. Raises `UserError` as the environments do.
     """
-    game = game_of(task)
-    return play(game, label(task.behaviour), task.epsilon, task.seed,
-                {"trace": game.env.settings.trace.meta.name, "file": file_label(Path(task.trace)), **task.facts()})
+    rollout = rollout_of(task)
+    return play(rollout, label(task.behaviour), task.epsilon, task.seed,
+                {"trace": rollout.env.settings.trace.meta.name, "file": file_label(Path(task.trace)), **task.facts()})
 
 
-def play(game: Any, behaviour: str, epsilon: float, seed: int, facts: dict[str, Any]) -> Episode:
-    """`collect` in a game that is there already and knows its behaviour."""
+def play(rollout: Any, behaviour: str, epsilon: float, seed: int, facts: dict[str, Any]) -> Episode:
+    """`collect` in a rollout that is there already and knows its behaviour."""
     rng = np.random.default_rng([seed, 1])
-    game.start(seed)
+    rollout.start(seed)
     rows: dict[str, list] = {k: [] for k in ("obs", "mask", "next_use", "action", "reward", "propensity", *COMPONENTS)}
-    while not (game.over or game.cut):
-        offered = np.flatnonzero(game.mask)
-        greedy = game.greedy()
+    while not (rollout.over or rollout.cut):
+        offered = np.flatnonzero(rollout.mask)
+        greedy = rollout.greedy()
         action = int(rng.choice(offered)) if rng.random() < epsilon else greedy
-        rows["obs"].append(game.observation)
-        rows["mask"].append(game.mask)
-        rows["next_use"].append(game.next_use())
+        rows["obs"].append(rollout.observation)
+        rows["mask"].append(rollout.mask)
+        rows["next_use"].append(rollout.next_use())
         rows["action"].append(action)
         rows["propensity"].append((1.0 - epsilon) * (action == greedy) + epsilon / len(offered))
-        reward, components = game.step(action)
+        reward, components = rollout.step(action)
         rows["reward"].append(reward)
         for name in COMPONENTS:
             rows[name].append(components.get(name, 0.0))
     columns: dict[str, NDArray] = {k: np.array(rows[k]) for k in ("action", "reward", "propensity", *COMPONENTS)}
-    facts = {**facts, "decisions": len(columns["action"]), **game.figures()}
+    facts = {**facts, "decisions": len(columns["action"]), **rollout.figures()}
     return Episode(np.stack(rows["obs"]), np.stack(rows["mask"]), np.stack(rows["next_use"]),
                    columns["action"].astype(np.int64), columns["reward"].astype(np.float64), columns["propensity"],
-                   behaviour, seed, game.observation, bool(game.over), facts,
+                   behaviour, seed, rollout.observation, bool(rollout.over), facts,
                    {name: columns[name] for name in COMPONENTS})

@@ -23,7 +23,7 @@ from saga_rl.learn.cards import dataset_card
 from saga_rl.learn.data.collect import Task, collect, label
 from saga_rl.learn.data.collect_many import Statistics
 from saga_rl.learn.data.dataset import Decisions, new_dataset, read_dataset, rows_hash
-from saga_rl.learn.data.games import spec_of
+from saga_rl.learn.data.rollouts import spec_of
 from saga_rl.learn.network import RowNet
 from saga_rl.learn.offline.from_datasets import load, others_of, save
 from saga_rl.learn.offline.losses import pair_accuracy, top_agreement

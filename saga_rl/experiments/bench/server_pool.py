@@ -36,7 +36,7 @@ class Host:
         return all(child.process.poll() is None for child in (*self.servers, *self.routers.values()))
 
 
-class Fleet:
+class ServerPool:
     """`host` gives the servers of an arm, warm. most: hosts at once. program: of vLLM Router; config: of its Program
     scheduling. warm: called with the address of each fresh server."""
 
@@ -47,7 +47,7 @@ class Fleet:
         self.up: dict[str, Host] = {}
         """In the order in which they were used."""
 
-    def __enter__(self) -> Fleet:
+    def __enter__(self) -> ServerPool:
         return self
 
     def __exit__(self, *exc: object) -> None:

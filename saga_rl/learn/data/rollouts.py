@@ -1,6 +1,6 @@
-"""What a data collector plays: one decision after another of one decision, with the candidates as rows.
+"""What a data collector plays: decisions of one kind, one after another, with the candidates as rows.
 
-`GAMES[decision]` makes the game of a task. A game is an environment with what a collector needs besides: the
+`ROLLOUTS[decision]` makes the rollout of a task. A rollout is an environment with what a collector needs besides: the
 behaviour's own choice, labels, and the components of what followed (`saga_rl.learn.data.dataset.COMPONENTS`).
 """
 
@@ -30,7 +30,7 @@ from saga_rl.policies.registry import make
 BELADY = "belady"
 
 
-class Game(Protocol):
+class Rollout(Protocol):
     """`start`, then `step` until `over` (the episode ended) or `cut` (it was stopped)."""
 
     over: bool
@@ -78,8 +78,8 @@ def spec_of(task: Task) -> EnvSpec:
         {"task": task.decision, **{k: v for k, v in given.items() if v}, "shuffle": task.shuffle}))
 
 
-class EnvGame:
-    """A game over a Gymnasium environment of this package."""
+class EnvRollout:
+    """A rollout over a Gymnasium environment of this package."""
 
     def __init__(self, env: TaskEnv) -> None:
         self.env = env
@@ -109,7 +109,7 @@ class EnvGame:
                 "fairness_gap_tokens": float(self._view.service_gap_tokens)}
 
 
-class EvictionGame(EnvGame):
+class EvictionRollout(EnvRollout):
     """Open loop; `belady` is a behaviour, too."""
 
     def __init__(self, task: Task, trace: Trace) -> None:
@@ -131,8 +131,8 @@ class EvictionGame(EnvGame):
         return {"recomputed_tokens": self._info["recomputed_tokens"]}
 
 
-class PlacementGame(EnvGame):
-    """Closed loop. The behaviour places, and steals if it does; the other decisions are decided by `task.policies`."""
+class PlacementRollout(EnvRollout):
+    """Closed loop. The behaviour places, and steals if it does; `task.policies` makes the other decisions."""
 
     def __init__(self, task: Task, trace: Trace) -> None:
         super().__init__(TaskEnv("placement", trace, **task.options()))
@@ -151,7 +151,7 @@ class PlacementGame(EnvGame):
         return int(np.lexsort((np.arange(len(rows)), rows[:, PL.sessions], np.negative(scores)))[0])
 
 
-class QueueGame(EnvGame):
+class QueueRollout(EnvRollout):
     """Closed loop: who enters from a worker's queue. The behaviour is an ordering policy, an admission policy, or both
     (`ORDERING+ADMISSION`); its own choice is row 0, or to hold in the last row where its admission says so."""
 
@@ -178,10 +178,10 @@ def joint_specs(spec: str) -> dict[Decision, str]:
     return {"ordering": order, "admission": admit}
 
 
-GAMES: dict[str, Callable[[Task, Trace], Any]] = {
-    "eviction": EvictionGame, "placement": PlacementGame,
-    **{decision: partial(QueueGame, decision) for decision in ("ordering", "admission", "joint")}}
-"""By decision. Each game has `behave(spec)` besides: whose choice `greedy` is from then on."""
+ROLLOUTS: dict[str, Callable[[Task, Trace], Any]] = {
+    "eviction": EvictionRollout, "placement": PlacementRollout,
+    **{decision: partial(QueueRollout, decision) for decision in ("ordering", "admission", "joint")}}
+"""By decision. Each rollout has `behave(spec)` besides: whose choice `greedy` is from then on."""
 FEATURES = {**LEARNED_FEATURES, "joint": LEARNED_ORDERING + LEARNED_ADMISSION}
 """Columns of a row, by decision."""
 
