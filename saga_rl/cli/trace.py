@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Make, import, check, look at and split traces of AI agents' LLM calls.")
 OUT = typer.Option(..., "--out", "-o", help="The trace file to write (Parquet).")
 FORMATS = ("azure, bailian, burstgpt, chats, claude-code, codex, copilot-2026, dynamo, gemini-cli, jsonl, katas, "
-           "langfuse, litellm, lmcache, mooncake, opencode, openhands, otel-genai, swe-agent, tracelab, vllm- "
-           "multi-turn, weka")
+           "langfuse, litellm, lmcache, mooncake, opencode, openhands, otel-genai, swe-agent, tracelab, "
+           "vllm-multi-turn, weka")
 TABLE_ROWS = 20
 SEED = typer.Option(0, help="The same seed gives the same trace.")
 
@@ -86,8 +86,8 @@ def generate_command(
 
 @app.command("import")
 def import_command(
-    words: list[str] = typer.Argument(..., metavar="[FORMAT] PATH...", help="Files, folders or patterns to read, "
-                                      "plain, .gz or .zst. Their format is found by content unless FORMAT is named."),
+    words: list[str] = typer.Argument(..., metavar="PATH", help="Files, folders or patterns to read, "
+                                      "plain, .gz or .zst. Their format is found by content."),
     out: Path = OUT,
     fmt: str | None = typer.Option(None, "--format", help="Read them as: " + FORMATS + "."),
     rate_per_min: float | None = typer.Option(
@@ -105,12 +105,15 @@ def import_command(
 ) -> None:
     """Turn recorded traffic into a trace. What is left out, what is assumed and what was recorded is printed."""
     from saga_rl.aeg.importers import DAMAGED, imported
+    from saga_rl.aeg.importers.registry import format_named
     from saga_rl.aeg.io import write_trace
     from saga_rl.aeg.quality import sentence
 
     err = Console(stderr=True)
     if fmt is None and len(words) > 1 and not Path(words[0]).exists() and words[0].replace("-", "").isalnum():
         fmt, words = words[0], words[1:]
+    if fmt is not None:
+        format_named(fmt)
     check_target(out)
     bar = Progress(TextColumn("importing"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
                    console=err, transient=True, disable=not err.is_terminal)  # in a log it would leave an empty line
