@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -14,6 +15,8 @@ from typing import Any
 from saga_rl.errors import UserError
 
 LOCK = ".lock"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What a write fails with that its place is to blame for."""
 
 
 def check_target(path: str | Path | None) -> None:
@@ -55,6 +58,11 @@ def atomic(path: str | Path) -> Iterator[Path]:
         yield tmp
         tmp.chmod(0o644)
         tmp.replace(path)
+    except OSError as e:
+        if e.errno not in FULL:
+            raise
+        raise UserError(path, f"could not be written ({os.strerror(e.errno)}); nothing was left behind",
+                        "free some space, or name another place") from None
     finally:
         tmp.unlink(missing_ok=True)
 

@@ -1,90 +1,20 @@
-"""One battery that every importer passes, on small files written here; what each format means; and the real traces."""
+"""What the formats with a history mean, field by field, and the real traces; the battery is test_import_battery.py."""
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from importers_kit import Rows, claude_code, jsonl, katas, mooncake, weka
 
-from saga_rl.aeg.importers import import_trace, importer_names
-from saga_rl.aeg.io import equal, read_trace, write_trace
+from saga_rl.aeg.importers import import_trace
 from saga_rl.aeg.stats import infinite_cache_hits, stats
 from saga_rl.aeg.trace import Trace
-from saga_rl.aeg.validate import check
 from saga_rl.errors import UserError
-
-Rows = list[dict[str, Any]]
-
-
-def weka_rows() -> Rows:
-    def request(t: float, tokens: int, out: int, ids: list[int], stop: str, input_types: list[str]) -> dict:
-        return {"t": t, "type": "n", "model": "m", "in": tokens, "out": out, "hash_ids": ids, "stop": stop,
-                "input_types": input_types, "output_types": [], "api_time": 2.0, "think_time": 0.0}
-
-    inner = [request(0.0, 130, 5, [90, 91], "tool_use", ["text"]),
-             request(4.0, 200, 6, [90, 91, 92], "end_turn", ["tool_result"])]
-    requests: list[dict] = [
-        request(0.0, 128, 10, [1, 2], "tool_use", ["text"]),
-        {"t": 9.0, "type": "subagent", "agent_id": "a", "duration_ms": 6000, "status": "completed", "requests": inner},
-        request(10.0, 200, 10, [1, 2, 3], "tool_use", ["tool_result"]),
-        request(15.0, 300, 0, [1, 2, 7, 8], "end_turn", ["tool_result"]),
-        request(60.0, 330, 9, [1, 2, 7, 8, 9], "end_turn", ["text"]),
-    ]
-    return [{"id": "one", "block_size": 64, "requests": requests},
-            {"id": "two", "block_size": 64, "requests": [requests[0]]},
-            {"id": "none", "block_size": 64, "requests": []}]
-
-
-def mooncake_rows() -> Rows:
-    return [{"timestamp": 0, "input_length": 1100, "output_length": 50, "hash_ids": [0, 1, 2]},
-            {"timestamp": 1000, "input_length": 1100, "output_length": 5, "hash_ids": [0, 9, 10]},
-            {"timestamp": 9000, "input_length": 2000, "output_length": 5, "hash_ids": [0, 1, 5, 6]},
-            {"timestamp": 9500, "input_length": 1600, "output_length": 5, "hash_ids": [0, 1, 8, 7]}]
-
-
-def jsonl_rows() -> Rows:
-    def call(agent: str, step: int, at: float, tokens: int, tools: Rows, gap: float | None = None, **more: Any) -> dict:
-        return {"session": "s", "agent": agent, "step": step, "in": tokens, "out": 10, "cached": 40, "tools": tools,
-                "t_req": at, "t_end": at + 1.0, "gap": gap, "tenant": "acme", "model": "m", **more}
-
-    spawn = {"name": "Agent", "t0": 103.0, "dur": 7.0, "spawned": "sub"}
-    return [call("main", 0, 100.0, 100, [{"name": "Bash", "t0": 101.0, "dur": 0.5}, {"name": "Read", "dur": 0.1}], 1.0),
-            call("main", 1, 102.0, 150, [spawn], 7.5, colour="red"),
-            call("sub", 0, 103.0, 90, [{"name": "Grep", "dur": 2.0}], 2.0),
-            call("sub", 1, 106.0, 120, []), call("main", 2, 110.5, 50, [], 30.0), call("main", 3, 141.5, 80, []),
-            call("main", 0, 90.0, 100, []) | {"session": "other", "cached": 0}]
-
-
-def katas_rows() -> Rows:
-    known = {"cfg": "c", "trigger": "tool", "stop": "end_turn", "task": "mars", "tenant": "tdd"}
-    rows = [r | known for r in jsonl_rows()]
-    return [r | {"agent_type": "red"} if r["agent"] == "sub" else r for r in rows]
-
-
-def claude_rows() -> Rows:
-    def line(kind: str, second: int, message: dict, **more: Any) -> dict:
-        at = f"2026-01-01T00:00:{second:02d}.000Z"
-        return {"type": kind, "sessionId": "abc", "timestamp": at, "message": message,
-                "isSidechain": False, "uuid": f"u{second}", "parentUuid": f"u{second - 1}", **more}
-
-    def usage(fresh: int, read: int, out: int) -> dict:
-        return {"input_tokens": fresh, "cache_read_input_tokens": read, "cache_creation_input_tokens": 5,
-                "output_tokens": out}
-
-    use = {"type": "tool_use", "id": "t1", "name": "Bash"}
-    result = {"type": "tool_result", "tool_use_id": "t1", "content": "ok"}
-    return [{"type": "summary", "summary": "not a call"},
-            line("user", 0, {"role": "user", "content": "do it"}),
-            line("assistant", 2, {"id": "m1", "model": "x", "content": [{"type": "text"}], "usage": usage(95, 0, 1)}),
-            line("assistant", 3, {"id": "m1", "model": "x", "content": [use], "usage": usage(95, 0, 20)}),
-            line("user", 7, {"role": "user", "content": [result]}),
-            line("assistant", 9, {"id": "m2", "model": "x", "content": [], "usage": usage(25, 100, 8)})]
 
 
 def _lines(name: str, rows: Callable[[], Rows]) -> Callable[[Path], Path]:
@@ -93,75 +23,6 @@ def _lines(name: str, rows: Callable[[], Rows]) -> Callable[[Path], Path]:
         return folder / name
 
     return write
-
-
-@dataclass
-class Format:
-    """A format, a writer of a small file, and how many sessions and steps it holds."""
-
-    name: str
-    write: Callable[[Path], Path]
-    sessions: int
-    steps: int
-    required: str
-
-
-FORMATS = [Format("weka", _lines("traces.jsonl", weka_rows), 2, 7, "requests"),
-           Format("mooncake", _lines("m.jsonl", mooncake_rows), 3, 4, "hash_ids"),
-           Format("jsonl", _lines("calls.jsonl", jsonl_rows), 2, 7, "session"),
-           Format("katas", _lines("calls.jsonl", katas_rows), 2, 7, "task"),
-           Format("claude-code", _lines("transcript.jsonl", claude_rows), 1, 2, "sessionId")]
-each = pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)
-
-
-def test_every_format_is_in_the_battery() -> None:
-    assert sorted(f.name for f in FORMATS) == importer_names()
-
-
-@each
-def test_battery(fmt: Format, tmp_path: Path) -> None:
-    path = fmt.write(tmp_path)
-    trace = import_trace(fmt.name, path)
-    check(trace)
-    assert (trace.n_sessions, trace.n_steps) == (fmt.sessions, fmt.steps)
-    assert equal(trace, import_trace(fmt.name, path)), "two imports differ"
-    write_trace(trace, tmp_path / "t.parquet")
-    assert equal(trace, read_trace(tmp_path / "t.parquet"))
-    zipped = tmp_path / (path.name + ".gz")
-    zipped.write_bytes(gzip.compress(path.read_bytes()))
-    assert equal(trace, import_trace(fmt.name, zipped))
-    relaid = import_trace(fmt.name, path, rate_per_min=5.0, seed=3)
-    check(relaid)
-    assert relaid.sessions.arrival_s[0] > 0
-
-
-@each
-def test_bad_input(fmt: Format, tmp_path: Path) -> None:
-    path = fmt.write(tmp_path)
-    good = path.read_bytes()
-    lines = good.splitlines(keepends=True)
-
-    def refused(*words: str, **options: Any) -> None:
-        with pytest.raises(UserError) as e:
-            import_trace(fmt.name, path, **options)
-        assert all(w in str(e.value) for w in words), str(e.value)
-
-    refused("rate_per_min", rate_per_min=-1.0)
-    refused("option", "speed", speed=2)
-    path.write_bytes(lines[0] + b"{broken\n")
-    refused(str(path), "line 2", "JSON")
-    path.write_bytes(b"[1, 2]\n")
-    refused("line 1", "not a JSON object")
-    path.write_bytes(gzip.compress(good)[:-20])
-    refused(str(path), "gzip")
-    path.write_bytes(b"\n")
-    refused(str(path), "no LLM call")
-    last = json.loads(lines[1 if fmt.name == "weka" else -1])
-    for value in (None, 5):
-        path.write_text(json.dumps(last | {fmt.required: value}))
-        refused("line 1", fmt.required)
-    path.unlink()
-    refused("no such file")
 
 
 def test_unknown_format() -> None:
@@ -181,7 +42,7 @@ def steps_of(trace: Trace, session: str) -> list[dict[str, Any]]:
 
 
 def test_weka_meaning(tmp_path: Path) -> None:
-    path = _lines("traces.jsonl", weka_rows)(tmp_path)
+    path = _lines("traces.jsonl", weka)(tmp_path)
     (tmp_path / "fork_groups.json").write_text('{"g": ["one"], "h": ["two"]}')
     trace = import_trace("weka", path)
     assert sorted(trace.sessions.group) == ["g", "h"] and trace.meta.dropped == {"sessions_without_requests": 1}
@@ -197,7 +58,7 @@ def test_weka_meaning(tmp_path: Path) -> None:
 
 
 def test_mooncake_meaning(tmp_path: Path) -> None:
-    trace = import_trace("mooncake", _lines("m.jsonl", mooncake_rows)(tmp_path))
+    trace = import_trace("mooncake", _lines("m.jsonl", mooncake)(tmp_path))
     first = steps_of(trace, "request-000000")
     assert first[1]["parents"] == [0] and first[1]["prefix"] == (0, 1024)
     assert first[0]["think_s"] == pytest.approx(9.0 - 3.0)  # less the estimated service of 50 tokens
@@ -205,7 +66,7 @@ def test_mooncake_meaning(tmp_path: Path) -> None:
 
 
 def test_jsonl_meaning(tmp_path: Path) -> None:
-    trace = import_trace("jsonl", _lines("calls.jsonl", jsonl_rows)(tmp_path))
+    trace = import_trace("jsonl", _lines("calls.jsonl", jsonl)(tmp_path))
     assert trace.meta.dropped == {"field colour": 1}
     a, b, sub0, _, c, d = steps_of(trace, "s")
     assert (a["tool"], a["tool_s"], a["think_s"]) == ("Bash", 0.5, 0.5)
@@ -219,25 +80,25 @@ def test_jsonl_meaning(tmp_path: Path) -> None:
 
 
 def test_katas_meaning(tmp_path: Path) -> None:
-    trace = import_trace("katas", _lines("calls.jsonl", katas_rows)(tmp_path))
+    trace = import_trace("katas", _lines("calls.jsonl", katas)(tmp_path))
     assert trace.agent_types == ["claude-code"] and set(trace.sessions.group) == {"mars/tdd"}
     assert sorted(trace.shared_prefixes) == ["tdd/claude-code/m", "tdd/claude-code/red/m"], "a first text each kind"
     assert trace.meta.dropped == {"field cfg": 7, "field colour": 1, "field stop": 7, "field trigger": 7}
-    plain = import_trace("jsonl", _lines("plain.jsonl", katas_rows)(tmp_path))
+    plain = import_trace("jsonl", _lines("plain.jsonl", katas)(tmp_path))
     assert [steps_of(trace, s) for s in ("s", "other")] == [steps_of(plain, s) for s in ("s", "other")]
 
 
 def test_katas_limit_ends_the_reading(tmp_path: Path) -> None:
-    path = _lines("calls.jsonl", katas_rows)(tmp_path)
+    path = _lines("calls.jsonl", katas)(tmp_path)
     with path.open("a") as f:
         f.write("this line is never read\n")
     assert import_trace("katas", path, limit=1).sessions.session_id == ["s"]
     with pytest.raises(UserError, match="line 8"):
-        import_trace("katas", path, limit=2)
-    rows = katas_rows()
+        import_trace("katas", path, limit=3, strict=True)
+    rows = katas()
     path.write_text("\n".join(map(json.dumps, [*rows, rows[0] | {"step": 9}])))
     with pytest.raises(UserError, match="after another session"):
-        import_trace("katas", path)
+        import_trace("katas", path, strict=True)
 
 
 @pytest.mark.parametrize(("change", "word"), [
@@ -248,17 +109,20 @@ def test_katas_limit_ends_the_reading(tmp_path: Path) -> None:
 ])
 def test_jsonl_is_strict(tmp_path: Path, change: dict, word: str) -> None:
     path = tmp_path / "calls.jsonl"
-    path.write_text(json.dumps(jsonl_rows()[0] | change))
+    path.write_text(json.dumps(jsonl()[0] | change))
     with pytest.raises(UserError, match=word):
         import_trace("jsonl", path)
-    rows = jsonl_rows()
+    with pytest.raises(UserError, match=f"line 1.*{word}"):
+        import_trace("jsonl", path, strict=True)
+    rows = jsonl()
     path.write_text("\n".join(json.dumps(r) for r in (rows[0], rows[0])))
     with pytest.raises(UserError, match="second time"):
-        import_trace("jsonl", path)
+        import_trace("jsonl", path, strict=True)
+    assert import_trace("jsonl", path).n_steps == 1
 
 
 def test_claude_code_meaning(tmp_path: Path) -> None:
-    rows = claude_rows()
+    rows = claude_code()
     side = [r | {"isSidechain": True, "agentId": "s1", "timestamp": r["timestamp"].replace(":00:0", ":00:1")}
             for r in rows[1:3]]
     side[1] = side[1] | {"message": side[1]["message"] | {"id": "m9"}}

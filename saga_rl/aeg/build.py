@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from saga_rl.aeg.trace import Sessions, Steps, Trace, TraceMeta
 
 NAN = float("nan")
+_COLUMNS = {"agent": "i", "tool": "i", "tool_s": "d", "think_s": "d", "prompt_tokens": "q", "output_tokens": "q",
+            "prefix_step": "i", "prefix_tokens": "q", "shared_prefix": "i", "start_s": "d", "first_token_s": "d",
+            "end_s": "d", "cached_tokens": "q"}
+"""Column of a step -> type code of the array that collects it."""
 
 
-@dataclass
+@dataclass(slots=True)
 class StepSpec:
     """One step as an importer sees it. Field meanings: `saga_rl.aeg.trace.Steps`."""
 
@@ -33,7 +39,7 @@ class StepSpec:
     cached_tokens: int = -1
 
 
-@dataclass
+@dataclass(slots=True)
 class SessionSpec:
     """One session as an importer sees it."""
 
@@ -62,46 +68,92 @@ class Vocabulary:
         return self.codes[name]
 
 
+class TraceBuilder:
+    """Takes sessions one by one into columns, so that a trace of millions of calls needs no object for each."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.groups: list[str] = []
+        self.lengths = array("q")
+        self.times: dict[str, array[float]] = {k: array("d") for k in ("arrival_s", "deadline_s")}
+        self.columns: dict[str, array[Any]] = {k: array(kind) for k, kind in _COLUMNS.items()}
+        self.ragged: dict[str, array[int]] = {"parents": array("i"), "hashes": array("q")}
+        self.sizes = {k: array("i") for k in self.ragged}
+        self.words = {k: Vocabulary() for k in ("tenant", "agent_type", "tool", "shared_prefix")}
+        self.codes = {k: array("i") for k in ("tenant", "agent_type")}
+
+    def add(self, session: SessionSpec) -> None:
+        """Append one session; order does not matter."""
+        self.ids.append(session.session_id)
+        self.groups.append(session.group or session.session_id)
+        self.lengths.append(len(session.steps))
+        for name in self.codes:
+            self.codes[name].append(self.words[name].code(getattr(session, name)))
+        for name, moments in self.times.items():
+            moments.append(getattr(session, name))
+        for step in session.steps:
+            for name, values in self.columns.items():
+                value = getattr(step, name)
+                values.append(self.words[name].code(value) if name in self.words else value)
+            for name, joined in self.ragged.items():
+                items = getattr(step, name)
+                self.sizes[name].append(len(items))
+                if len(items):
+                    joined.frombytes(np.asarray(items, joined.typecode).tobytes())
+
+    def trace(self, meta: TraceMeta, arrivals: np.ndarray | None = None) -> Trace:
+        """Columns of all sessions, sorted by arrival (ties keep their order). arrivals: (n,) seconds that the sessions
+        get in that order instead of their own; recorded times and deadlines move with them. Does not validate: call
+        `saga_rl.aeg.validate.check` for that."""
+        own = np.array(self.times["arrival_s"], np.float64)
+        order = np.argsort(own, kind="stable")
+        lengths = np.array(self.lengths, np.int64)
+        first = np.concatenate([[0], np.cumsum(lengths)])[order]
+        lengths = lengths[order]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        rows = np.repeat(first - offsets[:-1], lengths) + np.arange(offsets[-1])
+        arrival = own[order]
+        shift = np.zeros(len(order)) if arrivals is None else np.asarray(arrivals, np.float64) - arrival
+        by_step = np.repeat(shift, lengths)
+        steps: dict[str, np.ndarray] = {}
+        names: dict[str, list[str]] = {}
+        for name, values in self.columns.items():
+            steps[name] = np.array(values, np.dtype(values.typecode))[rows]
+            if name in self.words:
+                steps[name], names[name] = _in_order_of_use(steps[name], self.words[name].names)
+            if name in ("start_s", "first_token_s", "end_s") and arrivals is not None:
+                steps[name] += by_step
+        for name, values in self.ragged.items():
+            sizes = np.array(self.sizes[name], np.int64)
+            begin = np.concatenate([[0], np.cumsum(sizes)])[rows]
+            sizes = sizes[rows]
+            ends = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+            take = np.repeat(begin - ends[:-1], sizes) + np.arange(ends[-1])
+            steps[name] = np.array(values, np.dtype(values.typecode))[take]
+            steps[{"parents": "parent_offsets", "hashes": "hash_offsets"}[name]] = ends
+        coded = {}
+        for name, codes in self.codes.items():
+            coded[name], names[name] = _in_order_of_use(np.array(codes, np.int32)[order], self.words[name].names)
+        table = Sessions([self.ids[i] for i in order], [self.groups[i] for i in order], coded["tenant"],
+                         coded["agent_type"], arrival if arrivals is None else np.asarray(arrivals, np.float64),
+                         np.array(self.times["deadline_s"], np.float64)[order] + shift)
+        session = np.repeat(np.arange(len(order), dtype=np.int32), lengths)
+        return Trace(meta, names["tenant"], names["agent_type"], names["tool"], names["shared_prefix"], table,
+                     Steps(session=session, **steps), offsets)
+
+
 def build_trace(meta: TraceMeta, sessions: Sequence[SessionSpec]) -> Trace:
-    """Columns from `sessions`, sorted by arrival (ties keep their order). Does not validate: call
-    `saga_rl.aeg.validate.check` for that."""
-    ordered = sorted(sessions, key=lambda s: s.arrival_s)
-    tenants, types, tools, shared = Vocabulary(), Vocabulary(), Vocabulary(), Vocabulary()
-    rows = [(i, st) for i, s in enumerate(ordered) for st in s.steps]
-    p_len = [len(st.parents) for _, st in rows]
-    h_len = [len(st.hashes) for _, st in rows]
+    """The trace of `sessions`, as `TraceBuilder` makes it."""
+    builder = TraceBuilder()
+    for session in sessions:
+        builder.add(session)
+    return builder.trace(meta)
 
-    def ints(name: str, dtype: type) -> np.ndarray:
-        return np.array([getattr(st, name) for _, st in rows], dtype=dtype)
 
-    steps = Steps(
-        session=np.array([i for i, _ in rows], np.int32),
-        agent=ints("agent", np.int32),
-        parent_offsets=np.concatenate([[0], np.cumsum(p_len)]).astype(np.int64),
-        parents=np.array([p for _, st in rows for p in st.parents], np.int32),
-        tool=np.array([tools.code(st.tool) for _, st in rows], np.int32),
-        tool_s=ints("tool_s", np.float64),
-        think_s=ints("think_s", np.float64),
-        prompt_tokens=ints("prompt_tokens", np.int64),
-        output_tokens=ints("output_tokens", np.int64),
-        prefix_step=ints("prefix_step", np.int32),
-        prefix_tokens=ints("prefix_tokens", np.int64),
-        shared_prefix=np.array([shared.code(st.shared_prefix) for _, st in rows], np.int32),
-        hash_offsets=np.concatenate([[0], np.cumsum(h_len)]).astype(np.int64),
-        hashes=np.array([h for _, st in rows for h in st.hashes], np.int64),
-        start_s=ints("start_s", np.float64),
-        first_token_s=ints("first_token_s", np.float64),
-        end_s=ints("end_s", np.float64),
-        cached_tokens=ints("cached_tokens", np.int64),
-    )
-    table = Sessions(
-        [s.session_id for s in ordered],
-        [s.group or s.session_id for s in ordered],
-        np.array([tenants.code(s.tenant) for s in ordered], np.int32),
-        np.array([types.code(s.agent_type) for s in ordered], np.int32),
-        np.array([s.arrival_s for s in ordered], np.float64),
-        np.array([s.deadline_s for s in ordered], np.float64),
-    )
-    lengths = [len(s.steps) for s in ordered]
-    return Trace(meta, tenants.names, types.names, tools.names, shared.names, table, steps,
-                 np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+def _in_order_of_use(codes: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Codes numbered by first use, and the names in that order."""
+    used, at = np.unique(codes, return_index=True)
+    ordered = [int(c) for c in used[np.argsort(at, kind="stable")] if c >= 0]
+    new = np.full(len(names) + 1, -1, np.int32)  # the last one is read at code -1
+    new[ordered] = np.arange(len(ordered))
+    return new[codes], [names[c] for c in ordered]

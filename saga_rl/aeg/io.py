@@ -37,7 +37,7 @@ _NULLABLE = ("tool", "shared_prefix")
 _VOCABULARIES = ("tenants", "agent_types", "tools", "shared_prefixes")
 _HEAD = "schema metadata 'saga_rl'"
 _AGAIN = "write the trace again"
-_CONVERT = "read it with `saga-rl trace import` if it is another format"
+_CONVERT = "read it with `saga-rl trace import PATH` if it is another format"
 
 
 def write_trace(trace: Trace, path: str | Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from saga_rl.aeg.quality import quality
 from saga_rl.aeg.trace import Trace
 
 QUANTILES = (5, 50, 95, 99, 100)
@@ -46,7 +47,7 @@ def stats(trace: Trace) -> dict[str, Any]:
         "tool_s": {name: {"calls": int((t.tool == i).sum()), **(_quantiles(t.tool_s[t.tool == i]) or {})}
                    for i, name in enumerate(trace.tools) if (t.tool == i).any()},
         "tool_s_all": _quantiles(t.tool_s[calls]), "think_s": _quantiles(t.think_s[t.think_s > 0]),
-        "dropped": dict(trace.meta.dropped), "notes": dict(trace.meta.notes),
+        "quality": quality(trace), "dropped": dict(trace.meta.dropped), "notes": dict(trace.meta.notes),
     }
 
 

@@ -92,6 +92,7 @@ def _simulate(
 ) -> None:
     """Run a trace through the simulated cluster, tools' waits included, and report completion times."""
     from saga_rl.aeg.io import read_trace
+    from saga_rl.aeg.quality import doubts, quality
     from saga_rl.policies.constraints import read_constraints
     from saga_rl.sim.cluster import check_runs, simulate, stated_horizon
     from saga_rl.sim.config import SimConfig
@@ -114,7 +115,7 @@ def _simulate(
         if horizon_s is None:
             config = replace(config, horizon_s=stated_horizon(loaded, config))
         result = simulate(loaded, config, chosen, seed)
-    out = {**result.metrics, "policies": chosen.names(), "simulated": True,
+    out = {**result.metrics, "policies": chosen.names(), "simulated": True, "trace_quality": quality(loaded),
            "provenance": provenance(seed=seed, trace=trace, profile=costs.name)}
     if json:
         write_json(json, out)
@@ -127,6 +128,8 @@ def _simulate(
             table.add_row(key, "-" if value is None else f"{value:,.3f}" if isinstance(value, float) else f"{value:,}")
     Console().print(table)
     show_tenants(result.metrics["tenants"])
+    if doubt := doubts(loaded):
+        err.print(doubt, style="yellow")
     for sentence in result.metrics["extrapolated"]:
         err.print(sentence, style="yellow")
     unfinished = loaded.n_sessions - result.metrics["sessions_done"]

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from saga_rl.errors import UserError
-from saga_rl.files import write_json
+from saga_rl.files import check_target, write_json
 
 if TYPE_CHECKING:
+    from saga_rl.aeg.importers.reading.left_out import LeftOut
     from saga_rl.aeg.trace import Trace
 
 app = typer.Typer(no_args_is_help=True, help="Make, import, check, look at and split traces of AI agents' LLM calls.")
 OUT = typer.Option(..., "--out", "-o", help="The trace file to write (Parquet).")
+FORMATS = ("azure, bailian, burstgpt, chats, claude-code, codex, copilot-2026, dynamo, gemini-cli, jsonl, katas, "
+           "langfuse, litellm, lmcache, mooncake, opencode, openhands, otel-genai, swe-agent, tracelab, "
+           "vllm-multi-turn, weka")
+TABLE_ROWS = 20
 SEED = typer.Option(0, help="The same seed gives the same trace.")
 
 
@@ -29,6 +38,23 @@ def _written(trace: Trace, out: Path) -> None:
     from saga_rl.aeg.io import write_trace
 
     write_trace(trace, out)
+    _told(trace, out)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """A SIGTERM ends like Ctrl-C, so that what is half-written is removed."""
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _told(trace: Trace, out: Path) -> None:
     _say(f"{out}: {trace.n_sessions:,} sessions, {trace.n_steps:,} steps, "
          f"{int(trace.steps.prompt_tokens.sum()):,} prompt tokens")
 
@@ -60,31 +86,63 @@ def generate_command(
 
 @app.command("import")
 def import_command(
-    fmt: str = typer.Argument(..., metavar="FORMAT", help="Format: claude-code, jsonl, katas, mooncake, weka."),
-    path: Path = typer.Argument(..., help="File (for claude-code also a folder) to read; .gz is read as it is."),
+    words: list[str] = typer.Argument(..., metavar="PATH", help="Files, folders or patterns to read, "
+                                      "plain, .gz or .zst. Their format is found by content."),
     out: Path = OUT,
+    fmt: str | None = typer.Option(None, "--format", help="Read them as: " + FORMATS + "."),
     rate_per_min: float | None = typer.Option(
-        None, help="Lay arrivals out anew, as a Poisson stream; else the recorded ones (weka has none: 8)."),
+        None, help="Lay arrivals out anew, as a Poisson stream; else the recorded ones (8 where there are none)."),
     seed: int | None = typer.Option(None, help="Seed of laid-out arrivals (0)."),
-    limit: int | None = typer.Option(None, help="Read only the first N sessions (mooncake: requests)."),
-    hash_block_tokens: int | None = typer.Option(None, help="jsonl: tokens that one of hash_ids stands for (16)."),
-    tenant: str | None = typer.Option(None, help="claude-code: the tenant to file the sessions under (default)."),
+    limit: int | None = typer.Option(None, help="Read only the first N sessions (of formats of requests: requests)."),
+    strict: bool = typer.Option(False, "--strict", help="Refuse the first record that cannot be read."),
+    lenient: bool = typer.Option(False, "--lenient", help="Leave out any share of records that cannot be read, not "
+                                                          "only a tenth."),
+    hash_block_tokens: int | None = typer.Option(None, help="jsonl, mooncake, bailian: tokens that one of hash_ids "
+                                                            "stands for (jsonl: 16; else found from the lengths)."),
+    tenant: str | None = typer.Option(None, help="Agents' own histories: the tenant to file them under (default)."),
+    tokenizer: str | None = typer.Option(None, help="Formats with text: a tokenizer.json or a folder that holds one; "
+                                                    "else 4 characters a token."),
 ) -> None:
-    """Turn recorded traffic into a trace. What is left out is counted and printed."""
-    from saga_rl.aeg.importers import import_trace
+    """Turn recorded traffic into a trace. What is left out, what is assumed and what was recorded is printed."""
+    from saga_rl.aeg.importers import DAMAGED, imported
+    from saga_rl.aeg.importers.registry import format_named
+    from saga_rl.aeg.io import write_trace
+    from saga_rl.aeg.quality import sentence
 
     err = Console(stderr=True)
+    if fmt is None and len(words) > 1 and not Path(words[0]).exists() and words[0].replace("-", "").isalnum():
+        fmt, words = words[0], words[1:]
+    if fmt is not None:
+        format_named(fmt)
+    check_target(out)
     bar = Progress(TextColumn("importing"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
                    console=err, transient=True, disable=not err.is_terminal)  # in a log it would leave an empty line
     task = bar.add_task("importing", total=None)
-    with bar:
-        trace = import_trace(fmt, path, rate_per_min=rate_per_min, seed=seed, limit=limit, tenant=tenant,
-                             hash_block_tokens=hash_block_tokens,
-                             progress=lambda done, total: bar.update(task, completed=done, total=total))
-    _written(trace, out)
-    for what, counts in (("left out", trace.meta.dropped), ("assumed", trace.meta.notes.get("mended", {}))):
+    with bar, _terminated_as_interrupted():
+        done = imported(fmt, words if len(words) > 1 else words[0], rate_per_min=rate_per_min, seed=seed, limit=limit,
+                        tenant=tenant, hash_block_tokens=hash_block_tokens, tokenizer=tokenizer, strict=strict or None,
+                        lenient=lenient or None,
+                        progress=lambda done, total: bar.update(task, completed=done, total=total))
+        write_trace(done.trace, out)
+    _told(done.trace, out)
+    _say(f"  format: {done.format.name}{'' if fmt else ' (found by content)'}")
+    for what, counts in (("left out", done.trace.meta.dropped), ("assumed", done.trace.meta.notes.get("mended", {}))):
         for reason, n in counts.items():
-            _say(f"  {what}: {n:,} {reason.replace('_', ' ')}")
+            if not reason.startswith(DAMAGED):
+                _say(f"  {what}: {n:,} {reason.replace('_', ' ')}")
+    _say(f"  quality: {sentence(done.trace)}")
+    if done.left.rows:
+        _show_left_out(done.left)
+
+
+def _show_left_out(left: LeftOut) -> None:
+    table = Table("file", "first line", "how many", "cause", title="records that could not be read and were left out",
+                  title_justify="left")
+    for (file, cause), (n, line) in list(left.rows.items())[:TABLE_ROWS]:
+        table.add_row(escape(file), str(line), f"{n:,}", escape(cause))
+    if len(left.rows) > TABLE_ROWS:
+        table.add_row("...", "", "", f"{len(left.rows) - TABLE_ROWS:,} further files and causes")
+    Console().print(table)
 
 
 @app.command("stats")
@@ -94,9 +152,11 @@ def stats_command(
 ) -> None:
     """Print what a trace holds: counts, quantiles, gaps by tool, and the share of prompts that a cache could serve."""
     from saga_rl.aeg.io import read_trace
+    from saga_rl.aeg.quality import sentence
     from saga_rl.aeg.stats import stats
 
-    figures = stats(read_trace(file))
+    trace = read_trace(file)
+    figures = stats(trace)
     if json_out is not None:
         write_json(json_out, figures)
     console = Console()
@@ -106,6 +166,7 @@ def stats_command(
             plain.add_row(key.replace("_", " "), _shown(value))
     for key in ("tenants", "agent_types"):
         plain.add_row(key.replace("_", " "), ", ".join(f"{k}: {n:,}" for k, n in list(figures[key].items())[:12]))
+    plain.add_row("quality", sentence(trace))
     console.print(plain)
     spread = Table("distribution", "n", "mean", "p5", "p50", "p95", "p99", "max")
     rows: dict[str, Any] = {k: figures[k] for k in ("steps_per_session", "prompt_tokens", "output_tokens",

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from saga_rl.aeg.quality import quality
 from saga_rl.aeg.trace import Trace
 from saga_rl.aeg.validate import check_fits
 from saga_rl.replay.client import OpenAIClient
@@ -92,7 +93,7 @@ async def run_replay(trace: Trace, url: str, *, model: str | None = None, speed:
         measured = await drive(trace, client, options, told)
         after = await client.counters(COUNTERS)
     counted = {k: int(after[k] - before.get(k, 0.0)) for k in after}
-    return metrics(trace, measured) | counted | {"model": name}, measured
+    return metrics(trace, measured) | counted | {"model": name, "trace_quality": quality(trace)}, measured
 
 
 def _bar(trace: Trace, progress: Progress) -> Watcher:

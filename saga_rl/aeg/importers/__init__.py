@@ -1,23 +1,34 @@
-"""Importers by name: a native file becomes a Trace. One file a format; each counts what it left out in `meta.dropped`
-and what it had to assume in `meta.notes`."""
+"""Importers: files as they are become a Trace. One file a format; what was left out is counted in `meta.dropped`, what
+had to be assumed in `meta.notes["mended"]`, and what was recorded, estimated or missing in `meta.notes["quality"]`."""
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from saga_rl.aeg.importers import claude_code, jsonl, katas, mooncake, weka
-from saga_rl.aeg.trace import Trace
+import numpy as np
+
+from saga_rl.aeg.build import SessionSpec, TraceBuilder
+from saga_rl.aeg.importers.building.graph import poisson_arrivals
+from saga_rl.aeg.importers.format import Format, Reading
+from saga_rl.aeg.importers.reading.files import expand
+from saga_rl.aeg.importers.reading.left_out import LeftOut
+from saga_rl.aeg.importers.reading.records import Progress
+from saga_rl.aeg.importers.registry import FORMATS, choose, format_named
+from saga_rl.aeg.quality import KEY
+from saga_rl.aeg.trace import Trace, TraceMeta
 from saga_rl.aeg.validate import check
 from saga_rl.errors import UserError, unknown_name
 
-_IMPORTERS: dict[str, Callable[..., Trace]] = {
-    "weka": weka.import_trace, "claude-code": claude_code.import_trace, "mooncake": mooncake.import_trace,
-    "jsonl": jsonl.import_trace, "katas": katas.import_trace,
-}
+DAMAGED = "damaged or foreign: "
+"""What reasons in `meta.dropped` begin with that are not the format's own."""
+RATE = 8.0
+"""Sessions a minute where arrivals are not recorded."""
+COMMON = ("rate_per_min", "seed", "limit", "strict", "lenient")
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "rate_per_min": (lambda v: 0 < v < math.inf, "give a positive number of sessions a minute"),
     "limit": (lambda v: v >= 1, "ask for 1 or more"),
@@ -26,29 +37,109 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def importer_names() -> list[str]:
-    return sorted(_IMPORTERS)
+    """Names of all formats."""
+    return sorted(FORMATS)
 
 
-def import_trace(fmt: str, path: str | Path, **options: Any) -> Trace:
-    """The valid trace of the file or folder `path` in format `fmt`; options of None mean the importer's default.
+@dataclass(frozen=True)
+class Imported:
+    """A trace, the format that it was read in, and what was left out, by file and cause."""
 
-    Raises `UserError` for an unknown format or option, a value out of range, and input that is not of the format.
+    trace: Trace
+    format: Format
+    left: LeftOut
+
+
+def import_trace(fmt: str | None, path: str | Path | Sequence[str | Path], **options: Any) -> Trace:
+    """The valid trace of the files, folders or patterns `path`, as `imported` makes it."""
+    return imported(fmt, path, **options).trace
+
+
+def imported(fmt: str | None, path: str | Path | Sequence[str | Path], *, progress: Progress | None = None,
+             **options: Any) -> Imported:
+    """Import `path` in format `fmt`, or in the one that its content shows where `fmt` is None.
+
+    Options, of which None means the default: `rate_per_min` (lay arrivals out anew as a Poisson stream; else the
+    recorded ones, and 8 a minute where there are none), `seed` of that, `limit` (the first so many sessions), `strict`
+    (refuse the first record that cannot be read), `lenient` (leave out any share of them; else a tenth), and those of
+    the format. Raises `UserError` for an unknown format or option, a value out of range, and input that is not of the
+    format.
     """
-    if fmt not in _IMPORTERS:
-        raise unknown_name("import format", fmt, _IMPORTERS)
-    importer = _IMPORTERS[fmt]
-    valid = [k for k in inspect.signature(importer).parameters if k != "path"]
     given = {k: v for k, v in options.items() if v is not None}
-    for key, value in given.items():
-        if key not in valid:
-            raise unknown_name(f"option of import format {fmt!r}", key, [v for v in valid if v != "progress"])
-        if key in _RANGES and not _RANGES[key][0](value):
-            raise UserError(f"option {key}", f"is {value}", _RANGES[key][1])
-    trace = importer(path, **given)
-    if not trace.n_sessions:
-        raise UserError(path, f"holds no LLM call that format {fmt!r} can read", "check the file and the format")
+    if fmt is not None:
+        _check_options(format_named(fmt), given)
+    files = expand(path)
+    format_ = choose(fmt, files)
+    _check_options(format_, given)
+    rate, seed, limit = given.pop("rate_per_min", None), given.pop("seed", 0), given.pop("limit", None)
+    left = LeftOut(given.pop("strict", False), given.pop("lenient", False))
+    named = path if isinstance(path, str | Path) else files[0]
+    if len(files) == 1 and format_.beside:
+        files += format_.beside(files[0])
+    reading = Reading(files, left, progress, limit, **given)
+    trace = _build(reading, format_, str(named), rate, seed)
     try:
         check(trace)
     except UserError as e:
-        raise UserError(path, f"{e.where} {e.cause}", e.mend) from None
-    return trace
+        raise UserError(named, f"{e.where} {e.cause}", e.mend) from None
+    return Imported(trace, format_, left)
+
+
+def _build(reading: Reading, format_: Format, named: str, rate: float | None, seed: int) -> Trace:
+    builder = TraceBuilder()
+    ids: dict[str, int] = {}
+    for session in islice(format_.read(reading), reading.limit):
+        if not session.steps:
+            continue
+        again = ids[session.session_id] = ids.get(session.session_id, 0) + 1
+        if again > 1:
+            reading.assume("session_ids_used_again_and_numbered")
+            session.group = session.group or session.session_id
+            session.session_id = f"{session.session_id}#{again}"
+        builder.add(_named_in_utf8(session, reading))
+    if not builder.ids:
+        first = reading.left.first()
+        raise UserError(named, f"holds no LLM call that format {format_.name!r} can read"
+                        + (f"; the first record that was left out: {first}" if first else ""),
+                        "check the file and the format")
+    reading.left.check(named)
+    if rate is None and not reading.timed:
+        rate = RATE
+    arrivals: np.ndarray | None = None
+    layout = "recorded"
+    if rate is not None:
+        arrivals, layout = poisson_arrivals(len(builder.ids), rate, seed), f"Poisson, {rate:g} sessions/min"
+    damaged = {f"{DAMAGED}{k}": n for k, n in reading.left.by_cause().items()}
+    dropped = {**_counted(reading.dropped), **damaged}
+    notes = {"arrivals": layout, "mended": _counted(reading.assumed), KEY: reading.quality.counts, **reading.notes}
+    name = Path(named).resolve().name.split(".")[0] or format_.name
+    meta = TraceMeta(name, f"imported:{format_.name}", seed, reading.block, dropped, notes)
+    return builder.trace(meta, arrivals)
+
+
+def _named_in_utf8(session: SessionSpec, reading: Reading) -> SessionSpec:
+    """The session; halves of characters in names, which no file can hold, become question marks and are counted."""
+    def mended(name: str) -> str:
+        new = name if name.isascii() else name.encode("utf-8", "replace").decode()
+        reading.assumed["names_with_half_characters_mended"] += new != name
+        return new
+
+    for part in ("session_id", "group", "tenant", "agent_type"):
+        setattr(session, part, mended(getattr(session, part)))
+    for step in session.steps:
+        step.tool = None if step.tool is None else mended(step.tool)
+        step.shared_prefix = None if step.shared_prefix is None else mended(step.shared_prefix)
+    return session
+
+
+def _counted(counts: dict[str, int]) -> dict[str, int]:
+    return {k: counts[k] for k in sorted(counts) if counts[k]}
+
+
+def _check_options(format_: Format, given: dict[str, Any]) -> None:
+    valid = (*COMMON, *format_.options)
+    for key, value in given.items():
+        if key not in valid:
+            raise unknown_name(f"option of import format {format_.name!r}", key, valid)
+        if key in _RANGES and not _RANGES[key][0](value):
+            raise UserError(f"option {key}", f"is {value}", _RANGES[key][1])

@@ -13,27 +13,31 @@ The rows are those of `jsonl`; what is known of this set beyond them:
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from collections.abc import Iterator
 
-from saga_rl.aeg.importers.flat import Assembler, Row
+from saga_rl.aeg.build import SessionSpec
+from saga_rl.aeg.importers.building.flat import Row, sessions_of
+from saga_rl.aeg.importers.format import ANY, INTEGER, TEXT, Format, Reading
 from saga_rl.aeg.importers.jsonl import Dialect, read_rows
-from saga_rl.aeg.importers.reading import Progress
-from saga_rl.aeg.trace import Trace, TraceMeta
 
 AGENT = "claude-code"
 DIALECT = Dialect(required=("task", "tenant"), by_session=True)
 
 
-def import_trace(path: str | Path, *, rate_per_min: float | None = None, seed: int = 0, limit: int | None = None,
-                 progress: Progress | None = None) -> Trace:
-    """The calls of `path`, at most its first `limit` sessions, at recorded times unless `rate_per_min` lays their
-    arrivals out anew (the recorded ones are spread over months)."""
-    rows, dropped = read_rows(path, DIALECT, limit, 1, progress)
-    for row in rows:
+def _read(reading: Reading) -> Iterator[SessionSpec]:
+    yield from sessions_of(reading, _rows(reading))
+
+
+def _rows(reading: Reading) -> Iterator[Row]:
+    for row in read_rows(reading, DIALECT):
         row.agent_type = sys.intern(_kind(row))
-    meta = TraceMeta("katas", "imported:katas", seed, 0, dropped)
-    return Assembler(1).trace(rows, meta, rate_per_min=rate_per_min, seed=seed)
+        yield row
 
 
 def _kind(row: Row) -> str:
     return AGENT if row.agent == "main" else f"{AGENT}/{row.agent_type or 'sub-agent'}"
+
+
+FORMAT = Format("katas", "flat rows of agentic_coding_lab's Claude Code runs",
+                ({"session": TEXT, "in": INTEGER, "out": INTEGER, "task": TEXT, "tenant": TEXT, "trigger": ANY,
+                  "cfg": ANY},), _read)

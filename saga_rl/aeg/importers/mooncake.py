@@ -1,90 +1,81 @@
 """Importer `mooncake`: one request a line with `timestamp` (ms), `input_length`, `output_length`, `hash_ids`.
 
-Ids are global, one for each 512 tokens of the prompt (the last one may stand for a partial block): equal ids mean equal
-content up to the end of that block. They are kept, so sharing between sessions is exact.
+Ids are global, one for each block of the prompt (512 tokens as published; the last id may stand for a partial block):
+equal ids mean equal content up to the end of that block. They are kept, so sharing between sessions is exact. The
+block size is the one that fits the first requests, or `--hash-block-tokens`. Requests without ids are lengths only.
 
-There are no session ids. A request continues a session if its ids begin with all whole blocks of that session's last
-request (at least one; the longest such prompt wins, the latest among equals); otherwise it begins a session. A second
-request that continues an earlier point of a session is therefore a session of its own, which shares by its ids.
-The think gap is the time between the two requests less an estimate of the first one's service.
+There are no session ids as published: `building/requests.py` infers sessions from the ids. Rows of AIPerf and Dynamo
+may have `session_id`, and on later turns `delay` (ms after the turn before ended) instead of a timestamp; where
+prompts of such a session do not contain what came before, each holds only the text that is new.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from array import array
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any
 
-from saga_rl.aeg.build import SessionSpec, StepSpec, build_trace
-from saga_rl.aeg.importers.graph import estimated_service_s, move_session, poisson_arrivals
-from saga_rl.aeg.importers.reading import Progress, at_least, id_list, json_lines, take
-from saga_rl.aeg.trace import Trace, TraceMeta
+from saga_rl.aeg.build import SessionSpec
+from saga_rl.aeg.importers.building.requests import Request, block_that_fits, sessions_from
+from saga_rl.aeg.importers.format import ABSENT, INTEGER, NUMBER, Format, Reading
+from saga_rl.aeg.importers.reading.fields import count, id_list, seconds, take
+from saga_rl.aeg.importers.reading.left_out import Place
 from saga_rl.errors import UserError
 
 BLOCK = 512
+LOOK_AT = 1000
+"""Requests that the block size is found from."""
 
 
-@dataclass
-class _Open:
-    session: SessionSpec
-    ids: list[int]
-    sent_s: float
-    output: int
+def _read(reading: Reading) -> Iterator[SessionSpec]:
+    yield from sessions_from(reading, read_requests(reading, _request, (BLOCK, 16)), added_text=True)
+    inferred = "inferred from hash prefixes" if reading.block else "none: one request each"
+    reading.notes["sessions"] = inferred
 
 
-def import_trace(path: str | Path, *, rate_per_min: float | None = None, seed: int = 0, limit: int | None = None,
-                 progress: Progress | None = None) -> Trace:
-    """The requests of `path` (at most the first `limit`) as sessions, at their recorded times unless `rate_per_min`
-    lays their arrivals out anew."""
-    sessions: list[SessionSpec] = []
-    tips: dict[tuple[int, int], list[_Open]] = {}  # (whole blocks, id of the last of them) -> sessions that end there
-    dropped: dict[str, int] = {}
-    before = 0.0
-    for n, (where, row) in enumerate(json_lines(path, progress)):
-        if limit is not None and n >= limit:
-            break
-        at = at_least(take(row, "timestamp", float, where), 0, "timestamp", where) / 1000.0
-        prompt = at_least(take(row, "input_length", int, where), 0, "input_length", where)
-        output = at_least(take(row, "output_length", int, where), 0, "output_length", where)
-        take(row, "hash_ids", list, where)
-        ids = id_list(row, "hash_ids", where)
-        if at < before:
-            raise UserError(f"{where}, field 'timestamp'", f"is {row['timestamp']}, before the previous line's",
-                            "sort the lines by timestamp")
-        if not prompt // BLOCK <= len(ids) <= -(-prompt // BLOCK):
-            raise UserError(f"{where}, field 'hash_ids'", f"has {len(ids)} ids for {prompt} tokens",
-                            f"give one id for each {BLOCK} tokens")
-        before = at
-        if prompt == 0 or output == 0:
-            dropped["requests_without_tokens"] = dropped.get("requests_without_tokens", 0) + 1
+def read_requests(reading: Reading, make: Any, usual: tuple[int, ...]) -> Iterator[Request]:
+    """Requests that `make(record, where)` makes, at most the limit's, whose ids fit one size of blocks."""
+    made = _made(reading, make)
+    head = list(islice(made, LOOK_AT))
+    lengths = [(r.prompt, len(r.ids)) for _, r in head if len(r.ids)]
+    if lengths:
+        fits = block_that_fits(lengths, usual)
+        reading.block = reading.hash_block_tokens or fits or usual[0]
+        reading.notes["hash_block_tokens"] = ("as given" if reading.hash_block_tokens else
+                                              "inferred from lengths" if fits else "as published")
+    for place, r in chain(head, made):
+        if len(r.ids) and not r.prompt // reading.block <= len(r.ids) <= -(-r.prompt // reading.block):
+            with reading.left.guard(place):
+                raise UserError(f"{place}, field 'hash_ids'", f"has another number of ids than one for each "
+                                f"{reading.block} tokens", "state the block size (--hash-block-tokens)")
             continue
-        whole = prompt // BLOCK
-        found = _continued(tips, ids, whole)
-        if found is None:
-            step = StepSpec(prompt, output, hashes=ids, start_s=at)
-            session = SessionSpec(f"request-{n:06d}", at, [step], agent_type="chat")
-            sessions.append(session)
-        else:
-            opened, shared = found
-            session = opened.session
-            last = len(session.steps) - 1
-            session.steps[-1].think_s = max(0.0, at - opened.sent_s - estimated_service_s(opened.output))
-            session.steps.append(StepSpec(prompt, output, (last,), prefix_step=last, prefix_tokens=shared * BLOCK,
-                                          hashes=ids[shared:], start_s=at))
-        if whole:
-            tips.setdefault((whole, ids[whole - 1]), []).append(_Open(session, ids[:whole], at, output))
-    if rate_per_min is not None:
-        for session, arrival in zip(sessions, poisson_arrivals(len(sessions), rate_per_min, seed), strict=True):
-            move_session(session, float(arrival))
-    notes = {"arrivals": "recorded" if rate_per_min is None else f"Poisson, {rate_per_min:g} sessions/min",
-             "sessions": "inferred from hash prefixes"}
-    meta = TraceMeta(Path(path).name.split(".")[0], "imported:mooncake", seed, BLOCK, dropped, notes)
-    return build_trace(meta, sessions)
+        yield r
 
 
-def _continued(tips: dict[tuple[int, int], list[_Open]], ids: list[int], whole: int) -> tuple[_Open, int] | None:
-    for n in range(whole, 0, -1):
-        opened = tips.get((n, ids[n - 1]), [])
-        for k in range(len(opened) - 1, -1, -1):
-            if opened[k].ids == ids[:n]:
-                return opened.pop(k), n
-    return None
+def _made(reading: Reading, make: Any) -> Iterator[tuple[Place, Request]]:
+    for n, (where, row) in enumerate(reading.records()):
+        if reading.limit is not None and n >= reading.limit:
+            return
+        made = None
+        with reading.left.guard(where):
+            made = make(row, where)
+        if made:
+            made.number = n
+            yield where, made
+
+
+def _request(row: dict[str, Any], where: Place) -> Request:
+    session = row.get("session_id")
+    later = session is not None and ("delay" in row or "delay_ms" in row)
+    at = seconds(row, "timestamp", where, 1000.0, None if later else ...)
+    delay = seconds(row, "delay" if "delay" in row else "delay_ms", where, 1000.0, None)
+    take(row, "hash_ids", list, where, [])
+    ids = id_list(row, "hash_ids", where)
+    return Request(at, count(row, "input_length", where), count(row, "output_length", where),
+                   array("q", ids) if ids else (), "" if session is None else str(session), delay)
+
+
+_LENGTHS = {"input_length": INTEGER, "output_length": INTEGER, "chat_id": ABSENT}
+FORMAT = Format("mooncake", "requests with lengths and global block ids (Mooncake, AIPerf, Dynamo), times in ms",
+                ({"timestamp": NUMBER, **_LENGTHS},), _read, ("hash_block_tokens",))

@@ -1,7 +1,7 @@
 """A trace as the stream of requests that a scheduler sees: who asks when, and when the answer is complete.
 
 Open loop: recorded times stand; where a time was not recorded, a request is sent when its parents' gaps are over, and a
-call takes `importers.graph.estimated_service_s`. A chain's call ends before its next request at the latest.
+call takes `importers.building.graph.estimated_service_s`. A chain's call ends before its next request at the latest.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from saga_rl.aeg.importers.graph import estimated_service_s
+from saga_rl.aeg.importers.building.graph import estimated_service_s
 from saga_rl.aeg.trace import Trace
 from saga_rl.errors import unknown_name
 

@@ -187,6 +187,8 @@ def left_out(o: Outcome) -> list[str]:
             out.append(f"{name}: {len(gone)} sessions whose contexts fit no pool asked for: {', '.join(gone)}")
         if dropped := {k: n for k, n in f["dropped_by_importer"].items() if not k.startswith("field")}:
             out.append(f"{name}: " + ", ".join(f"{n:,} {k.replace('_', ' ')}" for k, n in dropped.items()))
+        if f["doubts"]:
+            out.append(f"{name}: {f['doubts']}")
         p1, sustained = o.scouted.get((name, "pressure")), o.scouted.get((name, "sustain"))
         if p1 is not None and p1["capacity_tokens"] is None:
             out.append(f"{name}, part eviction: at no capacity that holds its longest context does Belady compute "

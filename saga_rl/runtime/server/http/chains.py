@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from saga_rl.runtime.server.http.dialects import Turn
+from saga_rl.runtime.server.http.dialects import Turn, said
 
 MOST_ENTRIES = 16
 """Prompts remembered under one key: as many sessions that begin alike can be told apart."""
@@ -36,6 +36,8 @@ class Answer:
     """Names of called tools by id of the call."""
     text: bytes = b""
     """Digest of the text (turns), or its first bytes (plain prompts)."""
+    arguments: dict[str, str] = field(default_factory=dict)
+    """Arguments of the calls, as `dialects.arguments` writes them, by id of the call."""
 
 
 @dataclass(slots=True, eq=False)
@@ -95,12 +97,23 @@ class Prompt:
             return 3
         if entry.answer is None or not self.turns:
             return 1
-        said = self.turns[entry.length]
-        if entry.answer.calls:
-            return 2 if any(c[0] in entry.answer.calls for c in said.calls) else 0
-        if not entry.answer.text:
+        text, calls = said(self.turns, entry.length)
+        answer = entry.answer
+        if answer.calls:
+            made = sorted((name, answer.arguments.get(call, "")) for call, name in answer.calls.items())
+            if sorted((name, given) for _, name, given in calls) != made:
+                return 0
+        elif not answer.text:
             return 1
-        return 2 if digest(said.text.encode("utf-8", "surrogatepass")) == entry.answer.text else 0
+        if answer.text and text and digest(text.encode("utf-8", "surrogatepass")) != answer.text:
+            return 0
+        return 2
+
+    def same_ids(self, entry: Entry) -> int:
+        """Whether the calls of the answer to `entry` have its ids, which tell apart what is otherwise alike."""
+        if entry.answer is None or not entry.answer.calls or not self.turns or self.length <= entry.length:
+            return 0
+        return int(any(call in entry.answer.calls for call, _, _ in said(self.turns, entry.length)[1]))
 
 
 class _Family:
@@ -140,6 +153,18 @@ class Chains:
             self._nodes.popitem(last=False)
         return entry
 
+    def named_agent(self, session: str, name: str) -> int:
+        """Number of the sub-agent that a client calls `name` within `session`; never 0, the main agent's."""
+        family = self._family(session)
+        head = digest(b"agent", name.encode("utf-8", "surrogatepass"))
+        known = family.heads.get(head)
+        if known is None:
+            known = Chain(session, 1 + (max(family.agents, 1) - 1) % (MOST_AGENTS - 1))
+            family.agents = max(family.agents, 1) + 1
+            if len(family.heads) < MOST_AGENTS:
+                family.heads[head] = known
+        return known.agent
+
     def answered(self, entry: Entry, answer: Answer | None) -> None:
         """Its request is over; None: nothing came to be known of the answer."""
         entry.chain.busy -= 1
@@ -150,12 +175,12 @@ class Chains:
             here = self._nodes.get(prompt.keys[i])
             if not here:
                 continue
-            best, rank = None, (-1, -1, -1)
+            best, rank = None, (-1, -1, -1, -1)
             for entry in here:
                 how = prompt.extends(entry, i)
                 if how < 0:
                     continue
-                mine = (entry.length, how, int(entry.chain.step == entry.step))
+                mine = (entry.length, how, prompt.same_ids(entry), int(entry.chain.step == entry.step))
                 if mine >= rank:
                     best, rank = entry, mine
             if best is None:

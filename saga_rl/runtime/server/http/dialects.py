@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import array
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = "chat", "completions", "responses", "messages"
 PATHS = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS, "/v1/responses": RESPONSES,
          "/v1/messages": MESSAGES}
+
+DROPPED = "x-anthropic-billing-header"
+"""What a system text begins with that vLLM does not put into the prompt."""
+_THINK = re.compile(r"(?:<think>|\A)(?:(?!</think>).)*</think>", re.DOTALL)
 
 
 class Turn(NamedTuple):
@@ -35,7 +40,8 @@ def turns_of(dialect: str, body: dict[str, Any]) -> list[Turn] | None:
         return list(_chat(_dicts(body.get("messages")))) or None
     if dialect == MESSAGES:
         system = body.get("system")
-        head = [Turn("system", _text(system))] if system else []
+        text = _text(_as_hashed(system, whole=True))
+        head = [Turn("system", text)] if text else []
         return head + list(_anthropic(_dicts(body.get("messages")))) or None
     if dialect == RESPONSES:
         head = [Turn("system", _text(body["instructions"]))] if body.get("instructions") else []
@@ -107,7 +113,39 @@ def _text(content: Any) -> str:
     return "".join(out).strip()
 
 
-def _arguments(value: Any) -> str:
+def _as_hashed(system: Any, whole: bool) -> Any:
+    """A system prompt without what vLLM drops before it hashes: Claude Code's billing line, another on each request.
+    whole: its block goes with it (vLLM's Anthropic endpoint); else the rest of the text stays."""
+    if isinstance(system, str):
+        return system.partition("\n")[2] if system.startswith(DROPPED) else system
+    if not isinstance(system, list):
+        return system
+    out = []
+    for part in system:
+        text = part if isinstance(part, str) else _str(part.get("text")) if isinstance(part, dict) else ""
+        if not text.startswith(DROPPED):
+            out.append(part)
+        elif not whole and (rest := text.partition("\n")[2]):
+            out.append({"type": "text", "text": rest})
+    return out
+
+
+def said(turns: Sequence[Turn], first: int) -> tuple[str, tuple[tuple[str, str, str], ...]]:
+    """(text, calls) of the answer that begins at turn `first`: all turns to the next user's or tool's. Reasoning in
+    the text, which clients leave out at will, does not count."""
+    last = first
+    while last < len(turns) and turns[last].role == "assistant":
+        last += 1
+    answer = turns[first:last]
+    return without_reasoning("".join(t.text for t in answer)), tuple(c for t in answer for c in t.calls)
+
+
+def without_reasoning(text: str) -> str:
+    """Text without `<think>` parts, also one whose beginning stands in the prompt."""
+    return _THINK.sub("", text).strip()
+
+
+def arguments(value: Any) -> str:
     """Arguments without white space and order, as far as they are JSON."""
     try:
         parsed = json.loads(value) if isinstance(value, str) else value
@@ -127,10 +165,11 @@ def _chat(messages: Iterator[dict[str, Any]]) -> Iterator[Turn]:
         for call in _dicts(m.get("tool_calls")):
             f = call.get("function")
             f = f if isinstance(f, dict) else {}
-            calls.append((_str(call.get("id")), _str(f.get("name")), _arguments(f.get("arguments"))))
+            calls.append((_str(call.get("id")), _str(f.get("name")), arguments(f.get("arguments"))))
         if role in ("tool", "function"):
             results = ((_str(m.get("tool_call_id")), _str(m.get("name"))),)
-        yield Turn(role, _text(m.get("content")), tuple(calls), results)
+        content = _as_hashed(m.get("content"), whole=False) if role == "system" else m.get("content")
+        yield Turn(role, _text(content), tuple(calls), results)
 
 
 def _anthropic(messages: Iterator[dict[str, Any]]) -> Iterator[Turn]:
@@ -138,7 +177,7 @@ def _anthropic(messages: Iterator[dict[str, Any]]) -> Iterator[Turn]:
         calls, results, texts = [], [], [_text(m.get("content"))]
         for block in _dicts(m.get("content")):
             if block.get("type") == "tool_use":
-                calls.append((_str(block.get("id")), _str(block.get("name")), _arguments(block.get("input"))))
+                calls.append((_str(block.get("id")), _str(block.get("name")), arguments(block.get("input"))))
             elif block.get("type") == "tool_result":
                 results.append((_str(block.get("tool_use_id")), ""))
                 texts.append(_text(block.get("content")))
@@ -151,7 +190,7 @@ def _items(items: Iterator[dict[str, Any]]) -> Iterator[Turn]:
         if kind == "message":
             yield Turn(_role(m.get("role")), _text(m.get("content")))
         elif kind in ("function_call", "custom_tool_call"):
-            call = (_str(m.get("call_id")), _str(m.get("name")), _arguments(m.get("arguments", m.get("input"))))
+            call = (_str(m.get("call_id")), _str(m.get("name")), arguments(m.get("arguments", m.get("input"))))
             yield Turn("assistant", "", (call,))
         elif kind in ("function_call_output", "custom_tool_call_output"):
             output = m.get("output")

@@ -13,7 +13,7 @@ import msgspec
 
 from saga_rl.runtime.server.http.chains import Chains, Entry, Prompt
 from saga_rl.runtime.server.http.dialects import COMPLETIONS, MESSAGES, prompt_of, tool_before, turns_of
-from saga_rl.runtime.server.http.session import FINAL_HEADER, HEADERS, named_session
+from saga_rl.runtime.server.http.session import HEADERS, announced_end, named_session, sub_agent
 from saga_rl.runtime.server.http.settings import Settings, Tenants
 from saga_rl.runtime.server.http.tap import Tap
 from saga_rl.runtime.sessions.hints import cut_name
@@ -47,6 +47,8 @@ class Planner:
     def __init__(self, settings: Settings, tenants: Tenants, counts: Counter[str]) -> None:
         self.settings, self.tenants, self.counts = settings, tenants, counts
         self.chains = Chains(settings.most_nodes)
+        self._tops: OrderedDict[str, str] = OrderedDict()
+        """Sessions that sub-agents call their own -> the session at the top."""
         self._responses: OrderedDict[tuple[str | None, str], tuple[str, int, dict[str, str]]] = OrderedDict()
 
     def plan(self, dialect: str, raw_headers: Headers, raw: bytes) -> Plan | None:
@@ -64,6 +66,9 @@ class Planner:
         given = body.get("vllm_xargs")
         hints = self._hints(given, tenant)
         own, named = self._named(body, headers, tenant)
+        agent, parent = sub_agent(body, headers)
+        if named is not None and (agent or parent):
+            own, named = self._called_by(own, named, agent, parent, tenant, hints)
         earlier: dict[str, str] = {}
         if named is None and isinstance(body.get("previous_response_id"), str):
             known = self._responses.get((tenant, body["previous_response_id"][:200]))
@@ -77,7 +82,7 @@ class Planner:
             tool = tool_before(turns, earlier)
             if tool is not None:
                 hints["saga_tool"] = cut_name(tool)
-        if headers.get(FINAL_HEADER, b"").strip() == b"1":
+        if announced_end(headers):
             hints.setdefault("saga_final", 1)
         self._add(plan, dialect, body, given, hints, own, tenant)
         self.counts["requests"] += 1
@@ -146,6 +151,23 @@ class Planner:
         if tenant is not None and self.tenants.strict:
             return False, cut_name(f"{tenant}/{named}")
         return body.get("session_id") == named, named
+
+    def _called_by(self, own: bool, named: str, agent: str | None, parent: str | None, tenant: str | None,
+                   hints: dict[str, Any]) -> tuple[bool, str]:
+        """Session and agent of a request that names its sub-agent, or the session that called its own one: a sub-agent
+        is an agent of the session at the top. The number that the client gives itself counts before."""
+        top = named
+        if parent is not None:
+            above = cut_name(f"{tenant}/{parent}") if tenant is not None and self.tenants.strict else parent
+            top = self._tops.get(above, above)
+            if above != named:
+                self._tops[named] = top
+                while len(self._tops) > MOST_RESPONSES:
+                    self._tops.popitem(last=False)
+        name = f"{named if top != named else ''}/{agent or ''}"
+        if name != "/" and "saga_agent" not in hints:
+            hints["saga_agent"] = self.chains.named_agent(top, name)
+        return own and top == named, top
 
     def _place(self, plan: Plan, dialect: str, body: dict[str, Any], tenant: str | None, hints: dict[str, Any],
                turns: Any, goes_on: bool) -> None:

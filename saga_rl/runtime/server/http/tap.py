@@ -7,7 +7,14 @@ from typing import Any
 import msgspec
 
 from saga_rl.runtime.server.http.chains import Answer, digest
-from saga_rl.runtime.server.http.dialects import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from saga_rl.runtime.server.http.dialects import (
+    CHAT,
+    COMPLETIONS,
+    MESSAGES,
+    RESPONSES,
+    arguments,
+    without_reasoning,
+)
 from saga_rl.runtime.sessions.hints import cut_name
 
 MOST_BYTES = 4 * 2**20
@@ -16,7 +23,7 @@ MOST_CALLS = 64
 PREFIX = 64
 """Bytes compared of an answer to a plain prompt."""
 _decode = msgspec.json.Decoder().decode
-_MARKS = {CHAT: (b'"tool_calls"',), MESSAGES: (b'"tool_use"',), COMPLETIONS: (),
+_MARKS = {CHAT: (b'"tool_calls"',), MESSAGES: (b'"tool_use"', b'"input_json_delta"'), COMPLETIONS: (),
           RESPONSES: (b'"function_call"', b'"custom_tool_call"', b"response.created", b"response.completed")}
 _TEXT_MARKS = {CHAT: (b'"content"',), MESSAGES: (b'"text_delta"',), COMPLETIONS: (b'"text"',),
                RESPONSES: (b"response.output_text.delta",)}
@@ -29,6 +36,9 @@ class Tap:
         self.dialect, self.want_text = dialect, want_text
         self.status, self.stream, self.unread = 0, False, 0
         self.calls: dict[str, str] = {}
+        self._arguments: dict[str, list[str]] = {}
+        self._of_index: dict[Any, str] = {}
+        """Call by its place in a stream, whose later pieces have no id."""
         self.response_id: str | None = None
         self._text: list[str] = []
         self._size = 0
@@ -63,8 +73,11 @@ class Tap:
             return None
         text = "".join(self._text).strip().encode("utf-8", "surrogatepass")
         if self.dialect == COMPLETIONS:
-            return Answer({}, text[:PREFIX])
-        return Answer(self.calls, digest(text) if text and self.want_text else b"")
+            return Answer(text=text[:PREFIX])
+        plain = without_reasoning(text.decode("utf-8", "surrogatepass")).encode("utf-8", "surrogatepass")
+        given = {call: arguments("".join(parts) or "{}") for call, parts in self._arguments.items()}
+        return Answer(self.calls, digest(plain) if plain and self.want_text else b"",
+                      {call: given.get(call, "{}") for call in self.calls})
 
     @property
     def tool(self) -> str | None:
@@ -122,9 +135,11 @@ class Tap:
                 if choice.get("index", 0) == 0:
                     self._say(choice.get("text"))
         elif self.dialect == MESSAGES:
-            self._block(_dict(value.get("content_block")))
+            self._block(_dict(value.get("content_block")), value.get("index"))
             if kind == "content_block_delta":
-                self._say(_dict(value.get("delta")).get("text"))
+                delta = _dict(value.get("delta"))
+                self._say(delta.get("text"))
+                self._argue(self._of_index.get(value.get("index"), ""), delta.get("partial_json"))
         elif kind in ("response.created", "response.completed"):
             self._called_id(_dict(value.get("response")).get("id"))
             for item in _dicts(_dict(value.get("response")).get("output")):
@@ -138,12 +153,20 @@ class Tap:
     def _chat(self, message: Any) -> None:
         message = _dict(message)
         for call in _dicts(message.get("tool_calls")):
-            self._call(call.get("id"), _dict(call.get("function")).get("name"))
+            made, place = _dict(call.get("function")), call.get("index")
+            key = self._call(call.get("id"), made.get("name"))
+            if key and isinstance(place, int):
+                self._of_index[place] = key
+            self._argue(key or self._of_index.get(place, "") if isinstance(place, int) else key, made.get("arguments"))
         self._say(message.get("content"))
 
-    def _block(self, block: dict[str, Any]) -> None:
+    def _block(self, block: dict[str, Any], place: Any = None) -> None:
         if block.get("type") == "tool_use":
-            self._call(block.get("id"), block.get("name"))
+            key = self._call(block.get("id"), block.get("name"))
+            if isinstance(place, int):
+                self._of_index[place] = key
+            if block.get("input"):
+                self._argue(key, arguments(block["input"]))
 
     def _output(self, response: dict[str, Any]) -> None:
         for item in _dicts(response.get("output")):
@@ -153,12 +176,23 @@ class Tap:
 
     def _item(self, item: dict[str, Any]) -> None:
         if item.get("type") in ("function_call", "custom_tool_call"):
-            self._call(item.get("call_id"), item.get("name"))
+            key = self._call(item.get("call_id"), item.get("name"))
+            given = item.get("arguments") or item.get("input")
+            if key and given and self.want_text:
+                self._arguments[key] = [given] if isinstance(given, str) else [arguments(given)]
 
-    def _call(self, call: Any, name: Any) -> None:
-        if isinstance(name, str) and name and len(self.calls) < MOST_CALLS:
-            key = call if isinstance(call, str) and call else f"#{len(self.calls)}"
-            self.calls.setdefault(key[:200], cut_name(name))
+    def _call(self, call: Any, name: Any) -> str:
+        """The call's key, empty if it was none."""
+        if not isinstance(name, str) or not name or len(self.calls) >= MOST_CALLS:
+            return ""
+        key = (call if isinstance(call, str) and call else f"#{len(self.calls)}")[:200]
+        self.calls.setdefault(key, cut_name(name))
+        return key
+
+    def _argue(self, key: str, piece: Any) -> None:
+        if key and self.want_text and isinstance(piece, str) and self._size < MOST_BYTES:
+            self._size += len(piece)
+            self._arguments.setdefault(key, []).append(piece)
 
     def _called_id(self, value: Any) -> None:
         if isinstance(value, str) and value:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from saga_rl.aeg.build import NAN, SessionSpec, StepSpec
+from saga_rl.aeg.build import NAN, StepSpec
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
     """One recorded LLM call; times in seconds since the session's first call."""
 
@@ -35,7 +35,7 @@ class Call:
     hash_ids: Sequence[int] | np.ndarray = ()
 
 
-@dataclass
+@dataclass(slots=True)
 class Run:
     """The calls of one agent in order. `spawn`: (run, call) that started it, by position; None for the main agent."""
 
@@ -43,7 +43,7 @@ class Run:
     spawn: tuple[int, int] | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class Placed:
     """A call with its place in the session. `previous`: step number of the same agent's previous call, or -1."""
 
@@ -120,17 +120,6 @@ def estimated_service_s(output_tokens: int) -> float:
 def poisson_arrivals(n: int, rate_per_min: float, seed: int) -> np.ndarray:
     """(n,) arrival seconds, exponential gaps."""
     return np.cumsum(np.random.default_rng(seed).exponential(60.0 / rate_per_min, n))
-
-
-def move_session(session: SessionSpec, arrival_s: float) -> None:
-    """Move a session, with its recorded times and deadline, to a new arrival."""
-    shift = arrival_s - session.arrival_s
-    session.arrival_s = arrival_s
-    session.deadline_s += shift
-    for step in session.steps:
-        step.start_s += shift
-        step.first_token_s += shift
-        step.end_s += shift
 
 
 def longest_common_prefix(a: np.ndarray, b: np.ndarray) -> int:

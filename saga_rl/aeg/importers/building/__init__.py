@@ -1,0 +1,1 @@
+"""From recorded calls to sessions: order, parents, joins, prefixes, what was assumed; and lengths from text."""
