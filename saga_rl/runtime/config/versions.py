@@ -89,11 +89,17 @@ def check_queue_methods(ours: type) -> None:
 
 
 def check_router_hooks() -> None:
-    """The methods of the data-parallel client that placement replaces."""
-    from vllm.v1.engine.core_client import DPLBAsyncMPClient
+    """What placement and `routing.stop_strings` replace."""
+    from vllm.v1.engine.core_client import AsyncMPClient, DPLBAsyncMPClient, SyncMPClient
+    from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput
 
     require_method(DPLBAsyncMPClient, "get_core_engine_for_request", ("request",))
     require_method(DPLBAsyncMPClient, "process_engine_outputs", ("outputs",))
+    for client in (AsyncMPClient, SyncMPClient):
+        require_method(client, "_send_input", ("request_type", "request"))
+    require_method(OutputProcessor, "process_outputs", ("engine_core_outputs",))
+    if "reqs_to_abort" not in OutputProcessorOutput.__dataclass_fields__:
+        raise UserError("vLLM's OutputProcessorOutput", "lacks reqs_to_abort", "install a tested vLLM")
 
 
 def check_plugin_hooks() -> None:

@@ -61,6 +61,8 @@ class RequestLife(Scheduler):
     """Tokens that preempted requests had computed."""
     _tokenless: dict[str, tuple[Request, Served]]
     """Requests that have begun and have no token yet."""
+    _stopped: frozenset[str]
+    """Requests that are being taken out because their answer ended by a stop string."""
     _refused: tuple | None
     """What the last refusal of a steady admission policy was about."""
 
@@ -237,8 +239,8 @@ class RequestLife(Scheduler):
         self.service.done(request, served)
         if isinstance(self.waiting, PolicyRequestQueue) and self.waiting.urgent is request:
             self.waiting.urgent = None
-        if request.status in _LOST:
-            self.tracker.abort(served, self.now)
+        if request.status in _LOST and request.request_id not in self._stopped:
+            self.tracker.abort(served, self.now, min(request.num_computed_tokens, request.num_tokens))
             self._released(served.chain)
             if self.recorder is not None:
                 self.recorder.dropped(request.status.name.removeprefix("FINISHED_").lower())

@@ -26,6 +26,7 @@ from saga_rl.errors import UserError
 from saga_rl.policies.base import PolicySet
 from saga_rl.policies.state import chains as ch
 from saga_rl.runtime.config import versions
+from saga_rl.runtime.config.ours import STOPPED
 from saga_rl.runtime.config.safe import Failures
 from saga_rl.runtime.config.settings import SagaConfig, policies_of, read_config
 from saga_rl.runtime.engine.invariants import checker
@@ -77,6 +78,7 @@ class SagaMixin(RequestLife):
         self._preempting: Request | None = None
         self.lost_tokens: dict[str, int] = {}
         self._tokenless: dict[str, tuple[Request, Served]] = {}
+        self._stopped: frozenset[str] = frozenset()
         self._refused: tuple | None = None
         self._positions: tuple | None = None
         self._depth = 0
@@ -214,9 +216,19 @@ class SagaMixin(RequestLife):
         self._checked("update_from_output")
         return out
 
-    def finish_requests(self, *args: Any, **kwargs: Any) -> Any:
+    def finish_requests(self, request_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        """Besides names, `request_ids` may hold marks (`ours.STOPPED`): stop strings are found in the API server, which can
+        only abort what has ended by one."""
         self._tick()
-        out = super().finish_requests(*args, **kwargs)
+        names = [] if request_ids is None or isinstance(request_ids, str) else list(request_ids)
+        marks = [name for name in names if name.startswith(STOPPED)]
+        if marks:
+            request_ids = [name for name in names if not name.startswith(STOPPED)]
+            self._stopped = frozenset(mark.removeprefix(STOPPED) for mark in marks)
+        try:
+            out = super().finish_requests(request_ids, *args, **kwargs)
+        finally:
+            self._stopped = frozenset()
         self._checked("finish_requests")
         return out
 

@@ -93,10 +93,12 @@ def install() -> None:
 
 def _hook_placement() -> None:
     from saga_rl.runtime.routing import engine_hooks
-    from saga_rl.runtime.routing.client_hooks import hook_client, placement_of
+    from saga_rl.runtime.routing.client_hooks import hook_client, placement_of, places
+    from saga_rl.runtime.routing.stop_strings import hook_stops
 
     hook_client(placement_of)
     engine_hooks.install(placement_of)
+    hook_stops(lambda client: placement_of(client) if places(client) else None)
 
 
 def _hook_app() -> None:

@@ -106,6 +106,12 @@ class Placement:
         except Exception as e:
             self._failed("outputs", e)
 
+    def stopped(self, names: list[str]) -> None:
+        """Answers ended by a stop string; their engines will be told to take the requests out."""
+        if self.router is not None:
+            for name in names:
+                self.router.stopped(name)
+
     def _stock(self, client: Any, request: Any, stock: Any, chosen: int | None) -> Any:
         if chosen is None:
             return stock(client, request)

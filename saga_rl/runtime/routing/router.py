@@ -120,6 +120,8 @@ class Flight:
     """Prompt tokens that the engine has to compute, as believed when it was sent."""
     output_tokens: int = 0
     answered: bool = False
+    stopped: bool = False
+    """Its answer ended by a stop string; its engine does not know yet."""
     been: set[int] = field(default_factory=set)
     """Engines from which it was stolen."""
 
@@ -234,10 +236,19 @@ class Router:
 
     def gone(self, request_id: str, now: float) -> None:
         """The engine is done with the request; if it had not finished, it was aborted or its engine lost."""
-        flight = self.flights.pop(request_id, None)
+        flight = self.flights.get(request_id)
+        if flight is not None and flight.stopped:
+            return self.output(request_id, 0, True, now)
         if flight is not None:
+            del self.flights[request_id]
             self._exit(flight, now)
-            self.tracker.abort(flight.served, now)
+            self.tracker.abort(flight.served, now, flight.served.prompt_tokens if flight.answered else 0)
+
+    def stopped(self, request_id: str) -> None:
+        """Its answer ended by a stop string: when its engine is done with it, it has finished."""
+        flight = self.flights.get(request_id)
+        if flight is not None:
+            flight.stopped = True
 
     # ------------------------------------------------------------------ engines that come and go
     def engine_lost(self, engine: int) -> list[str]:

@@ -173,9 +173,11 @@ class Tracker:
         self.version += done
         return done
 
-    def abort(self, served: Served, now: float) -> None:
-        """Its request went away."""
+    def abort(self, served: Served, now: float, computed_tokens: int = 0) -> None:
+        """Its request went away. What was computed of it stays of use: whoever asks again sends the same prompt."""
         ch.abort(self.chains, served.chain, now)
+        row = self.chains[served.chain]
+        row[ch.CONTEXT] = max(row[ch.CONTEXT], computed_tokens)
         self.version += 1
 
     def expire(self, now: float, holding: Iterable[int]) -> int:
