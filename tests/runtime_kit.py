@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,11 @@ class Clock:
 
 def make_scheduler(cls: type, folder: Path, *, blocks: int = 64, seqs: int = 16, batched: int = 512,
                    max_len: int = 1024, clock: Clock | None = None, saga: dict[str, Any] | None = None,
-                   policies: PolicySet | None = None) -> Any:
+                   policies: PolicySet | None = None, specs: Sequence[Any] = (),
+                   change: Callable[[Any], None] = lambda _: None, **config: Any) -> Any:
     """A scheduler of class `cls` over `blocks` KV blocks (one of them vLLM's null block). policies: instead of those
-    that `saga` names."""
+    that `saga` names; specs: of the KV groups, one of full attention unless given; config: more of `VllmConfig`, which
+    `change` may change."""
     model = build_tiny_model(folder, max_len=max_len) if not (folder / "config.json").exists() else folder
     scheduler_config = SchedulerConfig(max_num_seqs=seqs, max_num_batched_tokens=batched, max_model_len=max_len,
                                        enable_chunked_prefill=True, is_encoder_decoder=False,
@@ -54,17 +57,20 @@ def make_scheduler(cls: type, folder: Path, *, blocks: int = 64, seqs: int = 16,
     model_config = ModelConfig(model=str(model), skip_tokenizer_init=True, dtype="float32", seed=0,
                                max_model_len=max_len)
     cache_config = CacheConfig(block_size=BLOCK, enable_prefix_caching=True)
-    config = VllmConfig(scheduler_config=scheduler_config, model_config=model_config, cache_config=cache_config,
-                        device_config=DeviceConfig(device="cpu"), additional_config={"saga": saga or {}})
+    vllm_config = VllmConfig(scheduler_config=scheduler_config, model_config=model_config, cache_config=cache_config,
+                             device_config=DeviceConfig(device="cpu"), additional_config={"saga": saga or {}}, **config)
+    change(vllm_config)
     spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
     kv = KVCacheConfig(num_blocks=blocks, kv_cache_tensors=[],
-                       kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)])
+                       kv_cache_groups=[KVCacheGroupSpec([f"layer.{k}"], one)
+                                        for k, one in enumerate(specs or [spec])])
     cache_config.num_gpu_blocks = blocks
     if clock is not None:
         cls = type(cls.__name__, (cls,), {"clock": staticmethod(clock)})
     given = patch("saga_rl.runtime.engine.scheduler.policies_of", lambda _: policies)
     with given if policies is not None else nullcontext():
-        return cls(vllm_config=config, kv_cache_config=kv, structured_output_manager=StructuredOutputManager(config),
+        return cls(vllm_config=vllm_config, kv_cache_config=kv,
+                   structured_output_manager=StructuredOutputManager(vllm_config),
                    block_size=BLOCK, hash_block_size=BLOCK, log_stats=True)
 
 

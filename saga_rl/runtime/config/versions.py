@@ -62,6 +62,7 @@ def require_method(owner: Any, name: str, parameters: tuple[str, ...]) -> None:
 def check_scheduler_hooks() -> None:
     """Every method that the scheduler's hooks override or call, with the parameters they use."""
     from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
     from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
@@ -77,6 +78,9 @@ def check_scheduler_hooks() -> None:
     require_method(KVCacheManager, "get_blocks", ("request_id",))
     require_method(BlockPool, "_maybe_evict_cached_block", ("block",))
     require_method(BlockPool, "free_blocks", ("ordered_blocks",))
+    require_method(BlockPool, "reset_prefix_cache", ())
+    require_method(BlockPool, "evict_blocks", ("block_ids",))
+    require_method(KVCacheCoordinator, "remove_skipped_blocks", ("request_id",))
 
 
 def check_queue_methods(ours: type) -> None:

@@ -30,7 +30,7 @@ from saga_rl.runtime.engine.queueing.request_queue import PolicyRequestQueue
 from saga_rl.runtime.engine.queueing.tenants import Service
 from saga_rl.runtime.recording.recorder import Recorder
 from saga_rl.runtime.sessions.hints import read_hints
-from saga_rl.runtime.sessions.tracker import Served, Tracker
+from saga_rl.runtime.sessions.tracker import NOBODY, Served, Tracker
 
 _LOST = (RequestStatus.FINISHED_ABORTED, RequestStatus.FINISHED_IGNORED, RequestStatus.FINISHED_ERROR)
 
@@ -199,6 +199,11 @@ class RequestLife(Scheduler):
         self.lost_tokens[request.request_id] = request.num_computed_tokens
         self.metrics.counts["preemptions"] += 1
         super()._preempt_request(request, *args, **kwargs)
+
+    def _owner(self, request_id: str) -> int:
+        """The row of the request's chain; `NOBODY` if nothing is known of it."""
+        served = self.served.get(request_id)
+        return NOBODY if served is None else served.chain
 
     def _free_request_blocks(self, request: Request) -> None:
         served = self.served.get(request.request_id)

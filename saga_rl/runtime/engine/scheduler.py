@@ -31,8 +31,10 @@ from saga_rl.runtime.config.safe import Failures
 from saga_rl.runtime.config.settings import SagaConfig, policies_of, read_config
 from saga_rl.runtime.engine.invariants import checker
 from saga_rl.runtime.engine.kv import prefix_memo
-from saga_rl.runtime.engine.kv.block_queue import FlooredBlockQueue, PolicyBlockQueue
+from saga_rl.runtime.engine.kv.block_queue import PolicyBlockQueue
+from saga_rl.runtime.engine.kv.floored_queue import FlooredBlockQueue
 from saga_rl.runtime.engine.kv.floors import Floors
+from saga_rl.runtime.engine.kv.groups import groups_of
 from saga_rl.runtime.engine.kv.seam import KvSeam
 from saga_rl.runtime.engine.kv.victims import Victims
 from saga_rl.runtime.engine.lifecycle import RequestLife
@@ -105,9 +107,12 @@ class SagaMixin(RequestLife):
                           self.queue_positions, self.policies.admission)
         floored = any(self.rules.kv_floors.values())
         self.block_queue = (FlooredBlockQueue if floored else PolicyBlockQueue)(
-            pool.free_block_queue, pool.num_gpu_blocks, victims, pool._maybe_evict_cached_block)
+            pool.free_block_queue, pool.num_gpu_blocks, victims, pool._maybe_evict_cached_block,
+            groups_of(manager, self.block_size))
         pool.free_block_queue = self.block_queue
         self.kv = KvSeam(pool, self.block_queue)
+        if self.block_queue.groups.skips:
+            self.kv.watch_windows(manager.coordinator, self._owner)
         if floored:
             self.block_queue.floors = Floors(self.rules.kv_floors, self.tracker.tenants.codes, blocks, self.pinned)
         self.admission = Admission(self.tracker, self.policies.admission, self.block_queue, self.block_size, blocks,
@@ -217,8 +222,8 @@ class SagaMixin(RequestLife):
         return out
 
     def finish_requests(self, request_ids: Any, *args: Any, **kwargs: Any) -> Any:
-        """Besides names, `request_ids` may hold marks (`ours.STOPPED`): stop strings are found in the API server, which can
-        only abort what has ended by one."""
+        """Besides names, `request_ids` may hold marks (`ours.STOPPED`): stop strings are found in the API server, which
+        can only abort what has ended by one."""
         self._tick()
         names = [] if request_ids is None or isinstance(request_ids, str) else list(request_ids)
         marks = [name for name in names if name.startswith(STOPPED)]

@@ -20,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue, KVCacheBlock
 
-from saga_rl.policies.features import EVICT
+from saga_rl.policies.features import EVICT, G_BLOCK
 from saga_rl.policies.state import chains as ch
 from saga_rl.runtime.engine.kv.floors import Floors
-from saga_rl.runtime.engine.kv.ranking import Ranking
+from saga_rl.runtime.engine.kv.groups import Groups, one_group
+from saga_rl.runtime.engine.kv.ranking import Ranking, going
 from saga_rl.runtime.engine.kv.runs import LAST_S, Run, Runs
 from saga_rl.runtime.engine.kv.victims import Victims
-from saga_rl.runtime.sessions.tracker import NOBODY
+from saga_rl.runtime.sessions.tracker import NOBODY, W
 
 NO_USER, SEVERAL = -1, -2
 Entry = tuple[float, int, Run]
@@ -39,12 +40,13 @@ class PolicyBlockQueue:
     """
 
     def __init__(self, stock: FreeKVCacheBlockQueue, n_blocks: int, victims: Victims,
-                 forget: Callable[[KVCacheBlock], object]) -> None:
+                 forget: Callable[[KVCacheBlock], object], groups: Groups | None = None) -> None:
         self.empty, self.victims, self.forget = stock, victims, forget
         self.evicted: Counter[str] = Counter()
         """Cached blocks taken, by what their chain was doing."""
         self.now = 0.0
-        self._runs = Runs(victims.tracker, n_blocks)
+        self.groups = groups or one_group(int(victims.g[W, G_BLOCK]))
+        self._runs = Runs(victims.tracker, n_blocks, self.groups)
         self.floors: Floors | None = None
         self.tenant: int | None = None
         """Whose request is being allocated for: floors hold against it."""
@@ -57,7 +59,7 @@ class PolicyBlockQueue:
         self._free = self.num_free_blocks = stock.num_free_blocks
         """Empty or evictable. vLLM reads the second for each request in each step: it must not be a property."""
         self._user = np.full(n_blocks, NO_USER, np.int64)
-        self._owner = NOBODY
+        self._owner, self._stale = NOBODY, False
         self._heap: list[Entry] = []
         self._ranked = Ranking(np.zeros(0), np.zeros(0, np.int64), self._runs)
         """The rest of the last ranking, beginning at `_next`: what was better is in `_heap`, or gone."""
@@ -87,27 +89,29 @@ class PolicyBlockQueue:
         self.victims, self._mark = victims, None
 
     # ------------------------------------------------------------------ who releases
-    def begin_release(self, chain: int) -> int:
-        """Blocks that come from now on belong to `chain`. Returns what `end_release` wants to know."""
-        self._owner = chain
+    def begin_release(self, chain: int, stale: bool = False) -> int:
+        """Blocks that come from now on belong to `chain`, which `stale`: has left them behind and goes on. Returns what
+        `end_release` wants to know."""
+        self._owner, self._stale = chain, stale
         return self._free
 
     def end_release(self, before: int, tables: Sequence[Sequence[KVCacheBlock]]) -> None:
         """The request whose block tables were `tables` has let go of them."""
-        self._owner = NOBODY
+        self._owner, self._stale = NOBODY, False
         pinned = 0
         for table in tables:
             i = 0
             while i < len(table) and (table[i].ref_cnt > 0 or table[i].is_null):
-                self._user[table[i].block_id] = SEVERAL
+                if not table[i].is_null:
+                    self._user[table[i].block_id] = SEVERAL
                 i += 1
             pinned += i
-            if 0 < i < len(table):
+            if 0 < i < len(table) and not table[i - 1].is_null:
                 self.runs.build(table[i - 1], table[i])
         if self._free - before != sum(map(len, tables)) - pinned:  # others hold blocks in the middle, too
             for table in tables:
                 for base, block in itertools.pairwise(table):
-                    if base.ref_cnt > 0:
+                    if base.ref_cnt > 0 and not base.is_null:
                         self.runs.build(base, block)
 
     # ------------------------------------------------------------------ vLLM's interface
@@ -167,10 +171,16 @@ class PolicyBlockQueue:
         else:
             shared = (users != NO_USER) & (users != self._owner)
             self._user[ids] = np.where(shared, SEVERAL, self._owner)
-        cuts = [0, *(np.flatnonzero(shared[1:] != shared[:-1]) + 1).tolist(), len(blocks)]
+        changes = shared[1:] != shared[:-1]
+        of = np.zeros(len(blocks), np.int64)
+        if len(self.groups.tokens) > 1:
+            of = np.fromiter(map(self.groups.of, blocks), np.int64, len(blocks))
+            changes |= of[1:] != of[:-1]
+        cuts = [0, *(np.flatnonzero(changes) + 1).tolist(), len(blocks)]
         for a, b in itertools.pairwise(cuts):
-            self.runs.add(blocks[a:b], self._owner, self.now, bool(shared[a]))
-            if a:
+            self.runs.add(blocks[a:b], self._owner, self.now, bool(shared[a]), int(of[a]),
+                          self._stale and not shared[a])
+            if a and of[a] == of[a - 1]:
                 self.runs.build(blocks[a], blocks[a - 1])
         self._free = self.num_free_blocks = self._free + len(blocks)
 
@@ -252,17 +262,17 @@ class PolicyBlockQueue:
             run, broken = self._best(spare, kept)
             base = self.runs.below(run)
             most, v = n - len(out), self.victims
-            if v.drift is not None and not self._fell_back:
+            if v.drift is not None and not self._fell_back and not run.stale:
                 self._watch(run)
             taken = self._take(run, most if broken else min(most, spare.get(run.tenant, most)), out)
             row = self.victims.tracker.chains[run.chain]
             cause = "ended" if row[ch.ENDED] > 0 else "waiting" if row[ch.WAITING] == 1 else "idle"
-            self.evicted["shared" if run.shared else cause] += taken
+            self.evicted["left behind" if run.stale else "shared" if run.shared else cause] += taken
             if run.tenant in spare:
                 spare[run.tenant] -= taken
             if broken and self.floors is not None:
                 self.floors.breaks += taken
-            if self.victims.policy.whole_chain and self.floors is None:
+            if self.victims.policy.whole_chain and self.floors is None and not run.stale:
                 self._take_whole(run, base)
             if not self._let_in_freed():
                 self._mark = None
@@ -276,7 +286,7 @@ class PolicyBlockQueue:
         v, owned = self.victims, self.runs.owned_by
         if v.watches(victim.chain, owned(victim.chain)):
             others = (r for r in self._ranked.from_middle(self.runs, self._next)
-                      if r.chain != victim.chain and v.watches(r.chain, owned(r.chain)))
+                      if r.chain != victim.chain and not r.stale and v.watches(r.chain, owned(r.chain)))
             v.chose(victim, next(others, None), self.runs, self.now)
 
     def _best(self, spare: dict[int, int], kept: list[Entry]) -> tuple[Run, bool]:
@@ -403,7 +413,7 @@ class PolicyBlockQueue:
         for block in taken:
             self._user[block.block_id] = NO_USER
         runs.left(run, taken)
-        if self.victims.policy.memory:
+        if self.victims.policy.memory and not run.stale:  # else it was not the policy that chose
             owned = runs.owned[run.chain]
             self.victims.tell(run.chain, self.now, last_s, owned, EVICT, len(taken), owned, -run.key)
         return len(taken)
@@ -426,30 +436,4 @@ class PolicyBlockQueue:
             return
         self.victims.refresh(runs, slots, self.n_empty, self.now)
         scores = self.victims.scores(runs, slots, self.now)
-        best = [r for i in np.argsort(-scores, kind="stable").tolist() if (r := runs.at[slots[i]]) is not None]
-        left = {run.seq: list(run)[::-1] for run in best}
-        gone: set[int] = set()
-        while best:
-            ready = (r for r in best if not runs.on.get(left[r.seq][-1].block_id, set()) - gone)
-            run = next(ready, best[0])
-            blocks = left[run.seq]
-            gone.update(runs.on.get(blocks[-1].block_id, ()))  # as `_best` does if nothing is ready
-            while blocks and not runs.on.get(blocks[-1].block_id, set()) - gone:
-                gone.add(blocks[-1].block_id)
-                yield blocks.pop()
-            if not blocks:
-                best.remove(run)
-
-
-class FlooredBlockQueue(PolicyBlockQueue):
-    """With floors: while `withhold` is set, `num_free_blocks` counts only what may be taken without touching one."""
-
-    @property
-    def num_free_blocks(self) -> int:
-        if self.withhold and self.floors is not None and self.tenant is not None:
-            return self.empty.num_free_blocks + self.floors.takeable(self.runs, self.tenant, self.n_evictable)
-        return self._free
-
-    @num_free_blocks.setter
-    def num_free_blocks(self, n: int) -> None:
-        """`_free` says it."""
+        yield from going(runs, slots[np.argsort(-scores, kind="stable")])

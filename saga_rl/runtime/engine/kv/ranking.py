@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
 from saga_rl.runtime.engine.kv.runs import SEQ, Run, Runs
 
@@ -41,3 +42,20 @@ class Ranking:
             run = runs.at[int(self.slots[i])]
             if run is not None and run.seq == self.seqs[i]:
                 yield run
+
+
+def going(runs: Runs, slots: NDArray[np.int64]) -> Iterator[KVCacheBlock]:
+    """Yield the blocks of the runs in `slots`, best first, in the order in which they would go if nothing changed."""
+    best = [r for slot in slots.tolist() if (r := runs.at[slot]) is not None]
+    left = {run.seq: list(run)[::-1] for run in best}
+    gone: set[int] = set()
+    while best:
+        ready = (r for r in best if not runs.on.get(left[r.seq][-1].block_id, set()) - gone)
+        run = next(ready, best[0])
+        blocks = left[run.seq]
+        gone.update(runs.on.get(blocks[-1].block_id, ()))  # as the queue does if nothing is ready
+        while blocks and not runs.on.get(blocks[-1].block_id, set()) - gone:
+            gone.add(blocks[-1].block_id)
+            yield blocks.pop()
+        if not blocks:
+            best.remove(run)
