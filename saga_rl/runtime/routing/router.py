@@ -230,9 +230,8 @@ class Router:
         if finished:
             self._exit(flight, now)
             del self.flights[request_id]
-            self.tracker.finish(flight.served, now, flight.output_tokens)
-            if flight.served.hints.final:
-                self._settle(flight.served.chain, -1)
+            for c in self.tracker.finish(flight.served, now, flight.output_tokens):
+                self._settle(c, -1)
 
     def gone(self, request_id: str, now: float) -> None:
         """The engine is done with the request; if it had not finished, it was aborted or its engine lost."""

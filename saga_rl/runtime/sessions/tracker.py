@@ -64,6 +64,8 @@ class _Session:
     deadline_s: float
     chains: list[int] = field(default_factory=list)
     """Rows."""
+    over: dict[int, int] = field(default_factory=dict)
+    """By agent: the last request that was said to be its last, by its arrival number."""
 
 
 @dataclass
@@ -132,18 +134,25 @@ class Tracker:
         ch.preempt(self.chains, served.chain, now)
         self.version += 1
 
-    def finish(self, served: Served, now: float, output_tokens: int) -> None:
-        """Its answer is complete."""
+    def finish(self, served: Served, now: float, output_tokens: int) -> list[int]:
+        """Its answer is complete. Returns the rows that have ended with it: those of all lanes of its agent, where it was
+        said to be the last. (A retry, or n > 1, takes lanes beside the first; who says the end means the agent.)"""
         c, h = served.chain, served.hints
+        if h.final and (key := self._key[c]) is not None:
+            self._sessions[key[0]].over[key[1]] = max(served.number, self._said_over(c))
+        final = h.final or served.number < self._said_over(c)
         if self.chains[c, ch.RUNNING] == 0:
             self.chains[c, ch.STARTED] = now  # its last tokens came after a preemption: nothing more was attained
         ch.finish(self.chains, self.tables, W, c, now, served.prompt_tokens, output_tokens, self._tool(h.next_tool),
-                  h.final)
-        if h.final:
+                  final)
+        ended = []
+        if final:
             self._completed(c, False)
+            ended = [c, *(lane for lane in self._lanes(c) if self._over(lane))]
         elif h.unnamed or h.session is None:
             ch.expire(self.chains, self.tables, W, c)  # most such prompts are no agent's
         self.version += 1
+        return ended
 
     def told(self, note: Mapping[str, Any]) -> bool:
         """What came to be known of an answer after it: {"session", "agent", "next_tool", "final"}. It is for the chain
@@ -155,21 +164,15 @@ class Tracker:
             return False
         mine = self._chains_of(cut_name(session), agent)
         if agent >= 0:
-            mine = sorted(mine, key=lambda c: -max(self.chains[c, ch.LAST], self.chains[c, ch.QUEUED]))[:1]
-        done = False
-        for c in mine:
-            row = self.chains[c]
-            if row[ch.WAITING] == 1 or row[ch.RUNNING] == 1 or row[ch.STEPS] == 0:
-                continue
-            if tool and agent >= 0:
-                self._called(c, self._tool(cut_name(tool)))
-                ch.told_call(self.chains, self.tables, W, c)
-                done = True
-            if final and row[ch.ENDED] != 1:
-                if row[ch.ENDED] == 0:
-                    self._completed(c, False)
-                ch.told_end(self.chains, self.tables, W, c)
-                done = True
+            mine = sorted(mine, key=lambda c: -max(self.chains[c, ch.LAST], self.chains[c, ch.QUEUED]))
+            if not mine or self._busy(mine[0]) or self.chains[mine[0], ch.STEPS] == 0:
+                return False
+            if tool:
+                self._called(mine[0], self._tool(cut_name(tool)))
+                ch.told_call(self.chains, self.tables, W, mine[0])
+        done = bool(tool) and agent >= 0
+        for c in mine if final else ():
+            done |= self._over(c)
         self.version += done
         return done
 
@@ -178,6 +181,8 @@ class Tracker:
         ch.abort(self.chains, served.chain, now)
         row = self.chains[served.chain]
         row[ch.CONTEXT] = max(row[ch.CONTEXT], computed_tokens)
+        if served.number < self._said_over(served.chain):
+            self._over(served.chain)
         self.version += 1
 
     def expire(self, now: float, holding: Iterable[int]) -> int:
@@ -266,6 +271,33 @@ class Tracker:
             return 0
         self._completed(c, True)
         return 1
+
+    def _busy(self, c: int) -> bool:
+        return bool(self.chains[c, ch.WAITING] == 1 or self.chains[c, ch.RUNNING] == 1)
+
+    def _lanes(self, c: int) -> list[int]:
+        """Rows of the other lanes of chain c's agent."""
+        key = self._key[c]
+        return [] if key is None else [lane for lane in self._chains_of(key[0], key[1]) if lane != c]
+
+    def _said_over(self, c: int) -> int:
+        """The arrival number of the request that was said to be the last of chain c's agent, 0 = none was."""
+        key = self._key[c]
+        return 0 if key is None else self._sessions[key[0]].over.get(key[1], 0)
+
+    def _over(self, c: int) -> bool:
+        """Its client says that chain c has ended. False if it knew, or if a request of the chain is under way."""
+        row = self.chains[c]
+        if self._busy(c) or row[ch.ENDED] == 1:
+            return False
+        if row[ch.STEPS] == 0:  # its requests went away: it was no step of the agent
+            row[ch.ENDED] = 1
+            ch.leave(self.chains, c)
+            return True
+        if row[ch.ENDED] == 0:
+            self._completed(c, False)
+        ch.told_end(self.chains, self.tables, W, c)
+        return True
 
     def _completed(self, c: int, presumed: bool) -> None:
         key, row = self._key[c], self.chains[c]
