@@ -43,6 +43,21 @@ class Clock:
         return self.now
 
 
+def make_config(folder: Path, *, seqs: int = 16, batched: int = 512, max_len: int = 1024,
+                saga: dict[str, Any] | None = None, asynchronous: bool | None = None, scheduler: str | None = None,
+                **config: Any) -> VllmConfig:
+    """vLLM's configuration of a tiny model in `folder`. scheduler: the class it is told to run."""
+    model = build_tiny_model(folder, max_len=max_len) if not (folder / "config.json").exists() else folder
+    return VllmConfig(
+        scheduler_config=SchedulerConfig(max_num_seqs=seqs, max_num_batched_tokens=batched, max_model_len=max_len,
+                                         enable_chunked_prefill=True, is_encoder_decoder=False,
+                                         async_scheduling=asynchronous, scheduler_cls=scheduler),
+        model_config=ModelConfig(model=str(model), skip_tokenizer_init=True, dtype="float32", seed=0,
+                                 max_model_len=max_len),
+        cache_config=CacheConfig(block_size=BLOCK, enable_prefix_caching=True),
+        device_config=DeviceConfig(device="cpu"), additional_config={"saga": saga or {}}, **config)
+
+
 def make_scheduler(cls: type, folder: Path, *, blocks: int = 64, seqs: int = 16, batched: int = 512,
                    max_len: int = 1024, clock: Clock | None = None, saga: dict[str, Any] | None = None,
                    policies: PolicySet | None = None, specs: Sequence[Any] = (),
@@ -50,21 +65,15 @@ def make_scheduler(cls: type, folder: Path, *, blocks: int = 64, seqs: int = 16,
     """A scheduler of class `cls` over `blocks` KV blocks (one of them vLLM's null block). policies: instead of those
     that `saga` names; specs: of the KV groups, one of full attention unless given; config: more of `VllmConfig`, which
     `change` may change."""
-    model = build_tiny_model(folder, max_len=max_len) if not (folder / "config.json").exists() else folder
-    scheduler_config = SchedulerConfig(max_num_seqs=seqs, max_num_batched_tokens=batched, max_model_len=max_len,
-                                       enable_chunked_prefill=True, is_encoder_decoder=False,
-                                       async_scheduling="Async" in cls.__name__ or cls.__name__ == "SagaScheduler")
-    model_config = ModelConfig(model=str(model), skip_tokenizer_init=True, dtype="float32", seed=0,
-                               max_model_len=max_len)
-    cache_config = CacheConfig(block_size=BLOCK, enable_prefix_caching=True)
-    vllm_config = VllmConfig(scheduler_config=scheduler_config, model_config=model_config, cache_config=cache_config,
-                             device_config=DeviceConfig(device="cpu"), additional_config={"saga": saga or {}}, **config)
+    asynchronous = "Async" in cls.__name__ or cls.__name__ == "SagaScheduler"
+    vllm_config = make_config(folder, seqs=seqs, batched=batched, max_len=max_len, saga=saga, asynchronous=asynchronous,
+                              **config)
     change(vllm_config)
     spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
     kv = KVCacheConfig(num_blocks=blocks, kv_cache_tensors=[],
                        kv_cache_groups=[KVCacheGroupSpec([f"layer.{k}"], one)
                                         for k, one in enumerate(specs or [spec])])
-    cache_config.num_gpu_blocks = blocks
+    vllm_config.cache_config.num_gpu_blocks = blocks
     if clock is not None:
         cls = type(cls.__name__, (cls,), {"clock": staticmethod(clock)})
     given = patch("saga_rl.runtime.engine.scheduler.policies_of", lambda _: policies)

@@ -236,11 +236,12 @@ def test_vllm_without_saga_is_left_alone_and_with_it_gets_every_hook(tmp_path):
 class Config:
     """As much of vLLM's configuration as is looked at before anything is loaded."""
 
-    def __init__(self, saga: dict[str, Any] | None, scheduler: Any = SCHEDULER) -> None:
+    def __init__(self, saga: dict[str, Any] | None, scheduler: Any = SCHEDULER, **vllm: Any) -> None:
         from types import SimpleNamespace
 
         self.additional_config = {} if saga is None else {"saga": saga}
-        self.scheduler_config = SimpleNamespace(scheduler_cls=scheduler)
+        self.scheduler_config = SimpleNamespace(**{"scheduler_cls": scheduler, "async_scheduling": True,
+                                                     "policy": "fcfs", **vllm})
         self.parallel_config = SimpleNamespace(data_parallel_size=1)
 
 
@@ -260,6 +261,20 @@ def test_a_wrong_configuration_ends_the_start(saga, scheduler, message):
     with pytest.raises(UserError) as e:
         configured(Config(saga, scheduler))
     assert message in str(e.value)
+
+
+@pytest.mark.parametrize(("saga", "ours"), [
+    ({"policy": "likely"}, "the ordering session-fcfs"), ({"policy": {"ordering": "afs"}}, "the ordering afs"),
+    ({"policy": "lru", "service_gap_tokens": 100}, "the service gap"),
+    ({"policy": "lru", "afs_preempt_s": 0.5}, "AFS preemption")])
+def test_two_orders_of_the_queue_are_refused_before_a_model_loads(saga, ours):
+    from saga_rl.errors import UserError
+    from saga_rl.runtime.launch import startup
+
+    with pytest.raises(UserError, match=f"--scheduling-policy priority: is set beside {ours} of saga-rl"):
+        startup.checked(Config(saga, policy="priority"))
+    assert startup.checked(Config(saga)) is not None
+    assert startup.checked(Config({"policy": {"eviction": "bayes-tables"}}, policy="priority")) is not None
 
 
 def test_an_unknown_version_is_refused_unless_asked_for(monkeypatch):

@@ -158,3 +158,13 @@ def policies_of(policy: str | Mapping[str, str]) -> PolicySet:
             raise UserError(f"{seam} policy {getattr(chosen, seam).name!r}", "needs to know the future",
                             "choose one that can serve")
     return chosen
+
+
+def require_free_order(policies: PolicySet, rules: Constraints, scheduling_policy: str) -> None:
+    """`UserError` if vLLM is told to order the queue (`scheduling_policy` is not "fcfs") and so are we."""
+    ours = [f"the ordering {policies.ordering.name}"] if policies.ordering.name != "fcfs" else []
+    ours += ["the service gap"] if math.isfinite(rules.service_gap_tokens) else []
+    ours += ["AFS preemption"] if math.isfinite(rules.afs_preempt_s) else []
+    if ours and scheduling_policy != "fcfs":
+        raise UserError(f"--scheduling-policy {scheduling_policy}", f"is set beside {ours[0]} of saga-rl",
+                        "leave one of them out (policies can be chosen decision by decision, ordering fcfs among them)")

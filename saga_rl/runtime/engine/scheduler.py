@@ -22,13 +22,12 @@ from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from saga_rl.errors import UserError
 from saga_rl.policies.base import PolicySet
 from saga_rl.policies.state import chains as ch
 from saga_rl.runtime.config import versions
 from saga_rl.runtime.config.ours import STOPPED
 from saga_rl.runtime.config.safe import Failures
-from saga_rl.runtime.config.settings import SagaConfig, policies_of, read_config
+from saga_rl.runtime.config.settings import SagaConfig, policies_of, read_config, require_free_order
 from saga_rl.runtime.engine.invariants import checker
 from saga_rl.runtime.engine.kv import prefix_memo
 from saga_rl.runtime.engine.kv.block_queue import PolicyBlockQueue
@@ -65,9 +64,7 @@ class SagaMixin(RequestLife):
         versions.check_scheduler_hooks()
         versions.check_queue_methods(PolicyBlockQueue)
         self.policies = policies_of(config.policy)
-        if self.policies.ordering.name != "fcfs" and self.policy != SchedulingPolicy.FCFS:
-            raise UserError("--scheduling-policy", "is set beside an ordering policy of saga-rl",
-                            "leave it out, or choose the ordering fcfs")
+        require_free_order(self.policies, config.constraints, self.policy.value)
         self.engine = int(getattr(self.parallel_config, "data_parallel_index", 0) or 0)
         self.metrics = Metrics(f"engine-{self.engine}", config.metrics_s, config.metrics, self._state)
         self._failed = Failures(self.metrics.counts)
@@ -300,8 +297,8 @@ class SagaMixin(RequestLife):
 
 
 class SagaScheduler(SagaMixin, AsyncScheduler):
-    """For servers: vLLM's asynchronous scheduler with our policies."""
+    """vLLM's asynchronous scheduler with our policies. Which of the two runs, vLLM decides (`launch.startup`)."""
 
 
 class SagaSyncScheduler(SagaMixin, Scheduler):
-    """For tests and `--no-async-scheduling`: the same over the synchronous scheduler."""
+    """The same over the synchronous scheduler: vLLM wants it for some drafts, with pipelines, and when told so."""

@@ -22,7 +22,7 @@ from saga_rl.errors import UserError
 from saga_rl.policies.presets import preset_names
 from saga_rl.runtime.config import versions
 from saga_rl.runtime.config.emulated import Settings, activate, active
-from saga_rl.runtime.config.ours import SCHEDULER, SYNC_SCHEDULER
+from saga_rl.runtime.config.ours import SCHEDULER
 from saga_rl.runtime.config.settings import KEY, STOCK, SagaConfig, policies_of, read_config
 from saga_rl.runtime.emulate.refusals import refuse_flags
 from saga_rl.runtime.launch import plugin, startup
@@ -108,7 +108,7 @@ def _configure(args: Any, config: SagaConfig) -> SagaConfig:
     if args.scheduler_cls is not None:
         raise UserError("--scheduler-cls", "is set, and a policy needs our scheduler class",
                         "leave it out, or serve with --policy stock")
-    args.scheduler_cls = SYNC_SCHEDULER if args.async_scheduling is False else SCHEDULER
+    args.scheduler_cls = SCHEDULER  # or its synchronous twin, once vLLM has decided: `startup`
     given = args.additional_config or {}
     if not isinstance(given, dict):
         raise UserError("--additional-config", "is not a JSON object", "give an object")

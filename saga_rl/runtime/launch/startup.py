@@ -14,8 +14,8 @@ from saga_rl.moved import new_name
 from saga_rl.policies.base import PolicySet
 from saga_rl.runtime.config import versions
 from saga_rl.runtime.config.emulated import active
-from saga_rl.runtime.config.ours import SCHEDULER, is_ours
-from saga_rl.runtime.config.settings import KEY, STOCK, SagaConfig, policies_of, read_config
+from saga_rl.runtime.config.ours import SCHEDULER, SYNC_SCHEDULER, is_ours
+from saga_rl.runtime.config.settings import KEY, STOCK, SagaConfig, policies_of, read_config, require_free_order
 from saga_rl.runtime.server.http.settings import read_settings
 
 
@@ -37,13 +37,22 @@ def checked(vllm_config: Any) -> SagaConfig | None:
     versions.require_tested(config.allow_untested)
     if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
         raise UserError("VLLM_USE_RUST_FRONTEND", "is set, and the Rust server routes by itself", "unset it")
-    policies_of(config.policy)
+    require_free_order(policies_of(config.policy), config.constraints,
+                       str(getattr(vllm_config.scheduler_config, "policy", "fcfs")))
+    _as_vllm_decided(vllm_config.scheduler_config)
     read_settings(vllm_config.additional_config)  # or tenants would go unchecked, with a line in the log only
     if config.record is not None:
         config = replace(config, record=str(Path(config.record).resolve()),
                          record_key=config.record_key or secrets.token_hex(16))
         vllm_config.additional_config[KEY] = config.as_dict()  # before the engines get it
     return config
+
+
+def _as_vllm_decided(scheduler_config: Any) -> None:
+    """Of our two classes, take the one that goes with the scheduling that vLLM has decided on by now: some drafts, some
+    executors and pipelines want the synchronous one, whoever asked for which. A class derived from ours is left."""
+    if scheduler_config.scheduler_cls in (SCHEDULER, SYNC_SCHEDULER):
+        scheduler_config.scheduler_cls = SCHEDULER if scheduler_config.async_scheduling else SYNC_SCHEDULER
 
 
 def _require_todays_name(vllm_config: Any) -> None:
