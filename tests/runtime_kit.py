@@ -20,6 +20,7 @@ vllm = pytest.importorskip("vllm", reason="vLLM is not installed (extra serve or
 import torch  # noqa: E402
 from vllm import SamplingParams  # noqa: E402
 from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig  # noqa: E402
+from vllm.lora.request import LoRARequest  # noqa: E402
 from vllm.utils.hashing import sha256  # noqa: E402
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash  # noqa: E402
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec  # noqa: E402
@@ -87,13 +88,16 @@ init_none_hash(sha256)
 _HASHER = get_request_block_hasher(BLOCK, sha256)
 
 
-def make_request(name: str, tokens: list[int], *, output: int = 4, session: str | None = None, **hints: Any) -> Request:
-    """A request for `output` tokens after the prompt `tokens`; hints without their prefix `saga_`."""
+def make_request(name: str, tokens: list[int], *, output: int = 4, session: str | None = None, adapter: int = 0,
+                 **hints: Any) -> Request:
+    """A request for `output` tokens after the prompt `tokens`; adapter: number of a LoRA adapter, 0 = none; hints
+    without their prefix `saga_`."""
     params = SamplingParams(max_tokens=output, ignore_eos=True,
                             extra_args={f"saga_{k}": v for k, v in hints.items()} or None)
     params.update_from_generation_config({}, 2)
     return Request(request_id=name, prompt_token_ids=list(tokens), sampling_params=params, pooling_params=None,
-                   block_hasher=_HASHER, session_id=session)
+                   block_hasher=_HASHER, session_id=session,
+                   lora_request=LoRARequest(f"adapter-{adapter}", adapter, "/nowhere") if adapter else None)
 
 
 def step(scheduler: Any, token: int = 7) -> list[str]:

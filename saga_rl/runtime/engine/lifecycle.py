@@ -26,7 +26,7 @@ from saga_rl.runtime.engine.kv.block_queue import PolicyBlockQueue
 from saga_rl.runtime.engine.kv.seam import KvSeam
 from saga_rl.runtime.engine.metrics import Metrics
 from saga_rl.runtime.engine.queueing.admission import Admission
-from saga_rl.runtime.engine.queueing.request_queue import PolicyRequestQueue
+from saga_rl.runtime.engine.queueing.request_queue import WAITS, PolicyRequestQueue
 from saga_rl.runtime.engine.queueing.tenants import Service
 from saga_rl.runtime.recording.recorder import Recorder
 from saga_rl.runtime.sessions.hints import read_hints
@@ -108,11 +108,14 @@ class RequestLife(Scheduler):
         served, queue = self.served.get(request.request_id), self.block_queue
         if served is None:
             return stock()
-        waits = request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+        waits = request.status in WAITS
         queue.tenant, queue.withhold = served.tenant, len(self.running) > (0 if waits else 1)
         try:
             if not waits:
                 return stock()
+            if self.running and isinstance(self.waiting, PolicyRequestQueue) and self.waiting.holds_back(request):
+                self.metrics.counts["held for an adapter"] += 1
+                return None
             cached = num_new_computed_tokens // self.block_size
             if request.num_computed_tokens == 0 and not self._admits(request, served, cached):
                 return None

@@ -269,7 +269,7 @@ class SagaMixin(RequestLife):
         waiting = self.waiting
         if not waiting:
             return
-        mark = self.tracker.version, len(waiting), getattr(waiting, "changes", 0)
+        mark = self.tracker.version, waiting.changes if isinstance(waiting, PolicyRequestQueue) else len(waiting)
         if mark == self._positions:
             return
         self._positions = mark

@@ -135,8 +135,8 @@ class Tracker:
         self.version += 1
 
     def finish(self, served: Served, now: float, output_tokens: int) -> list[int]:
-        """Its answer is complete. Returns the rows that have ended with it: those of all lanes of its agent where it was
-        the last. (A retry, or n > 1, takes lanes beside the first; who says the end means the agent.)"""
+        """Its answer is complete. Returns the rows that ended with it: where it was the last, all lanes of its agent.
+        (A retry, or n > 1, takes lanes beside the first; who says the end means the agent.)"""
         c, h = served.chain, served.hints
         if h.final and (key := self._key[c]) is not None:
             self._sessions[key[0]].over[key[1]] = max(served.number, self._said_over(c))
