@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
@@ -23,6 +24,7 @@ from saga_rl.runtime.config.safe import Failures
 from saga_rl.runtime.config.settings import SagaConfig
 from saga_rl.runtime.engine.invariants import Checker
 from saga_rl.runtime.engine.kv.block_queue import PolicyBlockQueue
+from saga_rl.runtime.engine.kv.pinned import Pinned
 from saga_rl.runtime.engine.kv.seam import KvSeam
 from saga_rl.runtime.engine.metrics import Metrics
 from saga_rl.runtime.engine.queueing.admission import Admission
@@ -46,6 +48,7 @@ class RequestLife(Scheduler):
     service: Service
     block_queue: PolicyBlockQueue
     kv: KvSeam
+    pins: Pinned
     admission: Admission
     recorder: Recorder | None
     now: float
@@ -108,11 +111,11 @@ class RequestLife(Scheduler):
         served, queue = self.served.get(request.request_id), self.block_queue
         if served is None:
             return stock()
-        waits = request.status in WAITS
-        queue.tenant, queue.withhold = served.tenant, len(self.running) > (0 if waits else 1)
+        if request.status not in WAITS:
+            return stock() if queue.floors is None else self._grow(request, served, num_new_tokens, stock, kwargs)
+        queue.tenant, queue.withhold = served.tenant, bool(self.running)
+        queue.at_least = self._wanted(request.num_tokens + num_new_tokens, kwargs)
         try:
-            if not waits:
-                return stock()
             if self.running and isinstance(self.waiting, PolicyRequestQueue) and self.waiting.holds_back(request):
                 self.metrics.counts["held for an adapter"] += 1
                 return None
@@ -120,12 +123,16 @@ class RequestLife(Scheduler):
             if request.num_computed_tokens == 0 and not self._admits(request, served, cached):
                 return None
             if delay_cache_blocks:  # an asynchronous load of KV: it is scheduled when that has come
-                return stock()
+                blocks = stock()
+                self.pins.look(request.request_id, served.tenant)
+                return blocks
             found = (request.num_computed_tokens + num_new_computed_tokens
                      + kwargs.get("num_external_computed_tokens", 0))
             queue.before_taking = lambda: self._begins(request, served, found)
             blocks = stock()
             if blocks is not None:
+                if queue.floors is not None:
+                    self.pins.look(request.request_id, served.tenant)
                 if queue.before_taking is not None:  # no block had to be taken
                     queue.before_taking()
                 if queue.victims.policy.memory:
@@ -133,6 +140,30 @@ class RequestLife(Scheduler):
             return blocks
         finally:
             queue.tenant, queue.withhold, queue.before_taking = None, False, None
+
+    def _grow(self, request: Request, served: Served, new_tokens: int, stock: Callable[[], Any],
+              kwargs: Mapping[str, Any]) -> Any:
+        """`stock` for a request that runs, under floors. Most need no block, and are told so without a count."""
+        queue, name = self.block_queue, request.request_id
+        tokens = new_tokens + kwargs.get("num_lookahead_tokens", 0)
+        if len(queue.groups.tokens) > 1:
+            queue.at_least = self._wanted(tokens, kwargs)
+        else:
+            queue.at_least = -(-(request.num_computed_tokens + tokens) // queue.groups.block) - self.pins.of(name)
+        queue.tenant, queue.withhold = served.tenant, len(self.running) > 1
+        try:
+            blocks = stock()
+        finally:
+            queue.tenant, queue.withhold = None, False
+        if blocks is not None and any(blocks.blocks):
+            self.pins.look(name, served.tenant)
+        return blocks
+
+    def _wanted(self, tokens: int, kwargs: Mapping[str, Any]) -> float:
+        """At most so many blocks are what `allocate_slots` can ask for, for so many tokens and what it is told of."""
+        tokens += kwargs.get("num_lookahead_tokens", 0)
+        spare = kwargs.get("reserved_blocks", 0) + getattr(self.kv_cache_manager, "watermark_blocks", 0)
+        return float((np.ceil(tokens / self.block_queue.groups.tokens) + 2).sum()) + spare
 
     def _begins(self, request: Request, served: Served, found_tokens: int) -> None:
         """The request gets its first blocks, perhaps again."""
@@ -189,13 +220,13 @@ class RequestLife(Scheduler):
             self._tell(RELEASE, chain, owned, owned)
 
     def pinned(self) -> Counter[int]:
-        """Blocks of running requests by tenant's code."""
-        out: Counter[int] = Counter()
-        for r in self.running:
-            served = self.served.get(r.request_id)
-            if served is not None:
-                out[served.tenant] += sum(map(len, self.kv_cache_manager.get_blocks(r.request_id).blocks))
-        return out
+        """Blocks that requests hold, by tenant's code: kept under floors, else counted now."""
+        if self.block_queue.floors is None:
+            self._count_pins()
+        return self.pins.by_tenant
+
+    def _count_pins(self) -> None:
+        self.pins.look_at_all((name, served.tenant) for name, served in self.served.items())
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         self._preempting = request
@@ -214,6 +245,7 @@ class RequestLife(Scheduler):
         tables = self.kv_cache_manager.get_blocks(request.request_id).blocks
         with self.kv.released(owner, tables, getattr(self, "deferred_frees", None)):
             super()._free_request_blocks(request)
+        self.pins.drop(request.request_id)
         if request is self._preempting:  # vLLM queues it again right after this: the order sees that it was preempted
             self._preempting = None
             if served is not None:

@@ -34,6 +34,7 @@ from saga_rl.runtime.engine.kv.block_queue import PolicyBlockQueue
 from saga_rl.runtime.engine.kv.floored_queue import FlooredBlockQueue
 from saga_rl.runtime.engine.kv.floors import Floors
 from saga_rl.runtime.engine.kv.groups import groups_of
+from saga_rl.runtime.engine.kv.pinned import Pinned
 from saga_rl.runtime.engine.kv.seam import KvSeam
 from saga_rl.runtime.engine.kv.victims import Victims
 from saga_rl.runtime.engine.lifecycle import RequestLife
@@ -107,6 +108,8 @@ class SagaMixin(RequestLife):
             pool.free_block_queue, pool.num_gpu_blocks, victims, pool._maybe_evict_cached_block,
             groups_of(manager, self.block_size))
         pool.free_block_queue = self.block_queue
+        self.pins = Pinned(self.block_queue.groups, lambda name: manager.get_blocks(name).blocks)
+        self._pins_kept = floored
         self.kv = KvSeam(pool, self.block_queue)
         if self.block_queue.groups.skips:
             self.kv.watch_windows(manager.coordinator, self._owner)
@@ -182,6 +185,11 @@ class SagaMixin(RequestLife):
             self._epoch(now)
         if self.policies.eviction.drop_expired:
             self.block_queue.drop_past_ttl()
+        if self.block_queue.floors is None:
+            self._pins_kept = False
+        elif not self._pins_kept:  # floors are back in force
+            self._count_pins()
+            self._pins_kept = True
         waiting = self.waiting
         if self.saga_config.preempt_by_policy and isinstance(waiting, PolicyRequestQueue):
             order_running(self, waiting)

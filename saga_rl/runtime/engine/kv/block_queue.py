@@ -10,11 +10,10 @@ Tried with vLLM 0.28 - 0.33 (`BlockPool` calls: `popleft`, `popleft_n`, `remove`
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +23,14 @@ from saga_rl.policies.features import EVICT, G_BLOCK
 from saga_rl.policies.state import chains as ch
 from saga_rl.runtime.engine.kv.floors import Floors
 from saga_rl.runtime.engine.kv.groups import Groups, one_group
-from saga_rl.runtime.engine.kv.ranking import Ranking, going
-from saga_rl.runtime.engine.kv.runs import LAST_S, Run, Runs
+from saga_rl.runtime.engine.kv.ranking import Line, going
+from saga_rl.runtime.engine.kv.runs import CHAIN, LAST_S, Run, Runs
 from saga_rl.runtime.engine.kv.victims import Victims
 from saga_rl.runtime.sessions.tracker import NOBODY, W
 
 NO_USER, SEVERAL = -1, -2
-Entry = tuple[float, int, Run]
+ALL = -2
+"""The line of runs of all tenants."""
 
 
 class PolicyBlockQueue:
@@ -50,20 +50,18 @@ class PolicyBlockQueue:
         self.floors: Floors | None = None
         self.tenant: int | None = None
         """Whose request is being allocated for: floors hold against it."""
-        self.withhold = False
-        """Floors are to be kept: see `FlooredBlockQueue`."""
+        self.withhold, self.at_least = False, math.inf
+        """Floors are to be kept, and so many blocks are what is asked about: see `FlooredBlockQueue`."""
         self.before_taking: Callable[[], None] | None = None
         """Called once, ahead of the next blocks that are taken."""
-        self.taken = 0
-        """Cached blocks taken so far."""
+        self.taken = self.used_again = 0
+        """Cached blocks taken so far, and asked for again."""
         self._free = self.num_free_blocks = stock.num_free_blocks
         """Empty or evictable. vLLM reads the second for each request in each step: it must not be a property."""
         self._user = np.full(n_blocks, NO_USER, np.int64)
         self._owner, self._stale = NOBODY, False
-        self._heap: list[Entry] = []
-        self._ranked = Ranking(np.zeros(0), np.zeros(0, np.int64), self._runs)
-        """The rest of the last ranking, beginning at `_next`: what was better is in `_heap`, or gone."""
-        self._next = 0
+        self._lines: dict[int, Line] = {}
+        """What is left of the last ranking: of all, or under floors by tenant."""
         self._freed: list[int] = []  # blocks on which nothing is built any more since the run at hand was touched
         self._mark: tuple | None = None
         """What the last ranking was made of; None: it does not hold any more."""
@@ -141,6 +139,7 @@ class PolicyBlockQueue:
         if run is None:
             self.empty.remove(block)
         else:
+            self.used_again += 1
             above, at_end = block.prev_free_block, block is run.last
             if self._touched is None or self._touched[0] is not run or not at_end:
                 runs, self._touches = self.runs, 0
@@ -162,6 +161,8 @@ class PolicyBlockQueue:
         self.append_n([block])
 
     def append_n(self, blocks: list[KVCacheBlock]) -> None:
+        if self.floors is not None:
+            self.floors.changed()
         if not blocks:
             return
         ids = np.fromiter((b.block_id for b in blocks), np.int64, len(blocks))
@@ -219,8 +220,7 @@ class PolicyBlockQueue:
         runs.on.clear()
         runs.base.clear()
         self._user[:] = NO_USER
-        self._heap, self._next, self._mark = [], 0, None
-        self._ranked = Ranking(np.zeros(0), np.zeros(0, np.int64), runs)
+        self._lines, self._mark = {}, None
 
     # ------------------------------------------------------------------ eviction
     @property
@@ -252,14 +252,13 @@ class PolicyBlockQueue:
     def _make_room(self, n: int, out: list[KVCacheBlock]) -> None:
         """Add blocks to `out` until it has `n`: the empty ones, then cached ones."""
         spare = self.floors.spare(self.runs, self.tenant) if self.floors is not None and self.tenant is not None else {}
-        kept: list[Entry] = []
         self._rank()
         while len(out) < n:
             ready = min(n - len(out), self.empty.num_free_blocks)
             if ready:
                 out += self.empty.popleft_n(ready)
                 continue
-            run, broken = self._best(spare, kept)
+            run, broken = self._best(spare)
             base = self.runs.below(run)
             most, v = n - len(out), self.victims
             if v.drift is not None and not self._fell_back and not run.stale:
@@ -277,43 +276,42 @@ class PolicyBlockQueue:
             if not self._let_in_freed():
                 self._mark = None
                 self._rank()
-                kept.clear()
-        for entry in kept:
-            heapq.heappush(self._heap, entry)
 
     def _watch(self, victim: Run) -> None:
         """Compare whom the network chose with one that it ranks far behind."""
         v, owned = self.victims, self.runs.owned_by
         if v.watches(victim.chain, owned(victim.chain)):
-            others = (r for r in self._ranked.from_middle(self.runs, self._next)
+            others = (r for r in self._line(victim).from_middle()
                       if r.chain != victim.chain and not r.stale and v.watches(r.chain, owned(r.chain)))
             v.chose(victim, next(others, None), self.runs, self.now)
 
-    def _best(self, spare: dict[int, int], kept: list[Entry]) -> tuple[Run, bool]:
-        """The run that goes first, and whether a floor breaks by that. spare: how many blocks a tenant may lose; kept:
-        runs set aside, since their tenants may lose none."""
-        while self._fill():
-            run = self._heap[0][2]
-            if not run.num_free_blocks or self.runs.blocked(run):
-                heapq.heappop(self._heap)
-                run.queued = False
-            elif spare.get(run.tenant, 1) <= 0:
-                kept.append(heapq.heappop(self._heap))
-            else:
-                return run, False
+    def _best(self, spare: dict[int, int]) -> tuple[Run, bool]:
+        """The run that goes first, and whether a floor breaks by that. spare: how many blocks a tenant may lose."""
+        run = self._first(t for t in self._lines if spare.get(t, 1) > 0)
+        if run is not None:
+            return run, False
         if self._touched_since:  # what was built on something may be in use by now
             self._mark = None
             self._rank()
-            kept.clear()
-            return self._best(spare, kept)
-        kept.sort(key=lambda e: e[:2])
-        for entry in kept:  # nothing else is left, and the caller allowed it
-            if entry[2].num_free_blocks and not self.runs.blocked(entry[2]):
-                return entry[2], True
+            return self._best(spare)
+        run = self._first(self._lines)  # nothing else is left, and the caller allowed it
+        if run is not None:
+            return run, True
         run = self.runs.all()[0]  # only if vLLM freed blocks in an order that contradicts what was built on what
         assert run.first is not None
         self.runs.clear(run.first.block_id)
         return run, spare.get(run.tenant, 1) <= 0
+
+    def _first(self, tenants: Iterable[int]) -> Run | None:
+        tops = [run for t in tenants if (run := self._lines[t].top()) is not None]
+        return min(tops, key=lambda run: (run.key, run.seq)) if len(tops) > 1 else next(iter(tops), None)
+
+    def _line(self, run: Run) -> Line:
+        """The line in which the run stands, or would."""
+        tenant = ALL if ALL in self._lines else run.tenant
+        if tenant not in self._lines:
+            self._lines[tenant] = Line(np.zeros(0), np.zeros(0, np.int64), self.runs)
+        return self._lines[tenant]
 
     def _take_whole(self, run: Run, base: Run | None) -> None:
         """Empty what is left of `run`, and the runs of its chain that it was built on, beginning with `base`."""
@@ -332,6 +330,8 @@ class PolicyBlockQueue:
         v, runs = self.victims, self.runs
         p = v.policy
         mark, last = (runs.seq, v.tracker.version, self.now), self._mark
+        if self.floors is not None and ALL in self._lines:
+            last = None
         if last is not None and last[0] == mark[0] and not p.memory:
             if last[2] == mark[2]:
                 return
@@ -348,11 +348,15 @@ class PolicyBlockQueue:
             before = v.guard.fallbacks.total()
             keys = -v.scores(runs, slots, self.now)
             self._fell_back = v.guard.fallbacks.total() > before
-        for _, _, run in self._heap:
-            run.queued = False
+        for line in self._lines.values():
+            line.close()
         order = np.argsort(keys, kind="stable")
-        self._heap, self._next = [], 0
-        self._ranked = Ranking(keys[order], slots[order], runs)
+        keys, slots = keys[order], slots[order]
+        if self.floors is None:
+            self._lines = {ALL: Line(keys, slots, runs)}
+        else:
+            tenants = v.tracker.chains[runs.table[slots, CHAIN].astype(np.int64), ch.TENANT]
+            self._lines = {int(t): Line(keys[tenants == t], slots[tenants == t], runs) for t in np.unique(tenants)}
         if p.memory:  # it is told the score of whatever goes
             for slot, key in zip(slots.tolist(), keys.tolist(), strict=True):
                 if (ranked := runs.at[slot]) is not None:
@@ -366,36 +370,19 @@ class PolicyBlockQueue:
                    and r.first.block_id == b]
         return slots[~np.isin(slots, blocked)] if blocked else slots
 
-    def _fill(self) -> bool:
-        """Move what comes next of the ranking to the heap of candidates, which begins with the best of all then. False
-        if none is left."""
-        heap, ranked = self._heap, self._ranked
-        while self._next < len(ranked.slots):
-            i = self._next
-            key, seq = float(ranked.keys[i]), int(ranked.seqs[i])
-            if heap and heap[0][:2] < (key, seq):
-                break
-            self._next += 1
-            run = ranked.take(self.runs, i)
-            if run is not None:
-                run.key, run.queued = key, True
-                heapq.heappush(heap, (key, seq, run))
-        return bool(heap)
-
     def _let_in_freed(self) -> bool:
         """Runs on which nothing is built any more are candidates now. False if their scores are another policy's than
         those of the rest."""
         v, mixed = self.victims, False
         for block_id in self._freed:
             run = self.runs.of[block_id]
-            if run is None or run.queued or self._ranked.holds(run) or self.runs.blocked(run):
+            if run is None or run.queued or self.runs.blocked(run) or self._line(run).holds(run):
                 continue
             if not v.policy.oldest_first:
                 before = v.guard.fallbacks.total()
                 run.key = -float(v.scores(self.runs, np.array([run.slot]), self.now)[0])
                 mixed |= (v.guard.fallbacks.total() > before) != self._fell_back
-            run.queued = True
-            heapq.heappush(self._heap, (run.key, run.seq, run))
+            self._line(run).push(run)
         self._freed.clear()
         return not mixed
 

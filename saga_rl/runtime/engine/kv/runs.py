@@ -110,6 +110,8 @@ class Runs:
         self.seq = 0
         self.on: dict[int, set[int]] = {}
         """By block: the evictable blocks of other runs that were built on it."""
+        self.builds = 0
+        """Changes whenever something is built on something."""
         self.base: dict[int, int] = {}
         """The same, the other way round."""
         self._free = list(range(63, -1, -1))
@@ -194,6 +196,7 @@ class Runs:
         if self.of[block.block_id] is None:
             return
         self.unbase(block.block_id)
+        self.builds += 1
         self.on.setdefault(base.block_id, set()).add(block.block_id)
         self.base[block.block_id] = base.block_id
 
