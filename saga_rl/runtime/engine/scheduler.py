@@ -201,6 +201,7 @@ class SagaMixin(RequestLife):
         self._epoch_s = now
         owners = self.kv.owners()
         self.metrics.counts["expired"] += self.tracker.expire(now, owners)
+        self.tracker.heard.leave_silent(self.tracker.chains, now, self.tracker.expiry_s)
         if isinstance(self.waiting, PolicyRequestQueue):
             self.waiting.refresh(now)
             if math.isfinite(self.rules.afs_preempt_s):

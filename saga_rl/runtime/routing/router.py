@@ -7,6 +7,7 @@ Engines that were lost are never chosen while another lives. With several API se
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from dataclasses import dataclass, field
 
@@ -25,7 +26,7 @@ from saga_rl.runtime.sessions.tracker import NOBODY, Served, Tracker
 PRIOR_TOKENS_PER_S, PRIOR_S = 8000.0, 1.0
 """The rate believed before anything was measured, and the seconds of measurement that it weighs."""
 HALF_LIFE_S = 60.0
-SWEEP_S = 10.0
+SWEEP_S, SWEEP_MOST = 10.0, 200
 IN_FLIGHT, FLIGHT_TOKENS, QUEUED_TOKENS, HOMED, PLACED, LOST, STATE = range(7)
 """Columns of an engine's state; PLACED: number of the last placement that went there, LOST: 1 = taken out."""
 
@@ -139,7 +140,8 @@ class Router:
         self.flights: dict[str, Flight] = {}
         self.migrations = self.placed = self.steals = 0
         self._home: dict[int, int] = {}
-        self._counted: set[int] = set()  # chains that count as homed: not known or presumed to have ended
+        self._counted: dict[int, None] = {}
+        """Chains that count as homed: not known or presumed to have ended. Longest unheard of first."""
         self._rows = np.zeros((engines, len(PLACEMENT)))
         self._drained, self._drained_s, self._aged = PRIOR_TOKENS_PER_S * PRIOR_S, PRIOR_S, math.nan
         self._next_sweep = -math.inf
@@ -230,7 +232,9 @@ class Router:
         if finished:
             self._exit(flight, now)
             del self.flights[request_id]
-            for c in self.tracker.finish(flight.served, now, flight.output_tokens):
+            ended = self.tracker.finish(flight.served, now, flight.output_tokens)
+            self._heard_of(flight.served.chain)
+            for c in ended:
                 self._settle(c, -1)
 
     def gone(self, request_id: str, now: float) -> None:
@@ -305,21 +309,33 @@ class Router:
     def _settle(self, c: int, engine: int) -> None:
         """Chain c counts as living on `engine` (-1: nowhere)."""
         if c in self._counted:
-            self._counted.discard(c)
+            del self._counted[c]
             self.state[self._home[c], HOMED] -= 1
         if engine >= 0:
-            self._counted.add(c)
+            self._counted[c] = None
             self.state[engine, HOMED] += 1
+
+    def _heard_of(self, c: int) -> None:
+        if c in self._counted:
+            del self._counted[c]
+            self._counted[c] = None
 
     def _sweep(self, now: float) -> None:
         """Presume long-silent chains ended, and forget the oldest."""
         if now < self._next_sweep:
             return
-        self._next_sweep = now + SWEEP_S
-        silent = [c for c in self._counted if self.tracker.silent(c, now)]
+        silent = []
+        for c in itertools.islice(self._counted, len(self.flights) + SWEEP_MOST):
+            if self.tracker.silent(c, now):
+                silent.append(c)
+            elif not self.tracker.busy(c):
+                break
         self.tracker.expire(now, silent)
         for c in silent:
             self._settle(c, -1)
-        for c in self.tracker.forget(now, ()):
+        gone = self.tracker.forget(now, (), SWEEP_MOST)
+        for c in gone:
             self._settle(c, -1)
             self._home.pop(c, None)
+        more = len(gone) == SWEEP_MOST or len(silent) >= SWEEP_MOST
+        self._next_sweep = now + (0.0 if more else SWEEP_S)

@@ -20,6 +20,7 @@ from saga_rl.policies.parameters import EXPIRY_S
 from saga_rl.policies.state import chains as ch
 from saga_rl.policies.state.tables import PATIENCE, Tables, announces, make_tables
 from saga_rl.runtime.sessions.completion import Completion
+from saga_rl.runtime.sessions.heard import Heard
 from saga_rl.runtime.sessions.hints import Hints, cut_name
 
 NOBODY = 0
@@ -102,6 +103,7 @@ class Tracker:
         self.version = 0
         """Changes with every event: scores made before are stale."""
         self.completion = Completion()
+        self.heard = Heard()
         self._key: list[Key | None] = [None] * 256
         self._row: dict[Key, int] = {}
         self._free = list(range(255, NOBODY, -1))
@@ -114,6 +116,7 @@ class Tracker:
         """A request is queued."""
         c = self.chain_for(hints, now)
         ch.arrive(self.chains, self.tables, W, c, now, prompt_tokens)
+        self.heard.event(c)
         if self.chains[c, ch.STEPS] > 0 and hints.tool is not None:
             self._named_late(c, self._tool(hints.tool))
         self.version += 1
@@ -151,6 +154,7 @@ class Tracker:
             ended = [c, *(lane for lane in self._lanes(c) if self._over(lane))]
         elif h.unnamed or h.session is None:
             ch.expire(self.chains, self.tables, W, c)  # most such prompts are no agent's
+        self.heard.event(c, self.chains[c, ch.ENDED] == 0)
         self.version += 1
         return ended
 
@@ -165,11 +169,12 @@ class Tracker:
         mine = self._chains_of(cut_name(session), agent)
         if agent >= 0:
             mine = sorted(mine, key=lambda c: -max(self.chains[c, ch.LAST], self.chains[c, ch.QUEUED]))
-            if not mine or self._busy(mine[0]) or self.chains[mine[0], ch.STEPS] == 0:
+            if not mine or self.busy(mine[0]) or self.chains[mine[0], ch.STEPS] == 0:
                 return False
             if tool:
                 self._called(mine[0], self._tool(cut_name(tool)))
                 ch.told_call(self.chains, self.tables, W, mine[0])
+                self.heard.event(mine[0], self.chains[mine[0], ch.ENDED] == 0)
         done = bool(tool) and agent >= 0
         for c in mine if final else ():
             done |= self._over(c)
@@ -179,6 +184,7 @@ class Tracker:
     def abort(self, served: Served, now: float, computed_tokens: int = 0) -> None:
         """Its request went away. What was computed of it stays of use: whoever asks again sends the same prompt."""
         ch.abort(self.chains, served.chain, now)
+        self.heard.event(served.chain)
         row = self.chains[served.chain]
         row[ch.CONTEXT] = max(row[ch.CONTEXT], computed_tokens)
         if served.number < self._said_over(served.chain):
@@ -201,10 +207,16 @@ class Tracker:
         returns."""
         x = self.chains
         patience = self.expiry_s if len(self._row) > self.max_chains else max(KEEP_S, self.expiry_s)
-        idle = (x[:, ch.WAITING] == 0) & (x[:, ch.RUNNING] == 0) & (x[:, ch.SESSION] > 0)
-        idle &= now - np.maximum(x[:, ch.LAST], x[:, ch.QUEUED]) > patience
-        idle[_rows_of(holding)] = False
-        rows = np.flatnonzero(idle)
+        held: set[int] = set(_rows_of(holding).tolist())
+        old: list[int] = []
+        for c in self.heard.oldest():
+            row = x[c]
+            if self.busy(c) or c in held:
+                continue
+            if now - max(row[ch.LAST], row[ch.QUEUED]) <= patience or len(old) >= 2 * most:
+                break
+            old.append(c)
+        rows = np.array(sorted(old), np.int64)
         gone: list[int] = []
         for c in (*rows[x[rows, ch.FIRST] != rows].tolist(), *rows[x[rows, ch.FIRST] == rows].tolist()):
             if len(gone) >= most:
@@ -243,19 +255,19 @@ class Tracker:
         """Session, agent and lane of a chain as one string."""
         return "/".join(map(str, self._key[c] or ()))
 
+    def busy(self, c: int) -> bool:
+        """Whether a request of chain c waits or runs."""
+        return bool(self.chains[c, ch.WAITING] == 1 or self.chains[c, ch.RUNNING] == 1)
+
     def silent(self, c: int, now: float) -> bool:
         """Whether idle chain c was unheard of for `expiry_s`."""
         row = self.chains[c]
-        return bool(row[ch.WAITING] == 0 and row[ch.RUNNING] == 0
-                    and now - max(row[ch.LAST], row[ch.QUEUED]) > self.expiry_s)
+        return not self.busy(c) and bool(now - max(row[ch.LAST], row[ch.QUEUED]) > self.expiry_s)
 
     def live(self, now: float) -> NDArray[np.int64]:
         """Rows of chains that are not known or presumed to have ended, for AFS."""
-        known = np.fromiter(self._row.values(), np.int64, len(self._row))
-        x = self.chains[known]
-        silent = (x[:, ch.WAITING] == 0) & (x[:, ch.RUNNING] == 0)
-        silent &= now - np.maximum(x[:, ch.LAST], x[:, ch.QUEUED]) > self.expiry_s
-        return known[(x[:, ch.ENDED] == 0) & ~silent]
+        self.heard.leave_silent(self.chains, now, self.expiry_s)
+        return np.sort(self.heard.living())
 
     # ------------------------------------------------------------------ ends
     def _patience(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -267,13 +279,12 @@ class Tracker:
         """Presume that chain c ended. 1 if it did not count as ended before."""
         before = self.chains[c, ch.ENDED]
         ch.expire(self.chains, self.tables, W, c)
+        if self.chains[c, ch.ENDED] > 0:
+            self.heard.ended(c)
         if self.chains[c, ch.ENDED] == before:
             return 0
         self._completed(c, True)
         return 1
-
-    def _busy(self, c: int) -> bool:
-        return bool(self.chains[c, ch.WAITING] == 1 or self.chains[c, ch.RUNNING] == 1)
 
     def _lanes(self, c: int) -> list[int]:
         """Rows of the other lanes of chain c's agent."""
@@ -288,8 +299,9 @@ class Tracker:
     def _over(self, c: int) -> bool:
         """Its client says that chain c has ended. False if it knew, or if a request of the chain is under way."""
         row = self.chains[c]
-        if self._busy(c) or row[ch.ENDED] == 1:
+        if self.busy(c) or row[ch.ENDED] == 1:
             return False
+        self.heard.ended(c)
         if row[ch.STEPS] == 0:  # its requests went away: it was no step of the agent
             row[ch.ENDED] = 1
             ch.leave(self.chains, c)
@@ -378,6 +390,7 @@ class Tracker:
         del self._row[key]
         s = self._sessions[key[0]]
         ch.leave(self.chains, c)
+        self.heard.forgotten(c)
         s.chains.remove(c)
         if not s.chains:
             del self._sessions[key[0]]

@@ -183,7 +183,7 @@ class Runs:
 
     def owners(self) -> NDArray[np.int64]:
         """Chains that hold evictable blocks."""
-        return np.flatnonzero(self.owned)
+        return np.unique(self.table[self.slots(), CHAIN]).astype(np.int64)
 
     # ------------------------------------------------------------------ what is built on what
     def blocked(self, run: Run) -> bool:

@@ -37,10 +37,11 @@ _SCORE = 4
 
 
 @njit(cache=True)
-def count_active(chains, now, expiry_s):
-    """Chains that were served and have not ended, as far as is known: expiry_s of silence counts as an end."""
+def count_active(chains, living, now, expiry_s):
+    """Those of the chains `living` that were served and have not ended, as far as is known: expiry_s of silence counts
+    as an end."""
     n = 0
-    for c in range(len(chains)):
+    for c in living:
         row = chains[c]
         if row[ch.ENDED] == 0 and (row[ch.STEPS] > 0 or row[ch.RUNNING] == 1 or row[ch.ATTAINED] > 0) and (
                 row[ch.WAITING] == 1 or row[ch.RUNNING] == 1 or now - max(row[ch.LAST], row[ch.QUEUED]) <= expiry_s):
@@ -50,10 +51,11 @@ def count_active(chains, now, expiry_s):
 
 @njit(cache=True)
 def fill_admission(chains, tables, g, w, c, known, generated, cached, running, table, slots, owned, pool, free,
-                   block, sizes, most, growing, expiry_s, now, queued_s, seen, out):
+                   block, sizes, most, growing, living, expiry_s, now, queued_s, seen, out):
     """The row of a request of chain c: `known` tokens (prompt + generated), `cached` blocks of them in the cache.
 
     block: tokens of a block of `cached` and `owned`; sizes, most, growing: of `Groups`, in whose blocks the row is.
+    living: rows of the chains that have not ended, as far as is known, and more.
 
     running[n, 4]: the running requests. table, slots: the evictable runs; owned: their blocks by chain. seen: (chains,)
     zeros, work space, zero again afterwards. The same sums as the simulator's, which reads them from its own pool.
@@ -90,7 +92,7 @@ def fill_admission(chains, tables, g, w, c, known, generated, cached, running, t
     pinned = pool - free - idle
     admission_row(chains, tables, g, w, c, now, queued_s, float(need), free, idle, older, growth, pool, pinned,
                   pinned + unended, session_growth, float(running.shape[0]),
-                  float(count_active(chains, now, expiry_s)), weighed,
+                  float(count_active(chains, living, now, expiry_s)), weighed,
                   lost_blocks(chains, c, float(known), float(cached), block) * block / growing, np.nan,
                   out)
 
@@ -112,6 +114,7 @@ class Admission:
         self._scratch = np.zeros(policy.scratch)
         self._flying = np.zeros((64, 4))
         """Rows of what runs."""
+        self._work = np.zeros(len(tracker.chains))
         self._seen = self._count = 0
         self._remember = compiled(_remember, self._remembered(0, 0), (_SCORE,)) if policy.memory else None
 
@@ -155,7 +158,9 @@ class Admission:
              slots: NDArray[np.int64], now: float, queued_s: float) -> None:
         """Bring `row` up to date, see `fill_admission`. slots: of the evictable runs."""
         t = self.tracker
+        if len(self._work) < len(t.chains):
+            self._work = np.zeros(len(t.chains))
         fill_admission(t.chains, t.tables, self.victims.g, W, c, known, generated, cached, running,
                        self.queue.runs.table, slots, self.queue.runs.owned, float(self.pool_blocks),
-                       float(self.queue.n_empty), self.block_size, *self._groups, t.expiry_s, now, queued_s,
-                       np.zeros(len(t.chains)), self.row[0])
+                       float(self.queue.n_empty), self.block_size, *self._groups, t.heard.living(), t.expiry_s, now,
+                       queued_s, self._work, self.row[0])
