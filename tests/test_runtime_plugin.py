@@ -50,7 +50,8 @@ class Plain(Server):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     s = Plain(tmp_path_factory.mktemp("served"), {"policy": "saga+", "poll_s": 0.2, "events": True,
-                                                   "kv_floors": {"team-a": 0.1}, "metrics_tenants": 2})
+                                                   "kv_floors": {"team-a": 0.1}, "metrics_tenants": 2,
+                                                   "policy_root": "/"})
     try:
         s.wait()
         yield s

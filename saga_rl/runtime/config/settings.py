@@ -63,6 +63,10 @@ class SagaConfig:
     starve_s: float = 600.0
     """A request that waited for longer goes ahead of the ordering policy's choice, longest wait first, and is not asked
     of the admission policy any more: it starts when it fits. Constraints between tenants stand above this."""
+    admin_keys: list[str] = field(default_factory=list)
+    """SHA-256 (hex) of the keys that open `/saga/`; those in `SAGA_RL_ADMIN_KEY` do, too."""
+    policy_root: str | None = None
+    """Folder below which `/saga/policy` may name checkpoints; None: presets and specs only."""
     check: str = "off"
     """Walk all blocks, rows and counters after each step (`runtime.engine.invariants`): "off", "log" or "raise"."""
     allow_untested: bool = False
@@ -103,6 +107,13 @@ def read_config(additional_config: Any) -> SagaConfig:
         raise UserError(f"additional_config[{KEY!r}], events", f"is {config.events!r}", "give true or false")
     if config.statistics is not None and not isinstance(config.statistics, str):
         raise UserError(f"additional_config[{KEY!r}], statistics", f"is {config.statistics!r}", "name a folder")
+    if not isinstance(config.admin_keys, list) or not all(
+            isinstance(k, str) and len(k) == 64 and not set(k) - set("0123456789abcdef") for k in config.admin_keys):
+        raise UserError(f"additional_config[{KEY!r}], admin_keys", "is not a list of SHA-256 (64 hex digits)",
+                        'take the key\'s hash: printf %s "$KEY" | sha256sum')
+    root = config.policy_root
+    if root is not None and not (isinstance(root, str) and Path(root).is_dir()):
+        raise UserError(f"additional_config[{KEY!r}], policy_root", f"is {config.policy_root!r}", "name a folder")
     if config.check not in CHECKS:
         raise unknown_name("check", str(config.check), CHECKS)
     _check_constraints(config)

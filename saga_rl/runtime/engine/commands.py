@@ -46,13 +46,21 @@ def _save(scheduler: Any, payload: Mapping[str, Any]) -> dict[str, Any]:
     return {"saved": scheduler.keeper.save_now()}
 
 
+def _prove(scheduler: Any, payload: Mapping[str, Any]) -> dict[str, Any]:
+    """From now on tenants count only with a proof, see `hints.read_hints`."""
+    bytes.fromhex(payload["key"])
+    scheduler.proof_keys.add(payload["key"])
+    scheduler.tracker.quotas = True
+    return {"servers": len(scheduler.proof_keys)}
+
+
 def _steal(scheduler: Any, payload: Mapping[str, Any]) -> dict[str, Any]:
     return give_up(scheduler, payload)
 
 
 COMMANDS: dict[str, Callable[[Any, Mapping[str, Any]], dict[str, Any]]] = {
     "told": _told, "snapshot": _snapshot, "swap": _swap, "revert": _revert, "save": _save,
-    "steal": _steal}
+    "steal": _steal, "prove": _prove}
 """By name: (scheduler, payload) -> answer. Runs between two steps, so it must be quick."""
 
 

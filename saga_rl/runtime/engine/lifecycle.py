@@ -64,6 +64,8 @@ class RequestLife(Scheduler):
     """Tokens that preempted requests had computed."""
     _tokenless: dict[str, tuple[Request, Served]]
     """Requests that have begun and have no token yet."""
+    proof_keys: set[str]
+    """Secrets of API servers that tell tenants apart: a tenant counts with a proof made with one (`hints.proof_of`)."""
     _stopped: frozenset[str]
     """Requests that are being taken out because their answer ended by a stop string."""
     _refused: tuple | None
@@ -91,7 +93,7 @@ class RequestLife(Scheduler):
 
     def _arrives(self, request: Request, now: float) -> None:
         extra = request.sampling_params.extra_args if request.sampling_params is not None else None
-        hints = read_hints(getattr(request, "session_id", None), extra)
+        hints = read_hints(getattr(request, "session_id", None), extra, self.proof_keys)
         self.metrics.counts["requests"] += 1
         if hints.unread:
             self.metrics.counts["hints unread"] += hints.unread

@@ -71,12 +71,15 @@ def announce(vllm_config: Any, config: SagaConfig) -> None:
     """The line that says what is in force; as an event too, if events are wanted."""
     from saga_rl.runtime.engine.policy_change import hashes, shown
     from saga_rl.runtime.server import events
+    from saga_rl.runtime.server.admin import ADMIN_VARIABLE, admin_digests
 
     policies = policies_of(config.policy)
     version = versions.installed()[1]
     _say(f"policy {shown(config.policy) if isinstance(config.policy, str) else 'custom'} ({_names(policies)}), "
          f"checkpoint {' '.join(h[:12] for h in hashes(policies).values()) or 'none'}, "
          f"constraints {_constraints(config)}, vLLM {version}")
+    if not admin_digests(config):
+        _say(f"no admin key ({ADMIN_VARIABLE}): /saga/policy and the kill switch /saga/stock are off")
     announce_device()
     events.enable(config.events)
     settings = active()

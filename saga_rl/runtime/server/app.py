@@ -29,7 +29,7 @@ def attach(app: Any) -> None:
     client = control.client_of(state.engine_client)
     placement = client_hooks.placement_of(client) if client_hooks.places(client) else None
     poller = Poller(state.engine_client, config.poll_s, placement)
-    operator = Operator(state.engine_client, config, api_keys(state.args), poller, placement)
+    operator = Operator(state.engine_client, config, poller, placement)
     poller.on_answers = operator.follow
     state.saga = operator
     app.router.routes[:0] = routes(operator)

@@ -9,6 +9,7 @@ blocks are gone, and names beyond a limit share one code.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,17 +72,23 @@ class _Session:
 
 @dataclass
 class _Names:
-    """Strings to dense codes; beyond `most` of them every new name is `other`."""
+    """Strings to dense codes; beyond `most` of them every new name is `other`. With a quota, who has made more names
+    than there are left makes no more: whoever comes later finds room."""
 
     most: int = MAX_NAMES
     codes: dict[str, int] = field(default_factory=dict)
+    made: Counter[int] = field(default_factory=Counter)
+    """Names by who brought them first."""
 
-    def code(self, name: str | None) -> int:
+    def code(self, name: str | None, by: int = 0, quota: bool = False) -> int:
         if name is None:
             return -1
         if name not in self.codes:
             if len(self.codes) >= self.most:
                 return self.codes["other"]
+            if quota and self.made[by] >= self.most - len(self.codes):
+                return self.codes.setdefault("other", len(self.codes))
+            self.made[by] += 1
             if len(self.codes) == self.most - 1:
                 name = "other"
             self.codes[name] = len(self.codes)
@@ -100,6 +107,8 @@ class Tracker:
         self.chains: NDArray[np.float64] = ch.make_chains(256)
         self.tables: Tables = make_tables(1, 16, 8)
         self.tools, self.tenants, self.types = _Names(MAX_TOOLS), _Names(), _Names(MAX_TYPES)
+        self.quotas = False
+        """Tenants do not trust each other: each may bring only so many names of tools and agent types."""
         self.version = 0
         """Changes with every event: scores made before are stale."""
         self.completion = Completion()
@@ -118,7 +127,7 @@ class Tracker:
         ch.arrive(self.chains, self.tables, W, c, now, prompt_tokens)
         self.heard.event(c)
         if self.chains[c, ch.STEPS] > 0 and hints.tool is not None:
-            self._named_late(c, self._tool(hints.tool))
+            self._named_late(c, self._tool(hints.tool, c))
         self.version += 1
         self._arrivals += 1
         return Served(c, hints, now, prompt_tokens, int(self.chains[c, ch.TENANT]), self._arrivals, since_s=now)
@@ -146,7 +155,7 @@ class Tracker:
         final = h.final or served.number < self._said_over(c)
         if self.chains[c, ch.RUNNING] == 0:
             self.chains[c, ch.STARTED] = now  # its last tokens came after a preemption: nothing more was attained
-        ch.finish(self.chains, self.tables, W, c, now, served.prompt_tokens, output_tokens, self._tool(h.next_tool),
+        ch.finish(self.chains, self.tables, W, c, now, served.prompt_tokens, output_tokens, self._tool(h.next_tool, c),
                   final)
         ended = []
         if final:
@@ -172,7 +181,7 @@ class Tracker:
             if not mine or self.busy(mine[0]) or self.chains[mine[0], ch.STEPS] == 0:
                 return False
             if tool:
-                self._called(mine[0], self._tool(cut_name(tool)))
+                self._called(mine[0], self._tool(cut_name(tool), mine[0]))
                 ch.told_call(self.chains, self.tables, W, mine[0])
                 self.heard.event(mine[0], self.chains[mine[0], ch.ENDED] == 0)
         done = bool(tool) and agent >= 0
@@ -347,7 +356,8 @@ class Tracker:
             s = self._sessions[key[0]] = _Session(self._numbered, now, now + hints.deadline_s)
         s.chains.append(c)
         self.chains[c] = ch.make_chains(1)[0]
-        tenant, agent_type = self.tenants.code(hints.tenant), self.types.code(hints.agent_type)
+        tenant = self.tenants.code(hints.tenant)
+        agent_type = self.types.code(hints.agent_type, tenant, self.quotas)
         if agent_type >= self.tables.types.shape[1]:
             self.tables = _grown(self.tables, types=2 * agent_type)
         ch.describe(self.chains, c, s.chains[0], s.number, s.first_s, tenant, agent_type, s.deadline_s)
@@ -403,8 +413,8 @@ class Tracker:
         self._key += [None] * more
         self._free = list(range(n + more - 1, n - 1, -1))
 
-    def _tool(self, name: str | None) -> int:
-        code = self.tools.code(name)
+    def _tool(self, name: str | None, c: int) -> int:
+        code = self.tools.code(name, int(self.chains[c, ch.TENANT]), self.quotas)
         if code >= self.tables.hist.shape[1] - 2:
             self.tables = _grown(self.tables, tools=2 * code)
         return code
