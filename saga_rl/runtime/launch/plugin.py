@@ -27,9 +27,7 @@ def register() -> None:
     """Called by vLLM, perhaps more than once in a process. Never raises."""
     try:
         if _CORE in sys.modules and hasattr(sys.modules[_CORE], "EngineCore"):
-            from saga_rl.runtime.engine.commands import attach
-
-            attach(sys.modules[_CORE].EngineCore)
+            _hook_engine(sys.modules[_CORE])
         if _ARGS in sys.modules:
             _watch_configuration(sys.modules[_ARGS].EngineArgs)
     except Exception:
@@ -83,12 +81,18 @@ def configured(vllm_config: Any, servers: int = 1, rank: int = 0) -> None:
 def install() -> None:
     """Set the hooks of this process, once. Each looks at its client's or app's own configuration when it is called."""
     from saga_rl.runtime.config import versions
-    from saga_rl.runtime.engine import commands
-
-    commands.attach(importlib.import_module(_CORE).EngineCore)
+    _hook_engine(importlib.import_module(_CORE))
     versions.check_router_hooks()
     _hook_placement()
     _hook_app()
+
+
+def _hook_engine(core: Any) -> None:
+    from saga_rl.runtime.engine import commands
+
+    commands.attach(core.EngineCore)
+    if hasattr(core.EngineCoreProc, "_handle_shutdown"):  # older versions stop at once
+        commands.end_in_time(core.EngineCoreProc)
 
 
 def _hook_placement() -> None:

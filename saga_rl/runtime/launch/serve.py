@@ -28,6 +28,9 @@ from saga_rl.runtime.emulate.refusals import refuse_flags
 from saga_rl.runtime.launch import plugin, startup
 from saga_rl.runtime.recording.recorder import journal_folder
 
+DRAIN_S = 10
+"""Seconds for requests that run when the server is told to stop (vLLM's own default is 0)."""
+
 
 def serve(model: str, flags: list[str], config: SagaConfig, emulate: Settings | None = None) -> None:
     """Serve `model` until interrupted; `flags` are vLLM's; `emulate` serves without a GPU. Raises `UserError` for
@@ -51,6 +54,7 @@ def serve(model: str, flags: list[str], config: SagaConfig, emulate: Settings | 
         startup.announce_device()
     else:
         config = _configure(args, config)
+        _stops_in_time(args, flags)
         _one_server(args)
     try:
         with _children_start_clean():
@@ -73,6 +77,12 @@ def _one_server(args: Any) -> None:
     """One API server unless several are asked for (vLLM starts one an engine): it knows where every session lives."""
     if args.api_server_count is None and not getattr(args, "headless", False):
         args.api_server_count = 1
+
+
+def _stops_in_time(args: Any, flags: list[str]) -> None:
+    """Requests that run when the server is told to stop have `DRAIN_S`, unless the user says otherwise."""
+    if hasattr(args, "shutdown_timeout") and not any(f.split("=", 1)[0] == "--shutdown-timeout" for f in flags):
+        args.shutdown_timeout = DRAIN_S
 
 
 def _parse(model: str, flags: list[str]) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from saga_rl.runtime.config.settings import read_config
 from saga_rl.runtime.routing import client_hooks
-from saga_rl.runtime.server import control, events
+from saga_rl.runtime.server import control, events, stopping
 from saga_rl.runtime.server.admin import Operator, routes
 from saga_rl.runtime.server.poller import Poller
 from saga_rl.runtime.server.prometheus import Collector
@@ -32,6 +32,7 @@ def attach(app: Any) -> None:
     operator = Operator(state.engine_client, config, poller, placement)
     poller.on_answers = operator.follow
     state.saga = operator
+    stopping.prepare(getattr(state, "server", None))
     app.router.routes[:0] = routes(operator)
     _middleware(app)
     _metrics(app, Collector(poller, config.metrics_tenants, tuple(config.kv_floors),
