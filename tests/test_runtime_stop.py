@@ -15,7 +15,7 @@ from live_kit import ENDLESS, Server, until
 
 from saga_rl.aeg.io import read_trace
 from saga_rl.runtime.engine.commands import DRAIN_SHARE, end_in_time
-from saga_rl.runtime.launch.serve import DRAIN_S, _stops_in_time
+from saga_rl.runtime.launch.flags import DRAIN_S, defaults
 
 
 def streaming(server: Server, count: int = 2) -> list[threading.Thread]:
@@ -118,5 +118,5 @@ def test_an_engine_ends_its_requests_ahead_of_the_kill(monkeypatch: pytest.Monke
                                                 (["--shutdown-timeout=0"], 0)])
 def test_the_users_own_timeout_counts(flags: list[str], seconds: int) -> None:
     args = SimpleNamespace(shutdown_timeout=0)
-    _stops_in_time(args, flags)
+    defaults(args, flags)
     assert args.shutdown_timeout == seconds

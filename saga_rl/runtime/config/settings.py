@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -156,6 +157,9 @@ def read_floors(given: Iterable[str]) -> dict[str, float]:
 def policies_of(policy: str | Mapping[str, str]) -> PolicySet:
     """The four policies that the configuration names; `UserError` lists the valid names, nearest first."""
     if isinstance(policy, str):
+        if policy not in PRESETS and not Path(policy).is_dir() and (os.sep in policy or policy.startswith((".", "~"))):
+            raise UserError(policy, "is no folder" if Path(policy).exists() else "does not exist",
+                            f"name a checkpoint's folder, or one of: {', '.join([*preset_names(), STOCK])}")
         if policy not in PRESETS and not Path(policy).is_dir():
             raise unknown_name("policy", policy, [*preset_names(), STOCK, "a checkpoint's folder"])
         chosen = preset(policy)
