@@ -120,3 +120,36 @@ def test_the_users_own_timeout_counts(flags: list[str], seconds: int) -> None:
     args = SimpleNamespace(shutdown_timeout=0)
     defaults(args, flags)
     assert args.shutdown_timeout == seconds
+
+
+def test_a_stop_is_told_once_and_the_second_signal_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    from saga_rl.runtime.server import stopping
+
+    killed: list[str] = []
+    children = [SimpleNamespace(kill=lambda: killed.append("engine"))]
+    monkeypatch.setattr(stopping.multiprocessing, "active_children", lambda: children)
+    server = SimpleNamespace(config=SimpleNamespace(timeout_graceful_shutdown=None), force_exit=False)
+    told: list[int] = []
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    try:
+        stopping.prepare(server, lambda: told.append(1))
+        assert server.config.timeout_graceful_shutdown == stopping.STREAMS_S
+        signal.raise_signal(signal.SIGTERM)
+        assert (told, killed, server.force_exit) == ([1], [], False)
+        signal.raise_signal(signal.SIGINT)
+        assert (told, killed, server.force_exit) == ([1], ["engine"], True)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_vllms_warning_of_other_schedulers_is_not_of_ours() -> None:
+    import logging
+
+    from saga_rl.runtime.launch.plugin import _not_of_ours
+
+    def record(cls: str, text: str = "Using custom scheduler class %s. This scheduler interface is not public") -> Any:
+        return logging.LogRecord("vllm.config.scheduler", logging.WARNING, "", 1, text, (cls,), None)
+
+    assert not _not_of_ours(record("saga_rl.runtime.engine.scheduler.SagaScheduler"))
+    assert _not_of_ours(record("another.Scheduler")) and _not_of_ours(record("saga_rl.x", "something else of %s"))

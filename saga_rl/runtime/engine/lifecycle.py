@@ -6,6 +6,7 @@ The base of `scheduler.SagaMixin`, which makes everything that is used here. A h
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import Counter
@@ -34,6 +35,7 @@ from saga_rl.runtime.recording.recorder import Recorder
 from saga_rl.runtime.sessions.hints import read_hints
 from saga_rl.runtime.sessions.tracker import NOBODY, Served, Tracker
 
+log = logging.getLogger("vllm.saga_rl")
 _LOST = (RequestStatus.FINISHED_ABORTED, RequestStatus.FINISHED_IGNORED, RequestStatus.FINISHED_ERROR)
 
 
@@ -64,6 +66,7 @@ class RequestLife(Scheduler):
     """Tokens that preempted requests had computed."""
     _tokenless: dict[str, tuple[Request, Served]]
     """Requests that have begun and have no token yet."""
+    _unread_told: set[str]
     proof_keys: set[str]
     """Secrets of API servers that tell tenants apart: a tenant counts with a proof made with one (`hints.proof_of`)."""
     _stopped: frozenset[str]
@@ -96,7 +99,11 @@ class RequestLife(Scheduler):
         hints = read_hints(getattr(request, "session_id", None), extra, self.proof_keys)
         self.metrics.counts["requests"] += 1
         if hints.unread:
-            self.metrics.counts["hints unread"] += hints.unread
+            self.metrics.counts["hints unread"] += len(hints.unread)
+            for key in set(hints.unread) - self._unread_told:
+                self._unread_told.add(key)
+                log.warning("saga-rl: a request's %s is %.80r and cannot be read; said once, counted each time (hints "
+                            "unread)", key, (extra or {}).get(key))
         served = self.served[request.request_id] = self.tracker.arrive(hints, now, request.num_prompt_tokens)
         self.service.queued(served)
         self.block_queue.victims.returned(served.chain)

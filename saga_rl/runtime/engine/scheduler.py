@@ -78,6 +78,7 @@ class SagaMixin(RequestLife):
         self._preempting: Request | None = None
         self.lost_tokens: dict[str, int] = {}
         self._tokenless: dict[str, tuple[Request, Served]] = {}
+        self._unread_told: set[str] = set()
         self.proof_keys: set[str] = set()
         self._stopped: frozenset[str] = frozenset()
         self._refused: tuple | None = None

@@ -23,9 +23,15 @@ _CORE, _ARGS = "vllm.v1.engine.core", "vllm.engine.arg_utils"
 _MARK, _SEEN = "saga_rl", "saga_seen"
 
 
+def _not_of_ours(record: logging.LogRecord) -> bool:
+    """vLLM says of every scheduler class that is not its own that it may be slow; ours is made of vLLM's own two."""
+    return not ("custom scheduler class" in str(record.msg) and "saga_rl." in str(record.args))
+
+
 def register() -> None:
     """Called by vLLM, perhaps more than once in a process. Never raises."""
     try:
+        logging.getLogger("vllm.config.scheduler").addFilter(_not_of_ours)
         if _CORE in sys.modules and hasattr(sys.modules[_CORE], "EngineCore"):
             _hook_engine(sys.modules[_CORE])
         if _ARGS in sys.modules:

@@ -60,6 +60,7 @@ def _run(model: str, flags: list[str], config: SagaConfig, stock: bool) -> None:
     else:
         config = _configure(args, config)
         defaults(args, flags)
+        startup.MERGES = True
         _one_server(args)
     try:
         with _children_start_clean():

@@ -18,6 +18,9 @@ from saga_rl.runtime.config.ours import SCHEDULER, SYNC_SCHEDULER, is_ours
 from saga_rl.runtime.config.settings import KEY, STOCK, SagaConfig, policies_of, read_config, require_free_order
 from saga_rl.runtime.server.http.settings import read_settings
 
+MERGES = False
+"""Who started this process makes the recording's trace when the server stops."""
+
 
 def checked(vllm_config: Any) -> SagaConfig | None:
     """The configuration that will be in force; None if that is stock vLLM, whose scheduler is then put in place.
@@ -70,6 +73,7 @@ def require_recordable(config: SagaConfig) -> None:
 def announce(vllm_config: Any, config: SagaConfig) -> None:
     """The line that says what is in force; as an event too, if events are wanted."""
     from saga_rl.runtime.engine.policy_change import hashes, shown
+    from saga_rl.runtime.recording.recorder import journal_folder
     from saga_rl.runtime.server import events
     from saga_rl.runtime.server.admin import ADMIN_VARIABLE, admin_digests
 
@@ -78,6 +82,10 @@ def announce(vllm_config: Any, config: SagaConfig) -> None:
     _say(f"policy {shown(config.policy) if isinstance(config.policy, str) else 'custom'} ({_names(policies)}), "
          f"checkpoint {' '.join(h[:12] for h in hashes(policies).values()) or 'none'}, "
          f"constraints {_constraints(config)}, vLLM {version}")
+    if config.record is not None and not MERGES:
+        folder = journal_folder(config.record)
+        _say(f"recording into {folder}; when the server has stopped, make the trace with `saga-rl merge-recording "
+             f"{folder} -o {config.record}` (`saga-rl serve` does it itself)")
     if not admin_digests(config):
         _say(f"no admin key ({ADMIN_VARIABLE}): /saga/policy and the kill switch /saga/stock are off")
     announce_device()

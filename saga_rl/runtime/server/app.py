@@ -32,7 +32,7 @@ def attach(app: Any) -> None:
     operator = Operator(state.engine_client, config, poller, placement)
     poller.on_answers = operator.follow
     state.saga = operator
-    stopping.prepare(getattr(state, "server", None))
+    stopping.prepare(getattr(state, "server", None), poller.quiet)
     app.router.routes[:0] = routes(operator)
     _middleware(app)
     _metrics(app, Collector(poller, config.metrics_tenants, tuple(config.kv_floors),

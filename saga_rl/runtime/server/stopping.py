@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 log = logging.getLogger("vllm.saga_rl")
@@ -17,9 +18,9 @@ STREAMS_S = 5
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def prepare(server: Any) -> None:
-    """server: uvicorn's, None where something else serves. Call it in the main thread's running event loop, once vLLM's
-    own signal handlers are in place: they go on, this one only counts."""
+def prepare(server: Any, told: Callable[[], object] = lambda: None) -> None:
+    """server: uvicorn's, None where something else serves; told: called at the first signal. Call it in the main
+    thread's running event loop, once vLLM's own signal handlers are in place: they go on, this one only counts."""
     if server is None:
         return
     if server.config.timeout_graceful_shutdown is None:
@@ -31,6 +32,8 @@ def prepare(server: Any) -> None:
     def count(number: int, frame: Any) -> None:
         nonlocal seen
         seen += 1
+        if seen == 1:
+            told()
         if seen == 2:
             log.warning("saga-rl: a second signal: stopping now")
         if seen >= 2:

@@ -33,7 +33,7 @@ class Hints:
     """Seconds from now."""
     unnamed: bool = False
     """Nobody named the session, and no earlier prompt is known that this one extends: told by the API server."""
-    unread: int = 0
+    unread: tuple[str, ...] = ()
     """Hints that were given and could not be read."""
 
 
@@ -48,19 +48,18 @@ def read_hints(session_id: str | None, extra: Mapping[str, Any] | None, keys: It
     keys: of the API servers that tell tenants apart. If there are any, a request without a proof made with one of them
     came by a way that nobody reads: its tenant is `default`, and its session is among such requests' own."""
     extra = extra or {}
-    bad = 0
+    bad: list[str] = []
     if keys and not _proved(extra, keys):
         extra = {k: v for k, v in extra.items() if k != "saga_tenant"}
         session_id = f"{UNPROVED}{session_id}" if session_id else session_id
 
     def take(key: str, convert: Any, default: Any) -> Any:
-        nonlocal bad
         if key not in extra:
             return default
         try:
             return convert(extra[key])
         except (TypeError, ValueError, OverflowError):
-            bad += 1
+            bad.append(key)
             return default
 
     return Hints(
@@ -69,7 +68,7 @@ def read_hints(session_id: str | None, extra: Mapping[str, Any] | None, keys: It
         tenant=take("saga_tenant", _name, None) or "default",
         agent_type=take("saga_agent_type", _name, None) or "agent", final=take("saga_final", _flag, False),
         deadline_s=take("saga_deadline_s", _seconds, math.nan), unnamed=take("saga_unnamed", _flag, False),
-        unread=bad,
+        unread=tuple(bad),
     )
 
 

@@ -184,7 +184,7 @@ class Planner:
                     session = b"session-" + hashlib.sha256(session).hexdigest().encode()
                     plan.session = session.decode()
                 plan.headers = [h for h in plan.headers if h[0].lower() != HEADERS[0]] + [(HEADERS[0], session)]
-            elif body.get("session_id") is None or isinstance(body["session_id"], str):
+            elif body.get("session_id") is None or isinstance(body["session_id"], str | int):
                 add["session_id"] = plan.session
         if self.settings.cache_salt and isinstance(body.get("cache_salt", ""), str | None):
             add["cache_salt"] = self.tenants.salt(tenant, body.get("cache_salt"))

@@ -13,6 +13,7 @@ HEADERS = (b"x-session-id", b"x-claude-code-session-id", b"session-id", b"sessio
            b"x-opencode-session", b"x-conversation-id", b"conversation_id", b"x-litellm-session-id",
            b"helicone-session-id")
 """In this order. Request ids (`x-client-request-id`) are left out: most clients give each request its own."""
+MOST_DIGITS = 64
 METADATA = ("session_id", "conversation_id", "thread_id")
 FINAL_HEADER = b"x-saga-final"
 _CLAUDE = re.compile(r"_session_([0-9a-fA-F-]{8,64})$")
@@ -22,7 +23,10 @@ def named_session(body: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> st
     """The session that this request names; None: none. Not looked at, since many sessions share one: `user`,
     `safety_identifier`, `prompt_cache_key`."""
     xargs = body.get("vllm_xargs")
-    for found in (body.get("session_id"), *(headers.get(h, b"").decode("latin-1").strip() for h in HEADERS),
+    given = body.get("session_id")
+    if isinstance(given, int) and not isinstance(given, bool):
+        given = str(given)[:MOST_DIGITS]
+    for found in (given, *(headers.get(h, b"").decode("latin-1").strip() for h in HEADERS),
                   xargs.get("session_id") if isinstance(xargs, dict) else None, _metadata(body.get("metadata")),
                   _conversation(body.get("conversation"))):
         if isinstance(found, str) and found:
