@@ -42,7 +42,8 @@ def test_what_the_middleware_counts():
     m = shown({}, http={"requests": 5, "notes applied": 2, "failed/request ValueError": 1, "something else": 9})
     assert m["saga_http_total", "what=bodies not read"] == 0
     assert {k: v for k, v in m.items() if v} == {
-        ("saga_http_total", "what=requests"): 5, ("saga_http_total", "what=notes applied"): 2, ("saga_http_failures_total", "part=request ValueError"): 1}
+        ("saga_http_total", "what=requests"): 5, ("saga_http_total", "what=notes applied"): 2,
+        ("saga_http_failures_total", "part=request ValueError"): 1}
 
 
 def test_every_figure_by_hand():

@@ -447,20 +447,3 @@ def test_times_that_make_no_sense_are_left_out_and_counted(tmp_path):
 def test_journals_that_are_none_are_named_by_line(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         merge(journals(tmp_path / "x.journal", text), tmp_path / "x")
-
-
-def test_after_an_announced_end_a_name_begins_anew(tmp_path):
-    """One trace replayed twice on one server is two recordings of each session, not one of twice the length."""
-    record = tmp_path / "served.parquet"
-    r = Recorder(record, 0, "k", BLOCK, 0.0)
-    for k in range(2):
-        at = 100.0 * k
-        r.finished(served("s", at, 2 * BLOCK, 1), at + 1, 4, hashes(1, 2))
-        r.finished(served("s", at + 2, BLOCK, 2, agent=1, final=True), at + 3, 4, hashes(9))
-        r.finished(served("s", at + 4, 3 * BLOCK, 3, final=True), at + 5, 4, hashes(1, 2, 3))
-        r.finished(served("s", at + 5.5, BLOCK, 4, agent=2), at + 6, 4, hashes(8))  # a sub-agent that outlives it
-    r.close()
-    t = merge(journal_folder(record), record)
-    assert list(t.sessions.session_id) == ["s", "s#2"]
-    assert [int(n) for n in np.bincount(t.steps.session)] == [4, 4]
-    assert np.diff(t.sessions.arrival_s).tolist() == [100.0]
