@@ -95,6 +95,8 @@ class Runs:
 
     def __init__(self, tracker: Tracker, n_blocks: int, groups: Groups) -> None:
         self.tracker, self.groups = tracker, groups
+        self.leaves = groups.skips
+        """Some may be STALE."""
         self.of: list[Run | None] = [None] * n_blocks
         self.table = np.zeros((64, COLUMNS))
         """One row a run, by its slot; BLOCKS is 0 where there is none. STALE: 1 = its chain has left these behind (they

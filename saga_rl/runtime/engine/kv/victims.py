@@ -126,7 +126,7 @@ class Victims:
         call."""
         self.rows(runs, slots, now)
         out = self.guard.scores(self._rows, len(slots))
-        if runs.groups.skips and not self.policy.oldest_first:
+        if runs.leaves and not self.policy.oldest_first:
             out[runs.table[slots, STALE] > 0] = np.inf
         return out
 
