@@ -1,4 +1,4 @@
-"""Fairness between tenants on vLLM's real scheduler, which no policy overrides: random scores in every seam, and small
+"""Fairness between tenants on vLLM's real scheduler, which no policy overrides: random scores in every decision, and small
 cases with the numbers worked out by hand."""
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _noise(x, params, scratch):
 def noise(seed: int) -> PolicySet:
     """Random scores; an admission that refuses at random; half of the time an order that is made anew each time."""
     params = np.array([float(seed)])
-    one = {seam: Policy(seam, "noise", _noise, params) for seam in ("eviction", "placement", "ordering", "admission")}
+    one = {decision: Policy(decision, "noise", _noise, params) for decision in ("eviction", "placement", "ordering", "admission")}
     return replace(PolicySet(**one), ordering=replace(one["ordering"], fresh=seed % 2 == 0))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from runtime_kit import BLOCK, Clock, drain, make_request, make_scheduler, step, vllm
 
-from saga_rl.policies.features import A_NEED
+from saga_rl.policies.features import AD
 from saga_rl.policies.state import chains as ch
 from saga_rl.runtime.engine.invariants import broken
 from saga_rl.runtime.engine.kv.groups import STATES, blocks_for
@@ -172,7 +172,7 @@ def test_admission_asks_for_the_blocks_of_all_groups(folder: Path) -> None:
     assert blocks_for(float(BLOCK), groups.tokens, groups.most) == 2
     served = s.tracker.arrive(Hints(session="x"), 0.0, LENGTH)
     s.admission.look(make_request("x", list(range(LENGTH))), served, 0, [], {}, 0.0)
-    assert s.admission.row[0, A_NEED] >= 21 + groups.most[1]
+    assert s.admission.row[0, AD.need] >= 21 + groups.most[1]
     mamba = scheduler(folder, "full and Mamba", clock=Clock()).block_queue.groups
     assert mamba.most.tolist() == [float("inf"), STATES] and mamba.growing == BLOCK
     alone = scheduler(folder, "sliding window", clock=Clock()).block_queue.groups

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from runtime_kit import BLOCK, Clock, make_request, make_scheduler, step, vllm
 
-from saga_rl.policies.features import A_ACTIVE
+from saga_rl.policies.features import AD
 from saga_rl.policies.registry import make
 from saga_rl.policies.state import chains as ch
 from saga_rl.runtime.engine.queueing.admission import count_active
@@ -114,5 +114,5 @@ def test_an_engine_with_a_long_history_admits_as_a_new_one_does(tmp_path: Path) 
     served = s.served["waits"]
     s.admission.look(s.requests["waits"], served, 0, s.running, s.served, s.now)
     everyone = np.arange(len(s.tracker.chains))
-    assert s.admission.row[0, A_ACTIVE] == count_active(s.tracker.chains, everyone, s.now, s.tracker.expiry_s)
+    assert s.admission.row[0, AD.active] == count_active(s.tracker.chains, everyone, s.now, s.tracker.expiry_s)
     assert len(s.tracker.heard.living()) <= 300 / 0.2 + 3

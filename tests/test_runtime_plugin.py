@@ -144,7 +144,7 @@ def hostile(folder: Path, kind: str) -> Any:
     elif kind == "too large":
         with weights.open("r+b") as f:
             f.truncate(1 << 33)
-    elif kind == "other seam":
+    elif kind == "other decision":
         manifest.write_text(json.dumps({**doc, "seam": "placement"}))
     elif kind == "deep json":
         manifest.write_text("[" * 100_000)
@@ -161,7 +161,7 @@ class _Bomb:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("kind", ["one bit", "cut short", "a pickle", "too large", "other seam", "deep json",
+@pytest.mark.parametrize("kind", ["one bit", "cut short", "a pickle", "too large", "other decision", "deep json",
                                   "companion"])
 def test_a_hostile_checkpoint_is_refused_in_one_line_and_nothing_changes(server, tmp_path, kind):
     swaps = server.http.get("/saga/status").json()["engines"][0].get("policy swaps", 0)

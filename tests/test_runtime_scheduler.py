@@ -30,8 +30,8 @@ def make(folder, policy, *, clock=None, cls=SagaSyncScheduler, **kwargs):
     return make_scheduler(cls, folder, clock=clock or Clock(), saga=saga, **kwargs)
 
 
-def policies(**seams):
-    return seams
+def policies(**decisions):
+    return decisions
 
 
 def ask(s, name, tokens, **kwargs):
@@ -269,7 +269,7 @@ def test_chains_without_blocks_are_forgotten(folder):
 
 @pytest.mark.parametrize(("saga", "message"), [
     ({"policy": "lur"}, "no policy named 'lur'; choose one of: lru"),
-    ({"policy": {"evict": "lru"}}, "no seam named 'evict'; choose one of: eviction"),
+    ({"policy": {"evict": "lru"}}, "no decision named 'evict'; choose one of: eviction"),
     ({"polcy": "lru"}, "named 'polcy'; choose one of: policy"),
     ({"policy": {"eviction": "belady"}}, "needs to know the future"),
     ({"expiry_s": -1}, "expiry_s: is -1"),

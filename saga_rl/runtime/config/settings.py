@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saga_rl.errors import UserError, unknown_name
-from saga_rl.policies.base import SEAMS, PolicySet
+from saga_rl.policies.base import DECISIONS, PolicySet
 from saga_rl.policies.constraints import MOST_FLOORS, Constraints
 from saga_rl.policies.parameters import EXPIRY_S
 from saga_rl.policies.presets import PRESETS, from_specs, preset, preset_names
@@ -26,7 +26,7 @@ class SagaConfig:
     """What a person may set."""
 
     policy: str | dict[str, str] = "likely"
-    """A preset, a checkpoint's folder, or specs by seam; seams left out are the preset `lru`'s."""
+    """A preset, a checkpoint's folder, or specs by decision; decisions left out are the preset `lru`'s."""
     record: str | None = None
     """The Trace file to write; engines keep their journals in a folder beside it."""
     record_key: str = ""
@@ -164,13 +164,13 @@ def policies_of(policy: str | Mapping[str, str]) -> PolicySet:
             raise unknown_name("policy", policy, [*preset_names(), STOCK, "a checkpoint's folder"])
         chosen = preset(policy)
     else:
-        for seam in policy:
-            if seam not in SEAMS:
-                raise unknown_name("seam", seam, SEAMS)
+        for decision in policy:
+            if decision not in DECISIONS:
+                raise unknown_name("decision", decision, DECISIONS)
         chosen = from_specs({**PRESETS["lru"], **policy})
-    for seam in SEAMS:
-        if getattr(chosen, seam).oracle:
-            raise UserError(f"{seam} policy {getattr(chosen, seam).name!r}", "needs to know the future",
+    for decision in DECISIONS:
+        if getattr(chosen, decision).oracle:
+            raise UserError(f"{decision} policy {getattr(chosen, decision).name!r}", "needs to know the future",
                             "choose one that can serve")
     return chosen
 

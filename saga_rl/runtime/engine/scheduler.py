@@ -293,7 +293,7 @@ class SagaMixin(RequestLife):
     def _state(self) -> dict[str, Any]:
         queue = self.block_queue
         guards = (queue.victims.guard, self.admission.guard, getattr(self.waiting, "guard", None))
-        fallbacks = {f"fallback/{g.policy.seam}/{cause}": n for g in guards if g is not None
+        fallbacks = {f"fallback/{g.policy.decision}/{cause}": n for g in guards if g is not None
                      for cause, n in dict(g.fallbacks).items()}
         evicted = {f"evicted/{k}": v for k, v in dict(queue.evicted).items()}
         floors = {} if queue.floors is None else {"floor breaks": queue.floors.breaks}

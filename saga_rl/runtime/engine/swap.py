@@ -5,7 +5,7 @@ from __future__ import annotations
 from vllm.v1.core.sched.request_queue import RequestQueue
 
 from saga_rl.errors import UserError
-from saga_rl.policies.base import SEAMS, PolicySet
+from saga_rl.policies.base import DECISIONS, PolicySet
 from saga_rl.policies.learned.guard import Guard
 from saga_rl.policies.state import chains as ch
 from saga_rl.runtime.config.settings import require_free_order
@@ -20,9 +20,9 @@ def swap(s: EngineView, policies: PolicySet, shown: str) -> None:
     """Put `policies` in the place of those of `s`, between two steps. They are made and compiled first; if that raises,
     nothing has changed. What a policy with memory remembers begins anew, as do drift and the columns it reads; guards'
     counters go on. `UserError` for policies that cannot serve here."""
-    for seam in SEAMS:
-        if getattr(policies, seam).oracle:
-            raise UserError(f"{seam} policy {getattr(policies, seam).name!r}", "needs to know the future",
+    for decision in DECISIONS:
+        if getattr(policies, decision).oracle:
+            raise UserError(f"{decision} policy {getattr(policies, decision).name!r}", "needs to know the future",
                             "choose one that can serve")
     require_free_order(policies, s.rules, s.policy.value)
     queue, old = s.block_queue, s.policies

@@ -109,7 +109,7 @@ def announce_device() -> None:
 
 
 def _names(policies: PolicySet) -> str:
-    return ", ".join(f"{seam} {name}" for seam, name in policies.names().items())
+    return ", ".join(f"{decision} {name}" for decision, name in policies.names().items())
 
 
 def _say(text: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 
 from saga_rl.policies.base import Policy
-from saga_rl.policies.features import P_DRAW, P_RING, PLACEMENT, draw_places, placement_row, uncached_tokens
+from saga_rl.policies.features import PL, PLACEMENT, draw_places, placement_row, uncached_tokens
 from saga_rl.policies.parameters import EXPIRY_S
 from saga_rl.policies.registry import make
 from saga_rl.policies.state import chains as ch
@@ -53,9 +53,9 @@ def _fill(chains, c, now, prompt_tokens, home, state, placed, max_seqs, kv_token
 @njit(cache=True)
 def _draw(key, steps, state, rows):
     """Both orders of the engines, drawn as if those that were lost had never been."""
-    draw_places(key, steps, P_DRAW, rows)
-    draw_places(key, 0, P_RING, rows)
-    for column in (P_DRAW, P_RING):
+    draw_places(key, steps, PL.draw, rows)
+    draw_places(key, 0, PL.ring, rows)
+    for column in (PL.draw, PL.ring):
         drawn = rows[:, column].copy()
         for w in range(len(state)):
             place = 0.0

@@ -133,11 +133,11 @@ class Collector:
                     family.add_metric([engine, cause], n)
             yield family
         family = CounterMetricFamily("saga_fallbacks", "Decisions that a policy's fallback, or vLLM, made instead",
-                                     labels=["engine", "seam", "cause"])
+                                     labels=["engine", "decision", "cause"])
         for engine, a in said.items():
             for key, n in self._summed(a, "fallback").items():
-                seam, _, cause = key.partition("/")
-                family.add_metric([engine, seam, cause], n)
+                decision, _, cause = key.partition("/")
+                family.add_metric([engine, decision, cause], n)
         yield family
 
     def _http(self) -> Iterator[Metric]:
@@ -196,7 +196,7 @@ def _info(said: dict[str, dict[str, Any]]) -> Iterator[Metric]:
     family = GaugeMetricFamily("saga_policy_info", "1: the policies in force", labels=["engine", *labels])
     for engine, a in said.items():
         family.add_metric([engine, shown(a.get("spec", a.get("policy", "")))[:200],
-                           *(str(a.get(f"policies/{seam}", "")) for seam in labels[1:5]),
+                           *(str(a.get(f"policies/{decision}", "")) for decision in labels[1:5]),
                            " ".join(h[:12] for h in a.get("checkpoints", {}).values())], 1)
     yield family
 

@@ -182,7 +182,7 @@ class Tracker:
                 return False
             if tool:
                 self._called(mine[0], self._tool(cut_name(tool), mine[0]))
-                ch.told_call(self.chains, self.tables, W, mine[0])
+                ch.announced_call(self.chains, self.tables, W, mine[0])
                 self.heard.event(mine[0], self.chains[mine[0], ch.ENDED] == 0)
         done = bool(tool) and agent >= 0
         for c in mine if final else ():
@@ -317,7 +317,7 @@ class Tracker:
             return True
         if row[ch.ENDED] == 0:
             self._completed(c, False)
-        ch.told_end(self.chains, self.tables, W, c)
+        ch.announced_end(self.chains, self.tables, W, c)
         return True
 
     def _completed(self, c: int, presumed: bool) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from saga_rl.policies.base import Policy
 from saga_rl.policies.features import (
     BEGIN,
-    E_TTL_LEFT,
+    EV,
     EVICTION,
     G_BLOCK,
     G_LIVE,
@@ -168,7 +168,7 @@ class Victims:
 
     def past_ttl(self, runs: Runs, slots: NDArray[np.int64], now: float) -> NDArray[np.bool_]:
         """Which runs' TTL has run out; a chain whose request waits is spared."""
-        left = self.rows(runs, slots, now)[:, E_TTL_LEFT]
+        left = self.rows(runs, slots, now)[:, EV.ttl_left]
         waiting = self.tracker.chains[runs.table[slots, CHAIN].astype(np.int64), ch.WAITING]
         return (left < 0.0) & (waiting == 0)
 
