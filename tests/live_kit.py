@@ -65,7 +65,8 @@ def profile(folder: Path, step_s: float, kv_tokens: int = 2 * WINDOW) -> Path:
 
 class Server:
     """A server process on emulated devices, `saga-rl serve` or (`plain`) vLLM's own; `stop` ends it as an operator
-    would. step_s: seconds of every step of a device; blocks: KV pool of one; key: sent with every request."""
+    would. step_s: seconds of every step of a device; blocks: KV pool of one; key: the server's and its admin key, sent
+    with every request."""
 
     def __init__(self, folder: Path, *flags: str, step_s: float = 0.005, window: int = WINDOW, blocks: int = 4096,
                  seqs: int = 4, key: str | None = None, plain: bool = False, template: str | None = None) -> None:
@@ -85,7 +86,8 @@ class Server:
             self.process = subprocess.Popen(
                 [*start, "--host", "127.0.0.1", "--port", str(self.port), "--served-model-name", "tiny",
                  "--max-model-len", str(window), "--block-size", str(BLOCK), "--max-num-seqs", str(seqs), *flags],
-                env={**ENV, "SAGA_RL_EMULATE": device.value()}, stdout=out, stderr=subprocess.STDOUT,
+                env={**ENV, "SAGA_RL_EMULATE": device.value(), **({} if key is None else {"SAGA_RL_ADMIN_KEY": key})},
+                stdout=out, stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL, start_new_session=True)
         self.headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self.http = httpx.Client(base_url=self.url, timeout=LIMIT_S, headers=self.headers)

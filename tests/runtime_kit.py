@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ vllm = pytest.importorskip("vllm", reason="vLLM is not installed (extra serve or
 import torch  # noqa: E402
 from vllm import SamplingParams  # noqa: E402
 from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig  # noqa: E402
+from vllm.lora.request import LoRARequest  # noqa: E402
 from vllm.utils.hashing import sha256  # noqa: E402
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash  # noqa: E402
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec  # noqa: E402
@@ -42,29 +44,43 @@ class Clock:
         return self.now
 
 
+def make_config(folder: Path, *, seqs: int = 16, batched: int = 512, max_len: int = 1024,
+                saga: dict[str, Any] | None = None, asynchronous: bool | None = None, scheduler: str | None = None,
+                **config: Any) -> VllmConfig:
+    """vLLM's configuration of a tiny model in `folder`. scheduler: the class it is told to run."""
+    model = build_tiny_model(folder, max_len=max_len) if not (folder / "config.json").exists() else folder
+    return VllmConfig(
+        scheduler_config=SchedulerConfig(max_num_seqs=seqs, max_num_batched_tokens=batched, max_model_len=max_len,
+                                         enable_chunked_prefill=True, is_encoder_decoder=False,
+                                         async_scheduling=asynchronous, scheduler_cls=scheduler),
+        model_config=ModelConfig(model=str(model), skip_tokenizer_init=True, dtype="float32", seed=0,
+                                 max_model_len=max_len),
+        cache_config=CacheConfig(block_size=BLOCK, enable_prefix_caching=True),
+        device_config=DeviceConfig(device="cpu"), additional_config={"saga": saga or {}}, **config)
+
+
 def make_scheduler(cls: type, folder: Path, *, blocks: int = 64, seqs: int = 16, batched: int = 512,
                    max_len: int = 1024, clock: Clock | None = None, saga: dict[str, Any] | None = None,
-                   policies: PolicySet | None = None) -> Any:
+                   policies: PolicySet | None = None, specs: Sequence[Any] = (),
+                   change: Callable[[Any], None] = lambda _: None, **config: Any) -> Any:
     """A scheduler of class `cls` over `blocks` KV blocks (one of them vLLM's null block). policies: instead of those
-    that `saga` names."""
-    model = build_tiny_model(folder, max_len=max_len) if not (folder / "config.json").exists() else folder
-    scheduler_config = SchedulerConfig(max_num_seqs=seqs, max_num_batched_tokens=batched, max_model_len=max_len,
-                                       enable_chunked_prefill=True, is_encoder_decoder=False,
-                                       async_scheduling="Async" in cls.__name__ or cls.__name__ == "SagaScheduler")
-    model_config = ModelConfig(model=str(model), skip_tokenizer_init=True, dtype="float32", seed=0,
-                               max_model_len=max_len)
-    cache_config = CacheConfig(block_size=BLOCK, enable_prefix_caching=True)
-    config = VllmConfig(scheduler_config=scheduler_config, model_config=model_config, cache_config=cache_config,
-                        device_config=DeviceConfig(device="cpu"), additional_config={"saga": saga or {}})
+    that `saga` names; specs: of the KV groups, one of full attention unless given; config: more of `VllmConfig`, which
+    `change` may change."""
+    asynchronous = "Async" in cls.__name__ or cls.__name__ == "SagaScheduler"
+    vllm_config = make_config(folder, seqs=seqs, batched=batched, max_len=max_len, saga=saga, asynchronous=asynchronous,
+                              **config)
+    change(vllm_config)
     spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
     kv = KVCacheConfig(num_blocks=blocks, kv_cache_tensors=[],
-                       kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)])
-    cache_config.num_gpu_blocks = blocks
+                       kv_cache_groups=[KVCacheGroupSpec([f"layer.{k}"], one)
+                                        for k, one in enumerate(specs or [spec])])
+    vllm_config.cache_config.num_gpu_blocks = blocks
     if clock is not None:
         cls = type(cls.__name__, (cls,), {"clock": staticmethod(clock)})
     given = patch("saga_rl.runtime.engine.scheduler.policies_of", lambda _: policies)
     with given if policies is not None else nullcontext():
-        return cls(vllm_config=config, kv_cache_config=kv, structured_output_manager=StructuredOutputManager(config),
+        return cls(vllm_config=vllm_config, kv_cache_config=kv,
+                   structured_output_manager=StructuredOutputManager(vllm_config),
                    block_size=BLOCK, hash_block_size=BLOCK, log_stats=True)
 
 
@@ -72,13 +88,16 @@ init_none_hash(sha256)
 _HASHER = get_request_block_hasher(BLOCK, sha256)
 
 
-def make_request(name: str, tokens: list[int], *, output: int = 4, session: str | None = None, **hints: Any) -> Request:
-    """A request for `output` tokens after the prompt `tokens`; hints without their prefix `saga_`."""
+def make_request(name: str, tokens: list[int], *, output: int = 4, session: str | None = None, adapter: int = 0,
+                 **hints: Any) -> Request:
+    """A request for `output` tokens after the prompt `tokens`; adapter: number of a LoRA adapter, 0 = none; hints
+    without their prefix `saga_`."""
     params = SamplingParams(max_tokens=output, ignore_eos=True,
                             extra_args={f"saga_{k}": v for k, v in hints.items()} or None)
     params.update_from_generation_config({}, 2)
     return Request(request_id=name, prompt_token_ids=list(tokens), sampling_params=params, pooling_params=None,
-                   block_hasher=_HASHER, session_id=session)
+                   block_hasher=_HASHER, session_id=session,
+                   lora_request=LoRARequest(f"adapter-{adapter}", adapter, "/nowhere") if adapter else None)
 
 
 def step(scheduler: Any, token: int = 7) -> list[str]:

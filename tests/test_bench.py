@@ -144,7 +144,8 @@ def test_arms_differ_in_what_their_names_say_and_in_nothing_else():
     assert needs[INFINITE].pool == 99_996 and not needs[INFINITE].tier_bytes
     assert set(told["stock+tier"]) - stock == {"--kv-offloading-size", "0.976562"}
     assert set(told["priority"]) - set(told["stock+tier"]) == {"--scheduling-policy", "priority"}
-    ours = {"--expiry-s", "300", "--additional-config", '{"saga_http": {"tenant_in_body": true}}'}
+    ours = {"--expiry-s", "300", "--additional-config",
+            '{"saga": {"policy_root": "/"}, "saga_http": {"tenant_in_body": true}}'}
     for name in ("sticky", "saga", "saga+", "likely"):
         more = set(told[name]) - stock
         tier = json.loads(told[name][told[name].index("--kv-transfer-config") + 1])["kv_connector_extra_config"]

@@ -317,3 +317,10 @@ def test_other_paths_and_a_failing_planner_change_nothing() -> None:
     server.middleware.planner.plan = None  # type: ignore[assignment, union-attr]
     server.post(CHAT, raw)
     assert server.seen == raw and server.middleware.counts["failed/request TypeError"] == 1
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+def test_a_session_that_is_a_number_is_taken_by_its_digits(path: str) -> None:
+    """vLLM would refuse it: of two equal keys the later counts, and that is text."""
+    body = {**(ASK if path == CHAT else {"input": "x"}), "session_id": 7}
+    assert Server().post(path, body)["session_id"] == "7"

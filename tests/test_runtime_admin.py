@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,11 +53,14 @@ class Client:
         return await self.engines[engine[0]](*args)
 
 
-def served(*engines: Engine, keys: tuple[str, ...] = ("sesame",), place: bool = True) -> tuple[Operator, Starlette]:
-    client, config = Client(*engines), SagaConfig(policy="saga+", poll_s=0.05)
+def served(*engines: Engine, keys: tuple[str, ...] = ("sesame",), place: bool = True,
+           root: str | None = None) -> tuple[Operator, Starlette]:
+    client = Client(*engines)
+    config = SagaConfig(policy="saga+", poll_s=0.05, policy_root=root,
+                        admin_keys=[hashlib.sha256(key.encode()).hexdigest() for key in keys])
     placement = Placement(make("placement", "saga:theta=100"), config) if place else None
     poller = Poller(client, config.poll_s, placement)
-    operator = Operator(client, config, list(keys), poller, placement)
+    operator = Operator(client, config, poller, placement)
     poller.on_answers = operator.follow
     return operator, Starlette(routes=routes(operator))
 

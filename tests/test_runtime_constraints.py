@@ -4,7 +4,9 @@ small cases with the numbers worked out by hand."""
 from __future__ import annotations
 
 import itertools
+import math
 import random
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -177,6 +179,22 @@ class Auditor:
         return taken
 
 
+def honest_counts(floors) -> None:
+    """Hold every answer of what may be taken against a count of everything: never more, and less only beyond what was
+    asked about."""
+    stock = floors.takeable
+
+    def takeable(runs, tenant, evictable, at_least=math.inf, gone=0):
+        have = stock(runs, tenant, evictable, at_least, gone)
+        spare = floors.spare(runs, tenant)
+        whole = floors._walk(runs, spare) if spare and runs.on else evictable - sum(
+            runs.idle[t] - n for t, n in spare.items())
+        assert have == whole or (have < whole and have >= at_least) or have == 0 >= at_least
+        return have
+
+    floors.takeable = takeable
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**20), st.sampled_from(({"*": 0.2}, {"t0": 0.5, "t1": 0.3}, {"t2": 0.6, "*": 0.1})))
 def test_floors_hold_whatever_the_scores_while_more_than_one_request_runs(folder, seed, floors):
@@ -184,6 +202,7 @@ def test_floors_hold_whatever_the_scores_while_more_than_one_request_runs(folder
     s = make_scheduler(SagaSyncScheduler, folder, clock=clock, blocks=40, seqs=4, policies=noise(seed),
                        saga={"kv_floors": floors})
     auditor = Auditor(s, floors)
+    honest_counts(s.block_queue.floors)
     Crowd(seed, 3).play(s, clock, lambda s: None)
     assert auditor.seen > 20
     assert auditor.broken == s.block_queue.floors.breaks
@@ -337,3 +356,32 @@ def test_floors_as_they_are_written():
 def test_presets_set_no_constraint():
     assert preset("saga+").ordering.name == "session-fcfs"
     assert not read_config({"saga": {}}).constraints.active
+
+
+@pytest.mark.parametrize("floors", [{"*": 0.1}, {"t1": 0.3, "t2": 0.3, "t3": 0.25}])
+def test_floors_cost_what_changes_not_what_runs_or_is_idle(folder, floors):
+    """Of 64 requests that run, each needs a block in one of 16 steps: what they hold is looked at then, and all that is
+    idle is walked through only after something was let go of, if at all."""
+    clock = Clock()
+    s = make_scheduler(SagaSyncScheduler, folder, clock=clock, blocks=790, seqs=70, batched=4096,
+                       saga={"policy": {"eviction": "bayes-tables"}, "kv_floors": floors})
+    prefix = [5] * 2 * BLOCK  # shared: much is built on it
+    for i in range(120):
+        s.add_request(make_request(f"i{i}", prefix + [1000 + i] * 4 * BLOCK, session=f"s{i}", tenant=f"t{i % 4}"))
+        drain(s, clock)
+    for i in range(64):
+        s.add_request(make_request(f"r{i}", [5000 + i] * (3 * BLOCK + i % BLOCK), session=f"q{i}", output=200,
+                                   tenant=f"t{i % 4}"))
+    while s.waiting:
+        step(s)
+    taken = s.block_queue.taken
+    s.pins.looks = s.block_queue.floors.walks = 0
+    for _ in range(16):
+        step(s)
+    assert len(s.running) == 64
+    assert s.pins.looks <= 64 + 4 and s.block_queue.floors.walks <= 4
+    assert s.block_queue.taken > taken and s.block_queue.runs.on  # it evicts, and floors and prefixes are asked about
+    tables = s.kv_cache_manager.get_block_ids
+    assert +s.pins.by_tenant == Counter(
+        {t: sum(len(tables(r.request_id)[0]) for r in s.running if s.served[r.request_id].tenant == t)
+         for t in range(4)})

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 from runtime_kit import BLOCK, Clock, drain, make_request, make_scheduler, step
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import RequestStatus
 
 from saga_rl.runtime.engine.invariants import broken
 from saga_rl.runtime.engine.scheduler import SagaScheduler, SagaSyncScheduler
@@ -112,3 +115,24 @@ def test_rank_is_the_order_in_which_blocks_go(folder: Path) -> None:
     first = [b.block_id for b in s.kv.rank(n)]
     assert first == [b.block_id for b in s.block_queue.get_all_free_blocks()]
     assert [b.block_id for b in s.block_queue.popleft_n(n)] == first
+
+
+@pytest.mark.skipif(not hasattr(KVCacheBlock(0), "pool"), reason="this vLLM has one pool")
+def test_blocks_of_another_pool_are_left_alone(folder: Path) -> None:
+    """A table may name blocks on the host: their numbers are not of this pool, and go beyond it."""
+    s = scheduler(folder)
+    s.add_request(make_request("r", list(range(LENGTH)), session="a"))
+    s.mine = {"a": s.served["r"].chain}
+    host = BlockPool(500, True, BLOCK)
+    foreign = host.get_new_blocks(400)[-3:]
+    for block in foreign:
+        block.ref_cnt += 1  # somebody else holds them, too
+    while s.requests["r"].num_output_tokens < 2:
+        step(s)
+    table = s.kv_cache_manager.coordinator.single_type_managers[0].req_to_blocks["r"]
+    assert len(table) < len(host.blocks)
+    table[0:0] = foreign[:2]
+    table[3:3] = foreign[2:]
+    s.finish_requests("r", RequestStatus.FINISHED_STOPPED)
+    assert owned(s, "a") == LENGTH // BLOCK and broken(s) == []
+    assert [block.ref_cnt for block in foreign] == [1, 1, 1]

@@ -50,7 +50,8 @@ class Plain(Server):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     s = Plain(tmp_path_factory.mktemp("served"), {"policy": "saga+", "poll_s": 0.2, "events": True,
-                                                   "kv_floors": {"team-a": 0.1}, "metrics_tenants": 2})
+                                                   "kv_floors": {"team-a": 0.1}, "metrics_tenants": 2,
+                                                   "policy_root": "/"})
     try:
         s.wait()
         yield s
@@ -236,11 +237,12 @@ def test_vllm_without_saga_is_left_alone_and_with_it_gets_every_hook(tmp_path):
 class Config:
     """As much of vLLM's configuration as is looked at before anything is loaded."""
 
-    def __init__(self, saga: dict[str, Any] | None, scheduler: Any = SCHEDULER) -> None:
+    def __init__(self, saga: dict[str, Any] | None, scheduler: Any = SCHEDULER, **vllm: Any) -> None:
         from types import SimpleNamespace
 
         self.additional_config = {} if saga is None else {"saga": saga}
-        self.scheduler_config = SimpleNamespace(scheduler_cls=scheduler)
+        self.scheduler_config = SimpleNamespace(**{"scheduler_cls": scheduler, "async_scheduling": True,
+                                                     "policy": "fcfs", **vllm})
         self.parallel_config = SimpleNamespace(data_parallel_size=1)
 
 
@@ -260,6 +262,20 @@ def test_a_wrong_configuration_ends_the_start(saga, scheduler, message):
     with pytest.raises(UserError) as e:
         configured(Config(saga, scheduler))
     assert message in str(e.value)
+
+
+@pytest.mark.parametrize(("saga", "ours"), [
+    ({"policy": "likely"}, "the ordering session-fcfs"), ({"policy": {"ordering": "afs"}}, "the ordering afs"),
+    ({"policy": "lru", "service_gap_tokens": 100}, "the service gap"),
+    ({"policy": "lru", "afs_preempt_s": 0.5}, "AFS preemption")])
+def test_two_orders_of_the_queue_are_refused_before_a_model_loads(saga, ours):
+    from saga_rl.errors import UserError
+    from saga_rl.runtime.launch import startup
+
+    with pytest.raises(UserError, match=f"--scheduling-policy priority: is set beside {ours} of saga-rl"):
+        startup.checked(Config(saga, policy="priority"))
+    assert startup.checked(Config(saga)) is not None
+    assert startup.checked(Config({"policy": {"eviction": "bayes-tables"}}, policy="priority")) is not None
 
 
 def test_an_unknown_version_is_refused_unless_asked_for(monkeypatch):

@@ -291,3 +291,42 @@ def test_an_untested_version_and_a_changed_method_are_refused(folder, monkeypatc
     monkeypatch.delattr(PolicyBlockQueue, "prepend_n")
     with pytest.raises(UserError, match=r"PolicyBlockQueue.prepend_n: does not exist"):
         make_scheduler(SagaSyncScheduler, folder)
+
+
+def lanes(s, session: str) -> list[float]:
+    """Whether each lane of the session's first agent has ended (0: it lives)."""
+    rows = (s.tracker.chain_of(session, 0, lane) for lane in range(9))
+    return [float(s.tracker.chains[c, ch.ENDED]) for c in rows if c >= 0]
+
+
+@pytest.mark.parametrize("earlier", ["two answers at once", "a retry, both answered", "a retry, the first given up",
+                                     "a retry that outlives the last"])
+def test_the_end_of_an_agent_ends_all_its_lanes(folder, earlier):
+    """Or what a retry or n > 1 left behind would stay reserved until it expires."""
+    clock = Clock()
+    s = make(folder, "likely", clock=clock)
+    ask(s, "a", session_tokens(0, 5), session="s", output=4 if "outlives" not in earlier else 40)
+    ask(s, "b", session_tokens(0, 5), session="s", output=4)
+    ask(s, "other agent", session_tokens(1, 5), session="s", output=4, agent=1)
+    step(s)
+    if "given up" in earlier:
+        s.finish_requests("a", RequestStatus.FINISHED_ABORTED)
+    if "outlives" not in earlier:
+        drain(s, clock)
+    ask(s, "last", session_tokens(0, 7), session="s", final=1)
+    drain(s, clock)
+    assert len(lanes(s, "s")) == (3 if "outlives" in earlier else 2)
+    assert all(lanes(s, "s")) and not s.tracker.chains[s.tracker.chain_of("s", 1), ch.ENDED]
+    ask(s, "begins anew", session_tokens(0, 7), session="s")
+    drain(s, clock)
+    assert not all(lanes(s, "s"))
+
+
+def test_a_note_of_the_end_ends_all_lanes_too(folder):
+    clock = Clock()
+    s = make(folder, "likely", clock=clock)
+    for name in ("a", "b"):
+        ask(s, name, session_tokens(0, 5), session="s")
+    drain(s, clock)
+    assert s.told([{"session": "s", "agent": 0, "final": True}]) == 1
+    assert lanes(s, "s") == [1.0, 1.0]

@@ -201,7 +201,7 @@ def test_memory_is_bounded_but_blocks_keep_their_owner(holding):
 
 def test_hints_that_cannot_be_read_are_left_out_and_counted():
     h = read_hints("s", {"saga_agent": "two", "saga_tool": 7, "saga_final": 1.0, "saga_deadline_s": -3, "other": 1})
-    assert (h.session, h.agent, h.tool, h.final, h.unread) == ("s", 0, None, True, 3)
+    assert (h.session, h.agent, h.tool, h.final, len(h.unread)) == ("s", 0, None, True, 3)
     assert math.isnan(h.deadline_s)
     assert read_hints("", None) == read_hints(None, {}) or read_hints("", None).session is None
     assert len(read_hints("x" * 10_000, {"saga_tool": "y" * 10_000}).tool or "") == 200

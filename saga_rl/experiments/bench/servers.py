@@ -61,8 +61,9 @@ def flags(s: Settings, n: Need, window: int | None, port: int) -> list[str]:
     out = ["--policy", n.policy]
     if n.name in (OURS, INFINITE):
         out += ["--expiry-s", f"{s.expiry_s:g}"]
-        # Keys would name the tenant else.
-        out += ["--additional-config", json.dumps({"saga_http": {"tenant_in_body": True}})]
+        # Keys would name the tenant else; and a checkpoint of an arm may lie anywhere.
+        settings = {"saga": {"policy_root": "/"}, "saga_http": {"tenant_in_body": True}}
+        out += ["--additional-config", json.dumps(settings)]
     if s.emulate is not None:
         out += ["--emulate", s.emulate, "--time-scale", f"{s.time_scale:g}"]
         out += ["--kv-tokens", str(n.pool)] if n.pool is not None else []
@@ -101,7 +102,7 @@ class Server(Child):
         self.idle_since = time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
         super().__init__(f"server {name}", [*NICE, *SERVE, model, *words], log,
-                         {**ENVIRONMENT, **(env or {}), "VLLM_API_KEY": KEY})
+                         {**ENVIRONMENT, **(env or {}), "VLLM_API_KEY": KEY, "SAGA_RL_ADMIN_KEY": KEY})
 
     def broken(self, cause: str) -> UserError:
         """What went wrong, with the last lines of the log."""

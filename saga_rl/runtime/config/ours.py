@@ -11,6 +11,8 @@ SCHEDULER = "saga_rl.runtime.engine.scheduler.SagaScheduler"
 SYNC_SCHEDULER = "saga_rl.runtime.engine.scheduler.SagaSyncScheduler"
 METHOD = "saga_control"
 """Of vLLM's `EngineCore`: how the API server reaches an engine's scheduler."""
+STOPPED = "\0saga_rl stopped "
+"""Ahead of a request's name in a list of aborts: it is no abort, the request has ended by a stop string."""
 EMULATE = "SAGA_RL_EMULATE"
 """The environment variable that says what is emulated, see `runtime.config.emulated`."""
 

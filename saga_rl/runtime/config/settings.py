@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -63,6 +64,10 @@ class SagaConfig:
     starve_s: float = 600.0
     """A request that waited for longer goes ahead of the ordering policy's choice, longest wait first, and is not asked
     of the admission policy any more: it starts when it fits. Constraints between tenants stand above this."""
+    admin_keys: list[str] = field(default_factory=list)
+    """SHA-256 (hex) of the keys that open `/saga/`; those in `SAGA_RL_ADMIN_KEY` do, too."""
+    policy_root: str | None = None
+    """Folder below which `/saga/policy` may name checkpoints; None: presets and specs only."""
     check: str = "off"
     """Walk all blocks, rows and counters after each step (`runtime.engine.invariants`): "off", "log" or "raise"."""
     allow_untested: bool = False
@@ -103,6 +108,13 @@ def read_config(additional_config: Any) -> SagaConfig:
         raise UserError(f"additional_config[{KEY!r}], events", f"is {config.events!r}", "give true or false")
     if config.statistics is not None and not isinstance(config.statistics, str):
         raise UserError(f"additional_config[{KEY!r}], statistics", f"is {config.statistics!r}", "name a folder")
+    if not isinstance(config.admin_keys, list) or not all(
+            isinstance(k, str) and len(k) == 64 and not set(k) - set("0123456789abcdef") for k in config.admin_keys):
+        raise UserError(f"additional_config[{KEY!r}], admin_keys", "is not a list of SHA-256 (64 hex digits)",
+                        'take the key\'s hash: printf %s "$KEY" | sha256sum')
+    root = config.policy_root
+    if root is not None and not (isinstance(root, str) and Path(root).is_dir()):
+        raise UserError(f"additional_config[{KEY!r}], policy_root", f"is {config.policy_root!r}", "name a folder")
     if config.check not in CHECKS:
         raise unknown_name("check", str(config.check), CHECKS)
     _check_constraints(config)
@@ -145,6 +157,9 @@ def read_floors(given: Iterable[str]) -> dict[str, float]:
 def policies_of(policy: str | Mapping[str, str]) -> PolicySet:
     """The four policies that the configuration names; `UserError` lists the valid names, nearest first."""
     if isinstance(policy, str):
+        if policy not in PRESETS and not Path(policy).is_dir() and (os.sep in policy or policy.startswith((".", "~"))):
+            raise UserError(policy, "is no folder" if Path(policy).exists() else "does not exist",
+                            f"name a checkpoint's folder, or one of: {', '.join([*preset_names(), STOCK])}")
         if policy not in PRESETS and not Path(policy).is_dir():
             raise unknown_name("policy", policy, [*preset_names(), STOCK, "a checkpoint's folder"])
         chosen = preset(policy)
@@ -158,3 +173,13 @@ def policies_of(policy: str | Mapping[str, str]) -> PolicySet:
             raise UserError(f"{decision} policy {getattr(chosen, decision).name!r}", "needs to know the future",
                             "choose one that can serve")
     return chosen
+
+
+def require_free_order(policies: PolicySet, rules: Constraints, scheduling_policy: str) -> None:
+    """`UserError` if vLLM is told to order the queue (`scheduling_policy` is not "fcfs") and so are we."""
+    ours = [f"the ordering {policies.ordering.name}"] if policies.ordering.name != "fcfs" else []
+    ours += ["the service gap"] if math.isfinite(rules.service_gap_tokens) else []
+    ours += ["AFS preemption"] if math.isfinite(rules.afs_preempt_s) else []
+    if ours and scheduling_policy != "fcfs":
+        raise UserError(f"--scheduling-policy {scheduling_policy}", f"is set beside {ours[0]} of saga-rl",
+                        "leave one of them out (policies can be chosen decision by decision, ordering fcfs among them)")

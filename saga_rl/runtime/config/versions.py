@@ -62,6 +62,7 @@ def require_method(owner: Any, name: str, parameters: tuple[str, ...]) -> None:
 def check_scheduler_hooks() -> None:
     """Every method that the scheduler's hooks override or call, with the parameters they use."""
     from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
     from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
@@ -77,6 +78,9 @@ def check_scheduler_hooks() -> None:
     require_method(KVCacheManager, "get_blocks", ("request_id",))
     require_method(BlockPool, "_maybe_evict_cached_block", ("block",))
     require_method(BlockPool, "free_blocks", ("ordered_blocks",))
+    require_method(BlockPool, "reset_prefix_cache", ())
+    require_method(BlockPool, "evict_blocks", ("block_ids",))
+    require_method(KVCacheCoordinator, "remove_skipped_blocks", ("request_id",))
 
 
 def check_queue_methods(ours: type) -> None:
@@ -89,11 +93,17 @@ def check_queue_methods(ours: type) -> None:
 
 
 def check_router_hooks() -> None:
-    """The methods of the data-parallel client that placement replaces."""
-    from vllm.v1.engine.core_client import DPLBAsyncMPClient
+    """What placement and `routing.stop_strings` replace."""
+    from vllm.v1.engine.core_client import AsyncMPClient, DPLBAsyncMPClient, SyncMPClient
+    from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput
 
     require_method(DPLBAsyncMPClient, "get_core_engine_for_request", ("request",))
     require_method(DPLBAsyncMPClient, "process_engine_outputs", ("outputs",))
+    for client in (AsyncMPClient, SyncMPClient):
+        require_method(client, "_send_input", ("request_type", "request"))
+    require_method(OutputProcessor, "process_outputs", ("engine_core_outputs",))
+    if "reqs_to_abort" not in OutputProcessorOutput.__dataclass_fields__:
+        raise UserError("vLLM's OutputProcessorOutput", "lacks reqs_to_abort", "install a tested vLLM")
 
 
 def check_plugin_hooks() -> None:

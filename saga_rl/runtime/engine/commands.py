@@ -8,6 +8,7 @@ nothing heavy: the plugin loads it in every vLLM, also where nobody wants us.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,13 +47,21 @@ def _save(scheduler: Any, payload: Mapping[str, Any]) -> dict[str, Any]:
     return {"saved": scheduler.keeper.save_now()}
 
 
+def _prove(scheduler: Any, payload: Mapping[str, Any]) -> dict[str, Any]:
+    """From now on tenants count only with a proof, see `hints.read_hints`."""
+    bytes.fromhex(payload["key"])
+    scheduler.proof_keys.add(payload["key"])
+    scheduler.tracker.quotas = True
+    return {"servers": len(scheduler.proof_keys)}
+
+
 def _steal(scheduler: Any, payload: Mapping[str, Any]) -> dict[str, Any]:
     return give_up(scheduler, payload)
 
 
 COMMANDS: dict[str, Callable[[Any, Mapping[str, Any]], dict[str, Any]]] = {
     "told": _told, "snapshot": _snapshot, "swap": _swap, "revert": _revert, "save": _save,
-    "steal": _steal}
+    "steal": _steal, "prove": _prove}
 """By name: (scheduler, payload) -> answer. Runs between two steps, so it must be quick."""
 
 
@@ -90,6 +99,36 @@ def attach(engine_core: type) -> None:
 
     if METHOD not in vars(engine_core):
         setattr(engine_core, METHOD, saga_control)
+
+
+DRAIN_SHARE = 0.8
+"""Of `--shutdown-timeout` an engine lets its requests run; then they are cut, and the rest is for writing down."""
+
+
+def end_in_time(process: Any) -> None:
+    """vLLM's `EngineCoreProc` lets requests run on until it is killed at `--shutdown-timeout`, with what our scheduler
+    has still to write. With our scheduler they end before."""
+    stock = process._handle_shutdown
+    if getattr(stock, "saga_rl", False):
+        return
+
+    def _handle_shutdown(self: Any) -> bool:
+        goes_on = stock(self)
+        if self.shutdown_state.name == "SHUTTING_DOWN" and hasattr(self.scheduler, "saga_config"):
+            since = self.__dict__.setdefault("saga_stopping_s", time.monotonic())
+            if goes_on and time.monotonic() - since > DRAIN_SHARE * self.vllm_config.shutdown_timeout:
+                cut_short(self)
+        return bool(goes_on)
+
+    _handle_shutdown.saga_rl = True  # type: ignore[attr-defined]
+    process._handle_shutdown = _handle_shutdown
+
+
+def cut_short(engine: Any) -> None:
+    """Abort what an engine still has, and tell its clients."""
+    from vllm.v1.request import RequestStatus
+
+    engine._send_abort_outputs(engine.scheduler.finish_requests(None, RequestStatus.FINISHED_ABORTED))
 
 
 def give_up(scheduler: Any, payload: Mapping[str, Any]) -> dict[str, Any]:

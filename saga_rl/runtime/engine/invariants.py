@@ -18,7 +18,7 @@ import numpy as np
 from saga_rl.policies.state import chains as ch
 from saga_rl.policies.state import service as sv
 from saga_rl.runtime.config.settings import CHECKS
-from saga_rl.runtime.engine.kv.runs import BLOCKS, CHAIN, SEQ, SHARED
+from saga_rl.runtime.engine.kv.runs import BLOCKS, CHAIN, SEQ, SHARED, STALE
 from saga_rl.runtime.engine.queueing.request_queue import PolicyRequestQueue
 from saga_rl.runtime.engine.view import EngineView
 from saga_rl.runtime.sessions.tracker import NOBODY, W
@@ -95,7 +95,8 @@ def _blocks(s: EngineView) -> Iterator[str]:
     if len(empty) + idle != queue._free:
         yield f"{len(empty)} empty and {idle} evictable blocks, counted {queue._free}"
     users: Counter[int] = Counter(b.block_id for r in s.requests.values()
-                                  for table in s.kv_cache_manager.get_blocks(r.request_id).blocks for b in table)
+                                  for table in s.kv_cache_manager.get_blocks(r.request_id).blocks for b in table
+                                  if getattr(b, "pool", pool) is pool)
     late = bool(getattr(s, "deferred_frees", None)) or s.connector is not None  # held by more than tables
     for block in pool.blocks:
         b, held = block.block_id, block.ref_cnt > 0
@@ -112,7 +113,7 @@ def _blocks(s: EngineView) -> Iterator[str]:
 def _runs(s: EngineView) -> Iterator[str]:
     """Tables, sums and what is built on what agree with the runs."""
     runs = s.block_queue.runs
-    owned, tenants = np.zeros(len(runs.owned)), Counter[int]()
+    held, tenants = np.zeros((len(runs.groups.tokens), len(runs.owned))), Counter[int]()
     used = np.flatnonzero(runs.table[:, BLOCKS])
     slots = set(used.tolist())
     if not np.array_equal(runs.slots(), used[np.argsort(runs.table[used, SEQ])]):
@@ -122,13 +123,16 @@ def _runs(s: EngineView) -> Iterator[str]:
             yield f"slot {slot} is used and free, or neither"
         elif run is not None:
             row = runs.table[slot]
-            owned[run.chain] += run.num_free_blocks
+            held[run.group, run.chain] += run.num_free_blocks * runs.groups.weights[run.group]
             tenants[run.tenant] += run.num_free_blocks
-            if (int(row[CHAIN]), bool(row[SHARED]), int(row[SEQ]), run.slot) != (run.chain, run.shared, run.seq, slot):
+            if (int(row[CHAIN]), bool(row[SHARED]), int(row[SEQ]), bool(row[STALE]), run.slot) != (
+                    run.chain, run.shared, run.seq, run.stale, slot):
                 yield f"the row of run {run.seq} is another's"
             if run.chain != NOBODY and s.tracker._key[run.chain] is None:
                 yield f"run {run.seq} is of a chain that is forgotten"
-    if not np.array_equal(owned, runs.owned):
+    if any(runs.groups.of(block) != run.group for run in runs.all() for block in run):
+        yield "a run holds blocks of another group"
+    if not np.array_equal(held.max(axis=0), runs.owned):
         yield "evictable blocks by chain are counted wrongly"
     if tenants != +runs.idle:
         yield "evictable blocks by tenant are counted wrongly"

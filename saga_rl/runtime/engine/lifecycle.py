@@ -6,12 +6,14 @@ The base of `scheduler.SagaMixin`, which makes everything that is used here. A h
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
@@ -23,15 +25,17 @@ from saga_rl.runtime.config.safe import Failures
 from saga_rl.runtime.config.settings import SagaConfig
 from saga_rl.runtime.engine.invariants import Checker
 from saga_rl.runtime.engine.kv.block_queue import PolicyBlockQueue
+from saga_rl.runtime.engine.kv.pinned import Pinned
 from saga_rl.runtime.engine.kv.seam import KvSeam
 from saga_rl.runtime.engine.metrics import Metrics
 from saga_rl.runtime.engine.queueing.admission import Admission
-from saga_rl.runtime.engine.queueing.request_queue import PolicyRequestQueue
+from saga_rl.runtime.engine.queueing.request_queue import WAITS, PolicyRequestQueue
 from saga_rl.runtime.engine.queueing.tenants import Service
 from saga_rl.runtime.recording.recorder import Recorder
 from saga_rl.runtime.sessions.hints import read_hints
-from saga_rl.runtime.sessions.tracker import Served, Tracker
+from saga_rl.runtime.sessions.tracker import NOBODY, Served, Tracker
 
+log = logging.getLogger("vllm.saga_rl")
 _LOST = (RequestStatus.FINISHED_ABORTED, RequestStatus.FINISHED_IGNORED, RequestStatus.FINISHED_ERROR)
 
 
@@ -46,6 +50,7 @@ class RequestLife(Scheduler):
     service: Service
     block_queue: PolicyBlockQueue
     kv: KvSeam
+    pins: Pinned
     admission: Admission
     recorder: Recorder | None
     now: float
@@ -61,6 +66,11 @@ class RequestLife(Scheduler):
     """Tokens that preempted requests had computed."""
     _tokenless: dict[str, tuple[Request, Served]]
     """Requests that have begun and have no token yet."""
+    _unread_told: set[str]
+    proof_keys: set[str]
+    """Secrets of API servers that tell tenants apart: a tenant counts with a proof made with one (`hints.proof_of`)."""
+    _stopped: frozenset[str]
+    """Requests that are being taken out because their answer ended by a stop string."""
     _refused: tuple | None
     """What the last refusal of a steady admission policy was about."""
 
@@ -86,10 +96,14 @@ class RequestLife(Scheduler):
 
     def _arrives(self, request: Request, now: float) -> None:
         extra = request.sampling_params.extra_args if request.sampling_params is not None else None
-        hints = read_hints(getattr(request, "session_id", None), extra)
+        hints = read_hints(getattr(request, "session_id", None), extra, self.proof_keys)
         self.metrics.counts["requests"] += 1
         if hints.unread:
-            self.metrics.counts["hints unread"] += hints.unread
+            self.metrics.counts["hints unread"] += len(hints.unread)
+            for key in set(hints.unread) - self._unread_told:
+                self._unread_told.add(key)
+                log.warning("saga-rl: a request's %s is %.80r and cannot be read; said once, counted each time (hints "
+                            "unread)", key, (extra or {}).get(key))
         served = self.served[request.request_id] = self.tracker.arrive(hints, now, request.num_prompt_tokens)
         self.service.queued(served)
         self.block_queue.victims.returned(served.chain)
@@ -106,21 +120,28 @@ class RequestLife(Scheduler):
         served, queue = self.served.get(request.request_id), self.block_queue
         if served is None:
             return stock()
-        waits = request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
-        queue.tenant, queue.withhold = served.tenant, len(self.running) > (0 if waits else 1)
+        if request.status not in WAITS:
+            return stock() if queue.floors is None else self._grow(request, served, num_new_tokens, stock, kwargs)
+        queue.tenant, queue.withhold = served.tenant, bool(self.running)
+        queue.at_least = self._wanted(request.num_tokens + num_new_tokens, kwargs)
         try:
-            if not waits:
-                return stock()
+            if self.running and isinstance(self.waiting, PolicyRequestQueue) and self.waiting.holds_back(request):
+                self.metrics.counts["held for an adapter"] += 1
+                return None
             cached = num_new_computed_tokens // self.block_size
             if request.num_computed_tokens == 0 and not self._admits(request, served, cached):
                 return None
             if delay_cache_blocks:  # an asynchronous load of KV: it is scheduled when that has come
-                return stock()
+                blocks = stock()
+                self.pins.look(request.request_id, served.tenant)
+                return blocks
             found = (request.num_computed_tokens + num_new_computed_tokens
                      + kwargs.get("num_external_computed_tokens", 0))
             queue.before_taking = lambda: self._begins(request, served, found)
             blocks = stock()
             if blocks is not None:
+                if queue.floors is not None:
+                    self.pins.look(request.request_id, served.tenant)
                 if queue.before_taking is not None:  # no block had to be taken
                     queue.before_taking()
                 if queue.victims.policy.memory:
@@ -128,6 +149,30 @@ class RequestLife(Scheduler):
             return blocks
         finally:
             queue.tenant, queue.withhold, queue.before_taking = None, False, None
+
+    def _grow(self, request: Request, served: Served, new_tokens: int, stock: Callable[[], Any],
+              kwargs: Mapping[str, Any]) -> Any:
+        """`stock` for a request that runs, under floors. Most need no block, and are told so without a count."""
+        queue, name = self.block_queue, request.request_id
+        tokens = new_tokens + kwargs.get("num_lookahead_tokens", 0)
+        if len(queue.groups.tokens) > 1:
+            queue.at_least = self._wanted(tokens, kwargs)
+        else:
+            queue.at_least = -(-(request.num_computed_tokens + tokens) // queue.groups.block) - self.pins.of(name)
+        queue.tenant, queue.withhold = served.tenant, len(self.running) > 1
+        try:
+            blocks = stock()
+        finally:
+            queue.tenant, queue.withhold = None, False
+        if blocks is not None and any(blocks.blocks):
+            self.pins.look(name, served.tenant)
+        return blocks
+
+    def _wanted(self, tokens: int, kwargs: Mapping[str, Any]) -> float:
+        """At most so many blocks are what `allocate_slots` can ask for, for so many tokens and what it is told of."""
+        tokens += kwargs.get("num_lookahead_tokens", 0)
+        spare = kwargs.get("reserved_blocks", 0) + getattr(self.kv_cache_manager, "watermark_blocks", 0)
+        return float((np.ceil(tokens / self.block_queue.groups.tokens) + 2).sum()) + spare
 
     def _begins(self, request: Request, served: Served, found_tokens: int) -> None:
         """The request gets its first blocks, perhaps again."""
@@ -184,13 +229,13 @@ class RequestLife(Scheduler):
             self._tell(RELEASE, chain, owned, owned)
 
     def pinned(self) -> Counter[int]:
-        """Blocks of running requests by tenant's code."""
-        out: Counter[int] = Counter()
-        for r in self.running:
-            served = self.served.get(r.request_id)
-            if served is not None:
-                out[served.tenant] += sum(map(len, self.kv_cache_manager.get_blocks(r.request_id).blocks))
-        return out
+        """Blocks that requests hold, by tenant's code: kept under floors, else counted now."""
+        if self.block_queue.floors is None:
+            self._count_pins()
+        return self.pins.by_tenant
+
+    def _count_pins(self) -> None:
+        self.pins.look_at_all((name, served.tenant) for name, served in self.served.items())
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         self._preempting = request
@@ -198,12 +243,18 @@ class RequestLife(Scheduler):
         self.metrics.counts["preemptions"] += 1
         super()._preempt_request(request, *args, **kwargs)
 
+    def _owner(self, request_id: str) -> int:
+        """The row of the request's chain; `NOBODY` if nothing is known of it."""
+        served = self.served.get(request_id)
+        return NOBODY if served is None else served.chain
+
     def _free_request_blocks(self, request: Request) -> None:
         served = self.served.get(request.request_id)
         owner = self.kv.left(request.request_id) if served is None else served.chain
         tables = self.kv_cache_manager.get_blocks(request.request_id).blocks
         with self.kv.released(owner, tables, getattr(self, "deferred_frees", None)):
             super()._free_request_blocks(request)
+        self.pins.drop(request.request_id)
         if request is self._preempting:  # vLLM queues it again right after this: the order sees that it was preempted
             self._preempting = None
             if served is not None:
@@ -237,8 +288,8 @@ class RequestLife(Scheduler):
         self.service.done(request, served)
         if isinstance(self.waiting, PolicyRequestQueue) and self.waiting.urgent is request:
             self.waiting.urgent = None
-        if request.status in _LOST:
-            self.tracker.abort(served, self.now)
+        if request.status in _LOST and request.request_id not in self._stopped:
+            self.tracker.abort(served, self.now, min(request.num_computed_tokens, request.num_tokens))
             self._released(served.chain)
             if self.recorder is not None:
                 self.recorder.dropped(request.status.name.removeprefix("FINISHED_").lower())

@@ -15,7 +15,8 @@ def order_running(s: EngineView, queue: PolicyRequestQueue) -> None:
     """If blocks may run out in this step: sort the running requests as the ordering policy would queue them, so that
     the one it puts last is the one that vLLM preempts (the last of its list). Ties: as they were."""
     running = s.running
-    most = len(running) + s.max_num_scheduled_tokens // s.block_size  # blocks that one step can take
+    groups = s.block_queue.groups.tokens
+    most = sum(len(running) + s.max_num_scheduled_tokens // n for n in groups.tolist())  # blocks that one step can take
     if len(running) < 2 or s.block_queue.num_free_blocks >= most:
         return
     known = [r for r in running if r.request_id in s.served]

@@ -22,16 +22,19 @@ from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from saga_rl.errors import UserError
 from saga_rl.policies.base import PolicySet
 from saga_rl.policies.state import chains as ch
 from saga_rl.runtime.config import versions
+from saga_rl.runtime.config.ours import STOPPED
 from saga_rl.runtime.config.safe import Failures
-from saga_rl.runtime.config.settings import SagaConfig, policies_of, read_config
+from saga_rl.runtime.config.settings import SagaConfig, policies_of, read_config, require_free_order
 from saga_rl.runtime.engine.invariants import checker
 from saga_rl.runtime.engine.kv import prefix_memo
-from saga_rl.runtime.engine.kv.block_queue import FlooredBlockQueue, PolicyBlockQueue
+from saga_rl.runtime.engine.kv.block_queue import PolicyBlockQueue
+from saga_rl.runtime.engine.kv.floored_queue import FlooredBlockQueue
 from saga_rl.runtime.engine.kv.floors import Floors
+from saga_rl.runtime.engine.kv.groups import groups_of
+from saga_rl.runtime.engine.kv.pinned import Pinned
 from saga_rl.runtime.engine.kv.seam import KvSeam
 from saga_rl.runtime.engine.kv.victims import Victims
 from saga_rl.runtime.engine.lifecycle import RequestLife
@@ -62,9 +65,7 @@ class SagaMixin(RequestLife):
         versions.check_scheduler_hooks()
         versions.check_queue_methods(PolicyBlockQueue)
         self.policies = policies_of(config.policy)
-        if self.policies.ordering.name != "fcfs" and self.policy != SchedulingPolicy.FCFS:
-            raise UserError("--scheduling-policy", "is set beside an ordering policy of saga-rl",
-                            "leave it out, or choose the ordering fcfs")
+        require_free_order(self.policies, config.constraints, self.policy.value)
         self.engine = int(getattr(self.parallel_config, "data_parallel_index", 0) or 0)
         self.metrics = Metrics(f"engine-{self.engine}", config.metrics_s, config.metrics, self._state)
         self._failed = Failures(self.metrics.counts)
@@ -77,6 +78,9 @@ class SagaMixin(RequestLife):
         self._preempting: Request | None = None
         self.lost_tokens: dict[str, int] = {}
         self._tokenless: dict[str, tuple[Request, Served]] = {}
+        self._unread_told: set[str] = set()
+        self.proof_keys: set[str] = set()
+        self._stopped: frozenset[str] = frozenset()
         self._refused: tuple | None = None
         self._positions: tuple | None = None
         self._depth = 0
@@ -103,9 +107,14 @@ class SagaMixin(RequestLife):
                           self.queue_positions, self.policies.admission)
         floored = any(self.rules.kv_floors.values())
         self.block_queue = (FlooredBlockQueue if floored else PolicyBlockQueue)(
-            pool.free_block_queue, pool.num_gpu_blocks, victims, pool._maybe_evict_cached_block)
+            pool.free_block_queue, pool.num_gpu_blocks, victims, pool._maybe_evict_cached_block,
+            groups_of(manager, self.block_size))
         pool.free_block_queue = self.block_queue
+        self.pins = Pinned(self.block_queue.groups, lambda name: manager.get_blocks(name).blocks)
+        self._pins_kept = floored
         self.kv = KvSeam(pool, self.block_queue)
+        if self.block_queue.groups.skips:
+            self.kv.watch_windows(manager.coordinator, self._owner)
         if floored:
             self.block_queue.floors = Floors(self.rules.kv_floors, self.tracker.tenants.codes, blocks, self.pinned)
         self.admission = Admission(self.tracker, self.policies.admission, self.block_queue, self.block_size, blocks,
@@ -178,6 +187,11 @@ class SagaMixin(RequestLife):
             self._epoch(now)
         if self.policies.eviction.drop_expired:
             self.block_queue.drop_past_ttl()
+        if self.block_queue.floors is None:
+            self._pins_kept = False
+        elif not self._pins_kept:  # floors are back in force
+            self._count_pins()
+            self._pins_kept = True
         waiting = self.waiting
         if self.saga_config.preempt_by_policy and isinstance(waiting, PolicyRequestQueue):
             order_running(self, waiting)
@@ -189,6 +203,7 @@ class SagaMixin(RequestLife):
         self._epoch_s = now
         owners = self.kv.owners()
         self.metrics.counts["expired"] += self.tracker.expire(now, owners)
+        self.tracker.heard.leave_silent(self.tracker.chains, now, self.tracker.expiry_s)
         if isinstance(self.waiting, PolicyRequestQueue):
             self.waiting.refresh(now)
             if math.isfinite(self.rules.afs_preempt_s):
@@ -214,9 +229,19 @@ class SagaMixin(RequestLife):
         self._checked("update_from_output")
         return out
 
-    def finish_requests(self, *args: Any, **kwargs: Any) -> Any:
+    def finish_requests(self, request_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        """Besides names, `request_ids` may hold marks (`ours.STOPPED`): stop strings are found in the API server, which
+        can only abort what has ended by one."""
         self._tick()
-        out = super().finish_requests(*args, **kwargs)
+        names = [] if request_ids is None or isinstance(request_ids, str) else list(request_ids)
+        marks = [name for name in names if name.startswith(STOPPED)]
+        if marks:
+            request_ids = [name for name in names if not name.startswith(STOPPED)]
+            self._stopped = frozenset(mark.removeprefix(STOPPED) for mark in marks)
+        try:
+            out = super().finish_requests(request_ids, *args, **kwargs)
+        finally:
+            self._stopped = frozenset()
         self._checked("finish_requests")
         return out
 
@@ -255,7 +280,7 @@ class SagaMixin(RequestLife):
         waiting = self.waiting
         if not waiting:
             return
-        mark = self.tracker.version, len(waiting), getattr(waiting, "changes", 0)
+        mark = self.tracker.version, waiting.changes if isinstance(waiting, PolicyRequestQueue) else len(waiting)
         if mark == self._positions:
             return
         self._positions = mark
@@ -283,8 +308,8 @@ class SagaMixin(RequestLife):
 
 
 class SagaScheduler(SagaMixin, AsyncScheduler):
-    """For servers: vLLM's asynchronous scheduler with our policies."""
+    """vLLM's asynchronous scheduler with our policies. Which of the two runs, vLLM decides (`launch.startup`)."""
 
 
 class SagaSyncScheduler(SagaMixin, Scheduler):
-    """For tests and `--no-async-scheduling`: the same over the synchronous scheduler."""
+    """The same over the synchronous scheduler: vLLM wants it for some drafts, with pipelines, and when told so."""

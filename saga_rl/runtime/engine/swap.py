@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
+from vllm.v1.core.sched.request_queue import RequestQueue
 
 from saga_rl.errors import UserError
 from saga_rl.policies.base import DECISIONS, PolicySet
 from saga_rl.policies.learned.guard import Guard
 from saga_rl.policies.state import chains as ch
+from saga_rl.runtime.config.settings import require_free_order
 from saga_rl.runtime.engine.kv.victims import Victims
 from saga_rl.runtime.engine.queueing.admission import Admission
 from saga_rl.runtime.engine.queueing.request_queue import PolicyRequestQueue
@@ -23,9 +24,7 @@ def swap(s: EngineView, policies: PolicySet, shown: str) -> None:
         if getattr(policies, decision).oracle:
             raise UserError(f"{decision} policy {getattr(policies, decision).name!r}", "needs to know the future",
                             "choose one that can serve")
-    if policies.ordering.name != "fcfs" and s.policy != SchedulingPolicy.FCFS:
-        raise UserError("--scheduling-policy", "is set beside an ordering policy of saga-rl",
-                        "choose policies with the ordering fcfs")
+    require_free_order(policies, s.rules, s.policy.value)
     queue, old = s.block_queue, s.policies
     victims = Victims(s.tracker, policies.eviction, s.block_size, queue.victims.pool_blocks, s.saga_config.budget_s,
                       s.queue_positions, policies.admission)

@@ -23,13 +23,17 @@ _CORE, _ARGS = "vllm.v1.engine.core", "vllm.engine.arg_utils"
 _MARK, _SEEN = "saga_rl", "saga_seen"
 
 
+def _not_of_ours(record: logging.LogRecord) -> bool:
+    """vLLM says of every scheduler class that is not its own that it may be slow; ours is made of vLLM's own two."""
+    return not ("custom scheduler class" in str(record.msg) and "saga_rl." in str(record.args))
+
+
 def register() -> None:
     """Called by vLLM, perhaps more than once in a process. Never raises."""
     try:
+        logging.getLogger("vllm.config.scheduler").addFilter(_not_of_ours)
         if _CORE in sys.modules and hasattr(sys.modules[_CORE], "EngineCore"):
-            from saga_rl.runtime.engine.commands import attach
-
-            attach(sys.modules[_CORE].EngineCore)
+            _hook_engine(sys.modules[_CORE])
         if _ARGS in sys.modules:
             _watch_configuration(sys.modules[_ARGS].EngineArgs)
     except Exception:
@@ -83,20 +87,28 @@ def configured(vllm_config: Any, servers: int = 1, rank: int = 0) -> None:
 def install() -> None:
     """Set the hooks of this process, once. Each looks at its client's or app's own configuration when it is called."""
     from saga_rl.runtime.config import versions
-    from saga_rl.runtime.engine import commands
-
-    commands.attach(importlib.import_module(_CORE).EngineCore)
+    _hook_engine(importlib.import_module(_CORE))
     versions.check_router_hooks()
     _hook_placement()
     _hook_app()
 
 
+def _hook_engine(core: Any) -> None:
+    from saga_rl.runtime.engine import commands
+
+    commands.attach(core.EngineCore)
+    if hasattr(core.EngineCoreProc, "_handle_shutdown"):  # older versions stop at once
+        commands.end_in_time(core.EngineCoreProc)
+
+
 def _hook_placement() -> None:
     from saga_rl.runtime.routing import engine_hooks
-    from saga_rl.runtime.routing.client_hooks import hook_client, placement_of
+    from saga_rl.runtime.routing.client_hooks import hook_client, placement_of, places
+    from saga_rl.runtime.routing.stop_strings import hook_stops
 
     hook_client(placement_of)
     engine_hooks.install(placement_of)
+    hook_stops(lambda client: placement_of(client) if places(client) else None)
 
 
 def _hook_app() -> None:

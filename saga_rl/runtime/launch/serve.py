@@ -6,14 +6,12 @@ trace. Everything that a user can get wrong is checked before a model is loaded.
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import signal
-import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +20,11 @@ from saga_rl.errors import UserError
 from saga_rl.policies.presets import preset_names
 from saga_rl.runtime.config import versions
 from saga_rl.runtime.config.emulated import Settings, activate, active
-from saga_rl.runtime.config.ours import SCHEDULER, SYNC_SCHEDULER
+from saga_rl.runtime.config.ours import SCHEDULER
 from saga_rl.runtime.config.settings import KEY, STOCK, SagaConfig, policies_of, read_config
 from saga_rl.runtime.emulate.refusals import refuse_flags
 from saga_rl.runtime.launch import plugin, startup
+from saga_rl.runtime.launch.flags import check_port, check_port_in, defaults, held, parsed
 from saga_rl.runtime.recording.recorder import journal_folder
 
 
@@ -42,15 +41,26 @@ def serve(model: str, flags: list[str], config: SagaConfig, emulate: Settings | 
     if not stock:
         plugin.require_loaded()
         policies_of(config.policy)  # a wrong name is told before vLLM is imported
+    check_port_in(flags)
     if config.record is not None:
         _check_record(config.record)
+    with held(config.record) if config.record is not None else nullcontext():
+        if config.record is not None:
+            _check_journals(config.record)
+        _run(model, flags, config, stock)
+
+
+def _run(model: str, flags: list[str], config: SagaConfig, stock: bool) -> None:
     command, args = _parse(model, flags)
-    _check_port(args)
+    if not getattr(args, "uds", None):
+        check_port(args.host, int(args.port))
     if stock:
         print(f"saga-rl: vLLM {versions.installed()[1]} as it is, no hooks", file=sys.stderr, flush=True)
         startup.announce_device()
     else:
         config = _configure(args, config)
+        defaults(args, flags)
+        startup.MERGES = True
         _one_server(args)
     try:
         with _children_start_clean():
@@ -87,7 +97,7 @@ def _parse(model: str, flags: list[str]) -> tuple[Any, Any]:
     command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))
     sys_argv, sys.argv = sys.argv, ["saga-rl", "serve", model, *flags]
     try:
-        args = parser.parse_args(sys.argv[1:])
+        args = parsed(lambda: parser.parse_args(sys.argv[1:]))
         command.validate(args)
     finally:
         sys.argv = sys_argv
@@ -108,7 +118,7 @@ def _configure(args: Any, config: SagaConfig) -> SagaConfig:
     if args.scheduler_cls is not None:
         raise UserError("--scheduler-cls", "is set, and a policy needs our scheduler class",
                         "leave it out, or serve with --policy stock")
-    args.scheduler_cls = SYNC_SCHEDULER if args.async_scheduling is False else SCHEDULER
+    args.scheduler_cls = SCHEDULER  # or its synchronous twin, once vLLM has decided: `startup`
     given = args.additional_config or {}
     if not isinstance(given, dict):
         raise UserError("--additional-config", "is not a JSON object", "give an object")
@@ -118,6 +128,8 @@ def _configure(args: Any, config: SagaConfig) -> SagaConfig:
     merged = read_config({KEY: own})
     if merged.record is not None:
         merged = replace(merged, record=_check_record(merged.record), record_key=secrets.token_hex(16))
+        assert merged.record is not None
+        _check_journals(merged.record)
     if isinstance(merged.policy, str) and merged.policy not in preset_names():
         merged = replace(merged, policy=str(Path(merged.policy).resolve()))
     args.additional_config = {**given, KEY: merged.as_dict()}
@@ -145,26 +157,14 @@ def _check_record(record: str) -> str:
         raise UserError(record, "is a folder", "name a file, such as served.parquet")
     if not path.parent.is_dir():
         raise UserError(record, f"its folder {path.parent} does not exist", "create it or name another place")
-    folder = journal_folder(path)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(folder, "holds journals of an earlier run",
-                        f"run `saga-rl merge-recording {folder} -o {path}`, or remove the folder")
     return str(path)
 
 
-def _check_port(args: Any) -> None:
-    if getattr(args, "uds", None):
-        return
-    host, port = args.host or "", int(args.port)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            s.bind((host, port))
-            s.listen(1)
-        except OSError as e:
-            cause = "is in use" if e.errno == errno.EADDRINUSE else f"cannot be opened ({e.strerror})"
-            raise UserError(f"port {port}", cause, "choose another with --port, or stop what listens there") from None
+def _check_journals(record: str) -> None:
+    folder = journal_folder(Path(record).resolve())
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(folder, "holds journals of an earlier run",
+                        f"run `saga-rl merge-recording {folder} -o {folder.with_suffix('')}`, or remove the folder")
 
 
 def _merge(record: str) -> None:

@@ -14,9 +14,12 @@ from saga_rl.moved import new_name
 from saga_rl.policies.base import PolicySet
 from saga_rl.runtime.config import versions
 from saga_rl.runtime.config.emulated import active
-from saga_rl.runtime.config.ours import SCHEDULER, is_ours
-from saga_rl.runtime.config.settings import KEY, STOCK, SagaConfig, policies_of, read_config
+from saga_rl.runtime.config.ours import SCHEDULER, SYNC_SCHEDULER, is_ours
+from saga_rl.runtime.config.settings import KEY, STOCK, SagaConfig, policies_of, read_config, require_free_order
 from saga_rl.runtime.server.http.settings import read_settings
+
+MERGES = False
+"""Who started this process makes the recording's trace when the server stops."""
 
 
 def checked(vllm_config: Any) -> SagaConfig | None:
@@ -37,13 +40,22 @@ def checked(vllm_config: Any) -> SagaConfig | None:
     versions.require_tested(config.allow_untested)
     if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
         raise UserError("VLLM_USE_RUST_FRONTEND", "is set, and the Rust server routes by itself", "unset it")
-    policies_of(config.policy)
+    require_free_order(policies_of(config.policy), config.constraints,
+                       str(getattr(vllm_config.scheduler_config, "policy", "fcfs")))
+    _as_vllm_decided(vllm_config.scheduler_config)
     read_settings(vllm_config.additional_config)  # or tenants would go unchecked, with a line in the log only
     if config.record is not None:
         config = replace(config, record=str(Path(config.record).resolve()),
                          record_key=config.record_key or secrets.token_hex(16))
         vllm_config.additional_config[KEY] = config.as_dict()  # before the engines get it
     return config
+
+
+def _as_vllm_decided(scheduler_config: Any) -> None:
+    """Of our two classes, take the one that goes with the scheduling that vLLM has decided on by now: some drafts, some
+    executors and pipelines want the synchronous one, whoever asked for which. A class derived from ours is left."""
+    if scheduler_config.scheduler_cls in (SCHEDULER, SYNC_SCHEDULER):
+        scheduler_config.scheduler_cls = SCHEDULER if scheduler_config.async_scheduling else SYNC_SCHEDULER
 
 
 def _require_todays_name(vllm_config: Any) -> None:
@@ -61,13 +73,21 @@ def require_recordable(config: SagaConfig) -> None:
 def announce(vllm_config: Any, config: SagaConfig) -> None:
     """The line that says what is in force; as an event too, if events are wanted."""
     from saga_rl.runtime.engine.policy_change import hashes, shown
+    from saga_rl.runtime.recording.recorder import journal_folder
     from saga_rl.runtime.server import events
+    from saga_rl.runtime.server.admin import ADMIN_VARIABLE, admin_digests
 
     policies = policies_of(config.policy)
     version = versions.installed()[1]
     _say(f"policy {shown(config.policy) if isinstance(config.policy, str) else 'custom'} ({_names(policies)}), "
          f"checkpoint {' '.join(h[:12] for h in hashes(policies).values()) or 'none'}, "
          f"constraints {_constraints(config)}, vLLM {version}")
+    if config.record is not None and not MERGES:
+        folder = journal_folder(config.record)
+        _say(f"recording into {folder}; when the server has stopped, make the trace with `saga-rl merge-recording "
+             f"{folder} -o {config.record}` (`saga-rl serve` does it itself)")
+    if not admin_digests(config):
+        _say(f"no admin key ({ADMIN_VARIABLE}): /saga/policy and the kill switch /saga/stock are off")
     announce_device()
     events.enable(config.events)
     settings = active()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -67,7 +68,8 @@ def merge(folder: str | Path, out: str | Path, keep: bool = False) -> Trace:
     if not j.sessions:
         raise UserError(folder, "holds no finished step", "serve some requests first")
     t0 = min(r.start for rows in j.sessions.values() for r in rows)
-    specs = [_session(name, rows, t0, j.block) for name, rows in j.sessions.items()]
+    specs = [_session(f"{name}#{n}" if n > 1 else name, rows, t0, j.block)
+             for name, all_rows in j.sessions.items() for n, rows in enumerate(_lives(all_rows), 1)]
     meta = TraceMeta(name=Path(out).stem, source="recorded:vllm", hash_block_tokens=j.block, dropped=dict(j.dropped),
                      notes={**j.about, "engines": len(j.engines), "recorded_at_s": t0})
     trace = build_trace(meta, specs)
@@ -128,6 +130,21 @@ def _lines(path: Path, j: _Journals) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, json.loads(line)
             except ValueError:
                 raise UserError(f"{path}, line {number}", "is not JSON", "remove the line") from None
+
+
+def _lives(rows: list[_Row]) -> list[list[_Row]]:
+    """One list a session: after the announced end of its main agent, that agent's next request begins a name anew."""
+    lives: list[list[_Row]] = [[]]
+    over = math.inf
+    for row in sorted(rows, key=lambda r: (r.start, r.end)):
+        main = row.data["agent"] == 0
+        if main and row.start >= over:
+            lives.append([])
+            over = math.inf
+        lives[-1].append(row)
+        if main and row.data.get("final"):
+            over = row.end
+    return lives
 
 
 def _session(name: str, rows: list[_Row], t0: float, block: int) -> SessionSpec:

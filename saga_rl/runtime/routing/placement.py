@@ -62,8 +62,10 @@ class Placement:
         engines = len(client.core_engines)
         if self.router is None or len(self.router.engines) != engines:
             vllm = client.vllm_config
-            blocks = (vllm.cache_config.num_gpu_blocks or engines) / engines  # vLLM's client adds all engines' up
-            kv_tokens = int(blocks * vllm.cache_config.block_size)
+            cache = vllm.cache_config
+            blocks = (cache.num_gpu_blocks or engines) / engines  # vLLM's client adds all engines' up
+            # Where several KV groups share a pool, blocks say nothing of tokens; vLLM's own figure is not in 0.28.
+            kv_tokens = int(getattr(cache, "kv_cache_size_tokens", None) or blocks * cache.block_size)
             about = (self.policy, engines, vllm.scheduler_config.max_num_seqs, kv_tokens)
             options: dict[str, Any] = {"expiry_s": self.config.expiry_s, "budget_s": self.config.budget_s,
                                        "tokens_per_s": self.config.prefill_tokens_per_s or _profiles_rate()}
@@ -105,6 +107,12 @@ class Placement:
                 self.router.gone(request_id, now)
         except Exception as e:
             self._failed("outputs", e)
+
+    def stopped(self, names: list[str]) -> None:
+        """Answers ended by a stop string; their engines will be told to take the requests out."""
+        if self.router is not None:
+            for name in names:
+                self.router.stopped(name)
 
     def _stock(self, client: Any, request: Any, stock: Any, chosen: int | None) -> Any:
         if chosen is None:

@@ -7,6 +7,7 @@ Engines that were lost are never chosen while another lives. With several API se
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from dataclasses import dataclass, field
 
@@ -25,7 +26,7 @@ from saga_rl.runtime.sessions.tracker import NOBODY, Served, Tracker
 PRIOR_TOKENS_PER_S, PRIOR_S = 8000.0, 1.0
 """The rate believed before anything was measured, and the seconds of measurement that it weighs."""
 HALF_LIFE_S = 60.0
-SWEEP_S = 10.0
+SWEEP_S, SWEEP_MOST = 10.0, 200
 IN_FLIGHT, FLIGHT_TOKENS, QUEUED_TOKENS, HOMED, PLACED, LOST, STATE = range(7)
 """Columns of an engine's state; PLACED: number of the last placement that went there, LOST: 1 = taken out."""
 
@@ -120,6 +121,8 @@ class Flight:
     """Prompt tokens that the engine has to compute, as believed when it was sent."""
     output_tokens: int = 0
     answered: bool = False
+    stopped: bool = False
+    """Its answer ended by a stop string; its engine does not know yet."""
     been: set[int] = field(default_factory=set)
     """Engines from which it was stolen."""
 
@@ -137,7 +140,8 @@ class Router:
         self.flights: dict[str, Flight] = {}
         self.migrations = self.placed = self.steals = 0
         self._home: dict[int, int] = {}
-        self._counted: set[int] = set()  # chains that count as homed: not known or presumed to have ended
+        self._counted: dict[int, None] = {}
+        """Chains that count as homed: not known or presumed to have ended. Longest unheard of first."""
         self._rows = np.zeros((engines, len(PLACEMENT)))
         self._drained, self._drained_s, self._aged = PRIOR_TOKENS_PER_S * PRIOR_S, PRIOR_S, math.nan
         self._next_sweep = -math.inf
@@ -228,16 +232,26 @@ class Router:
         if finished:
             self._exit(flight, now)
             del self.flights[request_id]
-            self.tracker.finish(flight.served, now, flight.output_tokens)
-            if flight.served.hints.final:
-                self._settle(flight.served.chain, -1)
+            ended = self.tracker.finish(flight.served, now, flight.output_tokens)
+            self._heard_of(flight.served.chain)
+            for c in ended:
+                self._settle(c, -1)
 
     def gone(self, request_id: str, now: float) -> None:
         """The engine is done with the request; if it had not finished, it was aborted or its engine lost."""
-        flight = self.flights.pop(request_id, None)
+        flight = self.flights.get(request_id)
+        if flight is not None and flight.stopped:
+            return self.output(request_id, 0, True, now)
         if flight is not None:
+            del self.flights[request_id]
             self._exit(flight, now)
-            self.tracker.abort(flight.served, now)
+            self.tracker.abort(flight.served, now, flight.served.prompt_tokens if flight.answered else 0)
+
+    def stopped(self, request_id: str) -> None:
+        """Its answer ended by a stop string: when its engine is done with it, it has finished."""
+        flight = self.flights.get(request_id)
+        if flight is not None:
+            flight.stopped = True
 
     # ------------------------------------------------------------------ engines that come and go
     def engine_lost(self, engine: int) -> list[str]:
@@ -295,21 +309,33 @@ class Router:
     def _settle(self, c: int, engine: int) -> None:
         """Chain c counts as living on `engine` (-1: nowhere)."""
         if c in self._counted:
-            self._counted.discard(c)
+            del self._counted[c]
             self.state[self._home[c], HOMED] -= 1
         if engine >= 0:
-            self._counted.add(c)
+            self._counted[c] = None
             self.state[engine, HOMED] += 1
+
+    def _heard_of(self, c: int) -> None:
+        if c in self._counted:
+            del self._counted[c]
+            self._counted[c] = None
 
     def _sweep(self, now: float) -> None:
         """Presume long-silent chains ended, and forget the oldest."""
         if now < self._next_sweep:
             return
-        self._next_sweep = now + SWEEP_S
-        silent = [c for c in self._counted if self.tracker.silent(c, now)]
+        silent = []
+        for c in itertools.islice(self._counted, len(self.flights) + SWEEP_MOST):
+            if self.tracker.silent(c, now):
+                silent.append(c)
+            elif not self.tracker.busy(c):
+                break
         self.tracker.expire(now, silent)
         for c in silent:
             self._settle(c, -1)
-        for c in self.tracker.forget(now, ()):
+        gone = self.tracker.forget(now, (), SWEEP_MOST)
+        for c in gone:
             self._settle(c, -1)
             self._home.pop(c, None)
+        more = len(gone) == SWEEP_MOST or len(silent) >= SWEEP_MOST
+        self._next_sweep = now + (0.0 if more else SWEEP_S)

@@ -1,8 +1,9 @@
 """The operator's routes below `/saga/`: what is in force, another policy without a restart, and the kill switch.
 
-All need the server's API key; where the server has none they answer 403, but for the status to a client of this
-machine. A change is whole or not at all: the checkpoint is read and checked here, then by every engine (which must find
-the same weights), and engines that changed go back if one of them could not.
+All need an admin key: every tenant has one of the server's API keys, and what is changed here holds for all. Where
+there is no admin key they answer 403, but for the status to a client of this machine. A change is whole or not at all:
+the checkpoint is read and checked here, then by every engine (which must find the same weights), and engines that
+changed go back if one of them could not.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import asyncio
 import hashlib
 import json
 import logging
+import os
 import secrets
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -20,6 +23,7 @@ from starlette.routing import BaseRoute, Route
 
 from saga_rl.errors import UserError
 from saga_rl.policies.base import PolicySet
+from saga_rl.policies.presets import PRESETS
 from saga_rl.runtime.config import versions
 from saga_rl.runtime.config.emulated import active
 from saga_rl.runtime.config.settings import STOCK, SagaConfig
@@ -32,16 +36,36 @@ MOST_BYTES = 65_536
 """Largest body that is read."""
 CHANGE_S = 60.0
 """An engine that has not changed its policy within so long keeps, or goes back to, the old one."""
+ADMIN_VARIABLE = "SAGA_RL_ADMIN_KEY"
 LOOPBACK = ("127.0.0.1", "::1")
+
+
+def admin_digests(config: SagaConfig) -> list[bytes]:
+    """SHA-256 of the keys that open these routes: the configuration's, and `ADMIN_VARIABLE`'s (commas between them)."""
+    given = (key.strip() for key in os.environ.get(ADMIN_VARIABLE, "").split(","))
+    return [*(bytes.fromhex(key) for key in config.admin_keys),
+            *(hashlib.sha256(key.encode()).digest() for key in given if key)]
+
+
+def require_below(spec: Spec, root: str | None) -> None:
+    """`UserError` if a checkpoint of `spec` does not lie below the folder `root`, wherever links lead."""
+    parts = [spec] if isinstance(spec, str) else [p[8:] for p in spec.values() if p.startswith("learned:")]
+    for part in parts:
+        if part == STOCK or part in PRESETS:
+            continue
+        if root is None:
+            raise UserError("policy", "is a folder, and no policy_root is configured",
+                            'name a preset, or start the server with {"saga": {"policy_root": FOLDER}}')
+        if not Path(part).resolve().is_relative_to(Path(root).resolve()):
+            raise UserError("policy", "is a folder outside the configured policy_root", "put the checkpoint below it")
 
 
 class Operator:
     """One API server's view of the policies in force. placement: its `Placement`, None with one engine."""
 
-    def __init__(self, engine_client: Any, config: SagaConfig, keys: list[str], poller: Poller,
-                 placement: Any = None) -> None:
+    def __init__(self, engine_client: Any, config: SagaConfig, poller: Poller, placement: Any = None) -> None:
         self.engine_client, self.config, self.poller, self.placement = engine_client, config, poller, placement
-        self.keys = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self.keys = admin_digests(config)
         self.spec: Spec = config.policy
         self.policies = load(config.policy)
         self._changing = asyncio.Lock()
@@ -67,6 +91,7 @@ class Operator:
         time is told to change and to change back, and does both when it comes to it."""
         async with self._changing:
             spec = read_spec(given)
+            require_below(spec, self.config.policy_root)
             policies = await asyncio.to_thread(load, spec)
             expect = hashes(policies)
             order = {"policy": spec, "expect": expect, "change": secrets.token_hex(8)}
@@ -120,13 +145,16 @@ class Operator:
         if not self.keys:
             if loopback and request.client is not None and request.client.host in LOOPBACK:
                 return None
-            return _error(403, "this server has no API key; start it with --api-key to use /saga/")
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+            return _error(403, f"this server has no admin key; start it with {ADMIN_VARIABLE} set to use /saga/")
+        named = request.headers.getlist("authorization")
+        if len(set(named)) > 1:
+            return _error(400, "two Authorization headers say different things")
+        scheme, _, given = (named or [""])[0].partition(" ")
         digest = hashlib.sha256(given.encode()).digest()
         same = [secrets.compare_digest(digest, key) for key in self.keys]
         if scheme.lower() == "bearer" and any(same):
             return None
-        return _error(401, "wrong or missing API key")
+        return _error(401, "wrong or missing admin key")
 
 
 def routes(operator: Operator) -> list[BaseRoute]:

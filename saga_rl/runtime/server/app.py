@@ -12,7 +12,7 @@ from typing import Any
 
 from saga_rl.runtime.config.settings import read_config
 from saga_rl.runtime.routing import client_hooks
-from saga_rl.runtime.server import control, events
+from saga_rl.runtime.server import control, events, stopping
 from saga_rl.runtime.server.admin import Operator, routes
 from saga_rl.runtime.server.poller import Poller
 from saga_rl.runtime.server.prometheus import Collector
@@ -29,9 +29,10 @@ def attach(app: Any) -> None:
     client = control.client_of(state.engine_client)
     placement = client_hooks.placement_of(client) if client_hooks.places(client) else None
     poller = Poller(state.engine_client, config.poll_s, placement)
-    operator = Operator(state.engine_client, config, api_keys(state.args), poller, placement)
+    operator = Operator(state.engine_client, config, poller, placement)
     poller.on_answers = operator.follow
     state.saga = operator
+    stopping.prepare(getattr(state, "server", None), poller.quiet)
     app.router.routes[:0] = routes(operator)
     _middleware(app)
     _metrics(app, Collector(poller, config.metrics_tenants, tuple(config.kv_floors),

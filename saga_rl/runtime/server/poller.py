@@ -33,6 +33,11 @@ class Poller:
         self.on_answers: Callable[[], object] = lambda: None
         self._asked: dict[int, asyncio.Task] = {}
         self._task: asyncio.Task | None = None
+        self._quiet = False
+
+    def quiet(self) -> None:
+        """The server stops: engines that do not answer any more are no news."""
+        self._quiet = True
 
     def start(self) -> None:
         """Ask from now on, in the running event loop."""
@@ -79,6 +84,8 @@ class Poller:
     def _missed(self, engine: int, why: str) -> None:
         self.unanswered[engine] += 1
         n = self.unanswered[engine]
+        if self._quiet:
+            return
         if n in (1, 10, 100) or n % 1000 == 0:
             log.warning("saga-rl: engine %d gave no numbers: %s (%d times so far)", engine, why, n)
         events.emit("engine unanswered", engine=engine, cause=why)

@@ -51,7 +51,10 @@ COUNTERS = {
     "requests failed with an engine": ("saga_requests_failed", "Requests lost in the middle of an answer"),
     "engines lost": ("saga_engines_lost", "Engines that ended while the server served"),
 }
-"""Names in a snapshot -> metric, meaning."""
+"""Names in a snapshot -> metric, meaning. Zero until it happens: the router's are those from `placements` on."""
+ROUTERS = (*COUNTERS,)[[*COUNTERS].index("placements"):]
+EVICTED = ("idle", "waiting", "ended", "shared")
+"""Causes that are shown from the start."""
 CAUSES = {
     "evicted": ("saga_evicted_blocks", "cause", "KV blocks evicted, by what their chain was doing"),
     "failed": ("saga_hook_failures", "hook", "Hooks of ours that raised; vLLM went on without"),
@@ -66,7 +69,8 @@ GAUGES = {
     "engines live": ("saga_engines_live", "Engines that serve"),
 }
 HTTP = ("requests", "sessions begun", "sessions by chain", "tools seen", "answers unread", "bodies not read",
-        "bodies not understood", "hints dropped", "tenants not believed", "notes sent", "notes applied",
+        "bodies not understood", "hints dropped", "tenants not believed", "doubled headers",
+        "proofs not agreed", "notes sent", "notes applied",
         "notes unanswered", "notes dropped", "notes failed")
 """What the middleware counts; its failures are a metric of their own."""
 STATES = ("running", "live", "waiting", "ended", "empty")
@@ -124,7 +128,8 @@ class Collector:
         for first, (name, label, text) in CAUSES.items():
             family = CounterMetricFamily(name, text, labels=["engine", label])
             for engine, a in said.items():
-                for cause, n in self._summed(a, first).items():
+                zeros = dict.fromkeys(EVICTED, 0.0) if first == "evicted" and engine != ROUTER else {}
+                for cause, n in {**zeros, **self._summed(a, first)}.items():
                     family.add_metric([engine, cause], n)
             yield family
         family = CounterMetricFamily("saga_fallbacks", "Decisions that a policy's fallback, or vLLM, made instead",
@@ -139,8 +144,7 @@ class Collector:
         counts = self.http()
         read = CounterMetricFamily("saga_http", "What was read of workflows in requests and answers", labels=["what"])
         for what in HTTP:
-            if what in counts:
-                read.add_metric([what], counts[what])
+            read.add_metric([what], counts.get(what, 0))
         yield read
         family = CounterMetricFamily("saga_http_failures", "Requests that the middleware could not read; they were "
                                      "served without", labels=["part"])
@@ -202,8 +206,8 @@ def _plain(said: dict[str, dict[str, Any]]) -> Iterator[Metric]:
         for key, (name, text) in names.items():
             family = kind(name, text, labels=["engine"])
             for engine, a in said.items():
-                if key in a:
-                    family.add_metric([engine], a[key])
+                if key in a or (kind is CounterMetricFamily and (key in ROUTERS) == (engine == ROUTER)):
+                    family.add_metric([engine], a.get(key, 0))
             yield family
 
 

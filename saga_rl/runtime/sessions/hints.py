@@ -6,11 +6,13 @@ Every hint is optional. One that cannot be read is left out and counted; a reque
 from __future__ import annotations
 
 import hashlib
+import hmac
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+UNPROVED = "\0unproved "
 MAX_NAME = 200
 """Characters kept of a name, so that a client cannot fill the engine's memory, see `cut_name`."""
 
@@ -31,23 +33,33 @@ class Hints:
     """Seconds from now."""
     unnamed: bool = False
     """Nobody named the session, and no earlier prompt is known that this one extends: told by the API server."""
-    unread: int = 0
+    unread: tuple[str, ...] = ()
     """Hints that were given and could not be read."""
 
 
-def read_hints(session_id: str | None, extra: Mapping[str, Any] | None) -> Hints:
-    """The hints of one request from vLLM's `request.session_id` and `sampling_params.extra_args`."""
+def proof_of(key: str, tenant: str) -> str:
+    """What shows that a tenant was named by an API server whose secret is `key` (hex)."""
+    return hmac.new(bytes.fromhex(key), tenant.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
+
+
+def read_hints(session_id: str | None, extra: Mapping[str, Any] | None, keys: Iterable[str] = ()) -> Hints:
+    """The hints of one request from vLLM's `request.session_id` and `sampling_params.extra_args`.
+
+    keys: of the API servers that tell tenants apart. If there are any, a request without a proof made with one of them
+    came by a way that nobody reads: its tenant is `default`, and its session is among such requests' own."""
     extra = extra or {}
-    bad = 0
+    bad: list[str] = []
+    if keys and not _proved(extra, keys):
+        extra = {k: v for k, v in extra.items() if k != "saga_tenant"}
+        session_id = f"{UNPROVED}{session_id}" if session_id else session_id
 
     def take(key: str, convert: Any, default: Any) -> Any:
-        nonlocal bad
         if key not in extra:
             return default
         try:
             return convert(extra[key])
         except (TypeError, ValueError, OverflowError):
-            bad += 1
+            bad.append(key)
             return default
 
     return Hints(
@@ -56,8 +68,14 @@ def read_hints(session_id: str | None, extra: Mapping[str, Any] | None) -> Hints
         tenant=take("saga_tenant", _name, None) or "default",
         agent_type=take("saga_agent_type", _name, None) or "agent", final=take("saga_final", _flag, False),
         deadline_s=take("saga_deadline_s", _seconds, math.nan), unnamed=take("saga_unnamed", _flag, False),
-        unread=bad,
+        unread=tuple(bad),
     )
+
+
+def _proved(extra: Mapping[str, Any], keys: Iterable[str]) -> bool:
+    tenant, proof = extra.get("saga_tenant", "default"), extra.get("saga_proof")
+    return isinstance(tenant, str) and isinstance(proof, str) and any(
+        hmac.compare_digest(proof_of(key, tenant).encode(), proof.encode("utf-8", "surrogatepass")) for key in keys)
 
 
 def cut_name(name: str) -> str:

@@ -9,6 +9,7 @@ blocks are gone, and names beyond a limit share one code.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from saga_rl.policies.parameters import EXPIRY_S
 from saga_rl.policies.state import chains as ch
 from saga_rl.policies.state.tables import PATIENCE, Tables, announces, make_tables
 from saga_rl.runtime.sessions.completion import Completion
+from saga_rl.runtime.sessions.heard import Heard
 from saga_rl.runtime.sessions.hints import Hints, cut_name
 
 NOBODY = 0
@@ -64,21 +66,29 @@ class _Session:
     deadline_s: float
     chains: list[int] = field(default_factory=list)
     """Rows."""
+    over: dict[int, int] = field(default_factory=dict)
+    """By agent: the last request that was said to be its last, by its arrival number."""
 
 
 @dataclass
 class _Names:
-    """Strings to dense codes; beyond `most` of them every new name is `other`."""
+    """Strings to dense codes; beyond `most` of them every new name is `other`. With a quota, who has made more names
+    than there are left makes no more: whoever comes later finds room."""
 
     most: int = MAX_NAMES
     codes: dict[str, int] = field(default_factory=dict)
+    made: Counter[int] = field(default_factory=Counter)
+    """Names by who brought them first."""
 
-    def code(self, name: str | None) -> int:
+    def code(self, name: str | None, by: int = 0, quota: bool = False) -> int:
         if name is None:
             return -1
         if name not in self.codes:
             if len(self.codes) >= self.most:
                 return self.codes["other"]
+            if quota and self.made[by] >= self.most - len(self.codes):
+                return self.codes.setdefault("other", len(self.codes))
+            self.made[by] += 1
             if len(self.codes) == self.most - 1:
                 name = "other"
             self.codes[name] = len(self.codes)
@@ -97,9 +107,12 @@ class Tracker:
         self.chains: NDArray[np.float64] = ch.make_chains(256)
         self.tables: Tables = make_tables(1, 16, 8)
         self.tools, self.tenants, self.types = _Names(MAX_TOOLS), _Names(), _Names(MAX_TYPES)
+        self.quotas = False
+        """Tenants do not trust each other: each may bring only so many names of tools and agent types."""
         self.version = 0
         """Changes with every event: scores made before are stale."""
         self.completion = Completion()
+        self.heard = Heard()
         self._key: list[Key | None] = [None] * 256
         self._row: dict[Key, int] = {}
         self._free = list(range(255, NOBODY, -1))
@@ -112,8 +125,9 @@ class Tracker:
         """A request is queued."""
         c = self.chain_for(hints, now)
         ch.arrive(self.chains, self.tables, W, c, now, prompt_tokens)
+        self.heard.event(c)
         if self.chains[c, ch.STEPS] > 0 and hints.tool is not None:
-            self._named_late(c, self._tool(hints.tool))
+            self._named_late(c, self._tool(hints.tool, c))
         self.version += 1
         self._arrivals += 1
         return Served(c, hints, now, prompt_tokens, int(self.chains[c, ch.TENANT]), self._arrivals, since_s=now)
@@ -132,18 +146,26 @@ class Tracker:
         ch.preempt(self.chains, served.chain, now)
         self.version += 1
 
-    def finish(self, served: Served, now: float, output_tokens: int) -> None:
-        """Its answer is complete."""
+    def finish(self, served: Served, now: float, output_tokens: int) -> list[int]:
+        """Its answer is complete. Returns the rows that ended with it: where it was the last, all lanes of its agent.
+        (A retry, or n > 1, takes lanes beside the first; who says the end means the agent.)"""
         c, h = served.chain, served.hints
+        if h.final and (key := self._key[c]) is not None:
+            self._sessions[key[0]].over[key[1]] = max(served.number, self._said_over(c))
+        final = h.final or served.number < self._said_over(c)
         if self.chains[c, ch.RUNNING] == 0:
             self.chains[c, ch.STARTED] = now  # its last tokens came after a preemption: nothing more was attained
-        ch.finish(self.chains, self.tables, W, c, now, served.prompt_tokens, output_tokens, self._tool(h.next_tool),
-                  h.final)
-        if h.final:
+        ch.finish(self.chains, self.tables, W, c, now, served.prompt_tokens, output_tokens, self._tool(h.next_tool, c),
+                  final)
+        ended = []
+        if final:
             self._completed(c, False)
+            ended = [c, *(lane for lane in self._lanes(c) if self._over(lane))]
         elif h.unnamed or h.session is None:
             ch.expire(self.chains, self.tables, W, c)  # most such prompts are no agent's
+        self.heard.event(c, self.chains[c, ch.ENDED] == 0)
         self.version += 1
+        return ended
 
     def told(self, note: Mapping[str, Any]) -> bool:
         """What came to be known of an answer after it: {"session", "agent", "next_tool", "final"}. It is for the chain
@@ -155,27 +177,27 @@ class Tracker:
             return False
         mine = self._chains_of(cut_name(session), agent)
         if agent >= 0:
-            mine = sorted(mine, key=lambda c: -max(self.chains[c, ch.LAST], self.chains[c, ch.QUEUED]))[:1]
-        done = False
-        for c in mine:
-            row = self.chains[c]
-            if row[ch.WAITING] == 1 or row[ch.RUNNING] == 1 or row[ch.STEPS] == 0:
-                continue
-            if tool and agent >= 0:
-                self._called(c, self._tool(cut_name(tool)))
-                ch.announced_call(self.chains, self.tables, W, c)
-                done = True
-            if final and row[ch.ENDED] != 1:
-                if row[ch.ENDED] == 0:
-                    self._completed(c, False)
-                ch.announced_end(self.chains, self.tables, W, c)
-                done = True
+            mine = sorted(mine, key=lambda c: -max(self.chains[c, ch.LAST], self.chains[c, ch.QUEUED]))
+            if not mine or self.busy(mine[0]) or self.chains[mine[0], ch.STEPS] == 0:
+                return False
+            if tool:
+                self._called(mine[0], self._tool(cut_name(tool), mine[0]))
+                ch.announced_call(self.chains, self.tables, W, mine[0])
+                self.heard.event(mine[0], self.chains[mine[0], ch.ENDED] == 0)
+        done = bool(tool) and agent >= 0
+        for c in mine if final else ():
+            done |= self._over(c)
         self.version += done
         return done
 
-    def abort(self, served: Served, now: float) -> None:
-        """Its request went away."""
+    def abort(self, served: Served, now: float, computed_tokens: int = 0) -> None:
+        """Its request went away. What was computed of it stays of use: whoever asks again sends the same prompt."""
         ch.abort(self.chains, served.chain, now)
+        self.heard.event(served.chain)
+        row = self.chains[served.chain]
+        row[ch.CONTEXT] = max(row[ch.CONTEXT], computed_tokens)
+        if served.number < self._said_over(served.chain):
+            self._over(served.chain)
         self.version += 1
 
     def expire(self, now: float, holding: Iterable[int]) -> int:
@@ -194,10 +216,16 @@ class Tracker:
         returns."""
         x = self.chains
         patience = self.expiry_s if len(self._row) > self.max_chains else max(KEEP_S, self.expiry_s)
-        idle = (x[:, ch.WAITING] == 0) & (x[:, ch.RUNNING] == 0) & (x[:, ch.SESSION] > 0)
-        idle &= now - np.maximum(x[:, ch.LAST], x[:, ch.QUEUED]) > patience
-        idle[_rows_of(holding)] = False
-        rows = np.flatnonzero(idle)
+        held: set[int] = set(_rows_of(holding).tolist())
+        old: list[int] = []
+        for c in self.heard.oldest():
+            row = x[c]
+            if self.busy(c) or c in held:
+                continue
+            if now - max(row[ch.LAST], row[ch.QUEUED]) <= patience or len(old) >= 2 * most:
+                break
+            old.append(c)
+        rows = np.array(sorted(old), np.int64)
         gone: list[int] = []
         for c in (*rows[x[rows, ch.FIRST] != rows].tolist(), *rows[x[rows, ch.FIRST] == rows].tolist()):
             if len(gone) >= most:
@@ -236,19 +264,19 @@ class Tracker:
         """Session, agent and lane of a chain as one string."""
         return "/".join(map(str, self._key[c] or ()))
 
+    def busy(self, c: int) -> bool:
+        """Whether a request of chain c waits or runs."""
+        return bool(self.chains[c, ch.WAITING] == 1 or self.chains[c, ch.RUNNING] == 1)
+
     def silent(self, c: int, now: float) -> bool:
         """Whether idle chain c was unheard of for `expiry_s`."""
         row = self.chains[c]
-        return bool(row[ch.WAITING] == 0 and row[ch.RUNNING] == 0
-                    and now - max(row[ch.LAST], row[ch.QUEUED]) > self.expiry_s)
+        return not self.busy(c) and bool(now - max(row[ch.LAST], row[ch.QUEUED]) > self.expiry_s)
 
     def live(self, now: float) -> NDArray[np.int64]:
         """Rows of chains that are not known or presumed to have ended, for AFS."""
-        known = np.fromiter(self._row.values(), np.int64, len(self._row))
-        x = self.chains[known]
-        silent = (x[:, ch.WAITING] == 0) & (x[:, ch.RUNNING] == 0)
-        silent &= now - np.maximum(x[:, ch.LAST], x[:, ch.QUEUED]) > self.expiry_s
-        return known[(x[:, ch.ENDED] == 0) & ~silent]
+        self.heard.leave_silent(self.chains, now, self.expiry_s)
+        return np.sort(self.heard.living())
 
     # ------------------------------------------------------------------ ends
     def _patience(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -260,10 +288,37 @@ class Tracker:
         """Presume that chain c ended. 1 if it did not count as ended before."""
         before = self.chains[c, ch.ENDED]
         ch.expire(self.chains, self.tables, W, c)
+        if self.chains[c, ch.ENDED] > 0:
+            self.heard.ended(c)
         if self.chains[c, ch.ENDED] == before:
             return 0
         self._completed(c, True)
         return 1
+
+    def _lanes(self, c: int) -> list[int]:
+        """Rows of the other lanes of chain c's agent."""
+        key = self._key[c]
+        return [] if key is None else [lane for lane in self._chains_of(key[0], key[1]) if lane != c]
+
+    def _said_over(self, c: int) -> int:
+        """The arrival number of the request that was said to be the last of chain c's agent, 0 = none was."""
+        key = self._key[c]
+        return 0 if key is None else self._sessions[key[0]].over.get(key[1], 0)
+
+    def _over(self, c: int) -> bool:
+        """Its client says that chain c has ended. False if it knew, or if a request of the chain is under way."""
+        row = self.chains[c]
+        if self.busy(c) or row[ch.ENDED] == 1:
+            return False
+        self.heard.ended(c)
+        if row[ch.STEPS] == 0:  # its requests went away: it was no step of the agent
+            row[ch.ENDED] = 1
+            ch.leave(self.chains, c)
+            return True
+        if row[ch.ENDED] == 0:
+            self._completed(c, False)
+        ch.announced_end(self.chains, self.tables, W, c)
+        return True
 
     def _completed(self, c: int, presumed: bool) -> None:
         key, row = self._key[c], self.chains[c]
@@ -301,7 +356,8 @@ class Tracker:
             s = self._sessions[key[0]] = _Session(self._numbered, now, now + hints.deadline_s)
         s.chains.append(c)
         self.chains[c] = ch.make_chains(1)[0]
-        tenant, agent_type = self.tenants.code(hints.tenant), self.types.code(hints.agent_type)
+        tenant = self.tenants.code(hints.tenant)
+        agent_type = self.types.code(hints.agent_type, tenant, self.quotas)
         if agent_type >= self.tables.types.shape[1]:
             self.tables = _grown(self.tables, types=2 * agent_type)
         ch.describe(self.chains, c, s.chains[0], s.number, s.first_s, tenant, agent_type, s.deadline_s)
@@ -344,6 +400,7 @@ class Tracker:
         del self._row[key]
         s = self._sessions[key[0]]
         ch.leave(self.chains, c)
+        self.heard.forgotten(c)
         s.chains.remove(c)
         if not s.chains:
             del self._sessions[key[0]]
@@ -356,8 +413,8 @@ class Tracker:
         self._key += [None] * more
         self._free = list(range(n + more - 1, n - 1, -1))
 
-    def _tool(self, name: str | None) -> int:
-        code = self.tools.code(name)
+    def _tool(self, name: str | None, c: int) -> int:
+        code = self.tools.code(name, int(self.chains[c, ch.TENANT]), self.quotas)
         if code >= self.tables.hist.shape[1] - 2:
             self.tables = _grown(self.tables, tools=2 * code)
         return code

@@ -10,26 +10,27 @@ Tried with vLLM 0.28 - 0.33 (`BlockPool` calls: `popleft`, `popleft_n`, `remove`
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue, KVCacheBlock
 
-from saga_rl.policies.features import EVICT
+from saga_rl.policies.features import EVICT, G_BLOCK
 from saga_rl.policies.state import chains as ch
 from saga_rl.runtime.engine.kv.floors import Floors
-from saga_rl.runtime.engine.kv.ranking import Ranking
-from saga_rl.runtime.engine.kv.runs import LAST_S, Run, Runs
+from saga_rl.runtime.engine.kv.groups import Groups, one_group
+from saga_rl.runtime.engine.kv.ranking import Line, going
+from saga_rl.runtime.engine.kv.runs import CHAIN, LAST_S, Run, Runs
 from saga_rl.runtime.engine.kv.victims import Victims
-from saga_rl.runtime.sessions.tracker import NOBODY
+from saga_rl.runtime.sessions.tracker import NOBODY, W
 
 NO_USER, SEVERAL = -1, -2
-Entry = tuple[float, int, Run]
+ALL = -2
+"""The line of runs of all tenants."""
 
 
 class PolicyBlockQueue:
@@ -39,29 +40,28 @@ class PolicyBlockQueue:
     """
 
     def __init__(self, stock: FreeKVCacheBlockQueue, n_blocks: int, victims: Victims,
-                 forget: Callable[[KVCacheBlock], object]) -> None:
+                 forget: Callable[[KVCacheBlock], object], groups: Groups | None = None) -> None:
         self.empty, self.victims, self.forget = stock, victims, forget
         self.evicted: Counter[str] = Counter()
         """Cached blocks taken, by what their chain was doing."""
         self.now = 0.0
-        self._runs = Runs(victims.tracker, n_blocks)
+        self.groups = groups or one_group(int(victims.g[W, G_BLOCK]))
+        self._runs = Runs(victims.tracker, n_blocks, self.groups)
         self.floors: Floors | None = None
         self.tenant: int | None = None
         """Whose request is being allocated for: floors hold against it."""
-        self.withhold = False
-        """Floors are to be kept: see `FlooredBlockQueue`."""
+        self.withhold, self.at_least = False, math.inf
+        """Floors are to be kept, and so many blocks are what is asked about: see `FlooredBlockQueue`."""
         self.before_taking: Callable[[], None] | None = None
         """Called once, ahead of the next blocks that are taken."""
-        self.taken = 0
-        """Cached blocks taken so far."""
+        self.taken = self.used_again = 0
+        """Cached blocks taken so far, and asked for again."""
         self._free = self.num_free_blocks = stock.num_free_blocks
         """Empty or evictable. vLLM reads the second for each request in each step: it must not be a property."""
         self._user = np.full(n_blocks, NO_USER, np.int64)
-        self._owner = NOBODY
-        self._heap: list[Entry] = []
-        self._ranked = Ranking(np.zeros(0), np.zeros(0, np.int64), self._runs)
-        """The rest of the last ranking, beginning at `_next`: what was better is in `_heap`, or gone."""
-        self._next = 0
+        self._owner, self._stale = NOBODY, False
+        self._lines: dict[int, Line] = {}
+        """What is left of the last ranking: of all, or under floors by tenant."""
         self._freed: list[int] = []  # blocks on which nothing is built any more since the run at hand was touched
         self._mark: tuple | None = None
         """What the last ranking was made of; None: it does not hold any more."""
@@ -87,27 +87,29 @@ class PolicyBlockQueue:
         self.victims, self._mark = victims, None
 
     # ------------------------------------------------------------------ who releases
-    def begin_release(self, chain: int) -> int:
-        """Blocks that come from now on belong to `chain`. Returns what `end_release` wants to know."""
-        self._owner = chain
+    def begin_release(self, chain: int, stale: bool = False) -> int:
+        """Blocks that come from now on belong to `chain`, which `stale`: has left them behind and goes on. Returns what
+        `end_release` wants to know."""
+        self._owner, self._stale = chain, stale
         return self._free
 
     def end_release(self, before: int, tables: Sequence[Sequence[KVCacheBlock]]) -> None:
         """The request whose block tables were `tables` has let go of them."""
-        self._owner = NOBODY
+        self._owner, self._stale = NOBODY, False
         pinned = 0
         for table in tables:
             i = 0
             while i < len(table) and (table[i].ref_cnt > 0 or table[i].is_null):
-                self._user[table[i].block_id] = SEVERAL
+                if not table[i].is_null:
+                    self._user[table[i].block_id] = SEVERAL
                 i += 1
             pinned += i
-            if 0 < i < len(table):
+            if 0 < i < len(table) and not table[i - 1].is_null:
                 self.runs.build(table[i - 1], table[i])
         if self._free - before != sum(map(len, tables)) - pinned:  # others hold blocks in the middle, too
             for table in tables:
                 for base, block in itertools.pairwise(table):
-                    if base.ref_cnt > 0:
+                    if base.ref_cnt > 0 and not base.is_null:
                         self.runs.build(base, block)
 
     # ------------------------------------------------------------------ vLLM's interface
@@ -137,6 +139,7 @@ class PolicyBlockQueue:
         if run is None:
             self.empty.remove(block)
         else:
+            self.used_again += 1
             above, at_end = block.prev_free_block, block is run.last
             if self._touched is None or self._touched[0] is not run or not at_end:
                 runs, self._touches = self.runs, 0
@@ -158,6 +161,8 @@ class PolicyBlockQueue:
         self.append_n([block])
 
     def append_n(self, blocks: list[KVCacheBlock]) -> None:
+        if self.floors is not None:
+            self.floors.changed()
         if not blocks:
             return
         ids = np.fromiter((b.block_id for b in blocks), np.int64, len(blocks))
@@ -167,10 +172,16 @@ class PolicyBlockQueue:
         else:
             shared = (users != NO_USER) & (users != self._owner)
             self._user[ids] = np.where(shared, SEVERAL, self._owner)
-        cuts = [0, *(np.flatnonzero(shared[1:] != shared[:-1]) + 1).tolist(), len(blocks)]
+        changes = shared[1:] != shared[:-1]
+        of = np.zeros(len(blocks), np.int64)
+        if len(self.groups.tokens) > 1:
+            of = np.fromiter(map(self.groups.of, blocks), np.int64, len(blocks))
+            changes |= of[1:] != of[:-1]
+        cuts = [0, *(np.flatnonzero(changes) + 1).tolist(), len(blocks)]
         for a, b in itertools.pairwise(cuts):
-            self.runs.add(blocks[a:b], self._owner, self.now, bool(shared[a]))
-            if a:
+            self.runs.add(blocks[a:b], self._owner, self.now, bool(shared[a]), int(of[a]),
+                          self._stale and not shared[a])
+            if a and of[a] == of[a - 1]:
                 self.runs.build(blocks[a], blocks[a - 1])
         self._free = self.num_free_blocks = self._free + len(blocks)
 
@@ -209,8 +220,7 @@ class PolicyBlockQueue:
         runs.on.clear()
         runs.base.clear()
         self._user[:] = NO_USER
-        self._heap, self._next, self._mark = [], 0, None
-        self._ranked = Ranking(np.zeros(0), np.zeros(0, np.int64), runs)
+        self._lines, self._mark = {}, None
 
     # ------------------------------------------------------------------ eviction
     @property
@@ -242,68 +252,66 @@ class PolicyBlockQueue:
     def _make_room(self, n: int, out: list[KVCacheBlock]) -> None:
         """Add blocks to `out` until it has `n`: the empty ones, then cached ones."""
         spare = self.floors.spare(self.runs, self.tenant) if self.floors is not None and self.tenant is not None else {}
-        kept: list[Entry] = []
         self._rank()
         while len(out) < n:
             ready = min(n - len(out), self.empty.num_free_blocks)
             if ready:
                 out += self.empty.popleft_n(ready)
                 continue
-            run, broken = self._best(spare, kept)
+            run, broken = self._best(spare)
             base = self.runs.below(run)
             most, v = n - len(out), self.victims
-            if v.drift is not None and not self._fell_back:
+            if v.drift is not None and not self._fell_back and not run.stale:
                 self._watch(run)
             taken = self._take(run, most if broken else min(most, spare.get(run.tenant, most)), out)
             row = self.victims.tracker.chains[run.chain]
             cause = "ended" if row[ch.ENDED] > 0 else "waiting" if row[ch.WAITING] == 1 else "idle"
-            self.evicted["shared" if run.shared else cause] += taken
+            self.evicted["left behind" if run.stale else "shared" if run.shared else cause] += taken
             if run.tenant in spare:
                 spare[run.tenant] -= taken
             if broken and self.floors is not None:
                 self.floors.breaks += taken
-            if self.victims.policy.whole_chain and self.floors is None:
+            if self.victims.policy.whole_chain and self.floors is None and not run.stale:
                 self._take_whole(run, base)
             if not self._let_in_freed():
                 self._mark = None
                 self._rank()
-                kept.clear()
-        for entry in kept:
-            heapq.heappush(self._heap, entry)
 
     def _watch(self, victim: Run) -> None:
         """Compare whom the network chose with one that it ranks far behind."""
         v, owned = self.victims, self.runs.owned_by
         if v.watches(victim.chain, owned(victim.chain)):
-            others = (r for r in self._ranked.from_middle(self.runs, self._next)
-                      if r.chain != victim.chain and v.watches(r.chain, owned(r.chain)))
+            others = (r for r in self._line(victim).from_middle()
+                      if r.chain != victim.chain and not r.stale and v.watches(r.chain, owned(r.chain)))
             v.chose(victim, next(others, None), self.runs, self.now)
 
-    def _best(self, spare: dict[int, int], kept: list[Entry]) -> tuple[Run, bool]:
-        """The run that goes first, and whether a floor breaks by that. spare: how many blocks a tenant may lose; kept:
-        runs set aside, since their tenants may lose none."""
-        while self._fill():
-            run = self._heap[0][2]
-            if not run.num_free_blocks or self.runs.blocked(run):
-                heapq.heappop(self._heap)
-                run.queued = False
-            elif spare.get(run.tenant, 1) <= 0:
-                kept.append(heapq.heappop(self._heap))
-            else:
-                return run, False
+    def _best(self, spare: dict[int, int]) -> tuple[Run, bool]:
+        """The run that goes first, and whether a floor breaks by that. spare: how many blocks a tenant may lose."""
+        run = self._first(t for t in self._lines if spare.get(t, 1) > 0)
+        if run is not None:
+            return run, False
         if self._touched_since:  # what was built on something may be in use by now
             self._mark = None
             self._rank()
-            kept.clear()
-            return self._best(spare, kept)
-        kept.sort(key=lambda e: e[:2])
-        for entry in kept:  # nothing else is left, and the caller allowed it
-            if entry[2].num_free_blocks and not self.runs.blocked(entry[2]):
-                return entry[2], True
+            return self._best(spare)
+        run = self._first(self._lines)  # nothing else is left, and the caller allowed it
+        if run is not None:
+            return run, True
         run = self.runs.all()[0]  # only if vLLM freed blocks in an order that contradicts what was built on what
         assert run.first is not None
         self.runs.clear(run.first.block_id)
         return run, spare.get(run.tenant, 1) <= 0
+
+    def _first(self, tenants: Iterable[int]) -> Run | None:
+        tops = [run for t in tenants if (run := self._lines[t].top()) is not None]
+        return min(tops, key=lambda run: (run.key, run.seq)) if len(tops) > 1 else next(iter(tops), None)
+
+    def _line(self, run: Run) -> Line:
+        """The line in which the run stands, or would."""
+        tenant = ALL if ALL in self._lines else run.tenant
+        if tenant not in self._lines:
+            self._lines[tenant] = Line(np.zeros(0), np.zeros(0, np.int64), self.runs)
+        return self._lines[tenant]
 
     def _take_whole(self, run: Run, base: Run | None) -> None:
         """Empty what is left of `run`, and the runs of its chain that it was built on, beginning with `base`."""
@@ -322,6 +330,8 @@ class PolicyBlockQueue:
         v, runs = self.victims, self.runs
         p = v.policy
         mark, last = (runs.seq, v.tracker.version, self.now), self._mark
+        if self.floors is not None and ALL in self._lines:
+            last = None
         if last is not None and last[0] == mark[0] and not p.memory:
             if last[2] == mark[2]:
                 return
@@ -338,11 +348,15 @@ class PolicyBlockQueue:
             before = v.guard.fallbacks.total()
             keys = -v.scores(runs, slots, self.now)
             self._fell_back = v.guard.fallbacks.total() > before
-        for _, _, run in self._heap:
-            run.queued = False
+        for line in self._lines.values():
+            line.close()
         order = np.argsort(keys, kind="stable")
-        self._heap, self._next = [], 0
-        self._ranked = Ranking(keys[order], slots[order], runs)
+        keys, slots = keys[order], slots[order]
+        if self.floors is None:
+            self._lines = {ALL: Line(keys, slots, runs)}
+        else:
+            tenants = v.tracker.chains[runs.table[slots, CHAIN].astype(np.int64), ch.TENANT]
+            self._lines = {int(t): Line(keys[tenants == t], slots[tenants == t], runs) for t in np.unique(tenants)}
         if p.memory:  # it is told the score of whatever goes
             for slot, key in zip(slots.tolist(), keys.tolist(), strict=True):
                 if (ranked := runs.at[slot]) is not None:
@@ -356,36 +370,19 @@ class PolicyBlockQueue:
                    and r.first.block_id == b]
         return slots[~np.isin(slots, blocked)] if blocked else slots
 
-    def _fill(self) -> bool:
-        """Move what comes next of the ranking to the heap of candidates, which begins with the best of all then. False
-        if none is left."""
-        heap, ranked = self._heap, self._ranked
-        while self._next < len(ranked.slots):
-            i = self._next
-            key, seq = float(ranked.keys[i]), int(ranked.seqs[i])
-            if heap and heap[0][:2] < (key, seq):
-                break
-            self._next += 1
-            run = ranked.take(self.runs, i)
-            if run is not None:
-                run.key, run.queued = key, True
-                heapq.heappush(heap, (key, seq, run))
-        return bool(heap)
-
     def _let_in_freed(self) -> bool:
         """Runs on which nothing is built any more are candidates now. False if their scores are another policy's than
         those of the rest."""
         v, mixed = self.victims, False
         for block_id in self._freed:
             run = self.runs.of[block_id]
-            if run is None or run.queued or self._ranked.holds(run) or self.runs.blocked(run):
+            if run is None or run.queued or self.runs.blocked(run) or self._line(run).holds(run):
                 continue
             if not v.policy.oldest_first:
                 before = v.guard.fallbacks.total()
                 run.key = -float(v.scores(self.runs, np.array([run.slot]), self.now)[0])
                 mixed |= (v.guard.fallbacks.total() > before) != self._fell_back
-            run.queued = True
-            heapq.heappush(self._heap, (run.key, run.seq, run))
+            self._line(run).push(run)
         self._freed.clear()
         return not mixed
 
@@ -403,7 +400,7 @@ class PolicyBlockQueue:
         for block in taken:
             self._user[block.block_id] = NO_USER
         runs.left(run, taken)
-        if self.victims.policy.memory:
+        if self.victims.policy.memory and not run.stale:  # else it was not the policy that chose
             owned = runs.owned[run.chain]
             self.victims.tell(run.chain, self.now, last_s, owned, EVICT, len(taken), owned, -run.key)
         return len(taken)
@@ -426,30 +423,4 @@ class PolicyBlockQueue:
             return
         self.victims.refresh(runs, slots, self.n_empty, self.now)
         scores = self.victims.scores(runs, slots, self.now)
-        best = [r for i in np.argsort(-scores, kind="stable").tolist() if (r := runs.at[slots[i]]) is not None]
-        left = {run.seq: list(run)[::-1] for run in best}
-        gone: set[int] = set()
-        while best:
-            ready = (r for r in best if not runs.on.get(left[r.seq][-1].block_id, set()) - gone)
-            run = next(ready, best[0])
-            blocks = left[run.seq]
-            gone.update(runs.on.get(blocks[-1].block_id, ()))  # as `_best` does if nothing is ready
-            while blocks and not runs.on.get(blocks[-1].block_id, set()) - gone:
-                gone.add(blocks[-1].block_id)
-                yield blocks.pop()
-            if not blocks:
-                best.remove(run)
-
-
-class FlooredBlockQueue(PolicyBlockQueue):
-    """With floors: while `withhold` is set, `num_free_blocks` counts only what may be taken without touching one."""
-
-    @property
-    def num_free_blocks(self) -> int:
-        if self.withhold and self.floors is not None and self.tenant is not None:
-            return self.empty.num_free_blocks + self.floors.takeable(self.runs, self.tenant, self.n_evictable)
-        return self._free
-
-    @num_free_blocks.setter
-    def num_free_blocks(self, n: int) -> None:
-        """`_free` says it."""
+        yield from going(runs, slots[np.argsort(-scores, kind="stable")])

@@ -1,13 +1,15 @@
 """KV floors: the evictable blocks that a request of another tenant must leave alone (`policies.constraints`).
 
-A tenant has the evictable blocks that its chains released and the blocks of its running requests. What it has above its
-floor may go, in the eviction policy's order.
+A tenant has the evictable blocks that its chains released and the blocks that its requests hold. What it has above its
+floor may go, in the eviction policy's order. vLLM asks for every running request in every step how much that is, so an
+answer is no more exact than the question needs: most requests need no block.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from saga_rl.policies.constraints import MOST_FLOORS
@@ -29,6 +31,13 @@ class Floors:
         self._blocks: dict[int, int] = {}
         self._known = 0
         self._shrunk = False
+        self.walks = 0
+        """Times that all runs were looked at, for tests."""
+        self._based: dict[int, int] = {}
+        """By tenant: blocks of runs that others are built on, as of `_builds`."""
+        self._builds = -1
+        self._exact: dict[int, tuple[int, int]] = {}
+        """By the tenant that asked: (takeable, blocks that had gone by then)."""
 
     def blocks(self) -> dict[int, int]:
         """Blocks that each known tenant keeps, by its code."""
@@ -54,15 +63,43 @@ class Floors:
                 out[other] = spare
         return out
 
-    def takeable(self, runs: Runs, tenant: int, evictable: int) -> int:
-        """Of the `evictable` blocks, how many can go for a request of `tenant`, in whatever order they go.
+    def changed(self) -> None:
+        """Blocks were let go of: what was counted before is no lower bound any more."""
+        self._exact.clear()
+
+    def takeable(self, runs: Runs, tenant: int, evictable: int, at_least: float = math.inf, gone: int = 0) -> int:
+        """Of the `evictable` blocks, how many can go for a request of `tenant`, in whatever order they go; or any lower
+        number that is at least `at_least`. gone: evictable blocks that were taken or used again so far.
 
         A block within a floor also keeps what it was built on. So a tenant that may lose some blocks is counted with
         what can be reached while all others that are limited keep everything.
         """
+        if at_least <= 0:
+            return 0
+        known = self._exact.get(tenant)
+        if known is not None and known[0] - (gone - known[1]) >= at_least:
+            return known[0] - (gone - known[1])
         spare, idle = self.spare(runs, tenant), runs.idle
         if not spare or not runs.on:
             return evictable - sum(idle[t] - n for t, n in spare.items())
+        if (low := self._at_least(runs, spare)) >= at_least:
+            return low
+        total = self._walk(runs, spare)
+        self._exact[tenant] = total, gone
+        return total
+
+    def _at_least(self, runs: Runs, spare: Mapping[int, int]) -> int:
+        """What can go of runs that nothing is built on. (Those may have become more since they were counted.)"""
+        if self._builds != runs.builds:
+            self._builds = runs.builds
+            bases = {run for base in runs.on if (run := runs.of[base]) is not None}
+            self._based = Counter()
+            for run in bases:
+                self._based[run.tenant] += run.num_free_blocks
+        return sum(min(max(n - self._based.get(t, 0), 0), spare.get(t, n)) for t, n in runs.idle.items())
+
+    def _walk(self, runs: Runs, spare: Mapping[int, int]) -> int:
+        self.walks += 1
         total = sum(self._movable(runs, set(spare)).values())
         for other, n in spare.items():
             if n:

@@ -1,4 +1,5 @@
-"""The evictable KV blocks of an engine, in runs: what one request released at one moment, tail first, as vLLM does.
+"""The evictable KV blocks of an engine, in runs: what one request released at one moment of one KV group, tail first,
+as vLLM does.
 
 A run belongs to the chain that released it and is what an eviction policy scores. Here it is kept as a list of vLLM's
 (its order), as a row that compiled code reads, and in sums by chain and by tenant. What was built on what is kept, too:
@@ -15,10 +16,12 @@ from numpy.typing import NDArray
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
 from saga_rl.policies.state import chains as ch
+from saga_rl.runtime.engine.kv.groups import Groups
 from saga_rl.runtime.sessions.tracker import Tracker, more_rows
 
 # columns of Runs.table
-CHAIN, LAST_S, BLOCKS, SHARED, SEQ = range(5)
+CHAIN, LAST_S, BLOCKS, SHARED, SEQ, STALE = range(6)
+COLUMNS = 6
 
 
 class Run:
@@ -26,10 +29,13 @@ class Run:
     block objects, as its free queue is, without the two made-up blocks at the ends (a thousand idle sessions are two
     thousand runs)."""
 
-    __slots__ = ("chain", "first", "key", "last", "num_free_blocks", "queued", "seq", "shared", "slot", "tenant")
+    __slots__ = ("chain", "first", "group", "key", "last", "num_free_blocks", "queued", "seq", "shared", "slot",
+                 "stale", "tenant")
 
-    def __init__(self, blocks: list[KVCacheBlock], chain: int, tenant: int, seq: int, shared: bool, slot: int) -> None:
+    def __init__(self, blocks: list[KVCacheBlock], chain: int, tenant: int, seq: int, shared: bool, slot: int,
+                 group: int = 0, stale: bool = False) -> None:
         self.chain, self.tenant, self.seq, self.shared, self.slot = chain, tenant, seq, shared, slot
+        self.group, self.stale = group, stale
         self.num_free_blocks = len(blocks)
         self.first: KVCacheBlock | None = blocks[0]
         self.last: KVCacheBlock | None = blocks[-1]
@@ -87,37 +93,49 @@ class Run:
 class Runs:
     """All runs. `of[block id]` is the run that holds a block, None if it is in use or empty."""
 
-    def __init__(self, tracker: Tracker, n_blocks: int) -> None:
-        self.tracker = tracker
+    def __init__(self, tracker: Tracker, n_blocks: int, groups: Groups) -> None:
+        self.tracker, self.groups = tracker, groups
+        self.leaves = groups.skips
+        """Some may be STALE."""
         self.of: list[Run | None] = [None] * n_blocks
-        self.table = np.zeros((64, 5))
-        """One row a run, by its slot; BLOCKS is 0 where there is none."""
+        self.table = np.zeros((64, COLUMNS))
+        """One row a run, by its slot; BLOCKS is 0 where there is none. STALE: 1 = its chain has left these behind (they
+        are out of its window, or an earlier state), and nobody else is known to use them."""
         self.at: list[Run | None] = [None] * 64
         self.owned = np.zeros(len(tracker.chains))
-        """Evictable blocks by chain."""
+        """Evictable blocks by chain; with several groups what the best of them holds, in the scheduler's blocks."""
+        self._held = None if len(groups.tokens) == 1 else np.zeros((len(groups.tokens), len(tracker.chains)))
+        """By group and chain, in the scheduler's blocks."""
+        self._weights = groups.weights.tolist()
         self.idle: Counter[int] = Counter()
         """The same by tenant's code; -1 = of nobody known."""
         self.seq = 0
         self.on: dict[int, set[int]] = {}
         """By block: the evictable blocks of other runs that were built on it."""
+        self.builds = 0
+        """Changes whenever something is built on something."""
         self.base: dict[int, int] = {}
         """The same, the other way round."""
         self._free = list(range(63, -1, -1))
         self._slots: NDArray[np.int64] | None = None
 
     # ------------------------------------------------------------------ runs
-    def add(self, blocks: list[KVCacheBlock], chain: int, last_s: float, shared: bool) -> Run:
+    def add(self, blocks: list[KVCacheBlock], chain: int, last_s: float, shared: bool, group: int = 0,
+            stale: bool = False) -> Run:
         if not self._free:
             n, more = len(self.table), more_rows(len(self.table))
-            self.table = np.concatenate([self.table, np.zeros((more, 5))])
+            self.table = np.concatenate([self.table, np.zeros((more, COLUMNS))])
             self.at += [None] * more
             self._free = list(range(n + more - 1, n - 1, -1))
         if len(self.owned) < len(self.tracker.chains):
-            self.owned = np.concatenate([self.owned, np.zeros(len(self.tracker.chains) - len(self.owned))])
+            more = len(self.tracker.chains) - len(self.owned)
+            self.owned = np.concatenate([self.owned, np.zeros(more)])
+            if self._held is not None:
+                self._held = np.concatenate([self._held, np.zeros((len(self._held), more))], axis=1)
         tenant = int(self.tracker.chains[chain, ch.TENANT])
-        run = Run(blocks, chain, tenant, self.seq, shared, self._free.pop())
+        run = Run(blocks, chain, tenant, self.seq, shared, self._free.pop(), group, stale)
         self.seq += 1
-        self.table[run.slot] = chain, last_s, 0.0, shared, run.seq
+        self.table[run.slot] = chain, last_s, 0.0, shared, run.seq, stale
         self._slots = None
         self.at[run.slot] = run
         for block in blocks:
@@ -143,7 +161,11 @@ class Runs:
 
     def _count(self, run: Run, n: int) -> None:
         self.table[run.slot, BLOCKS] += n
-        self.owned[run.chain] += n
+        if self._held is None:
+            self.owned[run.chain] += n
+        else:
+            self._held[run.group, run.chain] += n * self._weights[run.group]
+            self.owned[run.chain] = self._held[:, run.chain].max()
         self.idle[run.tenant] += n
 
     def slots(self) -> NDArray[np.int64]:
@@ -158,12 +180,12 @@ class Runs:
         return [run for slot in self.slots().tolist() if (run := self.at[slot]) is not None]
 
     def owned_by(self, chain: int) -> float:
-        """Evictable blocks of the chain."""
+        """`owned` of the chain."""
         return float(self.owned[chain]) if chain < len(self.owned) else 0.0
 
     def owners(self) -> NDArray[np.int64]:
         """Chains that hold evictable blocks."""
-        return np.flatnonzero(self.owned)
+        return np.unique(self.table[self.slots(), CHAIN]).astype(np.int64)
 
     # ------------------------------------------------------------------ what is built on what
     def blocked(self, run: Run) -> bool:
@@ -176,6 +198,7 @@ class Runs:
         if self.of[block.block_id] is None:
             return
         self.unbase(block.block_id)
+        self.builds += 1
         self.on.setdefault(base.block_id, set()).add(block.block_id)
         self.base[block.block_id] = base.block_id
 

@@ -4,6 +4,7 @@ content away says so.
 | verb | when |
 |---|---|
 | `released` | a request lets go of its blocks: at once, or once a step or a connector has no more use for them |
+| left behind | a request that runs lets go of what its window or its state has left behind (`watch_windows`) |
 | touched | a cached block is used again: vLLM's `remove` on the queue (`block_queue`) |
 | `dropped` | blocks lose their content while they are free (`BlockPool.evict_blocks`) |
 | `reset` | all cached content is gone (`/reset_prefix_cache`, sleep, new weights) |
@@ -36,6 +37,8 @@ class KvSeam:
 
     def __init__(self, pool: Any, queue: PolicyBlockQueue) -> None:
         self.pool, self.queue = pool, queue
+        self._pooled = hasattr(pool.blocks[0], "pool")
+        """Blocks say which pool they are of: there may be several."""
         self._later: dict[int, tuple[Any, int, Tables]] = {}
         """By the identity of a deferred list of blocks: that list, its owner, the tables it was made of."""
         self._leaving: dict[str, int] = {}
@@ -54,11 +57,25 @@ class KvSeam:
 
         pool.reset_prefix_cache, pool.evict_blocks = reset_prefix_cache, evict_blocks
 
+    def watch_windows(self, coordinator: Any, owner_of: Callable[[str], int]) -> None:
+        """From now on, what a request that runs lets go of is its chain's, and is left behind."""
+        stock = coordinator.remove_skipped_blocks
+
+        def remove_skipped_blocks(request_id: str, *args: Any, **kwargs: Any) -> None:
+            self.queue.begin_release(owner_of(request_id), stale=True)
+            try:
+                stock(request_id, *args, **kwargs)
+            finally:
+                self.queue.begin_release(NOBODY)
+
+        coordinator.remove_skipped_blocks = remove_skipped_blocks
+
     # ------------------------------------------------------------------ released
     @contextmanager
     def released(self, owner: int, tables: Tables, deferred: deque[Any] | None = None) -> Iterator[None]:
         """Within: vLLM frees the blocks of `tables`, which belong to the chain `owner`; or adds them to `deferred`, the
         frees that wait for a step, and then they are its when they come."""
+        tables = self._own(tables)
         before, waiting = self.queue.begin_release(owner), len(deferred or ())
         try:
             yield
@@ -69,6 +86,13 @@ class KvSeam:
                 self._later[id(blocks)] = blocks, owner, tables
             else:
                 self.queue.end_release(before, tables)
+
+    def _own(self, tables: Tables) -> Tables:
+        """The same without what lies in another pool: blocks on a host that a device's table names."""
+        if not self._pooled:
+            return tables
+        pool = self.pool
+        return [[b for b in table if b.pool is pool] for table in tables]
 
     def drained(self, scheduler: Any, stock: Callable[[], None]) -> None:
         """In the place of `Scheduler._drain_deferred_frees`, which is `stock`: one entry after the other, each as its

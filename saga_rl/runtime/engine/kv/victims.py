@@ -30,7 +30,7 @@ from saga_rl.policies.registry import make
 from saga_rl.policies.state import chains as ch
 from saga_rl.policies.state import tables as tb
 from saga_rl.runtime.config.safe import SafeGuard
-from saga_rl.runtime.engine.kv.runs import BLOCKS, CHAIN, LAST_S, SHARED, Run, Runs
+from saga_rl.runtime.engine.kv.runs import BLOCKS, CHAIN, LAST_S, SHARED, STALE, Run, Runs
 from saga_rl.runtime.sessions.tracker import NOBODY, Tracker, W
 from saga_rl.sim.compiled.jit import compiled
 
@@ -59,8 +59,8 @@ def refresh(chains, tables, g, w, now, table, slots, owned, pool, free):
         largest = max(largest, owned[c])
         idle = now - table[slot, LAST_S]
         oldest = max(oldest, idle)
-        if ch.waits(chains, c, w) or (
-                chains[c, ch.ENDED] == 0 and idle <= tb.ttl(tables, w, int(chains[c, ch.TOOL]), pressure)):
+        if table[slot, STALE] == 0 and (ch.waits(chains, c, w) or (
+                chains[c, ch.ENDED] == 0 and idle <= tb.ttl(tables, w, int(chains[c, ch.TOOL]), pressure))):
             live += blocks
     g[w, G_USED] = used
     g[w, G_LIVE] = (pool - free - idle_blocks + live) / pool
@@ -122,9 +122,13 @@ class Victims:
         refresh(t.chains, t.tables, self.g, W, now, runs.table, slots, runs.owned, float(self.pool_blocks), float(free))
 
     def scores(self, runs: Runs, slots: NDArray[np.int64], now: float) -> NDArray[np.float64]:
-        """One score a run; the highest goes first. Reused by the next call."""
+        """One score a run; the highest goes first, and ahead of all what its chain has left behind. Reused by the next
+        call."""
         self.rows(runs, slots, now)
-        return self.guard.scores(self._rows, len(slots))
+        out = self.guard.scores(self._rows, len(slots))
+        if runs.leaves and not self.policy.oldest_first:
+            out[runs.table[slots, STALE] > 0] = np.inf
+        return out
 
     def undecided(self, chain: int, owned: float) -> bool:
         """Whether a learned policy ranks the chain, which has `owned` evictable blocks: who ended, who waits and who

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saga_rl.policies.state import chains as ch
-from saga_rl.runtime.engine.kv.runs import BLOCKS, CHAIN, LAST_S
+from saga_rl.runtime.engine.kv.runs import BLOCKS, CHAIN, COLUMNS, LAST_S
 from saga_rl.runtime.sessions.tracker import NOBODY, Tracker
 
 Part = tuple[int, int, bool]
@@ -24,9 +24,12 @@ Part = tuple[int, int, bool]
 class Shelf:
     """Slots of one tier, as many as chains have chunks there."""
 
+    leaves = False
+    """Nothing here is known to be left behind, see `Runs`."""
+
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker
-        self.table = np.zeros((64, 5))
+        self.table = np.zeros((64, COLUMNS))
         """One row a slot; BLOCKS is 0 where there is none."""
         self.owned = np.zeros(len(tracker.chains))
         """Chunks by chain."""
@@ -94,12 +97,12 @@ class Shelf:
         if slot is None:
             if not self._free:
                 n = len(self.table)
-                self.table, self._part = np.concatenate([self.table, np.zeros((n, 5))]), self._part + [None] * n
+                self.table, self._part = np.concatenate([self.table, np.zeros((n, COLUMNS))]), self._part + [None] * n
                 self.keys += [OrderedDict() for _ in range(n)]
                 self._free = list(range(2 * n - 1, n - 1, -1))
             slot = self._slot[part] = self._free.pop()
             self._part[slot] = part
-            self.table[slot] = part[0], now, 0.0, part[2], self._seq
+            self.table[slot] = part[0], now, 0.0, part[2], self._seq, 0.0
             self._seq += 1
         return slot
 

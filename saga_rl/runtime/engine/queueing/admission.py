@@ -25,7 +25,8 @@ from saga_rl.policies.registry import make
 from saga_rl.policies.state import chains as ch
 from saga_rl.runtime.config.safe import SafeGuard
 from saga_rl.runtime.engine.kv.block_queue import PolicyBlockQueue
-from saga_rl.runtime.engine.kv.runs import BLOCKS, CHAIN, LAST_S
+from saga_rl.runtime.engine.kv.groups import blocks_for
+from saga_rl.runtime.engine.kv.runs import BLOCKS, CHAIN, LAST_S, STALE
 from saga_rl.runtime.sessions.tracker import Served, Tracker, W
 from saga_rl.sim.compiled.jit import compiled
 
@@ -36,15 +37,11 @@ _SCORE = 4
 
 
 @njit(cache=True)
-def _blocks(tokens, block):
-    return (tokens + block - 1) // block
-
-
-@njit(cache=True)
-def count_active(chains, now, expiry_s):
-    """Chains that were served and have not ended, as far as is known: expiry_s of silence counts as an end."""
+def count_active(chains, living, now, expiry_s):
+    """Those of the chains `living` that were served and have not ended, as far as is known: expiry_s of silence counts
+    as an end."""
     n = 0
-    for c in range(len(chains)):
+    for c in living:
         row = chains[c]
         if row[ch.ENDED] == 0 and (row[ch.STEPS] > 0 or row[ch.RUNNING] == 1 or row[ch.ATTAINED] > 0) and (
                 row[ch.WAITING] == 1 or row[ch.RUNNING] == 1 or now - max(row[ch.LAST], row[ch.QUEUED]) <= expiry_s):
@@ -54,33 +51,37 @@ def count_active(chains, now, expiry_s):
 
 @njit(cache=True)
 def fill_admission(chains, tables, g, w, c, known, generated, cached, running, table, slots, owned, pool, free,
-                   block, expiry_s, now, queued_s, seen, out):
+                   block, sizes, most, growing, living, expiry_s, now, queued_s, seen, out):
     """The row of a request of chain c: `known` tokens (prompt + generated), `cached` blocks of them in the cache.
+
+    block: tokens of a block of `cached` and `owned`; sizes, most, growing: of `Groups`, in whose blocks the row is.
+    living: rows of the chains that have not ended, as far as is known, and more.
 
     running[n, 4]: the running requests. table, slots: the evictable runs; owned: their blocks by chain. seen: (chains,)
     zeros, work space, zero again afterwards. The same sums as the simulator's, which reads them from its own pool.
     """
     mine = chains[c]
     e = expected_output(tables, w, int(mine[ch.TYPE]), 0.0)
-    need = _blocks(known + int(max(e - generated, 1.0)), block) - cached
+    need = blocks_for(known + int(max(e - generated, 1.0)), sizes, most) - blocks_for(cached * block, sizes, most)
     growth, session_growth = 0.0, 0.0
     for i in range(running.shape[0]):
         rc = int(running[i, R_CHAIN])
         more = max(expected_output(tables, w, int(chains[rc, ch.TYPE]), 0.0) - running[i, R_GENERATED], 1.0)
-        growth += _blocks(int(running[i, R_KNOWN]) + int(more), block) - _blocks(int(running[i, R_COMPUTED]), block)
-        session_growth += expected_growth(chains, tables, w, rc) / block
+        growth += blocks_for(int(running[i, R_KNOWN]) + int(more), sizes, most) - blocks_for(
+            int(running[i, R_COMPUTED]), sizes, most)
+        session_growth += expected_growth(chains, tables, w, rc) / growing
     idle, older, unended, weighed = 0.0, 0.0, 0.0, np.zeros(3)
     for slot in slots:
         o, blocks, last_s = int(table[slot, CHAIN]), table[slot, BLOCKS], table[slot, LAST_S]
         idle += blocks
         row = chains[o]
-        if row[ch.ENDED] > 0 or (not ch.waits(chains, o, w) and now - last_s > expiry_s):
+        if table[slot, STALE] > 0 or row[ch.ENDED] > 0 or (not ch.waits(chains, o, w) and now - last_s > expiry_s):
             continue
         blocks *= useful_share(row, owned[o], block)
         unended += blocks
         if seen[o] == 0.0:
             seen[o] = 1.0
-            session_growth += expected_growth(chains, tables, w, o) / block
+            session_growth += expected_growth(chains, tables, w, o) / growing
         if row[ch.SESSION_S] < mine[ch.SESSION_S] or (
                 row[ch.SESSION_S] == mine[ch.SESSION_S] and row[ch.SESSION] < mine[ch.SESSION]):
             older += blocks
@@ -91,8 +92,9 @@ def fill_admission(chains, tables, g, w, c, known, generated, cached, running, t
     pinned = pool - free - idle
     admission_row(chains, tables, g, w, c, now, queued_s, float(need), free, idle, older, growth, pool, pinned,
                   pinned + unended, session_growth, float(running.shape[0]),
-                  float(count_active(chains, now, expiry_s)), weighed,
-                  lost_blocks(chains, c, float(known), float(cached), block), np.nan, out)
+                  float(count_active(chains, living, now, expiry_s)), weighed,
+                  lost_blocks(chains, c, float(known), float(cached), block) * block / growing, np.nan,
+                  out)
 
 
 def _remember(g, row, found, total, score, params, scratch):
@@ -106,11 +108,13 @@ class Admission:
                  budget_s: float) -> None:
         self.tracker, self.policy, self.queue, self.victims = tracker, policy, queue, queue.victims
         self.block_size, self.pool_blocks = block_size, pool_blocks
+        self._groups = queue.groups.tokens, queue.groups.most, queue.groups.growing
         self.guard = SafeGuard(policy, make("admission", "none"), budget_s)
         self.row = np.zeros((1, len(ADMISSION)))
         self._scratch = np.zeros(policy.scratch)
         self._flying = np.zeros((64, 4))
         """Rows of what runs."""
+        self._work = np.zeros(len(tracker.chains))
         self._seen = self._count = 0
         self._remember = compiled(_remember, self._remembered(0, 0), (_SCORE,)) if policy.memory else None
 
@@ -154,7 +158,9 @@ class Admission:
              slots: NDArray[np.int64], now: float, queued_s: float) -> None:
         """Bring `row` up to date, see `fill_admission`. slots: of the evictable runs."""
         t = self.tracker
+        if len(self._work) < len(t.chains):
+            self._work = np.zeros(len(t.chains))
         fill_admission(t.chains, t.tables, self.victims.g, W, c, known, generated, cached, running,
                        self.queue.runs.table, slots, self.queue.runs.owned, float(self.pool_blocks),
-                       float(self.queue.n_empty), self.block_size, t.expiry_s, now, queued_s, np.zeros(len(t.chains)),
-                       self.row[0])
+                       float(self.queue.n_empty), self.block_size, *self._groups, t.heard.living(), t.expiry_s, now,
+                       queued_s, self._work, self.row[0])

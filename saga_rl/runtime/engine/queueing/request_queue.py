@@ -5,6 +5,9 @@ so does each choice if the policy is `fresh`. Which request comes next is the fi
 allows (`policies.constraints`). A request that has waited for longer than `starve_s` goes ahead of the policy's choice,
 the longest wait first: whatever the scores and however many older sessions keep coming, everyone is served in the end.
 If it does not fit yet, the others wait behind it (vLLM stops its scan there), so running requests drain until it does.
+
+What vLLM takes out only to pass it over (an adapter beyond `max_loras`, a grammar that is not ready) comes back within
+the step and stands where it stood: nothing of it is computed anew.
 Tried with vLLM 0.28 - 0.33 (`RequestQueue`).
 """
 
@@ -17,7 +20,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue, RequestQueue
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 
 from saga_rl.policies.base import Policy
 from saga_rl.policies.features import ORDERING, ordering_row
@@ -31,6 +34,7 @@ from saga_rl.runtime.sessions.tracker import Served, Tracker, W
 EPOCH_S = 0.1
 """Seconds between two recomputations of fairness, SAGA section 7 and the simulator."""
 
+WAITS = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 Entry = tuple[float, float, int, Request]
 # columns of a waiting request
 CHAIN, QUEUED_S, PROMPT, PREEMPTED, TENANT = range(5)
@@ -80,12 +84,21 @@ class PolicyRequestQueue(RequestQueue):
         """Changes whenever the order does."""
         self._owned, self._block, self._need_shares = owned, block_tokens, rules_need_shares
         self._before, self._starve_s = before, starve_s
-        self._starving: list[Request] = []
+        self._starving: list[tuple[float, int, Request]] = []
+        """By (since when, number)."""
         self._sorted: list[Entry] = []
+        self._aside: dict[str, tuple[Entry, tuple[float, int, Request] | None]] = {}
+        """What was popped since the last epoch, as it stood: started by now, or passed over and about to come back."""
+        self._late_aside: list[Request] = []
+        """Of those, the ones that have waited for too long."""
+        self._ranked: tuple[int, float] | None = None
+        """When all were scored last."""
         self._next: Request | None = None
 
     def refresh(self, now: float) -> None:
         """Recompute who has waited for too long, every tenant's share, and sort anew."""
+        self._aside.clear()
+        self._late_aside.clear()
         self._find_starving(now)
         if not self._sorted or (self.policy.steady and not self._need_shares):
             return
@@ -99,7 +112,7 @@ class PolicyRequestQueue(RequestQueue):
     def _find_starving(self, now: float) -> None:
         late = [(s.since_s, s.number, e[3]) for e in self._sorted
                 if (s := self.served(e[3])) is not None and now - s.since_s > self._starve_s]
-        self._starving = [r for *_, r in sorted(late, key=lambda x: x[:2])]
+        self._starving = sorted(late, key=lambda x: x[:2])
 
     def rows(self, requests: list[Request], now: float) -> NDArray[np.float64]:
         """(n, len(ORDERING)) of requests that are known."""
@@ -122,7 +135,15 @@ class PolicyRequestQueue(RequestQueue):
         served = self.served(request)
         return served is None or self.service.gap == np.inf or self.service.allowed(self.service.tenant(served))
 
+    def holds_back(self, request: Request) -> bool:
+        """Whether `request` wants an adapter, and one that has waited for too long was passed over in this step for
+        want of another. An adapter goes only when nobody who begins takes it up again."""
+        mine = getattr(request, "lora_request", None)
+        return mine is not None and any(
+            (r.lora_request or mine).lora_int_id != mine.lora_int_id and r.status in WAITS for r in self._late_aside)
+
     def _sort(self, now: float) -> None:
+        self._ranked = self.tracker.version, now
         self._sorted = self._entries([e[3] for e in self._sorted], now)
         self._sorted.sort(key=lambda e: e[:3])
 
@@ -138,7 +159,8 @@ class PolicyRequestQueue(RequestQueue):
         something else than a place), the one whose tenant has had least."""
         if self.service.gap == np.inf and self.urgent is None and not self._starving:
             return self._sorted[0][3]
-        if self.urgent is None and (late := next(filter(self.may_be_served, self._starving), None)) is not None:
+        if self.urgent is None and (
+                late := next((r for *_, r in self._starving if self.may_be_served(r)), None)) is not None:
             return late
         first = None
         for *_, request in self._sorted:
@@ -161,7 +183,7 @@ class PolicyRequestQueue(RequestQueue):
         if not self._sorted:
             raise IndexError("peek from an empty queue")
         self._before()
-        if self.policy.fresh and len(self._sorted) > 1:
+        if self.policy.fresh and len(self._sorted) > 1 and (self.tracker.version, self.clock()) != self._ranked:
             self._sort(self.clock())
         self._next = self._first()
         return self._next
@@ -171,7 +193,12 @@ class PolicyRequestQueue(RequestQueue):
         if not self._sorted:
             raise IndexError("pop from an empty queue")
         request = self._next or self._first()
-        self.remove_request(request)
+        place = self._place(request)
+        late = next((k for k, x in enumerate(self._starving) if x[2] is request), -1) if self._starving else -1
+        self._aside[request.request_id] = self._sorted.pop(place), self._starving.pop(late) if late >= 0 else None
+        if late >= 0:
+            self._late_aside.append(request)
+        self._next = None
         return request
 
     def prepend_request(self, request: Request) -> None:
@@ -179,15 +206,32 @@ class PolicyRequestQueue(RequestQueue):
         self.add_request(request)
 
     def prepend_requests(self, requests: Iterable[Request]) -> None:
+        back = []
+        self._late_aside.clear()
         for request in requests:
-            self.add_request(request)
+            if (aside := self._aside.pop(request.request_id, None)) is None:
+                self.add_request(request)
+                continue
+            back.append(aside[0])
+            if aside[1] is not None:
+                bisect.insort(self._starving, aside[1], key=lambda x: x[:2])
+        back.sort(key=lambda e: e[:3])
+        in_front = back and (not self._sorted or back[-1][:3] <= self._sorted[0][:3])
+        self._sorted[:0] = back
+        if not in_front:
+            self._sorted.sort(key=lambda e: e[:3])
 
     def remove_request(self, request: Request) -> None:
+        del self._sorted[self._place(request)]
+        self._gone({request.request_id})
+
+    def _place(self, request: Request) -> int:
+        if self._sorted and self._sorted[0][3] is request:
+            return 0
         at = next((i for i, e in enumerate(self._sorted) if e[3] is request), -1)
         if at < 0:
             raise ValueError(f"request {request.request_id} is not queued")
-        del self._sorted[at]
-        self._gone({request.request_id})
+        return at
 
     def remove_requests(self, requests: Iterable[Request]) -> None:
         gone = {r.request_id for r in requests}
@@ -198,7 +242,7 @@ class PolicyRequestQueue(RequestQueue):
         self._next = None
         self.changes += 1
         if self._starving:
-            self._starving = [r for r in self._starving if r.request_id not in names]
+            self._starving = [x for x in self._starving if x[2].request_id not in names]
 
     def __bool__(self) -> bool:
         return bool(self._sorted)

@@ -6,6 +6,7 @@ twice or written anew. Whatever fails in here is counted and logged, and vLLM ge
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -15,7 +16,7 @@ from saga_rl.errors import UserError
 from saga_rl.runtime.server.http import anthropic_hook
 from saga_rl.runtime.server.http.dialects import MESSAGES, PATHS
 from saga_rl.runtime.server.http.notes import Notes
-from saga_rl.runtime.server.http.plan import Plan, Planner
+from saga_rl.runtime.server.http.plan import Plan, Planner, doubled
 from saga_rl.runtime.server.http.settings import Settings, Tenants, read_settings
 
 log = logging.getLogger("vllm.saga_rl")
@@ -25,12 +26,14 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class SagaMiddleware:
-    """settings, tell: for tests; else both come from the app's state at its first request. tell: an async function
-    that takes a list of notes."""
+    """settings, tell, prove: for tests; else they come from the app's state at its first request. tell, prove: async
+    functions that take a list of notes, and what proves a tenant."""
 
-    def __init__(self, app: Any, settings: Settings | None = None, tell: Any = None, keys: list[str] | None = None
-                 ) -> None:
+    def __init__(self, app: Any, settings: Settings | None = None, tell: Any = None, keys: list[str] | None = None,
+                 prove: Any = None) -> None:
         self.app = app
+        self._prove = prove
+        self._agreeing = asyncio.Lock()
         self.counts: Counter[str] = Counter()
         self.planner: Planner | None = None
         self.notes: Notes | None = None
@@ -39,10 +42,18 @@ class SagaMiddleware:
             self._begin(settings, keys or [], tell)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        dialect = self._dialect(scope)
-        if dialect is None or not self._ready(scope):
+        if scope["type"] not in ("http", "websocket") or not self._ready(scope):
             return await self.app(scope, receive, send)
         assert self.planner is not None
+        tenants = self.planner.tenants
+        if tenants.strict:
+            if (name := doubled(scope.get("headers", ()), (b"authorization", tenants.header))) is not None:
+                self.counts["doubled headers"] += 1
+                return await _refuse(scope, receive, send, f"two {name.decode('latin-1')} headers say different things")
+            await self._agree()
+        dialect = self._dialect(scope)
+        if dialect is None:
+            return await self.app(scope, receive, send)
         held: list[Message] = []
         body, whole = b"", False
         if not self._too_long(scope):
@@ -65,6 +76,28 @@ class SagaMiddleware:
         if settings.notes and tell is not None:
             self.notes = Notes(tell, self.counts)
 
+    async def _agree(self) -> None:
+        """Tell the engines, once and ahead of the first request, what proves a tenant. Until one has answered it is
+        asked again with the next request."""
+        if self._prove is None:
+            return
+        async with self._agreeing:
+            prove = self._prove
+            if prove is None:
+                return
+            assert self.planner is not None
+            try:
+                wrong = [a["error"] for a in await prove(self.planner.tenants.proof_key) if "error" in a]
+            except Exception as e:
+                wrong = [f"{type(e).__name__}: {e}"]
+            if not wrong:
+                self._prove = None
+                return
+            self.counts["proofs not agreed"] += 1
+            if self.counts["proofs not agreed"] in (1, 10, 100, 1000):
+                log.error("saga-rl: an engine does not know what proves a tenant, and believes whoever names one: %s",
+                          wrong[0])
+
     def _ready(self, scope: Any) -> bool:
         if self.planner is None and not self._broken:
             try:
@@ -84,7 +117,11 @@ class SagaMiddleware:
             self.counts["notes unanswered"] += sum("error" in a for a in answers)
             self.counts["notes applied"] += sum(int(a.get("applied", 0)) for a in answers)
 
+        async def prove(key: str) -> list[dict[str, Any]]:
+            return await control.everywhere(state.engine_client, "prove", {"key": key})
+
         anthropic_hook.install()
+        self._prove = prove
         self._begin(read_settings(state.vllm_config.additional_config), api_keys(getattr(state, "args", None)), tell)
         state.saga_http = self.counts
 
@@ -173,3 +210,13 @@ def _again(messages: list[Message], receive: Receive) -> Receive:
         return waiting.pop() if waiting else await receive()
 
     return again
+
+
+async def _refuse(scope: Any, receive: Receive, send: Send, message: str) -> None:
+    from starlette.responses import JSONResponse
+    from starlette.websockets import WebSocketClose
+
+    if scope["type"] == "websocket":
+        return await WebSocketClose(1008, message)(scope, receive, send)
+    error = {"message": message, "type": "BadRequestError", "code": 400}
+    await JSONResponse({"error": error}, 400)(scope, receive, send)

@@ -19,6 +19,7 @@ from saga_rl.runtime.server.http.tap import Tap
 from saga_rl.runtime.sessions.hints import cut_name
 
 HINTS = ("saga_agent", "saga_tool", "saga_next_tool", "saga_tenant", "saga_agent_type", "saga_final", "saga_deadline_s")
+PROOF = "saga_proof"
 MOST_HINT = 4096
 """Characters of a hint; longer ones are dropped (names are cut at 200 by the engine)."""
 MOST_RESPONSES = 16_384
@@ -54,7 +55,7 @@ class Planner:
     def plan(self, dialect: str, raw_headers: Headers, raw: bytes) -> Plan | None:
         """None: leave it as it is (not JSON, no object: vLLM says so)."""
         raw_headers, raw = list(raw_headers), _utf8(raw)
-        headers = {k.lower(): v for k, v in raw_headers}
+        headers = by_name(raw_headers)
         tenant = self.tenants.of(headers)
         if len(raw) > self.settings.most_bytes:
             self.counts["bodies not read"] += 1
@@ -93,9 +94,9 @@ class Planner:
         if not (self.tenants.strict or self.settings.cache_salt):
             return None
         raw_headers, raw = list(raw_headers), _utf8(raw)
-        tenant = self.tenants.of({k.lower(): v for k, v in raw_headers})
+        tenant = self.tenants.of(by_name(raw_headers))
         plan = Plan(raw, [h for h in raw_headers if h[0].lower() != HEADERS[0]], {}, Tap(dialect, False))
-        add: dict[str, Any] = {"vllm_xargs": {"saga_tenant": tenant or "default"}}
+        add: dict[str, Any] = {"vllm_xargs": {"saga_tenant": tenant or "default", PROOF: self.tenants.proof(tenant)}}
         if dialect != MESSAGES:
             add["session_id"] = None
         if self.settings.cache_salt:
@@ -139,6 +140,8 @@ class Planner:
                 hints[key] = value
         if tenant is not None and (self.tenants.strict or "saga_tenant" not in hints):
             hints["saga_tenant"] = tenant
+        if self.tenants.strict:
+            hints[PROOF] = self.tenants.proof(tenant)
         return hints
 
     def _named(self, body: dict[str, Any], headers: dict[bytes, bytes], tenant: str | None
@@ -149,7 +152,7 @@ class Planner:
         if named is None:
             return False, None
         if tenant is not None and self.tenants.strict:
-            return False, cut_name(f"{tenant}/{named}")
+            return False, cut_name(self.tenants.own_name(tenant, named))
         return body.get("session_id") == named, named
 
     def _called_by(self, own: bool, named: str, agent: str | None, parent: str | None, tenant: str | None,
@@ -177,8 +180,8 @@ class Planner:
         if agent is not None or not self.settings.chains or (turns is None and not text) or goes_on:
             plan.agent = int(agent) if isinstance(agent, int) else 0
             return
-        scope = "\0".join((tenant or "", plan.session or "", str(hints.get("saga_tenant", "")))).encode(
-            "utf-8", "surrogatepass")
+        parts = tenant or "", plan.session or "", str(hints.get("saga_tenant", ""))
+        scope = "".join(f"{len(p)}:{p}" for p in parts).encode("utf-8", "surrogatepass")
         plan.entry = self.chains.arrive(Prompt(scope, turns, text), plan.session)
         if plan.session is None:
             self.counts["sessions by chain" if plan.entry.step > 1 else "sessions begun"] += 1
@@ -193,7 +196,7 @@ class Planner:
              tenant: str | None) -> None:
         add: dict[str, Any] = {}
         before = given if isinstance(given, dict) else {}
-        merged = {**{k: v for k, v in before.items() if k not in HINTS}, **hints}
+        merged = {**{k: v for k, v in before.items() if k not in HINTS and k != PROOF}, **hints}
         if (given is None or isinstance(given, dict)) and merged != before:
             add["vllm_xargs"] = merged
         if plan.session is not None and not own:
@@ -203,13 +206,31 @@ class Planner:
                     session = b"session-" + hashlib.sha256(session).hexdigest().encode()
                     plan.session = session.decode()
                 plan.headers = [h for h in plan.headers if h[0].lower() != HEADERS[0]] + [(HEADERS[0], session)]
-            elif body.get("session_id") is None or isinstance(body["session_id"], str):
+            elif body.get("session_id") is None or isinstance(body["session_id"], str | int):
                 add["session_id"] = plan.session
         if self.settings.cache_salt and isinstance(body.get("cache_salt", ""), str | None):
             add["cache_salt"] = self.tenants.salt(tenant, body.get("cache_salt"))
         plan.extra = add
         if add:
             _splice(plan, add)
+
+
+def by_name(raw: Headers) -> dict[bytes, bytes]:
+    """Headers by their names in lower case; of several the first counts, as it does for vLLM."""
+    out: dict[bytes, bytes] = {}
+    for name, value in raw:
+        out.setdefault(name.lower(), value)
+    return out
+
+
+def doubled(raw: Headers, names: Iterable[bytes | None]) -> bytes | None:
+    """The first of `names` that two headers give different values; None if there is none."""
+    seen: dict[bytes, bytes] = {}
+    wanted = set(names)
+    for name, value in raw:
+        if (name := name.lower()) in wanted and seen.setdefault(name, value) != value:
+            return name
+    return None
 
 
 def _utf8(raw: bytes) -> bytes:

@@ -13,6 +13,7 @@ HEADERS = (b"x-session-id", b"x-claude-code-session-id", b"session-id", b"sessio
            b"x-opencode-session", b"x-conversation-id", b"conversation_id", b"x-litellm-session-id",
            b"helicone-session-id", b"x-dynamo-session-id", b"x-correlation-id")
 """In this order. Request ids (`x-client-request-id`) are left out: most clients give each request its own."""
+MOST_DIGITS = 64
 METADATA = ("session_id", "sessionId", "conversation_id", "thread_id")
 FINAL_HEADERS = (b"x-saga-final", b"x-dynamo-session-final")
 AGENT_HEADER = b"x-claude-code-agent-id"
@@ -26,8 +27,10 @@ def named_session(body: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> st
     """The session that this request names; None: none. Not looked at, since many sessions share one: `user`,
     `safety_identifier`, `prompt_cache_key`."""
     xargs = body.get("vllm_xargs")
-    context = _context(xargs)
-    for found in (body.get("session_id"), *(_header(headers, h) for h in HEADERS),
+    context, given = _context(xargs), body.get("session_id")
+    if isinstance(given, int) and not isinstance(given, bool):
+        given = str(given)[:MOST_DIGITS]
+    for found in (given, *(_header(headers, h) for h in HEADERS),
                   xargs.get("session_id") if isinstance(xargs, dict) else None,
                   context.get("session_id"), context.get("program_id"), _metadata(body.get("metadata")),
                   _conversation(body.get("conversation"))):

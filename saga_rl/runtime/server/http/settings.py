@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from saga_rl.errors import UserError, unknown_name
+from saga_rl.runtime.sessions.hints import proof_of
 
 KEY = "saga_http"
 SALT_VARIABLE = "SAGA_RL_TENANT_SALT"
@@ -73,6 +74,8 @@ class Tenants:
         self.header = settings.tenant_header.lower().encode() if settings.tenant_header else None
         given = os.environ.get(SALT_VARIABLE, "")
         self._secret = hashlib.sha256("\0".join(["saga-rl", given, *keys]).encode()).digest()
+        self.proof_key = os.urandom(32).hex()
+        """Of this process. Its engines are told, and believe what carries a proof made with it."""
         self._known: dict[str, str] = {}
         body = settings.tenant_in_body
         self.body_counts = body if body is not None else not (self.keyed or self.header)
@@ -103,6 +106,14 @@ class Tenants:
                 self._known.clear()
             self._known[key] = name
         return self._known[key]
+
+    def proof(self, tenant: str | None) -> str:
+        """What shows an engine that this server, and no client, named the tenant (None: `default`)."""
+        return proof_of(self.proof_key, tenant or "default")
+
+    def own_name(self, tenant: str, session: str) -> str:
+        """A tenant's session among all tenants' sessions: no two pairs have one name."""
+        return f"{tenant.replace('%', '%25').replace('/', '%2F')}/{session}"
 
     def salt(self, tenant: str | None, given: str | None) -> str:
         """64 hex digits for a tenant and the salt that its client gave, if any."""
