@@ -195,6 +195,7 @@ def test_minari_recovers_the_environment(trace: Path, tmp_path: Path, monkeypatc
     dataset = minari.load_dataset("few-train-v0")
     env = dataset.recover_environment()
     assert env.action_space == dataset.action_space
+    assert isinstance(env.spec.max_episode_steps, int)  # d3rlpy wraps it in gymnasium's TimeLimit, which wants one
     for episode in dataset:
         obs, _ = env.reset(seed=int(episode.infos["seed"][0]) if "seed" in episode.infos else int(next(iter(
             dataset.storage.get_episode_metadata([episode.id])))["seed"]))

@@ -26,7 +26,7 @@ def main(
     folder: Path = typer.Option(Settings.folder, help="Where everything is written."),
     seed: int = typer.Option(Settings.seed, min=0, help="Workload, split, search and draws follow from it."),
 ) -> None:
-    """Learn a policy from agent sessions and serve others under it, stock vLLM and a rival: five minutes, no GPU."""
+    """Learn a policy from agent sessions and serve others under it, stock vLLM and a rival: some minutes, no GPU."""
     console, begin = Console(), time.monotonic()
     settings = Settings(folder=folder, trace=trace, importer=importer, seed=seed)
     place = own.folder() if trace is None else None

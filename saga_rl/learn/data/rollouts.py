@@ -66,16 +66,21 @@ class Rollout(Protocol):
         ...
 
 
+NO_LIMIT = 2**31 - 1
+
+
 def spec_of(task: Task) -> EnvSpec:
     """Describe the environment in which the task was played, for `gymnasium.make`. Where rows stand in the order of the
-    behaviour, it is that behaviour's."""
+    behaviour, it is that behaviour's. It names a limit of steps, which loaders such as d3rlpy's ask for; an episode
+    that was not cut stays far below it."""
     given = task.options() | task.source()
     if task.decision in ("ordering", "admission", "joint"):
         specs = joint_specs(task.behaviour) if task.decision == "joint" else {
             cast(Decision, task.decision): task.behaviour}
         given |= {str(decision): spec for decision, spec in specs.items()}
-    return Spec(IDS[task.decision], SINGLE, vector_entry_point=VECTOR, kwargs=plain(
-        {"task": task.decision, **{k: v for k, v in given.items() if v}, "shuffle": task.shuffle}))
+    options = plain({"task": task.decision, **{k: v for k, v in given.items() if v}, "shuffle": task.shuffle})
+    return Spec(IDS[task.decision], SINGLE, vector_entry_point=VECTOR, kwargs=options,
+                max_episode_steps=task.max_decisions or NO_LIMIT)
 
 
 class EnvRollout:
