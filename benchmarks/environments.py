@@ -93,7 +93,7 @@ def native(trace: Any, population: int, envs: int, seconds: float) -> dict[str, 
         env.reset(seed=0)
         out["copied_per_s" if copy else "per_s"] = rate(env.step, envs, seconds)
     env = made[False]
-    out["compiled_per_s"] = rate(env._fleet.step, envs, seconds)
+    out["compiled_per_s"] = rate(env._runner.step, envs, seconds)
     rows = []
     for k in range(200):
         env.step(np.full(envs, k % 2))
@@ -139,7 +139,7 @@ def closed(name: str, counts: list[int], seconds: float) -> dict[str, Any]:
         env: Any = gym.make_vec(name, envs, episodes=8, copy=False, **options).unwrapped
         env.reset(seed=0)
         out["native"].append({"envs": envs, "per_s": rate(env.step, envs, seconds),
-                              "compiled_per_s": rate(env._fleet.step, envs, seconds)})
+                              "compiled_per_s": rate(env._runner.step, envs, seconds)})
     return out
 
 

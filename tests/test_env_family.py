@@ -87,7 +87,7 @@ def test_a_restored_state_goes_on_as_the_one_that_was_cloned(task: str, trace: T
     env, other = make(task, trace), make(task, trace)
     env.reset(seed=1)
     walk(env, 25, np.random.default_rng(0))
-    state, first = env.clone_state(), env._fleet.slots.obs[0].copy()
+    state, first = env.clone_state(), env._runner.slots.obs[0].copy()
     whole = walk(env, 10_000, np.random.default_rng(1))
     assert whole[-1][2]
     obs, info = env.restore_state(state)
