@@ -99,7 +99,9 @@ def test_a_signal_while_writing_leaves_nothing(tmp_path: Path, number: int) -> N
     path = BY_NAME["jsonl"].write(tmp_path)
     (tmp_path / "t.parquet").write_text("of before")
     with subprocess.Popen([sys.executable, "-c", WRITE, "signal", path, tmp_path / "t.parquet"], text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                          # or a shell's background job, which ignores Ctrl-C, would hand that down
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
         assert process.stdout is not None and "writing" in process.stdout.readline()
         process.send_signal(number)
         assert process.wait(60) == 130

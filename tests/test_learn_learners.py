@@ -33,7 +33,7 @@ def decisions(observations: NDArray, masks: NDArray, actions: NDArray, rewards: 
               **more: Any) -> Decisions:
     given: dict[str, Any] = {"next_use": np.full(masks.shape, np.inf), "propensity": np.ones(len(actions)),
                              "behaviour": np.zeros(len(actions), np.int64), "behaviours": ["toy"], "meta": {},
-                             "seam": "placement"}
+                             "decision": "placement"}
     return Decisions(observations.astype(np.float32), masks, actions=actions, rewards=rewards, episode=episode,
                      **(given | more))
 

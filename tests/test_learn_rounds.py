@@ -71,6 +71,6 @@ def test_mistakes_are_named(work: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=words):
             dagger(work, tmp_path / "p", **options)
     placement = write(tmp_path / "place-v0", labelled(0, 4, 10), "placement")
-    with pytest.raises(UserError, match="have no labels"):
+    with pytest.raises(UserError, match="has no labels"):
         script("dagger").main(placement, [work / "t.parquet"], tmp_path / "p", kv_tokens="45000")
     assert [p.name for p in tmp_path.iterdir()] == ["place-v0"]

@@ -51,7 +51,7 @@ def test_every_figure_by_hand():
     assert m["saga_requests_total", "engine=0"] == 7
     assert m["saga_recomputed_tokens_total", "engine=0"] == 96
     assert m["saga_evicted_blocks_total", "cause=idle", "engine=0"] == 3
-    assert m["saga_fallbacks_total", "cause=over budget", "engine=0", "decision=eviction"] == 2
+    assert m["saga_fallbacks_total", "cause=over budget", "decision=eviction", "engine=0"] == 2
     assert m["saga_hook_failures_total", "engine=0", "hook=step"] == 1
     assert (m["saga_decision_seconds_count", "engine=0", "kind=schedule"],
             m["saga_decision_seconds_sum", "engine=0", "kind=schedule"]) == (10, 0.005)
@@ -70,7 +70,7 @@ def test_the_router_is_an_engine_of_its_own_and_shows_where_chains_live():
     m = shown({0: ANSWER, 1: ANSWER}, router={"name": "router", "placements": 9, "migrations": 2, "homed": [3, 4],
                                               "fallback/placement/choice TypeError": 5, "engines live": 2})
     assert m["saga_placements_total", "engine=router"] == 9
-    assert m["saga_fallbacks_total", "cause=choice TypeError", "engine=router", "decision=placement"] == 5
+    assert m["saga_fallbacks_total", "cause=choice TypeError", "decision=placement", "engine=router"] == 5
     assert [m["saga_chains_homed", f"engine={e}"] for e in (0, 1)] == [3, 4]
     assert ("saga_placements_total", "engine=0") not in m
 
