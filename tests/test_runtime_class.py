@@ -58,7 +58,9 @@ def test_the_class_follows_what_vllm_decides(folder: Path, feature: str, named: 
     want, have = stock.scheduler_config.get_scheduler_cls(), ours.scheduler_config.get_scheduler_cls()
     assert want in (Scheduler, AsyncScheduler)
     assert issubclass(have, want) and issubclass(have, AsyncScheduler) == (want is AsyncScheduler)
-    assert (want is AsyncScheduler) == (gpu and feature == "nothing said")
+    assert (want is AsyncScheduler) == stock.scheduler_config.async_scheduling  # for which features, releases differ
+    assert feature != "--no-async-scheduling" or want is Scheduler
+    assert not gpu or feature != "nothing said" or want is AsyncScheduler
 
 
 def test_a_class_made_of_ours_is_left_to_who_made_it(folder: Path) -> None:

