@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
 import pytest
 from test_http_middleware import ASK, CHAT, MESSAGES, RESPONSES, Server, after, chat_answer
+
+from saga_rl.runtime.server.http.dialects import without_reasoning
+from saga_rl.runtime.server.http.settings import Settings
 
 
 @pytest.mark.parametrize("named", [{}, {"X-Claude-Code-Session-Id": "s"}])
@@ -163,6 +167,25 @@ def test_a_session_with_a_parent_is_its_sub_agent(own: str, parent: str) -> None
     assert [s["session_id"] for s in (child, grandchild, again)] == ["top"] * 3
     assert agent_of(child) == agent_of(again) and len({0, agent_of(child), agent_of(grandchild)}) == 3
     assert agent_of(server.post(CHAT, ASK, {own: "top", parent: "top"})) == 0, "its own parent is nobody's"
+
+
+def test_a_parent_is_looked_for_among_the_tenants_own_sessions() -> None:
+    """A name with a slash is written otherwise, or tenant `org` with `a/top` would be tenant `org/a` with `top`."""
+    keys = {name: hashlib.sha256(key).hexdigest() for name, key in (("org/a", b"k1"), ("org", b"k2"))}
+    server = Server(Settings(tenants={digest: name for name, digest in keys.items()}), ["k1", "k2"])
+    first, second = {"Authorization": "Bearer k1"}, {"Authorization": "Bearer k2"}
+    top = server.post(CHAT, ASK, first | {"X-Session-ID": "top"}, chat_answer("one"))
+    child = server.post(CHAT, ASK, first | {"X-Session-ID": "child", "X-Parent-Session-Id": "top"})
+    foreign = server.post(CHAT, ASK, second | {"X-Session-ID": "child", "X-Parent-Session-Id": "a/top"})
+    assert child["session_id"] == top["session_id"] != foreign["session_id"]
+
+
+@pytest.mark.parametrize(("text", "left"), [
+    ("plain", "plain"), ("<think>hm</think> so", "so"), ("hm, from the prompt</think>so", "so"),
+    ("a <think>x</think>b<think>y</think>c", "a bc"), ("<think>open", "<think>open"), ("a<think>x</think>b</think>c",
+                                                                                      "ab</think>c")])
+def test_reasoning_is_left_out_of_what_an_answer_said(text: str, left: str) -> None:
+    assert without_reasoning(text) == left
 
 
 def test_an_end_that_a_header_tells() -> None:

@@ -18,27 +18,18 @@ from saga_rl.aeg.importers.reading.left_out import Place
 
 
 def _read(reading: Reading) -> Iterator[SessionSpec]:
-    yield from sessions_of(reading, _rows(reading))
+    yield from sessions_of(reading, reading.each(lambda record, where, n: _row(record, where, n, reading)))
 
 
-def _rows(reading: Reading) -> Iterator[Row]:
-    for n, (where, record) in enumerate(reading.records()):
-        row = None
-        with reading.left.guard(where):
-            row = _row(record, where, n, reading)
-        if row:
-            yield row
-
-
-def _row(record: dict[str, Any], where: Place, n: int, reading: Reading) -> Row | None:
+def _row(record: dict[str, Any], where: Place, n: int, reading: Reading) -> Iterator[Row]:
     prompt, output = count(record, "Request tokens", where), count(record, "Response tokens", where)
     if prompt == 0 or output == 0:
         reading.drop("requests_that_failed")
-        return None
+        return
     sent = moment(record, "Timestamp", where)
     long = seconds(record, "Elapsed time", where, default=None)
     session = str(record.get("Session ID") or "").strip()
-    return Row(f"session-{session}" if session else f"request-{n:06d}", "main", n, prompt, output, sent_s=sent,
+    yield Row(f"session-{session}" if session else f"request-{n:06d}", "main", n, prompt, output, sent_s=sent,
                end_s=None if long is None else sent + long, agent_type=str(record.get("Log Type") or "chat"),
                model=str(record.get("Model") or ""))
 

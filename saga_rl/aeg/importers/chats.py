@@ -24,15 +24,8 @@ def read_chats(reading: Reading) -> Iterator[SessionSpec]:
     """Sessions of conversations, one a record."""
     reading.block = BLOCK
     chat = Chat(reading.tokenizer)
-    yield from sessions_of(reading, _rows(reading, chat))
-
-
-def _rows(reading: Reading, chat: Chat) -> Iterator[Row]:
-    for n, (where, record) in enumerate(reading.records()):
-        rows: list[Row] = []
-        with reading.left.guard(where):
-            rows = list(rows_of_chat(record, f"{record.get('id', n)}", where, chat, reading))
-        yield from rows
+    yield from sessions_of(reading, reading.each(
+        lambda record, where, n: rows_of_chat(record, f"{record.get('id', n)}", where, chat, reading)))
 
 
 def rows_of_chat(record: dict[str, Any], session: str, where: Place, chat: Chat, reading: Reading) -> Iterator[Row]:

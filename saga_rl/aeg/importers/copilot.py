@@ -19,15 +19,8 @@ from saga_rl.aeg.importers.reading.left_out import Place
 
 
 def _read(reading: Reading) -> Iterator[SessionSpec]:
-    yield from sessions_of(reading, _rows(reading), split_overlaps=True)
-
-
-def _rows(reading: Reading) -> Iterator[Row]:
-    for where, session in reading.records():
-        rows: list[Row] = []
-        with reading.left.guard(where):
-            rows = _session(session, where, reading)
-        yield from rows
+    yield from sessions_of(reading, reading.each(lambda session, where, n: _session(session, where, reading)),
+                           split_overlaps=True)
 
 
 def _session(session: dict[str, Any], where: Place, reading: Reading) -> list[Row]:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from saga_rl.aeg.build import SessionSpec
 from saga_rl.aeg.importers.reading.left_out import LeftOut, Place
@@ -14,6 +14,7 @@ from saga_rl.aeg.importers.reading.records import Progress, records
 from saga_rl.aeg.quality import Quality
 
 _ABSENT = object()
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,14 @@ class Reading:
         self._size = self._size or sum(f.stat().st_size for f in self.files)
         self._done += file.stat().st_size
         return records(file, self.left, lambda n: tell(before + n, self._size))
+
+    def each(self, make: Callable[[dict[str, Any], Place, int], Iterable[Made]]) -> Iterator[Made]:
+        """What `make(record, where, number)` gives for each record. One of which it raises `UserError` is left out."""
+        for n, (where, record) in enumerate(self.records()):
+            made: list[Made] = []
+            with self.left.guard(where):
+                made = list(make(record, where, n))
+            yield from made
 
     def drop(self, reason: str, n: int = 1) -> None:
         """Count `n` of what is left out for a reason of the format."""

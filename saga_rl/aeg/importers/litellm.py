@@ -20,33 +20,25 @@ from saga_rl.aeg.importers.reading.left_out import Place
 
 
 def _read(reading: Reading) -> Iterator[SessionSpec]:
-    yield from sessions_of(reading, _rows(reading), split_overlaps=True)
+    yield from sessions_of(reading, reading.each(lambda record, where, n: _row(record, where, n, reading)),
+                           split_overlaps=True)
 
 
-def _rows(reading: Reading) -> Iterator[Row]:
-    for n, (where, record) in enumerate(reading.records()):
-        row = None
-        with reading.left.guard(where):
-            row = _row(record, where, n, reading)
-        if row:
-            yield row
-
-
-def _row(record: dict[str, Any], where: Place, n: int, reading: Reading) -> Row | None:
+def _row(record: dict[str, Any], where: Place, n: int, reading: Reading) -> Iterator[Row]:
     if str(record.get("cache_hit")).lower() == "true":
         reading.drop("calls_answered_from_litellms_own_cache")
-        return None
+        return
     prompt, output = count(record, "prompt_tokens", where), count(record, "completion_tokens", where)
     if prompt == 0 or output == 0:
         reading.drop("calls_without_tokens")
-        return None
+        return
     known = _metadata(record)
     session = record.get("session_id") or known.get("session_id") or record.get("litellm_trace_id")
     usage = inner(known, "usage_object")
     details = inner(usage, "prompt_tokens_details")
     cached = count(details, "cached_tokens", where, count(usage, "cache_read_input_tokens", where, -1))
     name = str(session or record.get("request_id") or f"call-{n}")
-    return Row(name, "main", n, prompt, output, min(cached, prompt), (),
+    yield Row(name, "main", n, prompt, output, min(cached, prompt), (),
                calendar(record, "startTime", where), calendar(record, "completionStartTime", where, None),
                calendar(record, "endTime", where, None),
                tenant=str(record.get("team_id") or record.get("end_user") or "default"), agent_type="agent",

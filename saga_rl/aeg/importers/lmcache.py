@@ -25,7 +25,8 @@ BEGINNING = 24
 
 def _read(reading: Reading) -> Iterator[SessionSpec]:
     reading.block = BLOCK
-    rows = list(_rows(reading, Chat(reading.tokenizer)))
+    chat = Chat(reading.tokenizer)
+    rows = list(reading.each(lambda record, where, n: _row(record, where, n, chat, reading)))
     first: dict[str, Row] = {}
     for row in rows:
         known = first.setdefault(row.session, row)
@@ -39,16 +40,7 @@ def _read(reading: Reading) -> Iterator[SessionSpec]:
     yield from sessions_of(reading, rows)
 
 
-def _rows(reading: Reading, chat: Chat) -> Iterator[Row]:
-    for n, (where, record) in enumerate(reading.records()):
-        row = None
-        with reading.left.guard(where):
-            row = _row(record, where, n, chat, reading)
-        if row:
-            yield row
-
-
-def _row(record: dict[str, Any], where: Place, n: int, chat: Chat, reading: Reading) -> Row | None:
+def _row(record: dict[str, Any], where: Place, n: int, chat: Chat, reading: Reading) -> Iterator[Row]:
     given = record.get("input")
     messages = [m for m in given if isinstance(m, dict | str)] if isinstance(given, list) else [
         take(record, "input", str, where)]
@@ -66,12 +58,12 @@ def _row(record: dict[str, Any], where: Place, n: int, chat: Chat, reading: Read
         row.output, row.lengths, row.tools = 1, "missing", [Tool("tool")]
     if row.prompt == 0 or row.output == 0:
         reading.drop("calls_without_text")
-        return None
+        return
     row.sent_s = calendar(record, "timestamp", where, None)
     if row.sent_s is None:
         row.sent_s = seconds(record, "session_timestamp", where, default=None)
         reading.timed = False
-    return row
+    yield row
 
 
 FORMAT = Format("lmcache", "agents' requests with their text (LMCache's agent traces)",

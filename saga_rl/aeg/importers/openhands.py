@@ -21,15 +21,7 @@ from saga_rl.errors import UserError
 
 
 def _read(reading: Reading) -> Iterator[SessionSpec]:
-    yield from sessions_of(reading, _rows(reading))
-
-
-def _rows(reading: Reading) -> Iterator[Row]:
-    for where, record in reading.records():
-        rows: list[Row] = []
-        with reading.left.guard(where):
-            rows = _instance(record, where, reading)
-        yield from rows
+    yield from sessions_of(reading, reading.each(lambda record, where, n: _instance(record, where, reading)))
 
 
 def _instance(record: dict[str, Any], where: Place, reading: Reading) -> list[Row]:

@@ -24,20 +24,12 @@ from saga_rl.aeg.importers.reading.left_out import Place
 def _read(reading: Reading) -> Iterator[SessionSpec]:
     chat = Chat(reading.tokenizer)
     reading.block = BLOCK
-    yield from sessions_of(reading, _rows(reading, chat))
+    yield from sessions_of(reading, reading.each(lambda record, where, n: _trajectory(record, where, chat, reading)))
 
 
-def _rows(reading: Reading, chat: Chat) -> Iterator[Row]:
-    for where, record in reading.records():
-        rows: list[Row] = []
-        with reading.left.guard(where):
-            name = str(record.get("instance_id") or inner(record, "info").get("instance_id")
-                       or Path(where.file).name.split(".")[0])
-            rows = list(_trajectory(record, name, where, chat, reading))
-        yield from rows
-
-
-def _trajectory(record: dict[str, Any], session: str, where: Place, chat: Chat, reading: Reading) -> Iterator[Row]:
+def _trajectory(record: dict[str, Any], where: Place, chat: Chat, reading: Reading) -> Iterator[Row]:
+    session = str(record.get("instance_id") or inner(record, "info").get("instance_id")
+                  or Path(where.file).name.split(".")[0])
     steps = objects(record, "trajectory", where)
     context, k = Context(), 0
     for message in objects(record, "messages" if "messages" in record else "history", where):

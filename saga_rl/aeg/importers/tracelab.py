@@ -21,23 +21,14 @@ LATENCIES = ("wall_latency_ms", "tool_wall_latency_ms", "latency_ms", "duration_
 
 
 def _read(reading: Reading) -> Iterator[SessionSpec]:
-    yield from sessions_of(reading, _rows(reading))
+    yield from sessions_of(reading, reading.each(lambda record, where, n: _row(record, where, reading)))
 
 
-def _rows(reading: Reading) -> Iterator[Row]:
-    for where, record in reading.records():
-        row = None
-        with reading.left.guard(where):
-            row = _row(record, where, reading)
-        if row:
-            yield row
-
-
-def _row(record: dict[str, Any], where: Place, reading: Reading) -> Row | None:
+def _row(record: dict[str, Any], where: Place, reading: Reading) -> Iterator[Row]:
     prompt, output = count(record, "input_tokens_total", where), count(record, "output_tokens", where)
     if prompt == 0 or output == 0:
         reading.drop("rounds_without_tokens")
-        return None
+        return
     events = sorted((calendar(e, "timestamp", where), str(e.get("event_type"))) for e in
                     objects(record, "timing_events", where) if e.get("timestamp") is not None)
     sent = events[0][0] if events else None
@@ -48,7 +39,7 @@ def _row(record: dict[str, Any], where: Place, reading: Reading) -> Row | None:
     tools = [Tool(str(t.get("name") or t.get("tool_name") or "tool"),
                   next((seconds(t, k, where, 1000.0) for k in LATENCIES if t.get(k) is not None), None))
              if isinstance(t, dict) else Tool(str(t)) for t in take(record, "tools", list, where, [])]
-    return Row(take(record, "session_id", str, where), "main", count(record, "round_index", where), prompt, output,
+    yield Row(take(record, "session_id", str, where), "main", count(record, "round_index", where), prompt, output,
                min(count(record, "prefix_tokens", where, -1), prompt), tools or (), sent, None,
                events[-1][0] if events else None, tenant=str(record.get("user_id") or "default"),
                agent_type=str(record.get("provider") or "tracelab"), model=str(record.get("model") or ""))

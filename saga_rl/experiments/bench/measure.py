@@ -92,17 +92,13 @@ def _processor() -> str:
 def measure(plan: Plan, journal: Journal, folder: Path, console: Console, at_once: int | None = None) -> None:
     """Make all runs that the journal lacks. Whatever ends it, no server survives, and the next time goes on."""
     s = plan.settings
-    if s.virtual:
-        virtual = cells(s, False)
-        if any(cell.key not in journal.results for cell in virtual.values()):
-            journal.note(start(s))
-        Runner(journal, Virtual(plan, at_once), console).run("runs", virtual)
-        return
-    most = at_once or hosts_at_once(s, [plan.need(a) for a in s.arms])
-    wanted = cells(s, most == 1)
+    backend: Virtual | Served = Virtual(plan, at_once)
+    if not s.virtual:
+        backend = Served(plan, folder, at_once or hosts_at_once(s, [plan.need(a) for a in s.arms]))
+    wanted = cells(s, isinstance(backend, Served) and backend.most == 1)
     if any(cell.key not in journal.results for cell in wanted.values()):
         journal.note(start(s))
-    Runner(journal, Served(plan, folder, most), console).run("runs", wanted)
+    Runner(journal, backend, console).run("runs", wanted)
 
 
 class Served:

@@ -12,8 +12,8 @@ def number(record: type[Columns], **wide: int) -> tuple[Columns, tuple[str, ...]
     """Return (where each field of a NamedTuple begins in a row, the names of all columns).
 
     wide: fields that are several columns, and how many: `mine=4` gives mine_0 ... mine_3. The numbers stand in a module
-    with the record's fields: of all objects, it alone has attributes that compiled code takes as constants
-    (`row[EV.idle_s]`); a named tuple of forty would be made anew at each use, which takes numba hours.
+    with the record's fields, whose attributes numba takes as constants (`row[EV.idle_s]`); a named tuple of forty is
+    made anew in compiled code at each use of it.
     """
     places, names = ModuleType(record.__name__, record.__doc__), list[str]()
     for field in record._fields:  # type: ignore[attr-defined]

@@ -113,7 +113,7 @@ def _hook_placement() -> None:
 
 def _hook_app() -> None:
     """At an app's first call (uvicorn's lifespan message) vLLM's state is in place and the event loop runs. That is a
-    decision of the web framework; vLLM's own way to its app has moved in each release."""
+    seam of the web framework; vLLM's own way to its app has moved in each release."""
     from fastapi import FastAPI
 
     stock: Any = FastAPI.__call__

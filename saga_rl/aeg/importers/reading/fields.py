@@ -34,14 +34,20 @@ def at_least(value: Any, least: int, name: str, where: object) -> Any:
     return value
 
 
+def _number(row: dict[str, Any], name: str, where: object, kind: str) -> Any:
+    """`row[name]`, or the number that its text is (of a CSV cell; None for an empty one)."""
+    value = row.get(name)
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value) if value.strip() else None
+    except ValueError:
+        raise UserError(f"{where}, field {name!r}", f"is {value[:60]!r}", f"give {kind}") from None
+
+
 def count(row: dict[str, Any], name: str, where: object, default: Any = ...) -> int:
     """Number of tokens in `row[name]`, 0 or more; text that is one (of a CSV cell) and whole floats pass."""
-    value: Any = row.get(name)
-    if isinstance(value, str):
-        try:
-            value = float(value) if value.strip() else None
-        except ValueError:
-            raise UserError(f"{where}, field {name!r}", f"is {value[:60]!r}", "give an integer") from None
+    value = _number(row, name, where, "an integer")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if value is None and default is not ...:
@@ -51,13 +57,7 @@ def count(row: dict[str, Any], name: str, where: object, default: Any = ...) -> 
 
 def seconds(row: dict[str, Any], name: str, where: object, per_s: float = 1.0, default: Any = ...) -> Any:
     """Seconds in `row[name]`, a number (or text that is one) of units, `per_s` of them a second; 0 or more."""
-    value: Any = row.get(name)
-    if isinstance(value, str):
-        try:
-            value = float(value) if value.strip() else None
-        except ValueError:
-            raise UserError(f"{where}, field {name!r}", f"is {value[:60]!r}", "give a number") from None
-    found = take({name: value}, name, float, where, default)
+    found = take({name: _number(row, name, where, "a number")}, name, float, where, default)
     return found if found is default else at_least(found, 0, name, where) / per_s
 
 

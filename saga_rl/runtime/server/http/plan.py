@@ -161,7 +161,9 @@ class Planner:
         is an agent of the session at the top. The number that the client gives itself counts before."""
         top = named
         if parent is not None:
-            above = cut_name(f"{tenant}/{parent}") if tenant is not None and self.tenants.strict else parent
+            above = parent
+            if tenant is not None and self.tenants.strict:
+                above = cut_name(self.tenants.own_name(tenant, parent))
             top = self._tops.get(above, above)
             if above != named:
                 self._tops[named] = top
