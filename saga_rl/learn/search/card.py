@@ -54,7 +54,7 @@ def _tried(meta: Mapping[str, Any]) -> list[str]:
 
 def copied_card(decision: str, meta: Mapping[str, Any], others: Mapping[str, str]) -> str:
     """What a copy of a trained checkpoint adds to its card: what it serves beside. meta: as `search_card`'s."""
-    how = _tried(meta) if decision in meta["config"]["trained"] else ["- it was given; the others were searched around"]
+    how = _tried(meta) if decision in meta["config"]["trained"] else ["- it was given; the others were searched"]
     beside = ", ".join(f"{other} `{spec}`" for other, spec in others.items())
     return "\n".join(["", "## In this folder", "A copy, for a set of policies that a search found (the other cards "
                       "here say how). Figures above are the original's, with the original's other policies.", *how,
