@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 PY := .venv/bin/python
 STAMP := .venv/.installed
-EXTRAS := train,serve-cpu,ray,dev,docs
+EXTRAS := train,serve-cpu,ray,ray-serve,dev,docs
 TRACE ?=
 FORMAT ?=
 # Test files that run at once; a live server and its engines count as one.
