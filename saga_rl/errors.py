@@ -1,4 +1,4 @@
-"""The one exception a user's mistake raises, and the exit status it maps to."""
+"""The one exception a user's mistake raises, and the exit statuses of commands."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+"""Of a command that Ctrl-C ended."""
 
 
 class UserError(Exception):

@@ -30,9 +30,9 @@ class Server:
         self.answer: bytes | list[bytes] = b"{}"
         self.seen, self.headers = b"", {}
         self.notes: list[dict[str, Any]] = []
-        self.middleware = SagaMiddleware(self.app, set_ or Settings(), self.tell, keys)
+        self.middleware = SagaMiddleware(self.app, set_ or Settings(), self.send_notes, keys)
 
-    async def tell(self, notes: list[dict[str, Any]]) -> None:
+    async def send_notes(self, notes: list[dict[str, Any]]) -> None:
         self.notes += notes
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:

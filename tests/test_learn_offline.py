@@ -14,7 +14,7 @@ from test_learn_learners import labelled
 
 from saga_rl.errors import UserError
 from saga_rl.learn.data.dataset import Decisions, Episode, new_dataset, read_dataset
-from saga_rl.learn.offline.from_datasets import load, weigh
+from saga_rl.learn.offline.from_datasets import load, with_reward
 from saga_rl.learn.offline.learners import LEARNERS
 from saga_rl.policies.features import feature_hash
 from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES, load_checkpoint
@@ -114,13 +114,13 @@ def test_several_datasets_are_joined(toy: Path, tmp_path: Path) -> None:
 
 def test_a_reward_is_weighed_from_components(toy: Path) -> None:
     data = read_dataset(toy)
-    np.testing.assert_allclose(weigh(data, "log_tct=2,recomputed_tokens=0.5").rewards,
+    np.testing.assert_allclose(with_reward(data, "log_tct=2,recomputed_tokens=0.5").rewards,
                                -2 * data.components["log_tct"] - 0.5 * data.components["recomputed_tokens"])
-    assert weigh(data, "") is data
+    assert with_reward(data, "") is data
     for text, words in (("tct=1", "log_tct"), ("log_tct", "no weight"), ("log_tct=x", "no weight"),
                         ("log_tct=nan", "no weight")):
         with pytest.raises(UserError, match=words):
-            weigh(data, text)
+            with_reward(data, text)
 
 
 def test_a_stopped_run_says_how_to_go_on(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

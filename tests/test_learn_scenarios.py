@@ -55,12 +55,12 @@ def test_a_file_at_a_load_arrives_so_many_times_as_fast(file):
 
 
 def test_it_is_told_on_what_cluster_it_is_played(file):
-    usual = scenario(wanted(file), "", 3, 0, sim_config(80_000)).told()
+    usual = scenario(wanted(file), "", 3, 0, sim_config(80_000)).described()
     assert "costs of" not in usual and "expiry" not in usual
     own = replace(sim_config(80_000, profile="h100-llama3.1-8b-tp1"), expiry_s=15.0, block_tokens=32)
     made = scenario(wanted(file), "", 3, 0, own)
     assert made.config.profile == own.profile and made.config.expiry_s == 15.0
-    assert made.told() == usual + ", costs of h100-llama3.1-8b-tp1, block_tokens 32, expiry_s 15"
+    assert made.described() == usual + ", costs of h100-llama3.1-8b-tp1, block_tokens 32, expiry_s 15"
 
 
 def test_a_workload_at_a_load_plays_its_own_arrangements(monkeypatch):
@@ -68,7 +68,7 @@ def test_a_workload_at_a_load_plays_its_own_arrangements(monkeypatch):
 
     monkeypatch.setattr(points, "peak", lambda name, data="": {"per_worker_per_min": 2.0})
     made = scenario(wanted("workload:web@load=1.5"), "train", 4, 40, sim_config(500_000, 2))
-    assert made.config.population == 0 and made.per_min == 6.0 and "6.00 arriving a minute" in made.told()
+    assert made.config.population == 0 and made.per_min == 6.0 and "6.00 arriving a minute" in made.described()
     arrivals = made.episode(3).sessions.arrival_s
     assert len(arrivals) == 40 and np.diff(arrivals).mean() == pytest.approx(10.0, rel=0.5)
     np.testing.assert_array_equal(arrivals, made.episode(3).sessions.arrival_s)

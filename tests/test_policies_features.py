@@ -164,7 +164,7 @@ def admission(chains, tables, g, **changed):
     out = np.zeros(len(F.ADMISSION))
     values = {"need": 1.0, "free": 2.0, "evictable": 30.0, "older_idle": 20.0, "growth": 5.0, "pool": 100.0,
               "pinned": 50.0, "live": 75.0, "session_growth": 40.0, "running": 7.0, "active": 9.0,
-              "weighed": np.array([12.0, 3.0, 6.0]), "lost": 4.0, "older_returns": 8.0} | changed
+              "expected_older": np.array([12.0, 3.0, 6.0]), "lost": 4.0, "older_returns": 8.0} | changed
     F.admission_row(chains, tables, g, 0, 0, 20.0, 12.0, *values.values(), out)
     return dict(zip(F.ADMISSION, out, strict=True))
 
@@ -196,17 +196,17 @@ def test_admission_columns_that_nobody_reads_are_not_made():
 def test_older_chains_are_weighed_by_what_is_known_of_their_return():
     chains, tables, _ = world()
     older = np.zeros(3)
-    F.weigh_older(chains, tables, 0, 0, 11.0, 10.0, 8.0, older)
+    F.add_expected_older(chains, tables, 0, 0, 11.0, 10.0, 8.0, older)
     lives = F.alive(chains, tables, 0, 0, 11.0, 10.0)
     assert older[0] == 8 * lives and 0 < older[1] < older[2] < older[0]
     tool = int(chains[0, ch.TOOL])
     back = 1 - tb.survival(tables, 0, tool, 11.0) / tb.survival(tables, 0, tool, 1.0)
     assert older[1] == pytest.approx(8 * lives * back)
     chains[0, ch.WAITING], older[:] = 1, 0
-    F.weigh_older(chains, tables, 0, 0, 11.0, 10.0, 8.0, older)
+    F.add_expected_older(chains, tables, 0, 0, 11.0, 10.0, 8.0, older)
     assert older.tolist() == [8, 8, 8]
     chains[0, ch.WAITING], chains[0, ch.ENDED], older[:] = 0, 1, 0
-    F.weigh_older(chains, tables, 0, 0, 11.0, 10.0, 8.0, older)
+    F.add_expected_older(chains, tables, 0, 0, 11.0, 10.0, 8.0, older)
     assert older.tolist() == [0, 0, 0]
 
 

@@ -155,8 +155,8 @@ class Auditor:
     def __init__(self, s, shares: dict[str, float]) -> None:
         self.s, self.shares, self.queue = s, shares, s.block_queue
         self.seen = self.broken = 0
-        self._take = self.queue._take
-        self.queue._take = self.take
+        self._inner_pop = self.queue._pop
+        self.queue._pop = self._pop
 
     def has(self, tenant: int) -> int:
         s, runs = self.s, self.queue.runs
@@ -166,8 +166,8 @@ class Auditor:
         return idle + sum(len(table(r.request_id)[0]) for r in s.running
                           if s.served[r.request_id].tenant == tenant)
 
-    def take(self, run, most, out):
-        had, taken = self.has(run.tenant), self._take(run, most, out)
+    def _pop(self, run, most, out):
+        had, taken = self.has(run.tenant), self._inner_pop(run, most, out)
         self.seen += taken
         names = {code: name for name, code in self.s.tracker.tenants.codes.items()}
         if run.tenant in names and run.tenant != self.queue.tenant:
@@ -375,11 +375,11 @@ def test_floors_cost_what_changes_not_what_runs_or_is_idle(folder, floors):
     while s.waiting:
         step(s)
     taken = s.block_queue.taken
-    s.pins.looks = s.block_queue.floors.walks = 0
+    s.pins.updates = s.block_queue.floors.walks = 0
     for _ in range(16):
         step(s)
     assert len(s.running) == 64
-    assert s.pins.looks <= 64 + 4 and s.block_queue.floors.walks <= 4
+    assert s.pins.updates <= 64 + 4 and s.block_queue.floors.walks <= 4
     assert s.block_queue.taken > taken and s.block_queue.runs.on  # it evicts, and floors and prefixes are asked about
     tables = s.kv_cache_manager.get_block_ids
     assert +s.pins.by_tenant == Counter(

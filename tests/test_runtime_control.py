@@ -37,8 +37,8 @@ def test_an_answer_is_made_of_plain_values_and_errors_are_one_line(folder):
     assert said["kv/blocks"] == 16
     assert (said["spec"], said["checkpoints"]) == ("lru", {})
     assert {type(v) for v in said.values()} <= {int, float, str, dict}
-    assert commands.handle(s, "told", {"notes": [{"session": "a", "agent": 0, "next_tool": None, "final": False}]}) == {
-        "applied": 0}
+    note = {"session": "a", "agent": 0, "next_tool": None, "final": False}
+    assert commands.handle(s, "notes", {"notes": [note]}) == {"applied": 0}
     assert commands.handle(s, "no such", {}) == {"error": "no command 'no such'"}
     assert commands.handle(object(), "snapshot", {}) == {"error": "this engine runs another scheduler"}
     assert "KeyError" in commands.handle(s, "swap", {})["error"]
@@ -144,10 +144,10 @@ def test_every_engine_is_asked_and_none_can_raise_or_make_the_others_wait():
         return None
 
     client = Client(well, dead, slow, odd)
-    said = asyncio.run(control.everywhere(SimpleNamespace(engine_core=client), "told", {"x": 1}, 0.05))
-    assert said == [{"engine": 0, "said": "told", "x": 1}, {"engine": 1, "error": "RuntimeError: engine"},
+    said = asyncio.run(control.everywhere(SimpleNamespace(engine_core=client), "notes", {"x": 1}, 0.05))
+    assert said == [{"engine": 0, "said": "notes", "x": 1}, {"engine": 1, "error": "RuntimeError: engine"},
                     {"engine": 2, "error": "no answer within 0.05 s"}, {"engine": 3, "error": "no answer"}]
     client.saga_engines = SimpleNamespace(live=lambda: [0, 3])
     client.asked.clear()
-    asyncio.run(control.everywhere(client, "told", {}, 0.05))
+    asyncio.run(control.everywhere(client, "notes", {}, 0.05))
     assert client.asked == [0, 3]

@@ -138,7 +138,7 @@ def test_anything_unexpected_leaves_it_to_vllm(monkeypatch):
         monkeypatch.setattr(Router, "engine_lost", lambda *a: 1 / 0)
         mine.engine_lost(0, -9, lambda: stock.append("lost"))
         monkeypatch.undo()
-        monkeypatch.setattr(Engines, "settle", lambda *a: 1 / 0)
+        monkeypatch.setattr(Engines, "resend_or_fail", lambda *a: 1 / 0)
         mine.engine_lost(0, -9, lambda: stock.append("settle"))
         await asyncio.sleep(engines.DRAIN_S + 0.1)
         assert stock == ["lost", "settle"]

@@ -114,8 +114,8 @@ class World:
             self.dead.add(w)
             self.holds[w] = {}
             self.mine.engine_lost(w, -9, lambda: pytest.fail("vLLM's own way was taken"))
-        elif what == "settle" and w in self.dead and self.mine.states[w] is not EngineState.SETTLED:
-            await self.mine.settle(w)
+        elif what == "settle" and w in self.dead and self.mine.states[w] is not EngineState.OUT:
+            await self.mine.resend_or_fail(w)
         elif what == "steal" and names and w not in self.dead:
             thief = (w + 1 + k % 2) % ENGINES
             offered = [n for n in names if stealing.free(self.mine, n) and thief not in
@@ -143,7 +143,7 @@ def test_every_request_is_answered_once_by_one_engine_and_nothing_is_left_over(a
         world = World()
         for what, k in acts:
             await world.act(what, k)
-        for _ in range(2 * ENGINES):  # in the end all is settled, served and read
+        for _ in range(2 * ENGINES):  # in the end all is sent again, served and read
             for w in range(ENGINES):
                 await world.act("settle", w)
             for w in set(range(ENGINES)) - world.dead:
@@ -167,7 +167,7 @@ def test_every_request_is_answered_once_by_one_engine_and_nothing_is_left_over(a
         assert not [n for n in world.mine.counts if n.startswith("fallback") and "budget" not in n], world.mine.counts
 
     with restored(DPLBAsyncMPClient, BackgroundResources, Engines):
-        Engines._settle_soon = never_by_itself
+        Engines._resend_soon = never_by_itself
         DPLBAsyncMPClient._send_input = lambda self, request_type, request, engine: self.input_socket.send_multipart(
             (engine, request_type.value, request))
         asyncio.run(scene())

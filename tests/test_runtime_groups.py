@@ -171,7 +171,7 @@ def test_admission_asks_for_the_blocks_of_all_groups(folder: Path) -> None:
     assert blocks_for(float(LENGTH), groups.tokens, groups.most) == 21 + groups.most[1]
     assert blocks_for(float(BLOCK), groups.tokens, groups.most) == 2
     served = s.tracker.arrive(Hints(session="x"), 0.0, LENGTH)
-    s.admission.look(make_request("x", list(range(LENGTH))), served, 0, [], {}, 0.0)
+    s.admission.make_row(make_request("x", list(range(LENGTH))), served, 0, [], {}, 0.0)
     assert s.admission.row[0, AD.need] >= 21 + groups.most[1]
     mamba = scheduler(folder, "full and Mamba", clock=Clock()).block_queue.groups
     assert mamba.most.tolist() == [float("inf"), STATES] and mamba.growing == BLOCK

@@ -112,7 +112,7 @@ def test_an_engine_with_a_long_history_admits_as_a_new_one_does(tmp_path: Path) 
     s.add_request(make_request("waits", [2] * 3 * BLOCK, session="b"))
     step(s)
     served = s.served["waits"]
-    s.admission.look(s.requests["waits"], served, 0, s.running, s.served, s.now)
+    s.admission.make_row(s.requests["waits"], served, 0, s.running, s.served, s.now)
     everyone = np.arange(len(s.tracker.chains))
     assert s.admission.row[0, AD.active] == count_active(s.tracker.chains, everyone, s.now, s.tracker.expiry_s)
     assert len(s.tracker.heard.living()) <= 300 / 0.2 + 3

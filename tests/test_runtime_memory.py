@@ -106,7 +106,7 @@ def test_a_flood_of_names_and_of_hints_is_bounded(folder):
     assert (len(t.tenants.codes), len(t.tools.codes)) == (MAX_NAMES, MAX_TOOLS)
     assert max(map(len, (*t.tenants.codes, *t.tools.codes))) <= 200
     assert s.metrics.counts["hints unread"] == 700 + 350
-    s.told({"session": f"s{i}", "agent": 0, "next_tool": "y" * 10_000} for i in range(1000))
+    s.apply_notes({"session": f"s{i}", "agent": 0, "next_tool": "y" * 10_000} for i in range(1000))
     assert max(map(len, t.tools.codes)) <= 200
     assert len(s.snapshot()) < 10 * MAX_NAMES
 

@@ -328,5 +328,5 @@ def test_a_note_of_the_end_ends_all_lanes_too(folder):
     for name in ("a", "b"):
         ask(s, name, session_tokens(0, 5), session="s")
     drain(s, clock)
-    assert s.told([{"session": "s", "agent": 0, "final": True}]) == 1
+    assert s.apply_notes([{"session": "s", "agent": 0, "final": True}]) == 1
     assert lanes(s, "s") == [1.0, 1.0]

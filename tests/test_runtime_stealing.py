@@ -208,10 +208,10 @@ def test_whatever_happens_while_an_engine_is_asked_no_request_is_lost_or_served_
                 await c.abort_requests_async(["r0"])
             elif what == "victim dies":
                 mine.engine_lost(0, -9, lambda: None)
-                await mine.settle(0)
+                await mine.resend_or_fail(0)
             elif what == "thief dies":
                 mine.engine_lost(1, -9, lambda: None)
-                await mine.settle(1)
+                await mine.resend_or_fail(1)
 
         answers(c, {"given": None if what == "nothing" else "r0"}, meanwhile)
         assert await stealing.steal(c, mine, 1, 0, ["r0", "r1"]) is None

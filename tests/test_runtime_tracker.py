@@ -85,7 +85,7 @@ def test_an_unnamed_prompt_is_over_when_answered_unless_it_goes_on(how):
     assert tracker.chains[c, ch.ENDED] == 2 and tracker.tables.ends.sum() > 0
     assert tracker.expire(1000.0, [c]) == 0
     if how == "tool":
-        assert tracker.told({"session": "chain-1", "agent": 0, "next_tool": "bash"})
+        assert tracker.apply_note({"session": "chain-1", "agent": 0, "next_tool": "bash"})
     elif how == "returns":
         assert one(2.0) == c
     ended = how == "nothing"
@@ -133,7 +133,7 @@ def test_a_tool_that_is_named_afterwards_leaves_the_return_where_an_end_would_ha
     assert calls[:, :-2].sum() == 2
     told = t.arrive(Hints(session="t"), 1.0, 10)
     t.finish(told, 2.0, 5)
-    assert t.told({"session": "t", "next_tool": "web"})
+    assert t.apply_note({"session": "t", "next_tool": "web"})
     t.arrive(Hints(session="t", tool="web"), 3.0, 20)
     assert t.tables.returns[0, web] == 1
 

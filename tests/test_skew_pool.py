@@ -124,7 +124,7 @@ class SagaEngine(VllmEngine):
                        hash_block_size=config.block_tokens)
 
     def _watch_victims(self, victims: Any) -> None:
-        scores, tell = victims.scores, victims.tell
+        scores, tell = victims.scores, victims.notify
 
         def scored(runs, slots, now):
             out = scores(runs, slots, now)
@@ -136,7 +136,7 @@ class SagaEngine(VllmEngine):
             if victims.policy.memory:
                 self.rows["eviction"].append(victims._rows[:1].copy())
 
-        victims.scores, victims.tell = scored, told
+        victims.scores, victims.notify = scored, told
 
     @staticmethod
     def _wrap(owner: Any, name: str, look: Any) -> None:

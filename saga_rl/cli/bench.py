@@ -10,10 +10,8 @@ from typing import Annotated
 
 import typer
 
-from saga_rl.errors import UserError
+from saga_rl.errors import EXIT_INTERRUPTED, UserError
 from saga_rl.policies.parameters import EXPIRY_S
-
-EXIT_INTERRUPTED = 130
 
 
 def _bench(

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from saga_rl.errors import EXIT_INTERRUPTED
 from saga_rl.experiments.compare.settings import PARTS, Settings
 
 if TYPE_CHECKING:
     from saga_rl.experiments.compare import sources
 
-EXIT_INTERRUPTED = 130
 D = Settings()
 
 

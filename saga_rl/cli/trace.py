@@ -38,7 +38,7 @@ def _written(trace: Trace, out: Path) -> None:
     from saga_rl.aeg.io import write_trace
 
     write_trace(trace, out)
-    _told(trace, out)
+    _report(trace, out)
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _told(trace: Trace, out: Path) -> None:
+def _report(trace: Trace, out: Path) -> None:
     _say(f"{out}: {trace.n_sessions:,} sessions, {trace.n_steps:,} steps, "
          f"{int(trace.steps.prompt_tokens.sum()):,} prompt tokens")
 
@@ -124,7 +124,7 @@ def import_command(
                         lenient=lenient or None,
                         progress=lambda done, total: bar.update(task, completed=done, total=total))
         write_trace(done.trace, out)
-    _told(done.trace, out)
+    _report(done.trace, out)
     _say(f"  format: {done.format.name}{'' if fmt else ' (found by content)'}")
     for what, counts in (("left out", done.trace.meta.dropped), ("assumed", done.trace.meta.notes.get("mended", {}))):
         for reason, n in counts.items():

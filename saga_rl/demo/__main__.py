@@ -15,7 +15,7 @@ from saga_rl.demo import own
 from saga_rl.demo.outcome import show, write_page
 from saga_rl.demo.ring import run
 from saga_rl.demo.settings import Settings
-from saga_rl.errors import run_user_command
+from saga_rl.errors import EXIT_INTERRUPTED, run_user_command
 from saga_rl.processes import ProcessFailed
 
 
@@ -43,7 +43,7 @@ def main(
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         console.print("demo stopped by you; its servers are stopped too")
-        raise typer.Exit(130) from None
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     show(outcome, console)
     write_page(settings, outcome, folder / "report.html")
     console.print(f"report: {folder / 'report.html'}   figures: {folder / 'results.json'}   "

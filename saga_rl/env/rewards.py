@@ -1,4 +1,4 @@
-"""Rewards of the environments; what they are made of is settled in compiled code (`sim.stepping`)."""
+"""Rewards of the environments; what they are made of is summed in compiled code (`sim.stepping`)."""
 
 from __future__ import annotations
 

@@ -222,8 +222,8 @@ class Settings:
                                max(e.segments for e in pool), rules, real)
         return ClosedRunner(closed, made, self.played, threads)  # type: ignore[arg-type]
 
-    def weigh(self, slots: Any) -> None:
-        """Tell compiled code the prices as they are now."""
+    def set_prices(self, slots: Any) -> None:
+        """Give compiled code the prices as they are now."""
         if self.kind.code != OPEN:
             slots.real[cs.P95_WEIGHT], slots.real[cs.FAIRNESS_WEIGHT] = (self.rewards.p95_weight,
                                                                          self.rewards.fairness_weight)

@@ -74,7 +74,7 @@ class TaskEnv(gym.Env[NDArray[np.float32], np.int64]):
     def step(self, action: np.int64) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         if self._runner is None or self._runner.slots.book[0, bk.OVER]:
             raise gym.error.ResetNeeded("the episode is over: call reset()")
-        self.settings.weigh(self._runner.slots)
+        self.settings.set_prices(self._runner.slots)
         self._act[0] = int(action)
         self._runner.step(self._act)
         z = self._runner.slots

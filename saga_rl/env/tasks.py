@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 SEED = 5
-"""Of what is generated, and of the split, as in `saga_rl.learn.judge.sessions`."""
+"""Of what is generated, and of the split; `saga_rl.learn.judge.sessions` has it, `PARTS` and `ROUNDS` from here."""
 PARTS = {"train": 0.5, "validation": 0.2, "test": 0.3}
 ROUNDS = 4
 """Sessions of an episode for each that is alive at once."""
@@ -43,3 +43,8 @@ NAMED: dict[str, dict[str, Any]] = {
     "saga_rl/Weka-P1-v0": _recorded("weka_claude_code/traces.jsonl.gz", "weka", 16, 1_222_992),
     "saga_rl/Katas-P1-v0": _recorded("claude_code_katas/calls.jsonl.gz", "katas", 16, 858_752, rate_per_min=8.0)}
 """By id: options of `saga_rl.env.settings.Settings`."""
+
+
+def short_name(task: str) -> str:
+    """A named task's id without what all have in common: saga_rl/Swe-P1-v0 -> Swe-P1."""
+    return task.removeprefix("saga_rl/").removesuffix("-v0")

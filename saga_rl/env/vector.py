@@ -125,7 +125,7 @@ class TaskVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[An
                 order[b] = np.random.default_rng(one).permutation(order.shape[1])
                 self._slots.book[b, bk.PLAYED] = 0
         self._seeded = True
-        self.settings.weigh(self._slots)
+        self.settings.set_prices(self._slots)
         self._runner.reset(which)
         return self._observations(), self._infos(which)
 
@@ -137,7 +137,7 @@ class TaskVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[An
         actions = np.ascontiguousarray(actions, np.int64)
         if actions.shape != (self.num_envs,):
             raise ValueError(f"actions have shape {actions.shape}, not ({self.num_envs},)")
-        self.settings.weigh(z)
+        self.settings.set_prices(z)
         self._runner.step(actions)
         infos = self._infos(np.ones(self.num_envs, bool))
         if self.autoreset_mode == AutoresetMode.SAME_STEP:

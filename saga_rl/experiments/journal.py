@@ -146,11 +146,11 @@ class Journal:
         self.cut = self.whole < len(data)
         for text in data[:self.whole].splitlines():
             try:
-                self._take(json.loads(text))
+                self._accept(json.loads(text))
             except (ValueError, KeyError, TypeError, AttributeError):
                 self.damaged += 1
 
-    def _take(self, line: Line) -> None:
+    def _accept(self, line: Line) -> None:
         if line.get("kind", RUN) != RUN:
             self.notes.append(line)
             return
@@ -171,7 +171,7 @@ class Journal:
             file.write(text.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self._take(json.loads(text))  # what was just computed reads like what a resumed run finds
+        self._accept(json.loads(text))  # what was just computed reads like what a resumed run finds
 
     def write_head(self, head: Head) -> None:
         """Replace `experiment.json`."""

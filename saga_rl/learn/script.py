@@ -13,9 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from saga_rl.errors import UserError, run_user_command
-
-EXIT_INTERRUPTED = 130
+from saga_rl.errors import EXIT_INTERRUPTED, UserError, run_user_command
 
 
 def run_script(command: Callable[..., None], arguments: list[str] | None = None, name: str | None = None) -> None:

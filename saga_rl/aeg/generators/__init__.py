@@ -1,4 +1,5 @@
-"""Workload generators by name. A trace is determined by (name, seed, parameters)."""
+"""Workload generators by name. A trace is determined by (name, seed, parameters).
+Imports nothing of the package above `aeg`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """Importers: files as they are become a Trace. One file a format; what was left out is counted in `meta.dropped`, what
-had to be assumed in `meta.notes["mended"]`, and what was recorded, estimated or missing in `meta.notes["quality"]`."""
+had to be assumed in `meta.notes["mended"]`, and what was recorded, estimated or missing in `meta.notes["quality"]`.
+Imports nothing of the package above `aeg`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """`saga-rl train NAME`: learning, from decisions to a judged checkpoint. A module a command, imported when called;
-the scripts of `training/` are the same."""
+the scripts of `training/` are the same. May import every room."""
 
 from __future__ import annotations
 

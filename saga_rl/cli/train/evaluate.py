@@ -42,9 +42,10 @@ def main(
     """Evaluate one eviction checkpoint on held-out sessions of one trace; protocol.py is the whole protocol."""
     from saga_rl.aeg.io import read_trace
     from saga_rl.env.episodes import sim_config
+    from saga_rl.experiments.compare.settings import STOCK
     from saga_rl.experiments.intervals import COLLAPSE
     from saga_rl.learn.cards import evaluation_card
-    from saga_rl.learn.judge.evaluation import STOCK, closed_loop, open_loop
+    from saga_rl.learn.judge.evaluation import closed_loop, open_loop
     from saga_rl.learn.judge.picture import evaluation_picture
     from saga_rl.policies.learned.checkpoint import load_checkpoint
     from saga_rl.policies.presets import preset, preset_names

@@ -14,8 +14,8 @@ from typing import Annotated
 from rich.console import Console
 from typer import Option
 
-from saga_rl.errors import UserError
-from saga_rl.learn.script import EXIT_INTERRUPTED, check_range, stop, words
+from saga_rl.errors import EXIT_INTERRUPTED, UserError
+from saga_rl.learn.script import check_range, stop, words
 from saga_rl.learn.tracking import WandbRun
 from saga_rl.provenance import provenance
 from saga_rl.report.tables import terminal

@@ -124,7 +124,7 @@ def main(
                                                       f"step {curves['sigma']:.3f}")
 
             found = search(train, judged, config, journal, jobs, on_generation)
-        facts = [f"{a.told()}; {w.origin()}" for a, w in zip(train, asked, strict=True)]
+        facts = [f"{a.described()}; {w.origin()}" for a, w in zip(train, asked, strict=True)]
         save(out, found, config, facts, note, seed)
         search_picture(found.curve, folder / f"{out.name}.search.png")
         tracker.summary({"validation_cost": found.validation_cost, "start_cost": found.start_cost})

@@ -13,7 +13,8 @@ from typing import Annotated
 from rich.console import Console
 from typer import Argument, Option
 
-from saga_rl.learn.script import EXIT_INTERRUPTED, check_range, numbers, progress, stop
+from saga_rl.errors import EXIT_INTERRUPTED
+from saga_rl.learn.script import check_range, numbers, progress, stop
 from saga_rl.learn.tracking import WandbRun
 from saga_rl.provenance import sha256
 

@@ -2,4 +2,5 @@
 
 A *cell* is one simulated run. Stages, each a set of cells: scouting (where memory presses, what load the stock
 arrangement sustains) and tuning, both on training sessions; then the reported cells, on others.
+May import the rest of `experiments`, not `bench`.
 """

@@ -16,14 +16,14 @@ from saga_rl.learn.script import file_label
 __all__ = ["Task", "collect", "label", "play", "rollout_of"]
 
 _ROLLOUTS: dict[tuple, Any] = {}
-MOST_GAMES = 8
+MOST_ROLLOUTS = 8
 
 
 def rollout_of(task: Task) -> Any:
     """This process's rollout for the task, with its behaviour: traces are read and split once, not once an episode."""
     key = (task.decision, task.trace, *task.facts().values())
     if key not in _ROLLOUTS:
-        while len(_ROLLOUTS) >= MOST_GAMES:
+        while len(_ROLLOUTS) >= MOST_ROLLOUTS:
             _ROLLOUTS.pop(next(iter(_ROLLOUTS)))
         _ROLLOUTS[key] = ROLLOUTS[task.decision](task, trace_of(task))
     _ROLLOUTS[key].behave(task.behaviour)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from saga_rl.aeg.trace import Trace
 from saga_rl.env.episodes import resample
+from saga_rl.experiments.compare.settings import STOCK
 from saga_rl.experiments.intervals import paired_ratio, sound
 from saga_rl.policies.base import PolicySet
 from saga_rl.policies.presets import preset
@@ -22,7 +23,6 @@ from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.openloop.bound import LOW_PRESSURE, bound
 
-STOCK = "lru"
 Tick = Callable[[str], None]
 
 

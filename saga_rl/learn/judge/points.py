@@ -16,12 +16,13 @@ from typing import Any
 
 from saga_rl.aeg.trace import Trace
 from saga_rl.env.episodes import demand_tokens
+from saga_rl.env.tasks import ROUNDS
 from saga_rl.errors import unknown_name
 from saga_rl.experiments.closed import roomy
 from saga_rl.experiments.compare.scout import sustained as sustained_by
 from saga_rl.experiments.compare.settings import MARGIN, P1_RANGE, P1_RATIO, STOCK
 from saga_rl.files import atomic
-from saga_rl.learn.judge.sessions import ROUNDS, Sessions, arranged, cache_folder
+from saga_rl.learn.judge.sessions import Sessions, arranged, cache_folder
 from saga_rl.policies.presets import preset
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig

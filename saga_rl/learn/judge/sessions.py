@@ -22,16 +22,12 @@ from saga_rl.aeg.io import read_trace, write_trace
 from saga_rl.aeg.split import split
 from saga_rl.aeg.trace import Trace
 from saga_rl.env.episodes import arrange
+from saga_rl.env.tasks import PARTS, SEED
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.experiments.compare.sources import COLLECTIONS
 from saga_rl.provenance import sha256
 from saga_rl.source_hash import code_hash
 
-PARTS = {"train": 0.5, "validation": 0.2, "test": 0.3}
-SEED = 5
-"""Of what is generated, and of the split."""
-ROUNDS = 4
-"""An episode of a closed population runs so many sessions for each that is alive at once."""
 HITL = 0.1
 FOREIGN = AgentType("foreign", mean_steps=16, min_steps=4, max_steps=60, system_tokens=6144,
                     new_tokens=uniform(200, 9000), output_tokens=uniform(200, 900), mix={"web": 0.3, "database": 0.7},
@@ -142,17 +138,17 @@ def arranged(w: Sessions, part: str, seed: int, sessions: int, per_min: float) -
         period = shift.DEFAULTS.period_s if per_min else n / (rate * float(np.mean(shift.LEVELS)) * phases)
         at, what = shift.arrivals(rng, n, rate, period, phases)
         names = [s.agent.name for s in shift.sources()]
-        rows, there = _take(trace, rng, np.array([trace.agent_types.index(names[k]) for k in what]))
+        rows, there = _subset(trace, rng, np.array([trace.agent_types.index(names[k]) for k in what]))
         return arrange(trace, rows, at[there])
     at = np.cumsum(rng.exponential(1.0 / rate, n))
     if kind == "drift":
         types = np.array([trace.agent_types.index(t) for t in (swe_bench.AGENT.name, FOREIGN.name)])
-        rows, there = _take(trace, rng, types[(2 * np.arange(n)) // n])
+        rows, there = _subset(trace, rng, types[(2 * np.arange(n)) // n])
         return arrange(trace, rows, at[there])
     return arrange(trace, rng.permutation(trace.n_sessions)[:n], at)
 
 
-def _take(trace: Trace, rng: np.random.Generator, wanted: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
+def _subset(trace: Trace, rng: np.random.Generator, wanted: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
     """A different random session for each wanted agent type, and for which of `wanted` there was one."""
     rows = np.full(len(wanted), -1)
     for kind in np.unique(wanted):

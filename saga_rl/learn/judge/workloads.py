@@ -14,9 +14,10 @@ from pathlib import Path
 
 from saga_rl.aeg.generators import shift
 from saga_rl.aeg.trace import Trace
+from saga_rl.env.tasks import ROUNDS
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.learn.judge import points
-from saga_rl.learn.judge.sessions import DEFINED, RECORDED, ROUNDS, Sessions, arranged
+from saga_rl.learn.judge.sessions import DEFINED, RECORDED, Sessions, arranged
 from saga_rl.sim.config import SimConfig
 
 

@@ -35,7 +35,7 @@ class Loaded:
 
 
 def load(folders: Sequence[Path], clone: str = "", reward: str = "") -> Loaded:
-    """Read, check and join datasets. `clone`: only the decisions of this behaviour. `reward`: as `weigh` takes it.
+    """Read, check and join datasets. `clone`: only the decisions of this behaviour. `reward`: see `with_reward`.
 
     Raises `UserError` for a dataset of other features than this version's, of a decision that no single network can
     serve, or without that behaviour.
@@ -58,10 +58,10 @@ def load(folders: Sequence[Path], clone: str = "", reward: str = "") -> Loaded:
             raise unknown_name("behaviour in the dataset", clone, data.behaviours)
         data = data.where(data.behaviour == data.behaviours.index(clone))
         data = replace(data, behaviour=np.zeros(len(data), np.int64), behaviours=[clone])
-    return Loaded(weigh(data, reward), _facts(folders, parts, reward))
+    return Loaded(with_reward(data, reward), _facts(folders, parts, reward))
 
 
-def weigh(data: Decisions, text: str) -> Decisions:
+def with_reward(data: Decisions, text: str) -> Decisions:
     """`data` with the reward -(sum of weight x component), from `log_tct=1,recomputed_tokens=.001`; empty: as is."""
     if not text:
         return data

@@ -24,7 +24,7 @@ def search_card(decision: str, meta: Mapping[str, Any], features: tuple[str, ...
              f"- commit {source['commit']}, version {source['version']}, seed {source['seed']}",
              f"- {meta['runs']:,} simulated episodes, references included; no other look at any session",
              *([f"- {meta['note']}"] if meta["note"] else []), "", "## Data"]
-    lines += [f"- {told}" for told in meta["arenas"]]
+    lines += [f"- {line}" for line in meta["arenas"]]
     few = "five" if meta["config"]["trained"] else "four"
     lines += ["", f"## Figures on validation sessions (simulated; they chose among {few}, so they flatter a little)",
               f"- cost against the reference rule: {meta['searched_cost']:+.4f}, the rules it started from "

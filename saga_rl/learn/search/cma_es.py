@@ -214,7 +214,7 @@ def _identity(config: SearchConfig, train: Sequence[Scenario]) -> dict[str, Any]
             if k not in ("generations", "trained")}
     weights = {s: load_checkpoint(spec.removeprefix("learned:")).sha256 for s, spec in config.others.items()
                if spec.startswith("learned:")}
-    return json.loads(json.dumps(rest | {"arenas": [a.told() for a in train],
+    return json.loads(json.dumps(rest | {"arenas": [a.described() for a in train],
                                          "feature_hash": feature_hash(*config.decisions)}
                                  | ({"weights": weights} if weights else {})))
 

@@ -47,7 +47,7 @@ class Scenario:
     per_min: float = 0.0
     """Sessions a minute, all workers; 0 = as many alive as `config.population`, or the trace's own arrivals."""
 
-    def told(self) -> str:
+    def described(self) -> str:
         """One line that says what the scenario is."""
         c = self.config
         alive = f"{self.per_min:.2f} arriving a minute" if self.per_min else f"{c.population or 'open'} alive"

@@ -3,7 +3,7 @@
 Simulator, environments and vLLM adapter call these functions, so a policy sees in service what it was trained on. What
 a decision's features compute is hashed into every checkpoint (`feature_hash`). Rows are float64; seconds and tokens
 enter learned policies as log(1 + x), raw values stay beside them for the heuristics. The ORACLE column is NaN for every
-policy that does not declare `oracle=True`.
+policy that does not declare `oracle=True`. May import `state` and `base`.
 """
 
 from __future__ import annotations

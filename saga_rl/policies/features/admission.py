@@ -96,7 +96,7 @@ def useful_share(row, owned, block):
 
 
 @njit(cache=True)
-def weigh_older(chains, tables, w, c, now, last_use_s, blocks, older):
+def add_expected_older(chains, tables, w, c, now, last_use_s, blocks, older):
     """Add an idle chain's `blocks` to `older` (3,) by the chances that it lives, returns in `SOON_S`, `LATER_S`."""
     lives = alive(chains, tables, w, c, now, last_use_s)
     older[0] += blocks * lives
@@ -118,10 +118,10 @@ def lost_blocks(chains, c, known_tokens, cached_blocks, block):
 
 @njit(cache=True)
 def admission_row(chains, tables, g, w, c, now, queued_s, need, free, evictable, older_idle, growth, pool, pinned, live,
-                  session_growth, running, active, weighed, lost, older_returns, out):
+                  session_growth, running, active, expected_older, lost, older_returns, out):
     """Fill `out` (len(ADMISSION),) for the request of chain c, queued at `queued_s`. need .. live, session_growth,
-    lost, older_returns in blocks; running, active: counts; weighed: see `weigh_older`, zeros where the policy does not
-    read it (G_ADMIT_INFORMED)."""
+    lost, older_returns in blocks; running, active: counts; expected_older: see `add_expected_older`, zeros where
+    the policy does not read it (G_ADMIT_INFORMED)."""
     row = chains[c]
     out[AD.new] = 1.0 if ch.is_new(row) else 0.0
     out[AD.need] = need
@@ -136,7 +136,7 @@ def admission_row(chains, tables, g, w, c, now, queued_s, need, free, evictable,
     out[AD.running] = running
     out[AD.wait_s] = now - queued_s
     out[AD.active] = active
-    out[AD.older_likely] = weighed[0]
+    out[AD.older_likely] = expected_older[0]
     out[AD.lost] = lost
     out[AD.older_returns] = older_returns
     out[AD.event] = NO_EVENT
@@ -149,9 +149,9 @@ def admission_row(chains, tables, g, w, c, now, queued_s, need, free, evictable,
     out[AD.free_share] = free / pool
     out[AD.evictable_share] = evictable / pool
     out[AD.older_share] = older_idle / pool
-    out[AD.likely_share] = weighed[0] / pool
-    out[AD.soon_share] = weighed[1] / pool
-    out[AD.later_share] = weighed[2] / pool
+    out[AD.likely_share] = expected_older[0] / pool
+    out[AD.soon_share] = expected_older[1] / pool
+    out[AD.later_share] = expected_older[2] / pool
     out[AD.growth_share] = growth / pool
     out[AD.pinned_share] = pinned / pool
     out[AD.live_share] = live / pool

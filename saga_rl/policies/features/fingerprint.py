@@ -128,16 +128,17 @@ def _ordering(h: _History, d: _Draws, c: int, out: NDArray[np.float64]) -> None:
 
 
 def _admission(h: _History, d: _Draws, c: int, out: NDArray[np.float64]) -> None:
-    w, weighed, blocks = c % WORKERS, np.zeros(3), [float(d.below(900)) for _ in range(10)]
+    w, expected_older, blocks = c % WORKERS, np.zeros(3), [float(d.below(900)) for _ in range(10)]
     for other in range(c % 5, CHAINS, 5):
-        fa.weigh_older(h.chains, h.tables, w, other, h.now, h.now - d.seconds(20.0), float(d.below(200)), weighed)
+        fa.add_expected_older(h.chains, h.tables, w, other, h.now, h.now - d.seconds(20.0), float(d.below(200)),
+                              expected_older)
     need = fa.expected_output(h.tables, w, c % TYPES, d.below(2000)) / BLOCK
     grow = fa.expected_growth(h.chains, h.tables, w, c) / BLOCK
     lost = fa.lost_blocks(h.chains, c, h.prompt[c], blocks[0], BLOCK)
     useful = fa.useful_share(h.chains[c], blocks[1], BLOCK)
     fa.admission_row(h.chains, h.tables, _g(d), w, c, h.now, h.queued[c], need, blocks[2], blocks[3],
                      useful * blocks[4], blocks[5], float(POOL), blocks[6], blocks[7], grow, blocks[8] // 30,
-                     blocks[9] // 30, weighed, lost, np.nan, out)
+                     blocks[9] // 30, expected_older, lost, np.nan, out)
 
 
 _ROWS = {"eviction": (_eviction, fe.EVICTION, fe.LEARNED_EVICTION), "placement": (_placement, fp.PLACEMENT,

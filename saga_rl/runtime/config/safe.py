@@ -9,10 +9,9 @@ from collections.abc import MutableMapping
 import numpy as np
 from numpy.typing import NDArray
 
-from saga_rl.policies.learned.guard import CHUNK, Guard
+from saga_rl.policies.learned.guard import CHUNK, LOG_EVERY_S, Guard
 
 log = logging.getLogger("vllm.saga_rl")
-LOG_EVERY_S = 60.0
 FIRST = 4
 """Rows before the first look at the clock: a policy that takes long for one row is caught early. From `CHUNK` rows on
 each part is as long as all before it, so a late policy costs at most about twice its budget, and a look little."""

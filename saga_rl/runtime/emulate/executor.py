@@ -87,11 +87,11 @@ class EmulatedExecutor(Executor):
     def execute_model(self, scheduler_output: Any, non_block: bool = False) -> Any:
         moved = None if self._copies is None else self._copies.step(scheduler_output)
         if scheduler_output.total_num_scheduled_tokens == 0:
-            self._running.take(scheduler_output)
+            self._running.read(scheduler_output)
             out = self._empty if moved is None else ModelRunnerOutput(req_ids=[], req_id_to_index={},
                                                                       kv_connector_output=moved)
             return _ready(out) if non_block else out
-        step = self._running.take(scheduler_output)
+        step = self._running.read(scheduler_output)
         for fault in self._running.faults(step):
             if fault.engine in (None, self._engine):
                 self.device.faults.happen(fault)

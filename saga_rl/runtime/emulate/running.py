@@ -48,7 +48,7 @@ class Running:
     def answer(self, name: str) -> Answer:
         return self._requests[name].answer
 
-    def take(self, out: Any) -> Step:
+    def read(self, out: Any) -> Step:
         """Read one `SchedulerOutput`."""
         for name in out.finished_req_ids:
             self._requests.pop(name, None)

@@ -18,8 +18,8 @@ from saga_rl.runtime.config.ours import METHOD
 log = logging.getLogger("vllm.saga_rl")
 
 
-def _told(scheduler: Any, payload: Mapping[str, Any]) -> dict[str, Any]:
-    return {"applied": scheduler.told(payload.get("notes") or ())}
+def _notes(scheduler: Any, payload: Mapping[str, Any]) -> dict[str, Any]:
+    return {"applied": scheduler.apply_notes(payload.get("notes") or ())}
 
 
 def _snapshot(scheduler: Any, payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def _steal(scheduler: Any, payload: Mapping[str, Any]) -> dict[str, Any]:
 
 
 COMMANDS: dict[str, Callable[[Any, Mapping[str, Any]], dict[str, Any]]] = {
-    "told": _told, "snapshot": _snapshot, "swap": _swap, "revert": _revert, "save": _save,
+    "notes": _notes, "snapshot": _snapshot, "swap": _swap, "revert": _revert, "save": _save,
     "steal": _steal, "prove": _prove}
 """By name: (scheduler, payload) -> answer. Runs between two steps, so it must be quick."""
 

@@ -66,7 +66,7 @@ class RequestLife(Scheduler):
     """Tokens that preempted requests had computed."""
     _tokenless: dict[str, tuple[Request, Served]]
     """Requests that have begun and have no token yet."""
-    _unread_told: set[str]
+    _unread_hints: set[str]
     proof_keys: set[str]
     """Secrets of API servers that tell tenants apart: a tenant counts with a proof made with one (`hints.proof_of`)."""
     _stopped: frozenset[str]
@@ -100,8 +100,8 @@ class RequestLife(Scheduler):
         self.metrics.counts["requests"] += 1
         if hints.unread:
             self.metrics.counts["hints unread"] += len(hints.unread)
-            for key in set(hints.unread) - self._unread_told:
-                self._unread_told.add(key)
+            for key in set(hints.unread) - self._unread_hints:
+                self._unread_hints.add(key)
                 log.warning("saga-rl: a request's %s is %.80r and cannot be read; said once, counted each time (hints "
                             "unread)", key, (extra or {}).get(key))
         served = self.served[request.request_id] = self.tracker.arrive(hints, now, request.num_prompt_tokens)
@@ -133,7 +133,7 @@ class RequestLife(Scheduler):
                 return None
             if delay_cache_blocks:  # an asynchronous load of KV: it is scheduled when that has come
                 blocks = stock()
-                self.pins.look(request.request_id, served.tenant)
+                self.pins.update(request.request_id, served.tenant)
                 return blocks
             found = (request.num_computed_tokens + num_new_computed_tokens
                      + kwargs.get("num_external_computed_tokens", 0))
@@ -141,11 +141,11 @@ class RequestLife(Scheduler):
             blocks = stock()
             if blocks is not None:
                 if queue.floors is not None:
-                    self.pins.look(request.request_id, served.tenant)
+                    self.pins.update(request.request_id, served.tenant)
                 if queue.before_taking is not None:  # no block had to be taken
                     queue.before_taking()
                 if queue.victims.policy.memory:
-                    self._tell(BEGIN, served.chain, cached, -(-request.num_tokens // self.block_size))
+                    self._notify(BEGIN, served.chain, cached, -(-request.num_tokens // self.block_size))
             return blocks
         finally:
             queue.tenant, queue.withhold, queue.before_taking = None, False, None
@@ -165,7 +165,7 @@ class RequestLife(Scheduler):
         finally:
             queue.tenant, queue.withhold = None, False
         if blocks is not None and any(blocks.blocks):
-            self.pins.look(name, served.tenant)
+            self.pins.update(name, served.tenant)
         return blocks
 
     def _wanted(self, tokens: int, kwargs: Mapping[str, Any]) -> float:
@@ -205,7 +205,7 @@ class RequestLife(Scheduler):
         else:
             started = time.perf_counter()
             try:
-                self.admission.look(request, served, cached_blocks, self.running, self.served, self.now)
+                self.admission.make_row(request, served, cached_blocks, self.running, self.served, self.now)
                 yes = not self.running or self.admission.admits()
             except Exception:
                 self._failed("admission")
@@ -218,15 +218,15 @@ class RequestLife(Scheduler):
         self.metrics.counts["admission held"] += not yes
         return yes
 
-    def _tell(self, event: int, chain: int, blocks: float, total: float) -> None:
-        """Tell an eviction policy with memory what happened to a chain just now."""
+    def _notify(self, event: int, chain: int, blocks: float, total: float) -> None:
+        """Notify an eviction policy with memory of what happened to a chain just now."""
         queue = self.block_queue
-        queue.victims.tell(chain, self.now, self.now, queue.runs.owned_by(chain), event, blocks, total)
+        queue.victims.notify(chain, self.now, self.now, queue.runs.owned_by(chain), event, blocks, total)
 
     def _released(self, chain: int) -> None:
         if self.block_queue.victims.policy.memory:
             owned = self.block_queue.runs.owned_by(chain)
-            self._tell(RELEASE, chain, owned, owned)
+            self._notify(RELEASE, chain, owned, owned)
 
     def pinned(self) -> Counter[int]:
         """Blocks that requests hold, by tenant's code: kept under floors, else counted now."""
@@ -235,7 +235,7 @@ class RequestLife(Scheduler):
         return self.pins.by_tenant
 
     def _count_pins(self) -> None:
-        self.pins.look_at_all((name, served.tenant) for name, served in self.served.items())
+        self.pins.rebuild((name, served.tenant) for name, served in self.served.items())
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         self._preempting = request

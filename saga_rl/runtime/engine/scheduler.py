@@ -78,7 +78,7 @@ class SagaMixin(RequestLife):
         self._preempting: Request | None = None
         self.lost_tokens: dict[str, int] = {}
         self._tokenless: dict[str, tuple[Request, Served]] = {}
-        self._unread_told: set[str] = set()
+        self._unread_hints: set[str] = set()
         self.proof_keys: set[str] = set()
         self._stopped: frozenset[str] = frozenset()
         self._refused: tuple | None = None
@@ -253,15 +253,15 @@ class SagaMixin(RequestLife):
         self.metrics.stop()
         super().shutdown()
 
-    # ------------------------------------------------------------------ asked and told from outside
-    def told(self, notes: Iterable[Mapping[str, Any]]) -> int:
-        """What answers called, or that sessions are over (`Tracker.told`). Returns how many notes applied; what is not
-        a note is counted."""
+    # ------------------------------------------------------------------ from outside
+    def apply_notes(self, notes: Iterable[Mapping[str, Any]]) -> int:
+        """What answers called, or that sessions are over (`Tracker.apply_note`). Returns how many notes applied; what
+        is not a note is counted."""
         self._tick()
         applied = 0
         for note in notes:
             try:
-                applied += self.tracker.told(note)
+                applied += self.tracker.apply_note(note)
             except (AttributeError, TypeError, ValueError, OverflowError):
                 self.metrics.counts["notes unread"] += 1
         self.metrics.counts["notes"] += applied

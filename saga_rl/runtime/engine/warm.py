@@ -30,7 +30,7 @@ def warm_policies(tracker: Tracker, queue: PolicyBlockQueue, victims: Victims, a
     before, slots = tracker.chains[NOBODY].copy(), np.zeros(1, np.int64)
     victims.refresh(queue.runs, slots, 0, 0.0)
     victims.scores(queue.runs, slots, 0.0)
-    victims.tell(NOBODY, 0.0, 0.0, 0.0, RELEASE, 0.0, 0.0)
+    victims.notify(NOBODY, 0.0, 0.0, 0.0, RELEASE, 0.0, 0.0)
     admission.fill(NOBODY, 1, 0, 0, np.zeros((1, 4)), slots, 0.0, 0.0)
     admission.let_in(0, 1)
     tracker.chains[NOBODY] = before

@@ -76,7 +76,7 @@ class Recorder:
         self._queue: deque[Step | str] = deque()
         self._put_blocks = self._taken_blocks = 0  # each is written by one thread only
         self._behind = 0
-        self._told: Counter[str] = Counter()  # causes that the journal knows of
+        self._reported: Counter[str] = Counter()  # causes that the journal knows of
         self._last: OrderedDict[Chain, array[int]] = OrderedDict()
         self._blocks = 0
         self._lock = threading.Lock()  # never taken by the scheduler's thread while it serves
@@ -151,7 +151,7 @@ class Recorder:
                 items.append(item := self._queue.popleft())
                 blocks += 0 if isinstance(item, str) else len(item[3])
             self._batch(now, items)
-        if self._behind > self._told[BEHIND]:
+        if self._behind > self._reported[BEHIND]:
             self._batch(now, [])
 
     def _batch(self, now: float, items: list[Step | str]) -> None:
@@ -164,7 +164,7 @@ class Recorder:
             self._files = self._journal.files
             self._forget()
         losses = Counter({BEHIND: self._behind, NO_ROOM: self.counts[NO_ROOM]})
-        lines = [_line({"dropped": cause, "n": n}) for cause, n in (losses - self._told).items()]
+        lines = [_line({"dropped": cause, "n": n}) for cause, n in (losses - self._reported).items()]
         for item in items:
             if isinstance(item, str):
                 lines.append(_line({"dropped": item}))
@@ -175,7 +175,7 @@ class Recorder:
             self._lose(len(items))
             self._forget()
             return
-        self._told += losses - self._told
+        self._reported += losses - self._reported
         self.counts["steps"] += len(steps)
         self.counts["files"] = self._journal.files
 

@@ -26,7 +26,7 @@ from saga_rl.runtime.routing.vllm_client import MINE, error_outputs, unfit
 
 log = logging.getLogger("vllm.saga_rl")
 DRAIN_S = 0.2
-"""What a dead engine had sent is still read for so long; then its requests' fates are settled."""
+"""What a dead engine had sent is still read for so long; then its requests are sent again or fail."""
 NOTICE_S = 60.0
 """An engine that said that it is dying and does not end for so long: vLLM's own behaviour."""
 
@@ -36,9 +36,9 @@ LAST_WORDS_S = 10.0
 
 
 class EngineState(Enum):
-    """LOST: its process ended; SETTLED: the fates of its requests are settled, too, and what still comes is dropped."""
+    """LOST: its process ended; OUT: its requests were sent again or failed, too, and what still comes is dropped."""
 
-    LIVE, LOST, SETTLED = range(3)
+    LIVE, LOST, OUT = range(3)
 
 
 class RequestState(Enum):
@@ -132,7 +132,7 @@ class Engines:
 
     def came(self, outputs: Any) -> None:
         """Outputs came; leaves in them what vLLM should see."""
-        if self.states[outputs.engine_index] is EngineState.SETTLED:
+        if self.states[outputs.engine_index] is EngineState.OUT:
             outputs.outputs, outputs.finished_requests, outputs.scheduler_stats = [], None, None
             return
         for o in outputs.outputs:
@@ -166,7 +166,7 @@ class Engines:
                         log.error("saga-rl: the last engine ended (number %d, status %s); so does the server", w,
                                   processes[w].exitcode)
                         return stock()
-                    self._tell(w, processes[w].exitcode, stock)
+                    self._report_lost(w, processes[w].exitcode, stock)
                 if self.noticed and time.monotonic() - self.noticed > NOTICE_S:
                     raise TimeoutError(f"an engine that said it was dying has not ended after {NOTICE_S:.0f} s")
                 if self.client() is None:
@@ -175,7 +175,7 @@ class Engines:
             log.exception("saga-rl: cannot watch the engines; vLLM's own behaviour from here on")
             stock()
 
-    def _tell(self, w: int, status: Any, stock: Callable[[], None]) -> None:
+    def _report_lost(self, w: int, status: Any, stock: Callable[[], None]) -> None:
         client = self.client()
         task = None if client is None else client.resources.output_queue_task
         if task is None:
@@ -183,7 +183,7 @@ class Engines:
         task.get_loop().call_soon_threadsafe(self.engine_lost, w, status, stock)
 
     def engine_lost(self, w: int, status: Any, stock: Callable[[], None]) -> None:
-        """Engine w ended: nothing goes there from now on; its requests' fates are settled `DRAIN_S` later."""
+        """Engine w ended: nothing goes there from now on; its requests are sent again or fail `DRAIN_S` later."""
         try:
             self.states[w] = EngineState.LOST
             self.lost_s = time.monotonic()
@@ -194,23 +194,23 @@ class Engines:
             for call in self.calls.pop(w, ()):
                 self.dropped.add(call)
                 call.cancel()
-            self.keep(asyncio.get_running_loop().create_task(self._settle_soon(w, stock)))
+            self.keep(asyncio.get_running_loop().create_task(self._resend_soon(w, stock)))
         except Exception:
             log.exception("saga-rl: cannot take engine %d out; vLLM's own behaviour from here on", w)
             stock()
 
-    async def _settle_soon(self, w: int, stock: Callable[[], None]) -> None:
+    async def _resend_soon(self, w: int, stock: Callable[[], None]) -> None:
         try:
             await asyncio.sleep(DRAIN_S)
-            await self.settle(w)
+            await self.resend_or_fail(w)
         except Exception:
             log.exception("saga-rl: cannot take engine %d out; vLLM's own behaviour from here on", w)
             stock()
 
-    async def settle(self, w: int) -> None:
+    async def resend_or_fail(self, w: int) -> None:
         """Send again what had not begun to answer at engine w, and fail the rest with vLLM's own error."""
         client, now = self.client(), clock.seconds()
-        self.states[w] = EngineState.SETTLED
+        self.states[w] = EngineState.OUT
         router = self.placement.router_for(client)
         again: list[str] = []
         failed: list[str] = []

@@ -157,7 +157,7 @@ class Router:
     # ------------------------------------------------------------------ choosing
     def rows(self, hints: Hints, prompt_tokens: int, now: float) -> np.ndarray:
         """(engines, len(PLACEMENT)) for a request that arrives now; reused by the next call."""
-        c, name = self._look(hints)
+        c, name = self._find_chain(hints)
         _fill(self.tracker.chains, c, now, float(prompt_tokens), self.home(c, name), self.loads(), float(self.placed),
               float(self.max_seqs), float(self.kv_tokens), self.tokens_per_s, self._rows)
         if self.guard.policy.draws:
@@ -181,7 +181,7 @@ class Router:
         """What a chain's order of the engines is drawn from."""
         return stable_hash(name)
 
-    def _look(self, hints: Hints) -> tuple[int, str]:
+    def _find_chain(self, hints: Hints) -> tuple[int, str]:
         """Row and name of the chain that the request will belong to; a row without history if that is not known yet."""
         if hints.session is None:
             self._anonymous += 1
@@ -235,7 +235,7 @@ class Router:
             ended = self.tracker.finish(flight.served, now, flight.output_tokens)
             self._heard_of(flight.served.chain)
             for c in ended:
-                self._settle(c, -1)
+                self._count_home(c, -1)
 
     def gone(self, request_id: str, now: float) -> None:
         """The engine is done with the request; if it had not finished, it was aborted or its engine lost."""
@@ -259,7 +259,7 @@ class Router:
         each that it is `gone`, or books it anew."""
         self.state[engine, LOST] = 1.0
         for c in [c for c, home in self._home.items() if home == engine]:
-            self._settle(c, -1)
+            self._count_home(c, -1)
             del self._home[c]
         return [name for name, flight in self.flights.items() if flight.engine == engine]
 
@@ -271,9 +271,9 @@ class Router:
     def _enter(self, flight: Flight, now: float) -> None:
         c, w, e = flight.served.chain, flight.engine, self.engines[flight.engine]
         if self._home.get(c, -1) != w:
-            self._settle(c, -1)
+            self._count_home(c, -1)
         self._home[c] = w
-        self._settle(c, w)
+        self._count_home(c, w)
         if e.row[QUEUED_TOKENS] == 0:
             e.busy_since = now
         e.idle_since = math.nan
@@ -306,7 +306,7 @@ class Router:
         self._drained_s += max(now - e.busy_since, 0.0)
         e.busy_since = now
 
-    def _settle(self, c: int, engine: int) -> None:
+    def _count_home(self, c: int, engine: int) -> None:
         """Chain c counts as living on `engine` (-1: nowhere)."""
         if c in self._counted:
             del self._counted[c]
@@ -332,10 +332,10 @@ class Router:
                 break
         self.tracker.expire(now, silent)
         for c in silent:
-            self._settle(c, -1)
+            self._count_home(c, -1)
         gone = self.tracker.forget(now, (), SWEEP_MOST)
         for c in gone:
-            self._settle(c, -1)
+            self._count_home(c, -1)
             self._home.pop(c, None)
         more = len(gone) == SWEEP_MOST or len(silent) >= SWEEP_MOST
         self._next_sweep = now + (0.0 if more else SWEEP_S)

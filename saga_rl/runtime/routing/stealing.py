@@ -79,10 +79,10 @@ def begin(client: Any, engines: Any) -> None:
     """Look for something to steal every `LOOK_S` from now on, as long as the client lives."""
     if not engines.stealing:
         engines.stealing = True
-        engines.keep(asyncio.get_running_loop().create_task(_look(engines)))
+        engines.keep(asyncio.get_running_loop().create_task(_watch(engines)))
 
 
-async def _look(engines: Any) -> None:
+async def _watch(engines: Any) -> None:
     rate = link_tokens_per_s(engines.client().vllm_config)
     while True:
         await asyncio.sleep(LOOK_S / clock.scale())
@@ -130,13 +130,13 @@ async def steal(client: Any, engines: Any, thief: int, victim: int, names: list[
                 engines.requests.pop(name, None)  # its client has gone, and the victim is done with it
             await engines.send_again(client, name)
             return None
-        await _take(client, engines, name, thief, victim)
+        await _move(client, engines, name, thief, victim)
         return name
     finally:
         engines.asks(names, False)
 
 
-async def _take(client: Any, engines: Any, name: str, thief: int, victim: int) -> None:
+async def _move(client: Any, engines: Any, name: str, thief: int, victim: int) -> None:
     from vllm.v1.engine import EngineCoreRequestType
 
     client.engine_inflight[engines.names[victim]] -= 1

@@ -18,8 +18,8 @@ STREAMS_S = 5
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def prepare(server: Any, told: Callable[[], object] = lambda: None) -> None:
-    """server: uvicorn's, None where something else serves; told: called at the first signal. Call it in the main
+def prepare(server: Any, on_signal: Callable[[], object] = lambda: None) -> None:
+    """server: uvicorn's, None where something else serves; on_signal: called at the first signal. Call it in the main
     thread's running event loop, once vLLM's own signal handlers are in place: they go on, this one only counts."""
     if server is None:
         return
@@ -33,7 +33,7 @@ def prepare(server: Any, told: Callable[[], object] = lambda: None) -> None:
         nonlocal seen
         seen += 1
         if seen == 1:
-            told()
+            on_signal()
         if seen == 2:
             log.warning("saga-rl: a second signal: stopping now")
         if seen >= 2:

@@ -53,7 +53,7 @@ def read_hints(session_id: str | None, extra: Mapping[str, Any] | None, keys: It
         extra = {k: v for k, v in extra.items() if k != "saga_tenant"}
         session_id = f"{UNPROVED}{session_id}" if session_id else session_id
 
-    def take(key: str, convert: Any, default: Any) -> Any:
+    def read(key: str, convert: Any, default: Any) -> Any:
         if key not in extra:
             return default
         try:
@@ -63,11 +63,11 @@ def read_hints(session_id: str | None, extra: Mapping[str, Any] | None, keys: It
             return default
 
     return Hints(
-        session=cut_name(session_id) if session_id else None, agent=take("saga_agent", _agent, 0),
-        tool=take("saga_tool", _name, None), next_tool=take("saga_next_tool", _name, None),
-        tenant=take("saga_tenant", _name, None) or "default",
-        agent_type=take("saga_agent_type", _name, None) or "agent", final=take("saga_final", _flag, False),
-        deadline_s=take("saga_deadline_s", _seconds, math.nan), unnamed=take("saga_unnamed", _flag, False),
+        session=cut_name(session_id) if session_id else None, agent=read("saga_agent", _agent, 0),
+        tool=read("saga_tool", _name, None), next_tool=read("saga_next_tool", _name, None),
+        tenant=read("saga_tenant", _name, None) or "default",
+        agent_type=read("saga_agent_type", _name, None) or "agent", final=read("saga_final", _flag, False),
+        deadline_s=read("saga_deadline_s", _seconds, math.nan), unnamed=read("saga_unnamed", _flag, False),
         unread=tuple(bad),
     )
 

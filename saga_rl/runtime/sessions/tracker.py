@@ -167,7 +167,7 @@ class Tracker:
         self.version += 1
         return ended
 
-    def told(self, note: Mapping[str, Any]) -> bool:
+    def apply_note(self, note: Mapping[str, Any]) -> bool:
         """What came to be known of an answer after it: {"session", "agent", "next_tool", "final"}. It is for the chain
         of that agent that was heard of last, and late, so ignored, if that one is at its next request already. `agent`
         -1: every chain of the session, for ends. Whether anything came of it; a note that makes no sense is ignored."""
@@ -246,8 +246,8 @@ class Tracker:
         other.finish(served, 0.0, 1)
         served = other.arrive(Hints(session="s"), 0.0, 1)
         other.finish(served, 0.0, 1)
-        other.told({"session": "s", "next_tool": "t"})
-        other.told({"session": "s", "final": True})
+        other.apply_note({"session": "s", "next_tool": "t"})
+        other.apply_note({"session": "s", "final": True})
         served = other.arrive(Hints(), 0.0, 1)
         other.abort(served, 0.0)
         ch.expire(other.chains, other.tables, W, served.chain)

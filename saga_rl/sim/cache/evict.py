@@ -62,21 +62,22 @@ def rank(p, chains, tables, g, w, now, next_use, score, params, scratch, feature
 
 
 @njit(cache=True)
-def tell(p, chains, tables, g, w, c, last_s, event, blocks, total, victim_score, now, score, params, scratch, features):
-    """Tell a policy with memory what happened to chain c on worker w, see `features.remember`."""
+def notify(p, chains, tables, g, w, c, last_s, event, blocks, total, victim_score, now, score, params, scratch,
+           features):
+    """Notify a policy with memory of what happened to chain c on worker w, see `features.remember`."""
     eviction_row(chains, tables, g, w, c, now, last_s, p.owned[kv.owned_row(p, w, c)], 0.0, np.nan, features)
     remember(chains, g, w, c, features, event, blocks, total, victim_score, score, params, scratch)
 
 
 @njit(cache=True)
-def _take(t, p, chains, tables, g, w, seg, blocks, victim_score, now, score, params, scratch, features):
-    """`cache.take`, of which a policy with memory is told."""
+def _evict_and_notify(t, p, chains, tables, g, w, seg, blocks, victim_score, now, score, params, scratch, features):
+    """`cache.evict_blocks`, and notify a policy with memory."""
     r = kv.row(p, w, seg)
     c, last_s = p.owner[r], p.last[r]
-    kv.take(t, p, w, seg, blocks)
+    kv.evict_blocks(t, p, w, seg, blocks)
     if g[w, G_MEMORY] > 0:
-        tell(p, chains, tables, g, w, c, last_s, EVICT, float(blocks), float(p.owned[kv.owned_row(p, w, c)]),
-             victim_score, now, score, params, scratch, features)
+        notify(p, chains, tables, g, w, c, last_s, EVICT, float(blocks), float(p.owned[kv.owned_row(p, w, c)]),
+               victim_score, now, score, params, scratch, features)
 
 
 @njit(cache=True)
@@ -103,7 +104,7 @@ def make_room(t, p, chains, tables, g, w, need, now, next_use, score, params, sc
         while True:
             shared = p.user[best_row] == -2
             n = p.res[best_row] if whole else min(p.res[best_row], need - p.n[w, kv.FREE])
-            kv.take(t, p, w, best, n)
+            kv.evict_blocks(t, p, w, best, n)
             taken += n
             up = freed_parent(t, p, w, best)
             up_row = kv.row(p, w, up) if up >= 0 else np.int64(-1)
@@ -114,8 +115,9 @@ def make_room(t, p, chains, tables, g, w, need, now, next_use, score, params, sc
                 break
             best, best_row = up, up_row
         if g[w, G_MEMORY] > 0:
-            tell(p, chains, tables, g, w, owner, last_s, EVICT, float(taken), float(p.owned[kv.owned_row(p, w, owner)]),
-                 victim_score, now, score, params, scratch, features)
+            owned = float(p.owned[kv.owned_row(p, w, owner)])
+            notify(p, chains, tables, g, w, owner, last_s, EVICT, float(taken), owned, victim_score, now, score, params,
+                   scratch, features)
         if up >= 0 and not same:
             row_of(p, chains, tables, g, w, up, now, next_use, features)
             scores[up_row] = score(features, params, scratch)
@@ -147,7 +149,7 @@ def make_room_floored(t, p, chains, tables, g, w, need, now, next_use, score, pa
             n = min(n, int(np.ceil(held[other] - floors[other])))
         held[other] -= n
         shared = p.user[best_row] == -2
-        _take(t, p, chains, tables, g, w, best, n, scores[best_row], now, score, params, scratch, features)
+        _evict_and_notify(t, p, chains, tables, g, w, best, n, scores[best_row], now, score, params, scratch, features)
         up = freed_parent(t, p, w, best)
         up_row = kv.row(p, w, up) if up >= 0 else np.int64(-1)
         if up >= 0 and np.isnan(next_use[up]) and same_run(p, best_row, shared, up_row):
@@ -169,7 +171,7 @@ def make_room_oldest_first(t, p, w, need):
             r = kv.row(p, w, seg)
             if kids[r] == 0 and (best < 0 or seq[r] < seq[best_row]):
                 best, best_row = seg, r
-        kv.take(t, p, w, best, min(p.res[best_row], need - p.n[w, kv.FREE]))
+        kv.evict_blocks(t, p, w, best, min(p.res[best_row], need - p.n[w, kv.FREE]))
 
 
 @njit(cache=True)
@@ -198,7 +200,7 @@ def drop_expired(t, p, chains, tables, g, w, now, next_use, features):
             row_of(p, chains, tables, g, w, seg, now, next_use, features)
             if features[EV.ttl_left] >= 0.0:
                 break
-            kv.take(t, p, w, seg, p.res[kv.row(p, w, seg)])
+            kv.evict_blocks(t, p, w, seg, p.res[kv.row(p, w, seg)])
             dropped = True
             seg = freed_parent(t, p, w, seg)
         if not dropped:

@@ -325,7 +325,7 @@ def release(t, p, w, step, held, tokens, copies, now, block):
 
 
 @njit(cache=True)
-def take(t, p, w, seg, blocks):
+def evict_blocks(t, p, w, seg, blocks):
     """Evict `blocks` tail blocks of idle segment `seg`, which has no resident children."""
     r = row(p, w, seg)
     p.res[r] -= blocks

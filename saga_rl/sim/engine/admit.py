@@ -113,8 +113,8 @@ def fill_admission(world, w, step, cached, known, now):
         growth += blocks_for(then, block) - blocks_for(i[st.COMPUTED], block)
         session_growth += ft.expected_growth(chains, tables, w, rc) / block
     older, live = 0.0, float(pool.n[w, kv.PINNED] + pool.n[w, kv.PRIVATE])
-    weighed, informed = world.work.older, world.g[w, ft.G_ADMIT_INFORMED] > 0
-    weighed[:] = 0.0
+    expected_older, informed = world.work.older, world.g[w, ft.G_ADMIT_INFORMED] > 0
+    expected_older[:] = 0.0
     clairvoyant, returns = world.limits[st.CLAIRVOYANT] == 1, 0.0
     tick = world.work.stamp[-1] + 1
     world.work.stamp[-1] = tick
@@ -134,7 +134,7 @@ def fill_admission(world, w, step, cached, known, now):
         if older_session:
             older += useful
             if informed:
-                ft.weigh_older(chains, tables, w, o, now, pool.last[r], useful, weighed)
+                ft.add_expected_older(chains, tables, w, o, now, pool.last[r], useful, expected_older)
             if clairvoyant and world.work.next_use[pool.idle[w, k]] <= now + ft.LATER_S:
                 returns += pool.res[r]
     expire_silent(world, now)
@@ -142,5 +142,5 @@ def fill_admission(world, w, step, cached, known, now):
     ft.admission_row(chains, tables, world.g, w, c, now, run.f[step, st.READY], float(need),
                      float(pool.n[w, kv.FREE]), float(kv.evictable(pool, w)), older, growth,
                      float(pool.n[w, kv.POOL]), float(pool.n[w, kv.PINNED] + pool.n[w, kv.PRIVATE]), live,
-                     session_growth, float(run.w[w, st.N_RUNNING]), float(run.w[w, st.ACTIVE]), weighed, lost,
+                     session_growth, float(run.w[w, st.N_RUNNING]), float(run.w[w, st.ACTIVE]), expected_older, lost,
                      returns if clairvoyant else np.nan, world.work.admit)

@@ -43,7 +43,7 @@ def _released(world, w, c, now):
     """Tell an eviction policy with memory that chain c let go of its blocks."""
     if world.g[w, ft.G_MEMORY] > 0:
         blocks = float(world.pool.owned[kv.owned_row(world.pool, w, c)])
-        ev.tell(world.pool, world.chains, world.tables, world.g, w, c, now, ft.RELEASE, blocks, blocks, 0.0, now,
+        ev.notify(world.pool, world.chains, world.tables, world.g, w, c, now, ft.RELEASE, blocks, blocks, 0.0, now,
                 world.evict_score, world.evict_params, world.evict_scratch, world.work.evict)
 
 
@@ -80,7 +80,7 @@ def _forget_unsaid(world, w, seg):
     """The last block of a request that is preempted while a token of it comes gets no name in vLLM: nobody finds it."""
     r = kv.row(world.pool, w, seg)
     if world.pool.ref[r] == 0 and world.pool.res[r] > 0 and world.pool.kids[r] == 0:
-        kv.take(world.tree, world.pool, w, seg, 1)
+        kv.evict_blocks(world.tree, world.pool, w, seg, 1)
 
 
 @njit(cache=True)
@@ -260,7 +260,7 @@ def schedule(world, w, now):
 def _begun(world, w, step, cached, known, now):
     """Tell an eviction policy with memory that the step got its first blocks."""
     if world.g[w, ft.G_MEMORY] > 0:
-        ev.tell(world.pool, world.chains, world.tables, world.g, w, world.tree.chain[step], now, ft.BEGIN,
+        ev.notify(world.pool, world.chains, world.tables, world.g, w, world.tree.chain[step], now, ft.BEGIN,
                 float(cached), float(blocks_for(known, world.limits[st.BLOCK])), 0.0, now, world.evict_score,
                 world.evict_params, world.evict_scratch, world.work.evict)
 

@@ -20,7 +20,7 @@ from saga_rl.sim.engine.heap import pop, push
 from saga_rl.sim.engine.live_sessions import expire_silent
 from saga_rl.sim.engine.next_iteration import wants_room
 from saga_rl.sim.engine.stealing import LOOK_S, steal
-from saga_rl.sim.engine.tier import copied, heard_of_copies, landed, look_at_copies, prefetch
+from saga_rl.sim.engine.tier import copied, heard_of_copies, landed, mark_scheduled_copies, prefetch
 from saga_rl.sim.engine.worker import first_load, tick, touch
 
 ENDED, PLACE, CHOOSE, EVICT = 0, 1, 2, 3
@@ -218,7 +218,7 @@ def _compose_ahead(world, w, now):
         world.work.ranked[w, 0] = np.nan  # ranked anew in each iteration, also in two of one instant
         length = schedule(world, w, then)
         composed(world, w)
-        look_at_copies(world, w, run.w[w, st.BUSY] == 1)
+        mark_scheduled_copies(world, w, run.w[w, st.BUSY] == 1)
         if length <= 0.0:
             if run.w[w, st.BUSY] == 1 or run.w[w, st.N_LOADED] == 0:
                 return
@@ -245,7 +245,7 @@ def run_on(world, pause, chosen):
     PLACEMENTS: `PLACE`, which worker serves the request count[AWAITING] (its rows are in `work.place`). QUEUE:
     `CHOOSE`, who of worker count[ASKED]'s queue enters in the iteration that it is about to compose; asked when the
     queue changed or a request ended since it was last asked, or nothing runs there. ALL: both, and `EVICT`, worker
-    count[ASKED] wants count[WANTED] blocks free before it composes one (`victims.take_on` takes them). chosen: the
+    count[ASKED] wants count[WANTED] blocks free before it composes one (`victims.evict_chosen` takes them). chosen: the
     answer: a worker, a place in the queue, or `HOLD`; to EVICT, when they are free, 0; -1 = none was asked."""
     plan, run, heap = world.plan, world.run, world.heap
     n_steps, n_workers, loads, ticks = len(plan.session), world.limits[st.WORKERS], first_load(world), tick(world)

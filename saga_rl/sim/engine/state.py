@@ -180,7 +180,7 @@ class Work(NamedTuple):
     residue: NDArray[np.int64]
     """(block,) decoding requests by computed tokens modulo the block."""
     older: NDArray[np.float64]
-    """(3,) see `features.weigh_older`."""
+    """(3,) see `features.add_expected_older`."""
 
 
 # Limits: int64 vector that compiled code reads

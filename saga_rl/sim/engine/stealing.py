@@ -86,12 +86,12 @@ def steal(world, now):
             if v != w and _load(world, v) > floor:
                 pick -= 1
                 if pick < 0:
-                    _take(world, v, w, now)
+                    _move(world, v, w, now)
                     break
 
 
 @njit(cache=True)
-def _take(world, victim, thief, now):
+def _move(world, victim, thief, now):
     run = world.run
     at = _oldest(world, victim, now)
     if at < 0:

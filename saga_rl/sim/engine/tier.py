@@ -137,7 +137,7 @@ def heard_of_copies(world, w):
 
 
 @njit(cache=True)
-def look_at_copies(world, w, behind):
+def mark_scheduled_copies(world, w, behind):
     """An iteration was composed (`behind` the one that runs): at its end it will say which copies are there now."""
     run = world.run
     for k in range(run.w[w, st.N_LOADED]):

@@ -152,12 +152,12 @@ def _play(owned, score, params, scratch, whole, literal, end_hint, expiry_s, row
                          cursor.script.time[k], cursor.next_use, score, params, scratch, whole, row, scores)
         close_event(cursor, k, end_hint)
         if cursor.g[0, G_MEMORY] > 0 and cursor.script.event[k, sc.KIND] != READY:
-            _tell(cursor, k, score, params, scratch, row)
+            _notify(cursor, k, score, params, scratch, row)
 
 
 @njit(cache=True)
-def _tell(cursor, k, score, params, scratch, row):
-    """Tell a policy with memory of the chain that began to run or let go of its blocks in event k."""
+def _notify(cursor, k, score, params, scratch, row):
+    """Notify a policy with memory of the chain that began to run or let go of its blocks in event k."""
     s, p, now = cursor.script, cursor.pool, cursor.script.time[k]
     c = cursor.tree.chain[s.event[k, sc.STEP]]
     if s.event[k, sc.KIND] == START:
@@ -166,7 +166,7 @@ def _tell(cursor, k, score, params, scratch, row):
     else:
         event, blocks = RELEASE, float(p.owned[kv.owned_row(p, 0, c)])
         total = blocks
-    ev.tell(p, cursor.chains, cursor.tables, cursor.g, 0, c, now, event, blocks, total, 0.0, now, score, params,
+    ev.notify(p, cursor.chains, cursor.tables, cursor.g, 0, c, now, event, blocks, total, 0.0, now, score, params,
             scratch, row)
 
 

@@ -96,12 +96,12 @@ def prepare(reference: Reference, kv_tokens: int) -> Prepared:
     computed = _computed(reference)
     need = (reference.trace.steps.prompt_tokens + reference.trace.steps.output_tokens - 1 + block - 1) // block
     roomy = int(need.sum()) + 1
-    forest, _, _, peak, _ = _settle(reference, forest, computed, roomy)
+    forest, _, _, peak, _ = _cut_to_fates(reference, forest, computed, roomy)
     if pool_blocks < min(peak, reference.kv_tokens // block):
         smallest = min(peak * block, reference.kv_tokens // block * block)
         raise UserError("--kv-tokens", f"is {kv_tokens}, less than the requests of this reference string hold at once",
                         f"give at least {smallest}")
-    forest, hold, clipped, _, capped = _settle(reference, forest, computed, min(pool_blocks, roomy))
+    forest, hold, clipped, _, capped = _cut_to_fates(reference, forest, computed, min(pool_blocks, roomy))
     tree = make_tree(forest)
     limit = _limit(reference, computed)
     after_off, after = _future(reference, forest, hold, np.minimum(limit, hold // block))
@@ -171,7 +171,7 @@ def _limit(r: Reference, computed: I64) -> I64:
     return np.where(r.kind == START, np.minimum(np.maximum(r.tokens - 1, 0), computed), 0) // r.forest.block_tokens
 
 
-def _settle(r: Reference, forest: Forest, computed: I64, pool_blocks: int) -> tuple[Forest, I64, int, int, int]:
+def _cut_to_fates(r: Reference, forest: Forest, computed: I64, pool_blocks: int) -> tuple[Forest, I64, int, int, int]:
     """(forest cut where fates part, tokens held, blocks clipped, most blocks in use at once, lookups capped)."""
     block = forest.block_tokens
     limit = _limit(r, computed)
@@ -253,7 +253,7 @@ def _occupy(t, p, kind, step_of, computed, limit, hold, block, cuts, result):
             kv.release(t, p, 0, step, held[step], have[step], 0, 0.0, block)
             for i in range(t.path_off[step] + held[step] - 1, t.path_off[step] - 1, -1):
                 if p.slot[t.path[i]] >= 0:
-                    kv.take(t, p, 0, t.path[i], p.res[t.path[i]])
+                    kv.evict_blocks(t, p, 0, t.path[i], p.res[t.path[i]])
         if result[0] >= len(cuts) - 8:
             return
 
@@ -317,12 +317,12 @@ def _future(r: Reference, forest: Forest, hold: I64, limit: I64) -> tuple[I64, N
     size = np.where(r.kind == END, np.diff(forest.path_offsets)[r.step], 0)
     off = np.concatenate([[0], np.cumsum(size)]).astype(np.int64)
     after = np.full(int(off[-1]), np.inf)
-    _look_back(make_tree(forest), r.kind, r.step, hold // forest.block_tokens, limit, off, after)
+    _next_uses(make_tree(forest), r.kind, r.step, hold // forest.block_tokens, limit, off, after)
     return off, after
 
 
 @njit(cache=True)
-def _look_back(t, kind, step_of, held, limit, off, after):
+def _next_uses(t, kind, step_of, held, limit, off, after):
     nxt = np.full(len(t.parent), np.inf)
     for k in range(len(kind) - 1, -1, -1):
         if kind[k] == READY:

@@ -18,5 +18,5 @@ LOG_TCT, RECOMPUTED_TOKENS, GAP_TOKENS, SESSION_S = range(4)
 by which the largest service gap grew; SESSION_S: seconds that sessions lived, summed over them."""
 COSTS = 4
 # what a step does with a slot
-STEP, BEGIN, LEAVE, LOOK = range(4)
-"""STEP: take the action; BEGIN: the next episode; LEAVE: nothing; LOOK: write anew what it shows."""
+STEP, BEGIN, LEAVE, SHOW = range(4)
+"""STEP: take the action; BEGIN: the next episode; LEAVE: nothing; SHOW: write anew what it shows."""

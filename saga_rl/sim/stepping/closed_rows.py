@@ -11,7 +11,7 @@ from saga_rl.sim.stepping import book as bk
 from saga_rl.sim.stepping import closed_slots as cs
 from saga_rl.sim.stepping.victims import OFFERED as CANDIDATES_OFFERED
 from saga_rl.sim.stepping.victims import Victims
-from saga_rl.sim.stepping.waiting_rows import IDLE, OFFERED, Queue, weigh
+from saga_rl.sim.stepping.waiting_rows import IDLE, OFFERED, Queue, fill_admission_row
 
 WIDTH, ADMISSION_WIDTH = len(LEARNED_ORDERING), len(LEARNED_ADMISSION)
 PLACEMENT_WIDTH, EVICTION_WIDTH = len(LEARNED_PLACEMENT), len(LEARNED_EVICTION)
@@ -55,7 +55,7 @@ def show(vector, world, b, over, obs, mask):
             _write(world.work.place[i], obs[i], low, high)
             continue
         if kind != cs.ORDER:
-            weigh(world, queue_of(vector, b), i)
+            fill_admission_row(world, queue_of(vector, b), i)
         if kind == cs.ADMIT:
             _write(vector.admit_rows[i], obs[i], low, high)
         else:
@@ -94,6 +94,6 @@ def _show_any(vector, world, b, over, obs, mask):
         elif decision == EVICT:
             _write(vector.victim_rows[b, vector.offer[b, i]], row[:EVICTION_WIDTH], low, -low)
         else:
-            weigh(world, queue_of(vector, b), i)
+            fill_admission_row(world, queue_of(vector, b), i)
             _write(vector.order_rows[i], row[:WIDTH], low, -low)
             _write(vector.admit_rows[i], row[WIDTH:WIDTH + ADMISSION_WIDTH], low, -low)

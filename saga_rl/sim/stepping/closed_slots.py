@@ -37,15 +37,15 @@ class Slots(NamedTuple):
     costs: NDArray[np.float64]
     """(B, COSTS) since the decision before."""
     gap: NDArray[np.float64]
-    """(B,) the episode's largest service gap when it was last settled, tokens."""
+    """(B,) the episode's largest service gap at the last reward, tokens."""
     seen: NDArray[np.int8]
     """(B, S) 1 = the session's end was noted."""
     ended: NDArray[np.float64]
     """(B, S) log completion times of the sessions that ended, ascending."""
     live: NDArray[np.float64]
-    """(B, LIVE) SINCE: when the slot was last settled, s; ALIVE: sessions then; BEGUN: those that had begun; N_ENDED:
+    """(B, LIVE) SINCE: when the last reward was made, s; ALIVE: sessions then; BEGUN: those that had begun; N_ENDED:
     those that ended since, ENDED_S: the sum of (end - SINCE), s; EARLIER: seconds that sessions lived before the first
-    decision, until that is settled."""
+    decision, until its reward is made."""
     shown: NDArray[np.int64]
     """(B, 3) `waiting_rows.Queue.n`."""
     place: NDArray[np.int64]
@@ -71,7 +71,7 @@ class Slots(NamedTuple):
     order_rows: NDArray[np.float64]
     admit_rows: NDArray[np.float64]
     logs: NDArray[np.float64]
-    """(S + 1,) [how many, log completion times of sessions that ended since the slot was settled, ...]."""
+    """(S + 1,) [how many, log completion times of sessions that ended since the last reward, ...]."""
     rules: NDArray[np.int64]
     """See `sim.stepping.book`, and KIND; REWARD; EVICT_BLOCKS: that an eviction takes at least."""
     real: NDArray[np.float64]

@@ -26,9 +26,9 @@ from saga_rl.sim.engine.loop import ALL, CHOOSE, ENDED, EVICT, HOLD, PLACE, PLAC
 from saga_rl.sim.stepping import book as bk
 from saga_rl.sim.stepping import closed_slots as cs
 from saga_rl.sim.stepping.closed_rows import queue_of, show, victims_of
-from saga_rl.sim.stepping.team import Team, cuts
-from saga_rl.sim.stepping.victims import take_on, unasked
-from saga_rl.sim.stepping.waiting_rows import IDLE, OFFERED, list_waiting, weigh
+from saga_rl.sim.stepping.threads import SlotThreads, cuts
+from saga_rl.sim.stepping.victims import evict_chosen, unasked
+from saga_rl.sim.stepping.waiting_rows import IDLE, OFFERED, fill_admission_row, list_waiting
 from saga_rl.sim.stepping.world_memory import Template, memory
 
 MIN_TCT_S, TOKENS_UNIT, P95, P95_FROM = 1e-3, 1000.0, 0.95, 20
@@ -42,7 +42,8 @@ PAUSES = {cs.PLACEMENT: PLACEMENTS, cs.ORDER: QUEUE, cs.ADMIT: QUEUE, cs.JOINT: 
 def _go(vector, world, b, chosen):
     """Run on to the next pause; True if somebody has to choose there. Notes whose sessions ended."""
     state = vector.run_on(world, vector.pause, chosen)
-    while state == EVICT and not take_on(world, victims_of(vector, b), np.int64(-1), vector.rules[cs.EVICT_BLOCKS]):
+    least = vector.rules[cs.EVICT_BLOCKS]
+    while state == EVICT and not evict_chosen(world, victims_of(vector, b), np.int64(-1), least):
         state = vector.run_on(world, vector.pause, np.int64(0))
     vector.book[b, bk.DECISION] = state
     _note_ended(vector, world, b)
@@ -83,7 +84,7 @@ def _chosen(vector, world, b, row):
         if row == vector.obs.shape[1] - 1:
             return HOLD
     elif vector.shown[b, IDLE] == 0:
-        weigh(world, queue_of(vector, b), row)
+        fill_admission_row(world, queue_of(vector, b), row)
         if not lets_in(world, vector.admit_rows[row]):
             return HOLD
     return vector.place[b, row]
@@ -93,7 +94,7 @@ def _chosen(vector, world, b, row):
 def _advance(vector, world, b, row):
     """Act on this row of the decision; False at the end."""
     evicts = vector.book[b, bk.DECISION] == EVICT
-    if evicts and take_on(world, victims_of(vector, b), row, vector.rules[cs.EVICT_BLOCKS]):
+    if evicts and evict_chosen(world, victims_of(vector, b), row, vector.rules[cs.EVICT_BLOCKS]):
         return True
     return _go(vector, world, b, _chosen(vector, world, b, row))
 
@@ -133,7 +134,7 @@ def _lived(vector, world, b):
 
 
 @njit(cache=True)
-def _settle(vector, world, b):
+def _reward(vector, world, b):
     """The reward of what happened since the last call, see `env.rewards`; its costs go to `costs`."""
     run, mine, costs, logs, n = world.run, vector.book[b], vector.costs[b], vector.logs, int(vector.logs[0])
     total, ended, have = 0.0, vector.ended[b], mine[bk.DONE] - n
@@ -189,7 +190,7 @@ def _begin(vector, b):
     vector.live[b] = 0.0
     world = _world(vector, b)
     mine[bk.OVER] = not _play_on(vector, world, b, np.int64(-1))
-    _settle(vector, world, b)  # what came before the first decision is nobody's doing,
+    _reward(vector, world, b)  # what came before the first decision is nobody's doing,
     vector.live[b, cs.EARLIER] = vector.costs[b, bk.SESSION_S]  # but this is told, so that the sum is of whole times
 
 
@@ -201,7 +202,7 @@ def _step(vector, actions, what):
         if what[b] == bk.LEAVE:
             continue
         mine = vector.book[b]
-        if what[b] == bk.LOOK:
+        if what[b] == bk.SHOW:
             if mine[bk.DECISION] == CHOOSE:
                 list_waiting(_world(vector, b), queue_of(vector, b))
             show(vector, _world(vector, b), b, mine[bk.DECISION] == ENDED, vector.obs[b], vector.mask[b])
@@ -218,7 +219,7 @@ def _step(vector, actions, what):
             mine[bk.INVALID] += 1
         over = not _play_on(vector, world, b, action)
         mine[bk.DECISIONS] += 1
-        vector.reward[b] = _settle(vector, world, b)
+        vector.reward[b] = _reward(vector, world, b)
         vector.terminated[b] = over
         vector.truncated[b] = not over and 0 < limit <= mine[bk.DECISIONS]
         if over or vector.truncated[b]:
@@ -257,8 +258,8 @@ class ClosedRunner:
         self.slots, kind, self._memory = slots, int(slots.rules[cs.KIND]), memory(
             len(slots.book), max(len(t.image) for t in pool))
         self._worlds, self._pool = [t.on(stretch) for stretch in self._memory for t in pool], pool
-        self._cuts, self._team, images = cuts(len(slots.book), threads), Team(), List([t.image for t in pool])
-        self._halls, self._kept = [], []
+        self._cuts, self._threads, images = cuts(len(slots.book), threads), SlotThreads(), List([t.image for t in pool])
+        self._vectors, self._kept = [], []
         for first, stop in self._cuts:
             policy_refs = refs_of(policies)
             worlds = List([world_ref(w, policy_refs) for w in self._worlds[first * len(pool):stop * len(pool)]])
@@ -266,11 +267,11 @@ class ClosedRunner:
             mine = slots if len(self._cuts) == 1 else cs.part_of(slots, first, stop)
             args = (loop, PAUSES[kind], worlds, images, self._memory[first:stop], mine)
             self._kept.append((args, policy_refs))  # compiled code owns none of their arrays
-            self._halls.append(compiled(cs.vector_ref, args, (), {0: function_type(loop)})(*args))
+            self._vectors.append(compiled(cs.vector_ref, args, (), {0: function_type(loop)})(*args))
         self.policy_refs = policy_refs
         """Of the last thread."""
         self._all, self._none = np.full(len(slots.book), bk.STEP), np.zeros(len(slots.book), np.int64)
-        self._step = entry_point(compiled(_step, (self._halls[0], self._none, self._all), nogil=True))
+        self._step = entry_point(compiled(_step, (self._vectors[0], self._none, self._all), nogil=True))
 
     def step(self, actions: NDArray[np.int64]) -> None:
         """Take actions, (B,) rows; one that is masked counts as invalid and becomes row 0."""
@@ -281,11 +282,11 @@ class ClosedRunner:
         self._play(self._none, np.where(which, bk.BEGIN, bk.LEAVE))
 
     def _play(self, actions: NDArray[np.int64], what: NDArray[np.int64]) -> None:
-        if len(self._halls) == 1:
-            self._step(self._halls[0], actions, what)
+        if len(self._vectors) == 1:
+            self._step(self._vectors[0], actions, what)
             return
-        self._team.run([partial(self._step, vector, actions[a:b], what[a:b])
-                        for vector, (a, b) in zip(self._halls, self._cuts, strict=True)])
+        self._threads.run([partial(self._step, vector, actions[a:b], what[a:b])
+                           for vector, (a, b) in zip(self._vectors, self._cuts, strict=True)])
 
     def world(self, b: int) -> st.World:
         """The world that slot b plays in."""
@@ -305,5 +306,5 @@ class ClosedRunner:
             getattr(self.slots, name)[b] = kept
         self.slots.book[b, bk.PLAYED] = played
         what = np.full(len(self.slots.book), bk.LEAVE)
-        what[b] = bk.LOOK
+        what[b] = bk.SHOW
         self._play(self._none, what)

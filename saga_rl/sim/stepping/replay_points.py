@@ -86,7 +86,7 @@ def _take_run(t, p, seg, need):
     `evict.make_room` does. Returns the parent that has become a candidate, or -1."""
     while True:
         shared = p.user[seg] == -2
-        kv.take(t, p, 0, seg, min(p.res[seg], need - p.n[0, kv.FREE]))
+        kv.evict_blocks(t, p, 0, seg, min(p.res[seg], need - p.n[0, kv.FREE]))
         up = ev.freed_parent(t, p, 0, seg)
         if up < 0 or not ev.same_run(p, seg, shared, up):
             return up

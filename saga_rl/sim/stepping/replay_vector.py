@@ -48,7 +48,7 @@ from saga_rl.sim.stepping.book import (
     STEP,
     TOKENS,
 )
-from saga_rl.sim.stepping.team import Team, cuts
+from saga_rl.sim.stepping.threads import SlotThreads, cuts
 
 # Slots.rules, after those of `sim.stepping.book`
 END_HINT = RULES
@@ -301,7 +301,7 @@ class ReplayRunner:
         refs = []
         for cursor, point in zip(cursors, points, strict=True):
             refs.append(compiled(_ref, (cursor, point))(cursor, point))
-        self._episodes, self._refs, self._team = List(refs[:n]), refs, Team()
+        self._episodes, self._refs, self._threads = List(refs[:n]), refs, SlotThreads()
         self._cuts = cuts(len(slots.book), threads)
         self._parts = [(List(refs[n + a:n + b]), self._episodes, refs[-1], part_of(slots, a, b))
                        for a, b in self._cuts]
@@ -322,8 +322,8 @@ class ReplayRunner:
         if len(self._parts) == 1:
             self._step(*self._parts[0], actions, what, self._rows[0])
             return
-        self._team.run([partial(self._step, *part, actions[a:b], what[a:b], row)
-                        for part, row, (a, b) in zip(self._parts, self._rows, self._cuts, strict=True)])
+        self._threads.run([partial(self._step, *part, actions[a:b], what[a:b], row)
+                           for part, row, (a, b) in zip(self._parts, self._rows, self._cuts, strict=True)])
 
     def script(self, b: int) -> Script:
         """The script that slot b plays."""

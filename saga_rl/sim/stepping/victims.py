@@ -42,13 +42,13 @@ def make_victims(segments: int, max_rows: int, columns: int) -> Victims:
 
 
 @njit(cache=True)
-def take_on(world, victims, chosen, least):
-    """Take from offer[chosen] (-1: begin) until worker count[ASKED] has count[WANTED] blocks free. True if a choice is
+def evict_chosen(world, victims, chosen, least):
+    """Evict offer[chosen] (-1: begin) until worker count[ASKED] has count[WANTED] blocks free. True if a choice is
     pending, False when they are. least: blocks taken at a time if there are so many, though fewer are wanted."""
     run, p, t, at = world.run, world.pool, world.tree, victims.at
     w, need, spared = run.count[st.ASKED], run.count[st.WANTED], run.count[st.SPARED]
     if chosen < 0:
-        _look(world, victims, w)
+        _refresh_rows(world, victims, w)
     while p.n[w, kv.FREE] < need:
         if chosen < 0:
             _offer(p, w, spared, at, victims.offer)
@@ -58,18 +58,18 @@ def take_on(world, victims, chosen, least):
                 raise RuntimeError("blocks are wanted that nobody can give up")
             chosen = np.int64(0)
         free = p.n[w, kv.FREE]
-        up = _take_run(t, p, victims.rows, w, spared, victims.offer[chosen], max(need, free + least))
+        up = _evict_run(t, p, victims.rows, w, spared, victims.offer[chosen], max(need, free + least))
         run.count[st.ASKED_BLOCKS] += p.n[w, kv.FREE] - free
         chosen = np.int64(-1)
         if up >= 0:
-            _note(world, victims, w, up)
+            _make_row(world, victims, w, up)
     at[OFFERED] = 0
     return False
 
 
 @njit(cache=True)
 def unasked(world):
-    """Blocks that were evicted so far without `take_on`, on all workers."""
+    """Blocks that were evicted so far without `evict_chosen`, on all workers."""
     total = -world.run.count[st.ASKED_BLOCKS]
     for w in range(world.limits[st.WORKERS]):
         total += world.pool.n[w, kv.EVICTED]
@@ -77,7 +77,7 @@ def unasked(world):
 
 
 @njit(cache=True)
-def _look(world, victims, w):
+def _refresh_rows(world, victims, w):
     """Make the rows of all candidates, unless those at hand are of this very iteration."""
     run, p, at, now = world.run, world.pool, victims.at, world.run.total[st.NOW]
     if victims.when[0] == now and at[WORKER] == w and at[SEQ] == p.n[w, kv.SEQ]:
@@ -89,11 +89,11 @@ def _look(world, victims, w):
     for k in range(p.n[w, kv.IDLE]):
         seg = p.idle[w, k]
         if p.kids[kv.row(p, w, seg)] == 0:
-            _note(world, victims, w, seg)
+            _make_row(world, victims, w, seg)
 
 
 @njit(cache=True)
-def _note(world, victims, w, seg):
+def _make_row(world, victims, w, seg):
     """Make the segment's row and keep its first columns."""
     row = world.work.evict
     ev.row_of(world.pool, world.chains, world.tables, world.g, w, seg, world.run.total[st.NOW], world.work.next_use,
@@ -126,13 +126,13 @@ def _offer(p, w, spared, at, offer):
 
 
 @njit(cache=True)
-def _take_run(t, p, rows, w, spared, seg, need):
+def _evict_run(t, p, rows, w, spared, seg, need):
     """Take tail blocks of `seg`, and of what was released in one run with it, until `need` are free, as
     `evict.make_room` does. Returns the parent that has become a candidate and has no row yet, or -1."""
     while True:
         r = kv.row(p, w, seg)
         shared = p.user[r] == -2
-        kv.take(t, p, w, seg, min(np.int64(p.res[r]), need - p.n[w, kv.FREE]))
+        kv.evict_blocks(t, p, w, seg, min(np.int64(p.res[r]), need - p.n[w, kv.FREE]))
         up = ev.freed_parent(t, p, w, seg)
         if up < 0 or up == spared or not ev.same_run(p, r, shared, kv.row(p, w, up)):
             return up

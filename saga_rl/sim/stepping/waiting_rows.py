@@ -68,7 +68,7 @@ def list_waiting(world, out):
 
 
 @njit(cache=True)
-def weigh(world, out, k):
+def fill_admission_row(world, out, k):
     """Fill the admission row of the k-th request on offer."""
     run, block, w = world.run, world.limits[st.BLOCK], world.run.count[st.ASKED]
     step = run.queue[w, out.place[k]]

@@ -1,1 +1,2 @@
-"""From recorded calls to sessions: order, parents, joins, prefixes, what was assumed; and lengths from text."""
+"""From recorded calls to sessions: order, parents, joins, prefixes, what was assumed; and lengths from text.
+May import `reading`, and no importer."""

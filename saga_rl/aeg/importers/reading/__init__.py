@@ -1,1 +1,2 @@
-"""From files as they are to records with a place: folders, compression, layouts, damage, strict access to fields."""
+"""From files as they are to records with a place: folders, compression, layouts, damage, strict access to fields.
+Imports no importer."""

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from saga_rl.errors import UserError, unknown_name
+from saga_rl.experiments.compare.settings import FIRST_SEED
 from saga_rl.policies.presets import PRESETS
 
 Arm = dict[str, Any]
 ROWS = ("eviction", "stock", "shift", "hidden", "sustain", "placement", "throughput", "transfer", "drift")
-FIRST_SEED = 1000
 TRAIN_SEEDS = (1, 2)
 """Every setting of a baseline is tried on these arrangements of the training sessions."""
 TARGETS: dict[str, float] = {

@@ -1,4 +1,4 @@
-"""The offline learners by name."""
+"""The offline learners by name. May import `learn.data` and `learn.network`."""
 
 from __future__ import annotations
 

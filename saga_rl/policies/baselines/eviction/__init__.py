@@ -1,5 +1,5 @@
 """Eviction policies that are compared with, references that know the future among them. Importing this package
-registers them."""
+registers them. May import `policies.eviction` and below."""
 
 from saga_rl.policies.baselines.eviction import (  # noqa: F401
     arc,

@@ -8,6 +8,7 @@ docs/explanation/fidelity.md).
 
     from saga_rl.runtime.emulate.virtual import VirtualConfig, play
     played = play(trace, VirtualConfig(SimConfig(workers=2, population=24, end_hint=False)), preset("likely"))
+May import the rest of `runtime`.
 """
 
 from saga_rl.runtime.emulate.virtual.cluster import Played, VirtualConfig, play

@@ -243,7 +243,7 @@ class PolicyBlockQueue:
                 break
             for run in free:
                 taken: list[KVCacheBlock] = []
-                self._take(run, run.num_free_blocks, taken)
+                self._pop(run, run.num_free_blocks, taken)
                 self._drop(taken)
                 dropped += len(taken)
         self.evicted["past ttl"] += dropped
@@ -263,7 +263,7 @@ class PolicyBlockQueue:
             most, v = n - len(out), self.victims
             if v.drift is not None and not self._fell_back and not run.stale:
                 self._watch(run)
-            taken = self._take(run, most if broken else min(most, spare.get(run.tenant, most)), out)
+            taken = self._pop(run, most if broken else min(most, spare.get(run.tenant, most)), out)
             row = self.victims.tracker.chains[run.chain]
             cause = "ended" if row[ch.ENDED] > 0 else "waiting" if row[ch.WAITING] == 1 else "idle"
             self.evicted["left behind" if run.stale else "shared" if run.shared else cause] += taken
@@ -316,10 +316,10 @@ class PolicyBlockQueue:
     def _take_whole(self, run: Run, base: Run | None) -> None:
         """Empty what is left of `run`, and the runs of its chain that it was built on, beginning with `base`."""
         rest: list[KVCacheBlock] = []
-        self._take(run, run.num_free_blocks, rest)
+        self._pop(run, run.num_free_blocks, rest)
         while base is not None and base.chain == run.chain and not run.num_free_blocks and not self.runs.blocked(base):
             run, base = base, self.runs.below(base)
-            self._take(run, run.num_free_blocks, rest)
+            self._pop(run, run.num_free_blocks, rest)
         self._drop(rest)
         self.evicted["whole"] += len(rest)
 
@@ -386,7 +386,7 @@ class PolicyBlockQueue:
         self._freed.clear()
         return not mixed
 
-    def _take(self, run: Run, most: int, out: list[KVCacheBlock]) -> int:
+    def _pop(self, run: Run, most: int, out: list[KVCacheBlock]) -> int:
         """Move up to `most` blocks from the front of `run` to `out`, stopping at one that others are built on."""
         start, runs, last_s = len(out), self.runs, self.runs.table[run.slot, LAST_S]
         if runs.on or runs.base:
@@ -402,7 +402,7 @@ class PolicyBlockQueue:
         runs.left(run, taken)
         if self.victims.policy.memory and not run.stale:  # else it was not the policy that chose
             owned = runs.owned[run.chain]
-            self.victims.tell(run.chain, self.now, last_s, owned, EVICT, len(taken), owned, -run.key)
+            self.victims.notify(run.chain, self.now, last_s, owned, EVICT, len(taken), owned, -run.key)
         return len(taken)
 
     def _unbase(self, block_id: int) -> None:

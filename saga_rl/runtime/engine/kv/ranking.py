@@ -12,7 +12,7 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
 from saga_rl.runtime.engine.kv.runs import SEQ, Run, Runs
 
-LOOKS = 64
+MOST_PLACES = 64
 """Places that `Line.from_middle` looks at."""
 
 
@@ -56,9 +56,9 @@ class Line:
         return run.slot < len(self._held) and bool(self._held[run.slot])
 
     def from_middle(self) -> Iterator[Run]:
-        """Those from the middle of the places that have not come yet, at most `LOOKS` places."""
+        """Those from the middle of the places that have not come yet, at most `MOST_PLACES` places."""
         middle = (self._next + len(self.slots)) // 2
-        for i in range(middle, min(middle + LOOKS, len(self.slots))):
+        for i in range(middle, min(middle + MOST_PLACES, len(self.slots))):
             run = self.runs.at[int(self.slots[i])]
             if run is not None and run.seq == self.seqs[i]:
                 yield run

@@ -40,7 +40,7 @@ HEURISTIC = "bayes-tables"
 DRIFT_MARGIN = 0.05
 """Share of wrong pairs beyond a half, of those that the two rank differently, that is still fine."""
 _SCORE = 12
-"""Place of the policy's `score` among `_tell`'s arguments."""
+"""Place of the policy's `score` among `_notify`'s arguments."""
 
 
 @njit(cache=True)
@@ -77,7 +77,8 @@ def fill_rows(chains, tables, g, w, now, table, slots, owned, out):
         eviction_row(chains, tables, g, w, c, now, run[LAST_S], owned[c], run[SHARED], np.nan, out[k])
 
 
-def _tell(chains, tables, g, w, c, now, last_s, owned, event, blocks, total, victim_score, score, params, scratch, row):
+def _notify(chains, tables, g, w, c, now, last_s, owned, event, blocks, total, victim_score, score, params, scratch,
+            row):
     eviction_row(chains, tables, g, w, c, now, last_s, owned, 0.0, np.nan, row)
     remember(chains, g, w, c, row, event, blocks, total, victim_score, score, params, scratch)
 
@@ -102,10 +103,10 @@ class Victims:
                                heuristic=None if self.drift is None else make("eviction", HEURISTIC))
         self._rows = np.zeros((64, len(EVICTION)))
         self._scratch = np.zeros(policy.scratch)
-        self._tell = None
+        self._notify = None
         if policy.memory:
-            args = self._told(NOBODY, 0.0, 0.0, 0.0, BEGIN, 0.0, 0.0, 0.0)
-            self._tell = compiled(_tell, args, (_SCORE,))
+            args = self._notify_args(NOBODY, 0.0, 0.0, 0.0, BEGIN, 0.0, 0.0, 0.0)
+            self._notify = compiled(_notify, args, (_SCORE,))
 
     def rows(self, runs: Runs, slots: NDArray[np.int64], now: float) -> NDArray[np.float64]:
         """(n, len(EVICTION)) of the runs in `slots`, as the pool was at the last `refresh`; reused by the next call."""
@@ -172,15 +173,15 @@ class Victims:
         waiting = self.tracker.chains[runs.table[slots, CHAIN].astype(np.int64), ch.WAITING]
         return (left < 0.0) & (waiting == 0)
 
-    def tell(self, c: int, now: float, last_s: float, owned: float, event: int, blocks: float, total: float,
+    def notify(self, c: int, now: float, last_s: float, owned: float, event: int, blocks: float, total: float,
              victim_score: float = 0.0) -> None:
-        """Tell a policy with memory what happened to chain c, see `features.remember`. One that is paused
-        (`safe.SafeGuard`) is not told, and one that raises or is late twice in a row is paused."""
-        if self._tell is None or self.guard.paused:
+        """Notify a policy with memory of what happened to chain c, see `features.remember`. One that is paused
+        (`safe.SafeGuard`) gets no notice, and one that raises or is late twice in a row is paused."""
+        if self._notify is None or self.guard.paused:
             return
         started = time.perf_counter()
         try:
-            self._tell(*self._told(c, now, last_s, owned, event, blocks, total, victim_score))
+            self._notify(*self._notify_args(c, now, last_s, owned, event, blocks, total, victim_score))
         except Exception:
             self.guard.fallbacks["raised"] += 1
             self.guard.pause()
@@ -188,7 +189,7 @@ class Victims:
         if time.perf_counter() - started > self.guard.budget_s:
             self.guard.was_late()
 
-    def _told(self, c: int, now: float, last_s: float, owned: float, event: int, blocks: float, total: float,
+    def _notify_args(self, c: int, now: float, last_s: float, owned: float, event: int, blocks: float, total: float,
               victim_score: float) -> tuple:
         t, p = self.tracker, self.policy
         return (t.chains, t.tables, self.g, W, c, now, last_s, float(owned), event, float(blocks), float(total),

@@ -119,7 +119,7 @@ class SagaCachePolicy(CachePolicy):
                 keys = self._choose(v, shelf, n, protected)
                 if keys is None:
                     return None
-                out = [(key, self._take(key)) for key in keys]
+                out = [(key, self._remove(key)) for key in keys]
             except Exception:
                 self.counts["failed"] += 1
                 if self.counts["failed"] == 1:
@@ -175,7 +175,7 @@ class SagaCachePolicy(CachePolicy):
         busy = ((rows[:, ch.WAITING] == 1) | (rows[:, ch.RUNNING] == 1)) & ~np.isposinf(scores)
         return np.lexsort((shelf.table[slots, SEQ], -scores, busy))
 
-    def _take(self, key: Any) -> Any:
+    def _remove(self, key: Any) -> Any:
         chunk = self.stock.get(key)
         self.stock.mark_non_evictable(key)
         self.stock.remove(key)

@@ -13,13 +13,13 @@ from saga_rl.policies.base import Policy
 from saga_rl.policies.features import (
     ADMISSION,
     G_ADMIT_INFORMED,
+    add_expected_older,
     admission_row,
     expected_growth,
     expected_output,
     lost_blocks,
     remember_admission,
     useful_share,
-    weigh_older,
 )
 from saga_rl.policies.registry import make
 from saga_rl.policies.state import chains as ch
@@ -70,7 +70,7 @@ def fill_admission(chains, tables, g, w, c, known, generated, cached, running, t
         growth += blocks_for(int(running[i, R_KNOWN]) + int(more), sizes, most) - blocks_for(
             int(running[i, R_COMPUTED]), sizes, most)
         session_growth += expected_growth(chains, tables, w, rc) / growing
-    idle, older, unended, weighed = 0.0, 0.0, 0.0, np.zeros(3)
+    idle, older, unended, expected_older = 0.0, 0.0, 0.0, np.zeros(3)
     for slot in slots:
         o, blocks, last_s = int(table[slot, CHAIN]), table[slot, BLOCKS], table[slot, LAST_S]
         idle += blocks
@@ -86,13 +86,13 @@ def fill_admission(chains, tables, g, w, c, known, generated, cached, running, t
                 row[ch.SESSION_S] == mine[ch.SESSION_S] and row[ch.SESSION] < mine[ch.SESSION]):
             older += blocks
             if g[w, G_ADMIT_INFORMED] > 0:
-                weigh_older(chains, tables, w, o, now, last_s, blocks, weighed)
+                add_expected_older(chains, tables, w, o, now, last_s, blocks, expected_older)
     for slot in slots:
         seen[int(table[slot, CHAIN])] = 0.0
     pinned = pool - free - idle
     admission_row(chains, tables, g, w, c, now, queued_s, float(need), free, idle, older, growth, pool, pinned,
                   pinned + unended, session_growth, float(running.shape[0]),
-                  float(count_active(chains, living, now, expiry_s)), weighed,
+                  float(count_active(chains, living, now, expiry_s)), expected_older,
                   lost_blocks(chains, c, float(known), float(cached), block) * block / growing, np.nan,
                   out)
 
@@ -122,8 +122,8 @@ class Admission:
         """What runs has changed in another way than by requests that were let in."""
         self._seen = 0
 
-    def look(self, request: Request, served: Served, cached_blocks: int, running: list[Request],
-             known: Mapping[str, Served], now: float) -> None:
+    def make_row(self, request: Request, served: Served, cached_blocks: int, running: list[Request],
+                 known: Mapping[str, Served], now: float) -> None:
         """Make the row of `request`. running: what holds blocks now; known: of those that are known, by id.
 
         Within a step only those that were let in are added to `running`, and what is computed of the others stays as it

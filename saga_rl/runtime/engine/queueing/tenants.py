@@ -34,7 +34,7 @@ class Service:
     def counters(self) -> NDArray[np.float64]:
         if self.stale:
             self.stale = False
-            self._settle_all()
+            self._charge_outputs()
         return self._counters
 
     def queued(self, served: Served) -> None:
@@ -42,16 +42,16 @@ class Service:
         if served.number in self._waiting:
             return
         self._waiting.add(served.number)
-        self._look()
+        self._update_spread()
         tenant = self.tenant(served)
         sv.queued(self.counters, W, tenant)
-        self._look()
+        self._update_spread()
 
     def left(self, served: Served, scheduled: bool) -> None:
         """It waits no longer: it got blocks, or went away."""
         if served.number in self._waiting:
             self._waiting.discard(served.number)
-            self._look()
+            self._update_spread()
             tenant = self.tenant(served)
             sv.left(self._counters, W, tenant, scheduled)
 
@@ -60,12 +60,12 @@ class Service:
         self.flying[request.request_id] = request, served
         sv.charge(self._room(served.tenant), W, served.tenant, float(computed), 0.0)
         if computed:
-            self._look()
+            self._update_spread()
 
     def done(self, request: Request, served: Served) -> None:
         """It is over; what it generated is charged."""
         if self.flying.pop(request.request_id, None) is not None:
-            self._settle(request, served)
+            self._charge_output(request, served)
         self.left(served, False)
 
     def allowed(self, tenant: int) -> bool:
@@ -84,8 +84,8 @@ class Service:
             self._counters = bigger
         return self._counters
 
-    def _settle_all(self) -> None:
-        """`_settle` of all that fly, in one pass: this is done in each step in which somebody comes."""
+    def _charge_outputs(self) -> None:
+        """`_charge_output` of all that fly, in one pass: this is done in each step in which somebody comes."""
         news: dict[int, int] = {}
         for request, served in self.flying.values():
             n, had = request.num_output_tokens, served.charged
@@ -95,14 +95,14 @@ class Service:
         for tenant, new in news.items():
             self._counters[W, tenant, sv.COUNTER] += sv.OUTPUT * new
 
-    def _settle(self, request: Request, served: Served) -> None:
+    def _charge_output(self, request: Request, served: Served) -> None:
         n = request.num_output_tokens
         new = n - served.charged if n >= served.charged else n  # a streaming session begins its answer anew
         if new:
             served.charged = n
             self._counters[W, served.tenant, sv.COUNTER] += sv.OUTPUT * new
 
-    def _look(self) -> None:
+    def _update_spread(self) -> None:
         if len(self.tracker.tenants.codes) > 1:
             self.spread = max(self.spread, float(sv.spread(self.counters, W)))
 

@@ -26,11 +26,11 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class SagaMiddleware:
-    """settings, tell, prove: for tests; else they come from the app's state at its first request. tell, prove: async
-    functions that take a list of notes, and what proves a tenant."""
+    """settings, send_notes, prove: for tests; else they come from the app's state at its first request. send_notes,
+    prove: async functions that take a list of notes, and what proves a tenant."""
 
-    def __init__(self, app: Any, settings: Settings | None = None, tell: Any = None, keys: list[str] | None = None,
-                 prove: Any = None) -> None:
+    def __init__(self, app: Any, settings: Settings | None = None, send_notes: Any = None,
+                 keys: list[str] | None = None, prove: Any = None) -> None:
         self.app = app
         self._prove = prove
         self._agreeing = asyncio.Lock()
@@ -39,7 +39,7 @@ class SagaMiddleware:
         self.notes: Notes | None = None
         self._broken = False
         if settings is not None:
-            self._begin(settings, keys or [], tell)
+            self._begin(settings, keys or [], send_notes)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or not self._ready(scope):
@@ -71,10 +71,10 @@ class SagaMiddleware:
             self._done(plan)
 
     # ------------------------------------------------------------------ start
-    def _begin(self, settings: Settings, keys: list[str], tell: Any) -> None:
+    def _begin(self, settings: Settings, keys: list[str], send_notes: Any) -> None:
         self.planner = Planner(settings, Tenants(settings, keys), self.counts)
-        if settings.notes and tell is not None:
-            self.notes = Notes(tell, self.counts)
+        if settings.notes and send_notes is not None:
+            self.notes = Notes(send_notes, self.counts)
 
     async def _agree(self) -> None:
         """Tell the engines, once and ahead of the first request, what proves a tenant. Until one has answered it is
@@ -112,8 +112,8 @@ class SagaMiddleware:
         from saga_rl.runtime.server import control
         from saga_rl.runtime.server.app import api_keys
 
-        async def tell(notes: list[dict[str, Any]]) -> None:
-            answers = await control.everywhere(state.engine_client, "told", {"notes": notes})
+        async def send_notes(notes: list[dict[str, Any]]) -> None:
+            answers = await control.everywhere(state.engine_client, "notes", {"notes": notes})
             self.counts["notes unanswered"] += sum("error" in a for a in answers)
             self.counts["notes applied"] += sum(int(a.get("applied", 0)) for a in answers)
 
@@ -122,7 +122,8 @@ class SagaMiddleware:
 
         anthropic_hook.install()
         self._prove = prove
-        self._begin(read_settings(state.vllm_config.additional_config), api_keys(getattr(state, "args", None)), tell)
+        settings = read_settings(state.vllm_config.additional_config)
+        self._begin(settings, api_keys(getattr(state, "args", None)), send_notes)
         state.saga_http = self.counts
 
     # ------------------------------------------------------------------ one request
@@ -191,7 +192,7 @@ class SagaMiddleware:
         try:
             note = self.planner.done(plan)
             if note is not None and self.notes is not None:
-                self.notes.tell(note)
+                self.notes.post(note)
         except Exception as e:
             self._failed("end", e)
 

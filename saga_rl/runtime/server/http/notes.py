@@ -19,7 +19,7 @@ class Notes:
         self._waiting: list[dict[str, Any]] = []
         self._task: asyncio.Task[None] | None = None
 
-    def tell(self, note: dict[str, Any]) -> None:
+    def post(self, note: dict[str, Any]) -> None:
         """Returns at once."""
         if len(self._waiting) >= MOST_WAITING:
             self.counts["notes dropped"] += 1

@@ -14,7 +14,7 @@ def cuts(slots: int, threads: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-class Team:
+class SlotThreads:
     """Runs calls at once, the first in the thread that asks. Threads are made with the first work for several."""
 
     def __init__(self) -> None:

@@ -48,7 +48,7 @@ def served(t: Tracker, now: float, **hints):
 def test_a_note_sets_the_tool_and_the_next_step_is_its_return():
     t = Tracker()
     c = served(t, 0.0, session="s").chain
-    assert t.told({"session": "s", "agent": 0, "next_tool": "bash", "final": False})
+    assert t.apply_note({"session": "s", "agent": 0, "next_tool": "bash", "final": False})
     assert t.chains[c, ch.TOOL] == t.tools.codes["bash"]
     t.arrive(Hints(session="s"), 5.0, 20)
     assert t.tables.returns[0, t.tools.codes["bash"] + 1] == 1
@@ -58,17 +58,17 @@ def test_a_note_that_comes_after_the_next_request_is_ignored():
     t = Tracker()
     c = served(t, 0.0, session="s").chain
     again = t.arrive(Hints(session="s"), 2.0, 20)
-    assert not t.told({"session": "s", "agent": 0, "next_tool": "bash", "final": True})
+    assert not t.apply_note({"session": "s", "agent": 0, "next_tool": "bash", "final": True})
     assert t.chains[c, ch.TOOL] == -1 and t.chains[c, ch.ENDED] == 0
     t.schedule(again, 3.0)
-    assert not t.told({"session": "s", "agent": 0, "final": True})
+    assert not t.apply_note({"session": "s", "agent": 0, "final": True})
 
 
 def test_a_final_note_ends_the_chain_once_as_the_hint_would():
     told, hinted = Tracker(), Tracker()
     c = served(told, 0.0, session="s").chain
-    assert told.told({"session": "s", "agent": 0, "next_tool": None, "final": True})
-    assert not told.told({"session": "s", "agent": 0, "next_tool": None, "final": True})
+    assert told.apply_note({"session": "s", "agent": 0, "next_tool": None, "final": True})
+    assert not told.apply_note({"session": "s", "agent": 0, "next_tool": None, "final": True})
     served(hinted, 0.0, session="s", final=True)
     assert (told.chains == hinted.chains)[c, :ch.DEADLINE].all() and told.chains[c, ch.ENDED] == 1
     for mine, theirs in zip(told.tables, hinted.tables, strict=True):
@@ -82,7 +82,7 @@ def test_a_final_note_for_the_whole_session_ends_every_idle_agent():
     chains = [served(t, float(i), session="s", agent=i).chain for i in range(3)]
     busy = t.arrive(Hints(session="s", agent=2), 9.0, 10).chain
     other = served(t, 3.0, session="other").chain
-    assert t.told({"session": "s", "agent": -1, "final": True})
+    assert t.apply_note({"session": "s", "agent": -1, "final": True})
     assert [t.chains[c, ch.ENDED] for c in chains] == [1, 1, 0]
     assert busy == chains[2] and t.chains[other, ch.ENDED] == 0
 
@@ -95,7 +95,7 @@ def test_notes_that_make_no_sense_change_nothing(note):
     t = Tracker()
     c = served(t, 0.0, session="s").chain
     before = t.chains[c].copy()
-    assert not t.told(note)
+    assert not t.apply_note(note)
     assert (t.chains[c] == before)[:ch.DEADLINE].all() and t.chains[c, ch.ENDED] == 0
 
 
@@ -106,7 +106,7 @@ def test_through_the_scheduler_notes_are_counted_and_what_ended_goes_first(folde
         drain(s, clock)
     notes = [{"session": "s0", "agent": 0, "final": True}, {"session": "nobody", "agent": 0, "final": True}, "junk",
              None, {"session": "s1", "agent": 10**400}]
-    assert s.told(notes) == 1
+    assert s.apply_notes(notes) == 1
     assert s.metrics.counts["notes unread"] == 2 and s.metrics.counts["notes"] == 1
     ask(s, "new", [102] * 22 * BLOCK, session="s2")
     drain(s, clock)
