@@ -39,7 +39,7 @@ ray.shutdown()
 """
 """What `serve run` does with the file's `args`, on a Ray of the test's own that nobody else's can meet."""
 PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "600", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "600",
-           "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+           "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "RAY_worker_niceness": "0"}
 """Ray replaces a proxy that does not answer within 5 or 10 s, which on a busy machine is all of them."""
 
 
@@ -51,11 +51,9 @@ def example_args() -> dict[str, Any]:
 
 
 class RayApp:
-    """Ray, the app and its replicas, with a tiny model and a device whose steps take `step_s`; `stop` ends all.
-    router: `request_router_config` of the deployment."""
+    """Ray, the app and its replicas, with a tiny model and a device whose steps take `step_s`; `stop` ends all."""
 
-    def __init__(self, folder: Path, *, step_s: float = 0.005, window: int = 4096, blocks: int = 256,
-                 router: dict[str, Any] | None = None, saga: dict[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, *, step_s: float = 0.005, window: int = 4096, blocks: int = 1024) -> None:
         self.port, self.log, self.ready = free_port(), folder / "log", folder / "ready"
         folder.mkdir(parents=True, exist_ok=True)
         # Ray's sockets lie below it, and the path of a socket may have 107 characters
@@ -64,13 +62,12 @@ class RayApp:
         (config,) = args["llm_configs"]
         config["model_loading_config"] = {"model_id": "tiny", "model_source": str(
             build_tiny_model(folder / "model", layers=1, hidden=64, max_len=window))}
-        config["engine_kwargs"]["max_model_len"] = window
-        config["engine_kwargs"]["additional_config"]["saga"] |= saga or {}
+        config["engine_kwargs"] |= {"max_model_len": window, "enable_prompt_tokens_details": True}
         config["runtime_env"]["env_vars"]["SAGA_RL_EMULATE"] = Settings(
             str(profile(folder, step_s)), kv_tokens=blocks * 16).value()
         config["deployment_config"] |= {"health_check_timeout_s": 600}
-        if router is not None:
-            config["deployment_config"]["request_router_config"] = router
+        router = config["deployment_config"]["request_router_config"]["request_router_kwargs"]
+        router["saga"] |= {"metrics": str(folder / "numbers")}
         with self.log.open("w") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", DRIVER, str(self.port), str(self.ready), json.dumps(args)], stdout=out,
@@ -91,6 +88,10 @@ class RayApp:
                                                     "temperature": 0, "ignore_eos": True, **more})
         assert r.status_code == 200, r.text
         return r.json()
+
+    def routers(self) -> list[dict[str, Any]]:
+        """What our routers count, one for each process that calls the deployment."""
+        return [json.loads(p.read_text()) for p in (self.log.parent / "numbers").glob("ray-router-*.json")]
 
     def stop(self) -> None:
         """End it; whatever does not end in time is killed."""

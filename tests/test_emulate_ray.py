@@ -1,5 +1,5 @@
-"""Ray Serve LLM with `SAGA_RL_EMULATE` and our scheduler class in the file of docs/how-to/emulate.md: it starts, says
-what it is, and answers what a request prescribes."""
+"""Ray Serve LLM with `SAGA_RL_EMULATE`, our scheduler class and our router in the file of docs/how-to/emulate.md: it
+starts, says what it is, answers what a request prescribes, and keeps sessions where their KV is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 pytest.importorskip("ray.serve.llm", reason="Ray Serve LLM is not installed (extra ray-serve)", exc_type=ImportError)
+from live_kit import until
 from ray_kit import RayApp
 
 pytestmark = [pytest.mark.emulated, pytest.mark.timeout(2400)]
@@ -54,3 +55,30 @@ def test_chat_ends_where_the_prescription_ends(app):
     assert r.status_code == 200, r.text
     said = r.json()["choices"][0]
     assert said["message"]["content"].strip() == "quite well" and said["finish_reason"] == "stop"
+
+
+def test_sessions_stay_where_their_kv_is_and_new_ones_spread(app):
+    until(lambda: any(r["ready"] for r in app.routers()), "our router is ready")
+
+    def turn(name: str) -> int:
+        """Tokens that the engine found cached."""
+        r = app.http.post("/v1/completions", headers={"X-Session-ID": name}, json={
+            "model": "tiny", "prompt": f"{name} tells a long story " * 60, "max_tokens": 3, "ignore_eos": True})
+        assert r.status_code == 200, r.text
+        usage = r.json()["usage"]
+        assert usage["prompt_tokens"] > 200
+        return (usage["prompt_tokens_details"] or {}).get("cached_tokens") or 0
+
+    names = [f"{letter} session" for letter in "abcdef"]
+    first = [turn(name) for name in names]
+    again = [turn(name) for name in reversed(names)]
+    assert max(first) < 32 and min(again) > 200, (first, again)
+
+    def settled() -> dict | None:
+        (r,) = app.routers()
+        return r if r.get("placements", 0) >= 2 * len(names) and set(r["homed"].values()) != {0} else None
+
+    said = until(settled, "the router has counted them")
+    assert len(said["homed"]) == 2 and min(said["homed"].values()) >= 3, said
+    failed = [k for k in said if k.startswith("fallback/") and not k.endswith("/not ready")]
+    assert said["migrations"] == 0 and not failed, said

@@ -263,6 +263,16 @@ class Router:
             del self._home[c]
         return [name for name, flight in self.flights.items() if flight.engine == engine]
 
+    def grow(self, engines: int) -> None:
+        """Make room for so many engines; those that are new count as lost until `engine_back`."""
+        more = np.zeros((engines - len(self.engines), STATE))
+        more[:, LOST] = 1.0
+        self.state = np.concatenate([self.state, more])
+        for e, row in zip(self.engines, self.state, strict=False):
+            e.row = row
+        self.engines += [_Engine(row) for row in self.state[len(self.engines):]]
+        self._rows = np.zeros((engines, len(PLACEMENT)))
+
     def engine_back(self, engine: int) -> None:
         """It may be chosen again; it holds nothing."""
         self.state[engine, LOST] = 0.0
