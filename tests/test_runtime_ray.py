@@ -12,7 +12,7 @@ import pytest
 
 from saga_rl.policies.registry import make
 from saga_rl.runtime.ray.replicas import FIRST_SLOTS, Replicas
-from saga_rl.runtime.ray.requests import read_request, tell_engine
+from saga_rl.runtime.ray.requests import read_request, write_hints
 from saga_rl.runtime.sessions.hints import Hints
 
 
@@ -22,8 +22,8 @@ def replicas(n: int, policy: str = "least-sessions", **kwargs: Any) -> Replicas:
     return r
 
 
-def ask(r: Replicas, name: str, session: str | None, tokens: int = 100, told: Any = lambda _: None) -> str:
-    chosen = r.send(name, Hints(session=session), tokens, told)
+def ask(r: Replicas, name: str, session: str | None, tokens: int = 100, reported: Any = lambda _: None) -> str:
+    chosen = r.send(name, Hints(session=session), tokens, reported)
     r.routed(name, chosen)
     return chosen
 
@@ -67,7 +67,7 @@ def test_there_is_room_for_more_replicas_than_at_first_and_none_is_none():
 
 def test_what_other_routers_sent_counts():
     r = replicas(2, "least-load")
-    assert {ask(r, f"{k}", f"s{k}", told=lambda name: 7 if name == "replica-0" else None)
+    assert {ask(r, f"{k}", f"s{k}", reported=lambda name: 7 if name == "replica-0" else None)
             for k in range(3)} == {"replica-1"}
 
 
@@ -113,12 +113,12 @@ def test_who_asks_is_found_in_body_and_headers_and_told_to_the_engine():
     headers = SimpleNamespace(headers={"X-Session-ID": "task-1", "x-saga-final": "1"})
     _, hints, prompt = read_request([b, headers])
     assert (hints.session, hints.tenant, hints.final, prompt) == ("task-1", "t", True, 100)
-    tell_engine(b, hints)
+    write_hints(b, hints)
     assert b.session_id == "task-1" and b.vllm_xargs == {"saga_tenant": "t", "saga_final": 1}
     b = body(prompt=[1, 2, 3], session_id="own")
     _, hints, prompt = read_request([b, headers])
     assert (hints.session, prompt) == ("own", 3)
-    tell_engine(b, hints)
+    write_hints(b, hints)
     assert b.session_id == "own"
 
 

@@ -1,6 +1,7 @@
 """Ray Serve LLM: `saga_rl.runtime.ray.SagaRequestRouter` places requests over a deployment's replicas by our policy.
 
-Ray is imported when the class is asked for.
+`requests` reads what a request says of itself, `replicas` chooses, `request_router` is what Ray calls. Ray is imported
+when the class is asked for. May import every other part but `launch` and `emulate`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from saga_rl.policies.base import Policy
 from saga_rl.policies.features import draw
 from saga_rl.runtime.config import clock
-from saga_rl.runtime.routing.router import IN_FLIGHT, LOST, Router, stable_hash
+from saga_rl.runtime.routing.router import FLIGHT_TOKENS, IN_FLIGHT, LOST, QUEUED_TOKENS, Router, stable_hash
 from saga_rl.runtime.routing.router_shared import NAMELESS
 from saga_rl.runtime.sessions.hints import Hints
 
@@ -27,7 +27,7 @@ FIRST_SLOTS = 4
 
 @njit(cache=True)
 def first_drawn(key, names, state):
-    """The live replica that comes first in the order drawn from `key` and the replicas' `names`, -1 = none lives."""
+    """Return the live replica that comes first in the order drawn from `key` and the `names`, -1 = none lives."""
     best, least = -1, 2.0
     for w in range(len(state)):
         if state[w, LOST] == 0:
@@ -38,15 +38,14 @@ def first_drawn(key, names, state):
 
 
 class ReplicaRouter(Router):
-    """`Router` over slots. shared: homes are drawn. `told`: requests in flight by slot, as replicas say, -1 = unknown.
-    """
+    """`Router` over slots, one of `routers`. `reported`: requests in flight by slot, as replicas say; -1 = unknown."""
 
-    def __init__(self, policy: Policy, slots: int, max_seqs: int, kv_tokens: int, *, shared: bool,
+    def __init__(self, policy: Policy, slots: int, max_seqs: int, kv_tokens: int, *, routers: int = 1,
                  **kwargs: Any) -> None:
         super().__init__(policy, slots, max_seqs, kv_tokens, **kwargs)
-        self.shared = shared
+        self.routers = routers
         self.names: NDArray[np.int64] = np.zeros(slots, np.int64)
-        self.told: NDArray[np.float64] = np.full(slots, -1.0)
+        self.reported: NDArray[np.float64] = np.full(slots, -1.0)
         self.state[:, LOST] = 1.0
         first_drawn(0, self.names, self.state)  # links compiled code before the first request
 
@@ -54,12 +53,12 @@ class ReplicaRouter(Router):
         more = engines - len(self.engines)
         super().grow(engines)
         self.names = np.concatenate([self.names, np.zeros(more, np.int64)])
-        self.told = np.concatenate([self.told, np.full(more, -1.0)])
+        self.reported = np.concatenate([self.reported, np.full(more, -1.0)])
 
     def home(self, c: int, name: str) -> int:
         if name.startswith(NAMELESS):
             return -1
-        if not self.shared:
+        if self.routers == 1:
             # Ray says that an answer is over after the client has it: who asks again at once takes another lane
             session, agent, _ = name.rsplit("/", 2)
             first = self.tracker.chain_of(session, int(agent), 0)
@@ -68,15 +67,16 @@ class ReplicaRouter(Router):
 
     def loads(self) -> np.ndarray:
         seen = self.state.copy()
-        seen[:, IN_FLIGHT] = np.maximum(seen[:, IN_FLIGHT], self.told)
+        seen[:, (IN_FLIGHT, FLIGHT_TOKENS, QUEUED_TOKENS)] *= self.routers
+        seen[:, IN_FLIGHT] = np.maximum(seen[:, IN_FLIGHT], self.reported)
         return seen
 
 
 class Replicas:
-    """What one router of Ray's knows. Times are `clock.seconds`. counts: what a replica last told of its requests."""
+    """What one router of Ray's knows, and what it decides. Times are `clock.seconds`."""
 
     def __init__(self, policy: Policy, *, max_seqs: int, kv_tokens: int, routers: int = 1, **kwargs: Any) -> None:
-        self.router = ReplicaRouter(policy, FIRST_SLOTS, max_seqs, kv_tokens, shared=routers > 1, **kwargs)
+        self.router = ReplicaRouter(policy, FIRST_SLOTS, max_seqs, kv_tokens, routers=routers, **kwargs)
         self.counts: Counter[str] = Counter()
         self._slot: dict[str, int] = {}
         self._name: dict[int, str] = {}
@@ -91,7 +91,7 @@ class Replicas:
         self.counts.clear()
 
     def update(self, ids: Iterable[str]) -> None:
-        """These replicas live, and no others."""
+        """Take note that these replicas live, and no others."""
         ids = list(ids)
         for gone in self._slot.keys() - set(ids):
             w = self._slot.pop(gone)
@@ -105,16 +105,17 @@ class Replicas:
                     self.router.grow(2 * len(self._slot))
                 w = next(w for w, e in enumerate(self.router.engines) if e.lost)
                 self._slot[new], self._name[w] = w, new
-                self.router.names[w], self.router.told[w] = stable_hash(new), -1.0
+                self.router.names[w], self.router.reported[w] = stable_hash(new), -1.0
                 self.router.engine_back(w)
                 self.counts["replicas come"] += 1
 
-    def send(self, request: str, hints: Hints, prompt_tokens: int, told: Callable[[str], int | None]) -> str:
-        """The replica that the policy chooses for a request, which counts as sent there from now on. told: requests in
-        flight at a replica, as Ray has heard of it. KeyError: none lives."""
+    def send(self, request: str, hints: Hints, prompt_tokens: int, reported: Callable[[str], int | None]) -> str:
+        """Return the replica that the policy chooses; the request counts as sent there from now on.
+
+        reported: requests in flight at a replica, as Ray has heard of it (None: it has not). KeyError: none lives."""
         for name, w in self._slot.items():
-            heard = told(name)
-            self.router.told[w] = -1.0 if heard is None else heard
+            heard = reported(name)
+            self.router.reported[w] = -1.0 if heard is None else heard
         now = clock.seconds()
         self.router.gone(request, now)  # it was sent before, to a replica that did not take it
         w = self.router.choose(hints, prompt_tokens, now)
@@ -124,18 +125,18 @@ class Replicas:
         return chosen
 
     def routed(self, request: str, replica: str) -> None:
-        """Ray sent it there, which may be elsewhere than chosen."""
+        """Take note of where Ray sent the request, which may be elsewhere than chosen."""
         flight, w = self.router.flights.get(request), self._slot.get(replica)
         if flight is not None and w is not None and flight.engine != w:
             self.counts["sent elsewhere"] += 1
             self.router.moved(request, w, clock.seconds())
 
     def completed(self, request: str) -> None:
-        """Its answer ended, whole or not. How long it was, nobody says here."""
+        """Take note that its answer ended, whole or not. How long it was, nobody says here."""
         self.router.output(request, 0, True, clock.seconds())
 
     def state(self) -> dict[str, Any]:
-        """For the counters' file."""
+        """Return what stands in the counters' file."""
         r = self.router
         return {**self.counts, "migrations": r.migrations, "chains": len(r.tracker),
                 "homed": {name[-8:]: r.engines[w].homed for name, w in self._slot.items()},

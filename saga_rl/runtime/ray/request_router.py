@@ -19,7 +19,7 @@ from saga_rl.errors import UserError
 from saga_rl.runtime.config.settings import KEY, policies_of, read_config
 from saga_rl.runtime.engine.metrics import Metrics
 from saga_rl.runtime.ray.replicas import Replicas
-from saga_rl.runtime.ray.requests import read_request, tell_engine
+from saga_rl.runtime.ray.requests import read_request, write_hints
 
 log = logging.getLogger("vllm.saga_rl")
 NO_POOL = 1 << 50
@@ -37,8 +37,10 @@ class SagaRequestRouter(LocalityMixin, MultiplexMixin, RequestRouter):
 
     def _prepare(self, saga: dict[str, Any] | None = None, max_num_seqs: int = 256, kv_tokens: int | None = None,
                  routers: int = 1) -> None:
-        """saga: as the engines' `additional_config["saga"]`; max_num_seqs, kv_tokens: of one replica; routers:
-        processes that route to this deployment."""
+        """Make what decides.
+
+        saga: as the engines' `additional_config["saga"]`; max_num_seqs, kv_tokens: of one replica; routers: processes
+        that route to this deployment."""
         try:
             config = read_config({KEY: saga or {}})
             ours = Replicas(
@@ -68,7 +70,7 @@ class SagaRequestRouter(LocalityMixin, MultiplexMixin, RequestRouter):
                           self._failures[name])
 
     async def choose_replicas(self, candidate_replicas: list[Any], pending_request: Any = None) -> list[list[Any]]:
-        """The replica that our policy chooses, and, should it refuse, all others."""
+        """Return the replica that our policy chooses and, should it refuse, all others."""
         ours = self._ours
         if ours is None:
             self._failures["fallback/placement/not ready"] += 1
@@ -85,7 +87,7 @@ class SagaRequestRouter(LocalityMixin, MultiplexMixin, RequestRouter):
             if asked is None or not candidates:
                 return None
             body, hints, prompt = asked
-            tell_engine(body, hints)
+            write_hints(body, hints)
             by_name = {r.replica_id.unique_id: r for r in candidates}
             with self._lock:
                 ours.update(by_name)
@@ -97,14 +99,14 @@ class SagaRequestRouter(LocalityMixin, MultiplexMixin, RequestRouter):
             return None
 
     def on_request_routed(self, pending_request: Any, replica_id: Any, result: Any) -> None:
-        """A replica took the request."""
-        self._told("routed", pending_request.metadata.internal_request_id, replica_id.unique_id)
+        """Note which replica took the request."""
+        self._notify("routed", pending_request.metadata.internal_request_id, replica_id.unique_id)
 
     def on_request_completed(self, replica_id: Any, internal_request_id: str) -> None:
-        """Its answer ended, whole or not."""
-        self._told("completed", internal_request_id)
+        """Note that its answer ended, whole or not."""
+        self._notify("completed", internal_request_id)
 
-    def _told(self, what: str, *about: str) -> None:
+    def _notify(self, what: str, *about: str) -> None:
         if self._ours is None:
             return
         try:

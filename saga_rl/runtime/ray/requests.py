@@ -16,7 +16,7 @@ CHARACTERS_A_TOKEN = 4
 
 
 def read_request(args: Sequence[Any]) -> tuple[Any, Hints, int] | None:
-    """(body, its hints, estimated prompt tokens) of a call's arguments; None where nothing is generated."""
+    """Return (body, its hints, estimated prompt tokens) of a call's arguments; None where nothing is generated."""
     body = args[0] if args else None
     prompt = getattr(body, "messages", None)
     if prompt is None:
@@ -35,7 +35,7 @@ def read_request(args: Sequence[Any]) -> tuple[Any, Hints, int] | None:
     return body, hints, max(_tokens(prompt), 1)
 
 
-def tell_engine(body: Any, hints: Hints) -> None:
+def write_hints(body: Any, hints: Hints) -> None:
     """Write the session that a header named, and the end that one announced, where the replica's engine reads it."""
     if hints.session is not None and not getattr(body, "session_id", None):
         body.session_id = hints.session
@@ -45,14 +45,14 @@ def tell_engine(body: Any, hints: Hints) -> None:
 
 
 def _tokens(prompt: Any) -> int:
-    """Of token ids their number, of text a quarter of its characters; of a list of prompts all of them."""
+    """Count token ids, and a token for every four characters of text; of a list of prompts all of them."""
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
         return len(prompt)
     return _characters(prompt) // CHARACTERS_A_TOKEN
 
 
 def _characters(value: Any) -> int:
-    """Characters of all text in it; a token id counts as `CHARACTERS_A_TOKEN`."""
+    """Count the characters of all text in it; a token id counts as `CHARACTERS_A_TOKEN`."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, int):
