@@ -23,8 +23,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from saga_rl.runtime.server.http.chains import Answer, Chains, Prompt
+from saga_rl.runtime.server.http.chains import Chains
 from saga_rl.runtime.server.http.middleware import SagaMiddleware
+from saga_rl.runtime.server.http.prompts import Answer, Prompt
 from saga_rl.runtime.server.http.settings import Settings
 from saga_rl.runtime.server.http.tap import PREFIX
 

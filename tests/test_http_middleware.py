@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saga_rl.errors import UserError
-from saga_rl.runtime.server.http.chains import Answer, Chains, Prompt
+from saga_rl.runtime.server.http.chains import Chains
 from saga_rl.runtime.server.http.dialects import Turn
 from saga_rl.runtime.server.http.middleware import SagaMiddleware
+from saga_rl.runtime.server.http.prompts import Answer, Prompt
 from saga_rl.runtime.server.http.settings import Settings, read_settings
 
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = (f"/v1/{p}" for p in ("chat/completions", "completions", "responses",
@@ -53,9 +54,27 @@ class Server:
         """The body as the app reads it, {} if it is no JSON object."""
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.answer = answer if isinstance(answer, bytes | list) else json.dumps(answer).encode()
-        given_headers = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in (headers or {}).items()]
+        sent = asyncio.run(self._sent(path, raw, headers))
+        pieces = self.answer if isinstance(self.answer, list) else [self.answer]
+        assert b"".join(m.get("body", b"") for m in sent) == b"".join(pieces)
+        assert int(self.headers[b"content-length"]) == len(self.seen)
+        try:
+            value = json.loads(self.seen)
+        except (ValueError, RecursionError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def refused(self, path: str, raw: bytes, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+        """Status and body of an answer that the app knows nothing of."""
+        self.seen = b"unseen"
+        sent = asyncio.run(self._sent(path, raw, headers))
+        assert self.seen == b"unseen"
+        return sent[0]["status"], json.loads(b"".join(m.get("body", b"") for m in sent))
+
+    async def _sent(self, path: str, raw: bytes, headers: dict[str, str] | None) -> list[Any]:
+        given = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in (headers or {}).items()]
         scope = {"type": "http", "method": "POST", "path": path,
-                 "headers": [(b"content-length", str(len(raw)).encode()), *given_headers]}
+                 "headers": [(b"content-length", str(len(raw)).encode()), *given]}
         parts = [{"type": "http.request", "body": raw[:7], "more_body": True},
                  {"type": "http.request", "body": raw[7:], "more_body": False}]
         sent: list[Any] = []
@@ -66,20 +85,10 @@ class Server:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        async def run() -> None:
-            await self.middleware(scope, receive, send)
-            for _ in range(3):
-                await asyncio.sleep(0)
-
-        asyncio.run(run())
-        pieces = self.answer if isinstance(self.answer, list) else [self.answer]
-        assert b"".join(m.get("body", b"") for m in sent) == b"".join(pieces)
-        assert int(self.headers[b"content-length"]) == len(self.seen)
-        try:
-            value = json.loads(self.seen)
-        except (ValueError, RecursionError):
-            return {}
-        return value if isinstance(value, dict) else {}
+        await self.middleware(scope, receive, send)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return sent
 
 
 def chat_answer(text: str | None = "a", calls: list[Any] | None = None) -> dict[str, Any]:

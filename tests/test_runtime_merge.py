@@ -26,3 +26,18 @@ def test_after_an_announced_end_a_name_begins_anew(tmp_path: Path) -> None:
     assert list(t.sessions.session_id) == ["s", "s#2"]
     assert [int(n) for n in np.bincount(t.steps.session)] == [4, 4]
     assert np.diff(t.sessions.arrival_s).tolist() == [100.0]
+
+
+def test_a_sub_agents_caller_is_its_parent_and_waits_for_it(tmp_path: Path) -> None:
+    """Agent 2 was called by agent 1 while the main agent's answer came later: without being told, it would seem to be
+    the main agent's."""
+    record = tmp_path / "served.parquet"
+    r = Recorder(record, 0, "k", BLOCK, 0.0)
+    rows = [(0, -1, 0.0, 1.0), (1, 0, 2.0, 3.0), (0, -1, 2.5, 3.5), (2, 1, 4.0, 5.0), (1, -1, 6.0, 7.0),
+            (0, -1, 8.0, 9.0)]
+    for n, (agent, caller, start, end) in enumerate(rows, 1):
+        r.finished(served("s", start, BLOCK, n, agent=agent, caller=caller), end, 4, hashes(10 * agent, n))
+    r.close()
+    t = merge(journal_folder(record), record).steps
+    parents = [t.parents[a:b].tolist() for a, b in zip(t.parent_offsets, t.parent_offsets[1:], strict=False)]
+    assert parents == [[], [0], [0], [1], [1, 3], [2, 4]]

@@ -154,15 +154,20 @@ def _session(name: str, rows: list[_Row], t0: float, block: int) -> SessionSpec:
     _number_agents(rows)
     steps: list[StepSpec] = []
     last: dict[int, int] = {}
+    caller: dict[int, int] = {}
+    """By agent: who called it, as the client numbers agents; -1: nobody said."""
     joined: set[int] = set()
     for i, row in enumerate(rows):
         d, mine = row.data, last.get(row.agent)
         parents = [] if mine is None else [mine]
         done = [s for a, s in last.items() if a != row.agent and s not in joined and rows[s].end <= row.start]
         if mine is None:
+            told = caller[row.agent] = d.get("caller", -1)
+            done = [s for s in done if rows[s].data["agent"] == told] or done
             parents += [max(done, key=lambda s: rows[s].end)] if done else []
-        elif row.agent == 0:  # sub-agents that ended while it was away are what it waited for
-            subs = [s for s in done if rows[s].start >= rows[mine].start]
+        else:  # sub-agents that ended while it was away are what it waited for
+            whose = {d["agent"]} if row.agent else {d["agent"], -1}
+            subs = [s for s in done if rows[s].start >= rows[mine].start and caller[rows[s].agent] in whose]
             joined.update(subs)
             parents += subs
         step = StepSpec(

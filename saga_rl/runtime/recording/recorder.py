@@ -201,8 +201,9 @@ class Recorder:
             while len(self._last) > MAX_REMEMBERED or self._blocks > MAX_BLOCKS:
                 self._blocks -= len(self._last.popitem(last=False)[1])
         return {
-            "session": h.session, "n": served.number, "agent": h.agent, "tenant": h.tenant, "type": h.agent_type,
-            "tool": h.tool, "next_tool": h.next_tool, "final": h.final, "deadline": _number(h.deadline_s),
+            "session": h.session, "n": served.number, "agent": h.agent, "caller": h.caller, "tenant": h.tenant,
+            "type": h.agent_type, "tool": h.tool, "next_tool": h.next_tool, "final": h.final,
+            "deadline": _number(h.deadline_s),
             "queued": self._at(served.queued_s), "scheduled": self._at(served.scheduled_s),
             "first": self._at(served.first_token_s), "end": self._at(now), "prompt": served.prompt_tokens,
             "output": output_tokens, "cached": served.cached_tokens, "preemptions": served.preemptions,

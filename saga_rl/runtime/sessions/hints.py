@@ -31,6 +31,8 @@ class Hints:
     final: bool = False
     deadline_s: float = math.nan
     """Seconds from now."""
+    caller: int = -1
+    """The agent of the session that called this one, a sub-agent; -1: nobody said."""
     unnamed: bool = False
     """Nobody named the session, and no earlier prompt is known that this one extends: told by the API server."""
     unread: tuple[str, ...] = ()
@@ -67,7 +69,8 @@ def read_hints(session_id: str | None, extra: Mapping[str, Any] | None, keys: It
         tool=read("saga_tool", _name, None), next_tool=read("saga_next_tool", _name, None),
         tenant=read("saga_tenant", _name, None) or "default",
         agent_type=read("saga_agent_type", _name, None) or "agent", final=read("saga_final", _flag, False),
-        deadline_s=read("saga_deadline_s", _seconds, math.nan), unnamed=read("saga_unnamed", _flag, False),
+        deadline_s=read("saga_deadline_s", _seconds, math.nan), caller=read("saga_caller", _agent, -1),
+        unnamed=read("saga_unnamed", _flag, False),
         unread=tuple(bad),
     )
 

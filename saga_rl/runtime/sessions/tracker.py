@@ -198,6 +198,9 @@ class Tracker:
         row[ch.CONTEXT] = max(row[ch.CONTEXT], computed_tokens)
         if served.number < self._said_over(served.chain):
             self._over(served.chain)
+        elif (served.hints.unnamed or served.hints.session is None
+              or any(self.chains[lane, ch.QUEUED] > served.queued_s for lane in self._lanes(served.chain))):
+            self._left(served.chain)  # nobody's, or asked again meanwhile in another lane: nobody waits for it
         self.version += 1
 
     def expire(self, now: float, holding: Iterable[int]) -> int:
@@ -310,15 +313,24 @@ class Tracker:
         row = self.chains[c]
         if self.busy(c) or row[ch.ENDED] == 1:
             return False
-        self.heard.ended(c)
-        if row[ch.STEPS] == 0:  # its requests went away: it was no step of the agent
-            row[ch.ENDED] = 1
-            ch.leave(self.chains, c)
+        if row[ch.STEPS] == 0:
+            self._left(c)
             return True
+        self.heard.ended(c)
         if row[ch.ENDED] == 0:
             self._completed(c, False)
         ch.announced_end(self.chains, self.tables, W, c)
         return True
+
+    def _left(self, c: int) -> None:
+        """The requests of idle chain c went away, and nobody is known to wait for it. Without a finished one it was no
+        step of the agent, so nothing is learned of its end."""
+        if self.chains[c, ch.STEPS] > 0:
+            self._expire(c)
+            return
+        self.heard.ended(c)
+        self.chains[c, ch.ENDED] = 1
+        ch.leave(self.chains, c)
 
     def _completed(self, c: int, presumed: bool) -> None:
         key, row = self._key[c], self.chains[c]
@@ -338,12 +350,15 @@ class Tracker:
         if session is None:
             self._numbered += 1
             session = f"\0{self._numbered}"  # no client can send this name
+        idle = -1
         for lane in range(1 << 20):
             c = self._row.get((session, hints.agent, lane))
             if c is None:
-                return self._new((session, hints.agent, lane), hints, now)
+                return idle if idle >= 0 else self._new((session, hints.agent, lane), hints, now)
             if self.chains[c, ch.WAITING] == 0 and self.chains[c, ch.RUNNING] == 0:
-                return c
+                if self.chains[c, ch.ENDED] == 0:
+                    return c
+                idle = c if idle < 0 else idle  # taken if all have ended: a retry took its place
         raise RuntimeError("a million requests of one agent at once")
 
     def _new(self, key: Key, hints: Hints, now: float) -> int:

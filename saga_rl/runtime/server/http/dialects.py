@@ -182,6 +182,10 @@ def _chat(messages: Iterator[dict[str, Any]]) -> Iterator[Turn]:
 
 def _anthropic(messages: Iterator[dict[str, Any]]) -> Iterator[Turn]:
     for m in messages:
+        if m.get("role") == "system":
+            if text := _text(_as_hashed(m.get("content"), whole=True)):
+                yield Turn("system", text)
+            continue
         calls, results, texts = [], [], [_text(m.get("content"))]
         for block in _dicts(m.get("content")):
             if block.get("type") == "tool_use":

@@ -14,6 +14,7 @@ from typing import Any
 
 from saga_rl.errors import UserError
 from saga_rl.runtime.server.http import anthropic_hook
+from saga_rl.runtime.server.http.decoding import NotDecoded, decoded
 from saga_rl.runtime.server.http.dialects import MESSAGES, PATHS
 from saga_rl.runtime.server.http.notes import Notes
 from saga_rl.runtime.server.http.plan import Plan, Planner, doubled
@@ -58,6 +59,16 @@ class SagaMiddleware:
         body, whole = b"", False
         if not self._too_long(scope):
             held, body, whole = await self._read(receive)
+        if whole and body:
+            try:
+                plain = decoded(scope.get("headers", ()), body, self.planner.settings.most_bytes)
+            except NotDecoded as e:
+                self.counts["bodies not decoded"] += 1
+                return await _refuse(scope, receive, send, str(e), e.status)
+            if plain is not None:
+                self.counts["bodies decoded"] += 1
+                scope, body = {**scope, "headers": plain[0]}, plain[1]
+                held = [{"type": "http.request", "body": body, "more_body": False}]
         plan = self._plan(dialect, scope, body, whole)
         if plan is None:
             return await self.app(scope, _again(held, receive), send)
@@ -213,11 +224,11 @@ def _again(messages: list[Message], receive: Receive) -> Receive:
     return again
 
 
-async def _refuse(scope: Any, receive: Receive, send: Send, message: str) -> None:
+async def _refuse(scope: Any, receive: Receive, send: Send, message: str, status: int = 400) -> None:
     from starlette.responses import JSONResponse
     from starlette.websockets import WebSocketClose
 
     if scope["type"] == "websocket":
         return await WebSocketClose(1008, message)(scope, receive, send)
-    error = {"message": message, "type": "BadRequestError", "code": 400}
-    await JSONResponse({"error": error}, 400)(scope, receive, send)
+    error = {"message": message, "type": "BadRequestError", "code": status}
+    await JSONResponse({"error": error}, status)(scope, receive, send)

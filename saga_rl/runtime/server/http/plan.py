@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,14 +12,18 @@ from typing import Any
 
 import msgspec
 
-from saga_rl.runtime.server.http.chains import Chains, Entry, Prompt
+from saga_rl.runtime.server.http.chains import Chains
 from saga_rl.runtime.server.http.dialects import COMPLETIONS, MESSAGES, prompt_of, tool_before, turns_of
-from saga_rl.runtime.server.http.session import HEADERS, announced_end, named_session, sub_agent
+from saga_rl.runtime.server.http.family import Entry
+from saga_rl.runtime.server.http.prompts import Prompt
+from saga_rl.runtime.server.http.session import CONTEXT, HEADERS, Who, context_hints, who_of
 from saga_rl.runtime.server.http.settings import Settings, Tenants
 from saga_rl.runtime.server.http.tap import Tap
 from saga_rl.runtime.sessions.hints import cut_name
 
-HINTS = ("saga_agent", "saga_tool", "saga_next_tool", "saga_tenant", "saga_agent_type", "saga_final", "saga_deadline_s")
+log = logging.getLogger("vllm.saga_rl")
+HINTS = ("saga_agent", "saga_tool", "saga_next_tool", "saga_tenant", "saga_agent_type", "saga_final", "saga_deadline_s",
+         "saga_caller")
 PROOF = "saga_proof"
 MOST_HINT = 4096
 """Characters of a hint; longer ones are dropped (names are cut at 200 by the engine)."""
@@ -40,6 +45,8 @@ class Plan:
     agent: int = 0
     tenant: str | None = None
     entry: Entry | None = None
+    over: str | None = None
+    """The session that is said to be over with it."""
 
 
 class Planner:
@@ -47,6 +54,7 @@ class Planner:
 
     def __init__(self, settings: Settings, tenants: Tenants, counts: Counter[str]) -> None:
         self.settings, self.tenants, self.counts = settings, tenants, counts
+        self._ignored = frozenset(h.lower().encode("latin-1", "replace") for h in settings.ignored_headers)
         self.chains = Chains(settings.most_nodes)
         self._tops: OrderedDict[str, str] = OrderedDict()
         """Sessions that sub-agents call their own -> the session at the top."""
@@ -66,10 +74,12 @@ class Planner:
             return None
         given = body.get("vllm_xargs")
         hints = self._hints(given, tenant)
-        own, named = self._named(body, headers, tenant)
-        agent, parent = sub_agent(body, headers)
-        if named is not None and (agent or parent):
-            own, named = self._called_by(own, named, agent, parent, tenant, hints)
+        who = who_of(body, {k: v for k, v in headers.items() if k not in self._ignored} if self._ignored else headers)
+        for key, value in context_hints(given).items():
+            hints.setdefault(key, value)
+        own, named = self._named(body, who, tenant)
+        if named is not None and (who.agent or who.parent):
+            own, named = self._called_by(own, named, who, tenant, hints)
         earlier: dict[str, str] = {}
         if named is None and isinstance(body.get("previous_response_id"), str):
             known = self._responses.get((tenant, body["previous_response_id"][:200]))
@@ -77,14 +87,18 @@ class Planner:
                 named, earlier = known[0], known[2]
                 hints.setdefault("saga_agent", known[1])
         turns = turns_of(dialect, body)
-        plan = Plan(raw, raw_headers, {}, Tap(dialect, False), named, tenant=tenant)
-        self._place(plan, dialect, body, tenant, hints, turns, bool(body.get("previous_response_id")))
+        plan = Plan(raw, [h for h in raw_headers if h[0].lower() not in self._ignored], {}, Tap(dialect, False), named,
+                    tenant=tenant)
+        self._place(plan, dialect, body, tenant, hints, turns, who)
         if turns and "saga_tool" not in hints:
             tool = tool_before(turns, earlier)
             if tool is not None:
                 hints["saga_tool"] = cut_name(tool)
-        if announced_end(headers):
+        if who.final:
             hints.setdefault("saga_final", 1)
+        if plan.agent == 0 and str(hints.get("saga_final")) in ("1", "1.0", "True"):
+            plan.over = plan.session
+        own = own and plan.session == named
         self._add(plan, dialect, body, given, hints, own, tenant)
         self.counts["requests"] += 1
         return plan
@@ -112,6 +126,8 @@ class Planner:
             self.chains.answered(plan.entry, answer)
         if plan.tap.unread:
             self.counts["answers unread"] += 1
+        if plan.over is not None and answer is not None:
+            self.chains.over(plan.over)
         if plan.session is None or answer is None:
             return None
         if plan.tap.response_id is not None and plan.tap.dialect == "responses":
@@ -144,61 +160,85 @@ class Planner:
             hints[PROOF] = self.tenants.proof(tenant)
         return hints
 
-    def _named(self, body: dict[str, Any], headers: dict[bytes, bytes], tenant: str | None
-               ) -> tuple[bool, str | None]:
+    def _named(self, body: dict[str, Any], who: Who, tenant: str | None) -> tuple[bool, str | None]:
         """Whether the session stands in the body already as it shall be, and its name. Each tenant has names of its
         own, so that nobody ends or enters another's session."""
-        named = named_session(body, headers)
-        if named is None:
+        if who.session is None:
             return False, None
         if tenant is not None and self.tenants.strict:
-            return False, cut_name(self.tenants.own_name(tenant, named))
-        return body.get("session_id") == named, named
+            return False, cut_name(self.tenants.own_name(tenant, who.session))
+        return body.get("session_id") == who.session, who.session
 
-    def _called_by(self, own: bool, named: str, agent: str | None, parent: str | None, tenant: str | None,
-                   hints: dict[str, Any]) -> tuple[bool, str]:
-        """Session and agent of a request that names its sub-agent, or the session that called its own one: a sub-agent
-        is an agent of the session at the top. The number that the client gives itself counts before."""
-        top = named
-        if parent is not None:
-            above = parent
+    def _called_by(self, own: bool, named: str, who: Who, tenant: str | None, hints: dict[str, Any]
+                   ) -> tuple[bool, str]:
+        """Session and agent of a request that names its agent, or the session that called its own one: a sub-agent is
+        an agent of the session at the top. The number that the client gives itself counts before."""
+        top = above = named
+        if who.parent is not None:
+            above = who.parent
             if tenant is not None and self.tenants.strict:
-                above = cut_name(self.tenants.own_name(tenant, parent))
+                above = cut_name(self.tenants.own_name(tenant, who.parent))
             top = self._tops.get(above, above)
             if above != named:
                 self._tops[named] = top
                 while len(self._tops) > MOST_RESPONSES:
                     self._tops.popitem(last=False)
-        name = f"{named if top != named else ''}/{agent or ''}"
-        if name != "/" and "saga_agent" not in hints:
-            hints["saga_agent"] = self.chains.named_agent(top, name)
+        inner = named if top != named else ""
+        if inner or who.agent:
+            number = self.chains.named_agent(top, f"{inner}/{who.agent or ''}", who.may_be_main)
+            if hints.setdefault("saga_agent", number) == number and number:
+                if who.caller is not None:
+                    hints.setdefault("saga_caller", self.chains.agent_called(top, f"{inner}/{who.caller}"))
+                elif above != named:
+                    hints.setdefault("saga_caller", self.chains.agent_called(top, f"{above}/"))
         return own and top == named, top
 
     def _place(self, plan: Plan, dialect: str, body: dict[str, Any], tenant: str | None, hints: dict[str, Any],
-               turns: Any, goes_on: bool) -> None:
+               turns: Any, who: Who) -> None:
         """Session and agent from the chain, where nothing names them."""
         agent = hints.get("saga_agent")
         text = prompt_of(body) if dialect == COMPLETIONS else None
+        goes_on = bool(body.get("previous_response_id"))
         if agent is not None or not self.settings.chains or (turns is None and not text) or goes_on:
             plan.agent = int(agent) if isinstance(agent, int) else 0
             return
-        parts = tenant or "", plan.session or "", str(hints.get("saga_tenant", ""))
+        named = plan.session
+        parts = tenant or "", named or "", str(hints.get("saga_tenant", ""))
         scope = "".join(f"{len(p)}:{p}" for p in parts).encode("utf-8", "surrogatepass")
-        plan.entry = self.chains.arrive(Prompt(scope, turns, text), plan.session)
-        if plan.session is None:
-            self.counts["sessions by chain" if plan.entry.step > 1 else "sessions begun"] += 1
-            if plan.entry.step == 1:
-                hints["saga_unnamed"] = 1
-        plan.session, plan.agent = plan.entry.chain.session, plan.entry.chain.agent
+        doubted = named in self.chains.doubted
+        plan.entry = entry = self.chains.arrive(Prompt(scope, turns, text), named, who.retry)
+        if named in self.chains.doubted:
+            self._doubted(doubted, str(named), who.source)
+        if entry.chain.session != named:
+            self.counts["sessions begun" if entry.begun else "sessions by chain"] += 1
+        if entry.begun:
+            hints["saga_unnamed"] = 1
+        plan.session, plan.agent = entry.chain.session, entry.chain.agent
         plan.tap = Tap(dialect, True)
         if plan.agent:
             hints["saga_agent"] = plan.agent
+            if entry.caller is not None:
+                hints.setdefault("saga_caller", entry.caller)
+
+    def _doubted(self, before: bool, name: str, source: str) -> None:
+        """A name that is not believed came."""
+        self.counts["names not believed"] += 1
+        if before:
+            return
+        self.counts["names found out"] += 1
+        if self.counts["names found out"] in (1, 10, 100, 1000):
+            log.warning("saga-rl: unrelated conversations come under the session name %r (%s), so it is no longer "
+                        "believed: sessions are told by their prompts (%d such names so far). Give each session a name "
+                        "of its own, or ignore a header with saga_http.ignored_headers", name[:80], source,
+                        self.counts["names found out"])
 
     def _add(self, plan: Plan, dialect: str, body: dict[str, Any], given: Any, hints: dict[str, Any], own: bool,
              tenant: str | None) -> None:
         add: dict[str, Any] = {}
         before = given if isinstance(given, dict) else {}
         merged = {**{k: v for k, v in before.items() if k not in HINTS and k != PROOF}, **hints}
+        if isinstance(merged.get(CONTEXT), dict):
+            merged[CONTEXT] = json.dumps(merged[CONTEXT])  # vLLM takes no object there
         if (given is None or isinstance(given, dict)) and merged != before:
             add["vllm_xargs"] = merged
         if plan.session is not None and not own:

@@ -28,6 +28,8 @@ class Settings:
     """A header set by a gateway in front, which must drop it from what clients send. Above the API key."""
     tenant_in_body: bool | None = None
     """Whether `saga_tenant` in a body counts; None: only where the server has no API keys."""
+    ignored_headers: tuple[str, ...] = ()
+    """Headers that name no session here, whatever they say."""
     cache_salt: bool = False
     """A `cache_salt` per tenant: nobody finds another tenant's prefixes by timing."""
     most_bytes: int = 32 * 2**20
@@ -46,7 +48,10 @@ def read_settings(additional_config: Any) -> Settings:
     for key in raw:
         if key not in known:
             raise unknown_name(f"key of {where}", key, known)
-    s = Settings(**raw)
+    names = raw.get("ignored_headers", ())
+    if not isinstance(names, list | tuple) or not all(isinstance(n, str) and n for n in names):
+        raise UserError(f"{where}, ignored_headers", f"is {names!r}", 'give a list of names, e.g. ["X-Session-ID"]')
+    s = Settings(**{**raw, "ignored_headers": tuple(names)})
     for key in ("chains", "notes", "cache_salt", "tenant_in_body"):
         value = getattr(s, key)
         if not isinstance(value, bool) and not (value is None and key == "tenant_in_body"):

@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 
-from saga_rl.runtime.server.http.chains import Answer, digest
 from saga_rl.runtime.server.http.dialects import (
     CHAT,
     COMPLETIONS,
@@ -15,6 +14,8 @@ from saga_rl.runtime.server.http.dialects import (
     arguments,
     without_reasoning,
 )
+from saga_rl.runtime.server.http.prompts import Answer, digest
+from saga_rl.runtime.server.http.quotes import long_lines, strings_of
 from saga_rl.runtime.sessions.hints import cut_name
 
 MOST_BYTES = 4 * 2**20
@@ -35,6 +36,8 @@ class Tap:
     def __init__(self, dialect: str, want_text: bool) -> None:
         self.dialect, self.want_text = dialect, want_text
         self.status, self.stream, self.unread = 0, False, 0
+        self.whole = False
+        """Its end was sent."""
         self.calls: dict[str, str] = {}
         self._arguments: dict[str, list[str]] = {}
         self._of_index: dict[Any, str] = {}
@@ -54,6 +57,7 @@ class Tap:
 
     def body(self, part: bytes, last: bool) -> None:
         """One piece as it was sent. Cheap where nothing of interest is in it."""
+        self.whole |= last
         if self._off:
             return
         self._rest += part
@@ -68,16 +72,17 @@ class Tap:
             self.unread += 1
 
     def answer(self) -> Answer | None:
-        """None: it was no answer (an error, cut off before anything came)."""
-        if self.status != 200:
+        """None: it was no answer (an error), or its client left before its end: what it got of it nobody knows."""
+        if self.status != 200 or not self.whole:
             return None
-        text = "".join(self._text).strip().encode("utf-8", "surrogatepass")
+        text = "".join(self._text).strip()
         if self.dialect == COMPLETIONS:
-            return Answer(text=text[:PREFIX])
-        plain = without_reasoning(text.decode("utf-8", "surrogatepass")).encode("utf-8", "surrogatepass")
+            return Answer(text=text.encode("utf-8", "surrogatepass")[:PREFIX], lines=tuple(long_lines(text)))
+        plain = without_reasoning(text)
         given = {call: arguments("".join(parts) or "{}") for call, parts in self._arguments.items()}
-        return Answer(self.calls, digest(plain) if plain and self.want_text else b"",
-                      {call: given.get(call, "{}") for call in self.calls})
+        said = (*long_lines(plain), *long_lines("\n".join(map(strings_of, given.values()))))
+        return Answer(self.calls, digest(plain.encode("utf-8", "surrogatepass")) if plain and self.want_text else b"",
+                      {call: given.get(call, "{}") for call in self.calls}, said)
 
     @property
     def tool(self) -> str | None:

@@ -1,0 +1,108 @@
+"""A prompt and an answer as they are compared: keys of a prompt's beginnings, what an answer said and called."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from saga_rl.runtime.server.http.dialects import Turn, said
+
+ANOTHER, UNKNOWN, SAME, VERY = 0, 1, 2, 3
+"""How surely a prompt goes on from a known one: it repeats another answer; the answer is not known; it repeats the
+answer; it is that very prompt."""
+
+
+def digest(*parts: bytes) -> bytes:
+    h = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        h.update(part)
+    return h.digest()
+
+
+@dataclass(slots=True)
+class Answer:
+    """What is compared of an answer with later prompts."""
+
+    calls: dict[str, str] = field(default_factory=dict)
+    """Names of called tools by id of the call."""
+    text: bytes = b""
+    """Digest of the text (turns), or its first bytes (plain prompts)."""
+    arguments: dict[str, str] = field(default_factory=dict)
+    """Arguments of the calls, as `dialects.arguments` writes them, by id of the call."""
+    lines: tuple[str, ...] = ()
+    """Long lines of its text and arguments, see `quotes`."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether it said and called nothing: whoever got it asks again."""
+        return not self.calls and not self.text
+
+
+class Prompt:
+    """Keys of one prompt. scope: who may share chains (tenant, session named)."""
+
+    def __init__(self, scope: bytes, turns: Sequence[Turn] | None = None, text: bytes | None = None,
+                 blocks: Sequence[bytes] | None = None) -> None:
+        self.scope, self.turns, self.text, self.tail = scope, turns or (), text, b""
+        key = digest(b"turns" if text is None else b"text", scope)  # their lengths count different things
+        self.keys = [key]
+        if text is not None:
+            self.length, ends = len(text), _boundaries(len(text))
+            for a, b in zip([0, *ends[:-1]], ends, strict=False):
+                self.keys.append(key := digest(key, text[a:b]))
+            self._ends = [0, *ends]
+            self.tail = digest(text[self._ends[-1]:])
+            self.head = self.keys[min(1, len(self.keys) - 1)]
+        else:
+            pieces = blocks if blocks is not None else [t.canonical() for t in self.turns]
+            for piece in pieces:
+                self.keys.append(key := digest(key, piece))
+            self.length = len(pieces)
+            self.head = self.keys[len(leading_system(self.turns))]
+
+    def extends(self, length: int, tail: bytes, answer: Answer | None, i: int) -> int:
+        """How surely this prompt goes on from a known one of `length` and `tail`, found under key i: `ANOTHER` to
+        `VERY`; -1 not at all."""
+        if self.text is not None:
+            start = self._ends[i]
+            if length > self.length or digest(self.text[start:length]) != tail:
+                return -1
+            if length == self.length:
+                return VERY
+            if answer is None or not answer.text:
+                return UNKNOWN
+            return SAME if self.text[length:].lstrip().startswith(answer.text) else ANOTHER
+        if self.length == length:
+            return VERY
+        if answer is None or not self.turns:
+            return UNKNOWN
+        text, calls = said(self.turns, length)
+        if answer.calls:
+            made = sorted((name, answer.arguments.get(call, "")) for call, name in answer.calls.items())
+            if sorted((name, given) for _, name, given in calls) != made:
+                return ANOTHER
+        elif not answer.text:
+            return UNKNOWN
+        if answer.text and text and digest(text.encode("utf-8", "surrogatepass")) != answer.text:
+            return ANOTHER
+        return SAME
+
+    def same_ids(self, length: int, answer: Answer | None) -> int:
+        """Whether the calls that follow `length` turns have the ids of the answer's, which tell apart what is otherwise
+        alike."""
+        if answer is None or not answer.calls or not self.turns or self.length <= length:
+            return 0
+        return int(any(call in answer.calls for call, _, _ in said(self.turns, length)[1]))
+
+
+def _boundaries(length: int) -> list[int]:
+    """Where a text of so many bytes is cut: each 256 up to 4,096, then each 4,096."""
+    return [*range(256, min(length, 4096) + 1, 256), *range(8192, length + 1, 4096)]
+
+
+def leading_system(turns: Sequence[Turn]) -> Sequence[Turn]:
+    n = 0
+    while n < len(turns) and turns[n].role == "system":
+        n += 1
+    return turns[:n]

@@ -1,0 +1,115 @@
+"""Which conversation a new one quotes. What extends no known prompt may still repeat what an answer said: after
+compaction it holds the summary, with a sliding window the last answers; a sub-agent's prompt stood in its caller's
+call; and agents that talk to each other hear each other's answers.
+
+Lines of 32 characters or more are compared, by digest. A line that several sessions' answers said, or that stood in the
+prompt that was answered, says nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+from saga_rl.runtime.server.http.prompts import Prompt, digest
+
+SHORTEST = 32
+"""Characters of a line that counts."""
+MOST_LINES = 6
+"""Remembered of the text of an answer, and of the arguments of its calls: the longest."""
+MOST_LOOKED_AT = 1024
+"""Lines of a prompt, latest first."""
+MOST_OWN = 1 << 16
+"""Characters at the beginning of a prompt in which an answer's line must not stand: others may begin with them too."""
+C = TypeVar("C", bound=Any)
+
+
+def long_lines(text: str, most: int = MOST_LINES) -> list[str]:
+    """The longest lines of an answer that count."""
+    lines = {s for line in text.splitlines() if len(s := line.strip()) >= SHORTEST}
+    return sorted(lines, key=lambda s: (-len(s), s))[:most]
+
+
+def strings_of(arguments: str) -> str:
+    """All texts within a call's arguments, a line each."""
+    if len(arguments) < SHORTEST:
+        return ""
+    try:
+        return "\n".join(_strings(json.loads(arguments), 4))
+    except (ValueError, RecursionError):
+        return ""
+
+
+def _strings(value: Any, depth: int) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif depth and isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner, depth - 1)
+
+
+def lines_of(prompt: Prompt) -> Iterator[str]:
+    """Lines of a prompt that count, the latest first."""
+    texts: Iterable[str]
+    if prompt.text is not None:
+        texts = (prompt.text.decode("utf-8", "replace"),)
+    else:
+        texts = (t for turn in reversed(prompt.turns)
+                 for t in (turn.text, *(strings_of(given) for _, _, given in turn.calls)))
+    left = MOST_LOOKED_AT
+    for text in texts:
+        for line in reversed(text.splitlines()):
+            if len(line) >= SHORTEST and len(line := line.strip()) >= SHORTEST:
+                yield line
+                left -= 1
+                if not left:
+                    return
+
+
+def stands_in(line: str, prompt: Prompt) -> bool:
+    """Whether the line stands near the beginning of the prompt."""
+    if prompt.text is not None:
+        return line.encode("utf-8", "surrogatepass") in prompt.text[:MOST_OWN]
+    left = MOST_OWN
+    for turn in prompt.turns:
+        if line in turn.text[:left] or any(line in strings_of(given) for _, _, given in turn.calls):
+            return True
+        left -= len(turn.text)
+        if left <= 0:
+            return False
+    return False
+
+
+class Quotes(Generic[C]):
+    """Lines that answers said, and whose they are. most: lines remembered; chains have a `session`."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._known: OrderedDict[bytes, C | None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def said(self, chain: C, prompt: Prompt, lines: Iterable[str]) -> None:
+        """The answer to `prompt` said `lines`."""
+        for line in lines:
+            if stands_in(line, prompt):
+                continue
+            key = digest(prompt.scope, b"\0", line.encode("utf-8", "surrogatepass"))
+            before = self._known.get(key, chain)
+            self._known[key] = chain if before is not None and before.session == chain.session else None
+            self._known.move_to_end(key)
+        while len(self._known) > self.most:
+            self._known.popitem(last=False)
+
+    def find(self, prompt: Prompt) -> C | None:
+        """The chain whose answer this prompt quotes, None if it quotes nobody's."""
+        if not self._known:
+            return None
+        for line in lines_of(prompt):
+            found = self._known.get(digest(prompt.scope, b"\0", line.encode("utf-8", "surrogatepass")))
+            if found is not None:
+                return found
+        return None
