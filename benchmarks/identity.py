@@ -1,78 +1,50 @@
-"""How well the prefix chain alone finds sessions in recorded bodies, and what the middleware costs a request.
+"""How well sessions are found that nobody names, and what the middleware costs a request.
 
-    python benchmarks/identity.py --data FOLDER [--json FILE]
+    python benchmarks/identity.py [--data FOLDER] [--json FILE]
 
-FOLDER holds `lmcache_agent` (prompts as text, in order of time, all sessions together) and `tau_bench_airline` (prompts
-as hashes of blocks; sessions take turns). No session id is shown. For each request the pair (request before it in its
-session, this one) is judged: linked right, linked with another session, or taken for a new session.
-precision = right links / links made, recall = right links / pairs there are.
+Made: n runs of each of some tasks at once, in the bodies of each API, also with compaction and with a sliding window.
+Recorded: FOLDER holds `lmcache_agent` and `tau_bench_airline`. No session id is shown.
+precision = right links / links made, recall = right links / pairs there are (`identity_kit/judge.py`).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import gzip
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from identity_kit.bodies import PATHS
+from identity_kit.judge import judge
+from identity_kit.recorded import lmcache_bodies, lmcache_text, tau
+from identity_kit.rollouts import Shape, rollouts
 from rich.console import Console
 from rich.table import Table
 
-from saga_rl.runtime.server.http.chains import Chains
 from saga_rl.runtime.server.http.middleware import SagaMiddleware
-from saga_rl.runtime.server.http.prompts import Answer, Prompt
 from saga_rl.runtime.server.http.settings import Settings
-from saga_rl.runtime.server.http.tap import PREFIX
 
-Call = tuple[str, Prompt, Answer]
-
-
-def rows(path: Path) -> Iterator[dict[str, Any]]:
-    with gzip.open(path, "rt") as f:
-        yield from map(json.loads, f)
+GATEWAY = "gateway"
+SHAPES = {"20 tasks x 8 runs": {}, "with compaction": {"compact": 16}, "sliding window of 8": {"window": 8}}
 
 
-def lmcache(folder: Path, kind: str) -> list[Call]:
-    """Calls in order of time; session is what the trace says, else the file."""
-    found = [(r["timestamp"], r.get("session_id") or path.name, r["input"], r["output"])
-             for path in sorted(folder.glob(f"{kind}__*.jsonl.gz")) for r in rows(path)]
-    return [(session, Prompt(b"", text=text.encode("utf-8", "surrogatepass")),
-             Answer({}, output.strip().encode("utf-8", "surrogatepass")[:PREFIX]))
-            for _, session, text, output in sorted(found, key=lambda r: r[0])]
-
-
-def tau(folder: Path) -> list[Call]:
-    """Calls by step, all sessions at each step: sessions in alternation."""
-    found = sorted(rows(folder / "steps.jsonl.gz"), key=lambda r: (r["step"], r["session"]))
-    return [(r["session"], Prompt(b"", blocks=[h.to_bytes(8, "little", signed=True) for h in r["hash_ids"]]), Answer())
-            for r in found]
-
-
-def judge(calls: list[Call]) -> dict[str, float]:
-    """Pairs of consecutive requests of a session, linked right and wrong."""
-    chains = Chains()
-    last_of: dict[str, int] = {}
-    last_in: dict[str, int] = {}
-    pairs = right = wrong = missed = 0
-    for i, (session, prompt, answer) in enumerate(calls):
-        entry = chains.arrive(prompt)
-        chains.answered(entry, answer)
-        before, linked = last_of.get(session), last_in.get(entry.chain.session)
-        pairs += before is not None
-        if linked is not None:
-            right += linked == before
-            wrong += linked != before
-        elif before is not None:
-            missed += 1
-        last_of[session] = last_in[entry.chain.session] = i
-    return {"requests": len(calls), "sessions": len(last_of), "pairs": pairs, "right": right, "wrong": wrong,
-            "missed": missed, "precision": right / (right + wrong) if right + wrong else float("nan"),
-            "recall": right / pairs if pairs else float("nan")}
+def sets(data: Path | None, seed: int) -> Iterable[tuple[str, Any]]:
+    """(name, events)."""
+    for name, shape in SHAPES.items():
+        for api in PATHS:
+            yield f"{api}, {name}", rollouts(api, Shape(seed=seed, **shape))
+    for api in PATHS:
+        yield f"{api}, one name for all", rollouts(api, Shape(seed=seed))
+    if data is not None:
+        lmcache = data / "lmcache_agent"
+        for kind, name in (("miniswe", "mini-SWE-agent"), ("taubench", "tau-bench")):
+            yield f"lmcache, {name}, as bodies", lmcache_bodies(lmcache, kind)
+            yield f"lmcache, {name}, as recorded", lmcache_text(lmcache, kind)
+        yield "tau-bench airline, as bodies", tau(data / "tau_bench_airline")
 
 
 def body_of(size: int, salt: int) -> bytes:
@@ -124,20 +96,19 @@ def show(title: str, results: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="precision and recall of prefix-chain identity; cost of a request")
     parser.add_argument("--data", type=Path, help="folder of lmcache_agent and tau_bench_airline")
-    parser.add_argument("--repeats", type=int, default=300)
+    parser.add_argument("--repeats", type=int, default=300, help="requests of each size; 0: no times")
+    parser.add_argument("--seed", type=int, default=0, help="of the made conversations")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    found: list[dict[str, Any]] = []
-    if args.data is not None:
-        if not (args.data / "lmcache_agent").is_dir() or not (args.data / "tau_bench_airline").is_dir():
-            parser.error(f"{args.data}: holds no lmcache_agent and tau_bench_airline")
-        for name, calls in (("lmcache mini-SWE-agent", lmcache(args.data / "lmcache_agent", "miniswe")),
-                            ("lmcache tau-bench", lmcache(args.data / "lmcache_agent", "taubench")),
-                            ("tau-bench airline (blocks)", tau(args.data / "tau_bench_airline"))):
-            found.append({"bodies": name, **judge(calls)})
-        show("sessions by prefix chain", found)
-    costs = [asyncio.run(cost(k * 1024, args.repeats)) for k in (1, 4, 16, 64, 256, 1024)]
-    show("middleware, chat body", costs)
+    if args.data is not None and not all((args.data / d).is_dir() for d in ("lmcache_agent", "tau_bench_airline")):
+        parser.error(f"{args.data}: holds no lmcache_agent and tau_bench_airline")
+    found = [{"bodies": name, **judge(events, GATEWAY if "one name" in name else "")}
+             for name, events in sets(args.data, args.seed)]
+    show("sessions that nobody names", found)
+    sizes = (1, 4, 16, 64, 256, 1024) if args.repeats else ()
+    costs = [asyncio.run(cost(k * 1024, args.repeats)) for k in sizes]
+    if costs:
+        show("middleware, chat body", costs)
     if args.json is not None:
         args.json.write_text(json.dumps({"identity": found, "cost": costs}, indent=1) + "\n")
 

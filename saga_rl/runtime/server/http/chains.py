@@ -16,7 +16,7 @@ from saga_rl.runtime.server.http.family import ENOUGH, Chain, Entry, Family
 from saga_rl.runtime.server.http.prompts import ANOTHER, SAME, VERY, Answer, Prompt
 from saga_rl.runtime.server.http.quotes import Quotes
 
-MOST_ENTRIES = 16
+MOST_ENTRIES = 256
 """Prompts remembered under one key: as many sessions that begin alike can be told apart."""
 MOST_DOUBTED = 4096
 Place = tuple[Chain, int, int, bool]
@@ -94,29 +94,39 @@ class Chains:
 
     # ------------------------------------------------------------------ prompts that are known
     def _find(self, prompt: Prompt, session: str | None, retry: bool) -> Place | None:
+        asked = None
         for i in range(len(prompt.keys) - 1, -1, -1):
-            here = self._nodes.get(prompt.keys[i])
-            if not here:
-                continue
-            best, rank = None, (-1, -1, -1, -1)
-            for entry in here:
-                how = prompt.extends(entry.length, entry.tail, entry.answer, i)
-                if how < 0:
-                    continue
-                mine = (entry.length, how, prompt.same_ids(entry.length, entry.answer),
-                        int(entry.chain.step == entry.step))
-                if mine >= rank:
-                    best, rank = entry, mine
+            best, how = self._best(prompt, i)
             if best is None:
                 continue
+            if how == VERY and asked is None:
+                self._nodes.move_to_end(prompt.keys[i])
+                asked = self._again(self._nodes[prompt.keys[i]], best, session, retry)
+                if asked is None or best.step == 1 or best.waiting or retry:
+                    return asked
+                continue
+            if asked is not None:  # another conversation that was alike so far, and now comes to the same prompt?
+                twin = how == SAME and best.chain.step == best.step and not best.chain.busy
+                return (best.chain, best.talk, best.chain.step, True) if twin else asked
             self._nodes.move_to_end(prompt.keys[i])
-            if rank[1] == VERY:
-                return self._again(here, best, session, retry)
-            if rank[1] == ANOTHER and self.quotes.find(prompt) is not None:
+            if how == ANOTHER and self.quotes.find(prompt) is not None:
                 return None
-            chain = self._go_on(best, rank[1], prompt)
-            return None if chain is None else (chain, best.talk, chain.step, rank[1] == SAME)
-        return None
+            chain = self._go_on(best, how, prompt)
+            return None if chain is None else (chain, best.talk, chain.step, how == SAME)
+        return asked
+
+    def _best(self, prompt: Prompt, i: int) -> tuple[Entry | None, int]:
+        """(the known prompt under key i that this one goes on from, how surely)."""
+        best, rank = None, (-1, -1, -1, -1)
+        for entry in self._nodes.get(prompt.keys[i], ()):
+            how = prompt.extends(entry.length, entry.tail, entry.answer, i)
+            if how < 0:
+                continue
+            mine = (entry.length, how, prompt.same_ids(entry.length, entry.answer),
+                    int(entry.chain.step == entry.step))
+            if mine >= rank:
+                best, rank = entry, mine
+        return best, rank[1]
 
     def _again(self, here: list[Entry], best: Entry, session: str | None, retry: bool) -> Place | None:
         """A prompt that is known to the last turn: asked again, or a session that begins like another."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,12 @@ from saga_rl.runtime.server.http.dialects import Turn, said
 ANOTHER, UNKNOWN, SAME, VERY = 0, 1, 2, 3
 """How surely a prompt goes on from a known one: it repeats another answer; the answer is not known; it repeats the
 answer; it is that very prompt."""
+PREFIX = 64
+"""Bytes that a plain prompt must repeat of an answer."""
+Calls = tuple[tuple[str, str, str], ...]
+TAG = re.compile(rb"<[^<>\s]{1,40}>")
+"""What chat templates put between turns."""
+_LONGEST_HEAD = 1 << 16
 
 
 def digest(*parts: bytes) -> bytes:
@@ -28,6 +35,10 @@ class Answer:
     """Names of called tools by id of the call."""
     text: bytes = b""
     """Digest of the text (turns), or its first bytes (plain prompts)."""
+    plain: bytes = b""
+    """Of an answer to a plain prompt that reasoned: its first bytes without that."""
+    whole: tuple[int, bytes] = (0, b"")
+    """Of an answer to a plain prompt: its length and the digest of all of it."""
     arguments: dict[str, str] = field(default_factory=dict)
     """Arguments of the calls, as `dialects.arguments` writes them, by id of the call."""
     lines: tuple[str, ...] = ()
@@ -47,13 +58,14 @@ class Prompt:
         self.scope, self.turns, self.text, self.tail = scope, turns or (), text, b""
         key = digest(b"turns" if text is None else b"text", scope)  # their lengths count different things
         self.keys = [key]
+        self._after: dict[int, tuple[bytes, Calls]] = {}
         if text is not None:
             self.length, ends = len(text), _boundaries(len(text))
             for a, b in zip([0, *ends[:-1]], ends, strict=False):
                 self.keys.append(key := digest(key, text[a:b]))
             self._ends = [0, *ends]
             self.tail = digest(text[self._ends[-1]:])
-            self.head = self.keys[min(1, len(self.keys) - 1)]
+            self.head = digest(self.keys[0], _head(text))
         else:
             pieces = blocks if blocks is not None else [t.canonical() for t in self.turns]
             for piece in pieces:
@@ -72,33 +84,55 @@ class Prompt:
                 return VERY
             if answer is None or not answer.text:
                 return UNKNOWN
-            return SAME if self.text[length:].lstrip().startswith(answer.text) else ANOTHER
+            more = self.text[length:length + 1024].lstrip()
+            known = more.startswith(answer.text) or (answer.plain and more.startswith(answer.plain))
+            return SAME if known else ANOTHER
         if self.length == length:
             return VERY
         if answer is None or not self.turns:
             return UNKNOWN
-        text, calls = said(self.turns, length)
+        text, calls = self.said(length)
         if answer.calls:
             made = sorted((name, answer.arguments.get(call, "")) for call, name in answer.calls.items())
             if sorted((name, given) for _, name, given in calls) != made:
                 return ANOTHER
         elif not answer.text:
             return UNKNOWN
-        if answer.text and text and digest(text.encode("utf-8", "surrogatepass")) != answer.text:
-            return ANOTHER
-        return SAME
+        return ANOTHER if answer.text and text and text != answer.text else SAME
 
     def same_ids(self, length: int, answer: Answer | None) -> int:
-        """Whether the calls that follow `length` turns have the ids of the answer's, which tell apart what is otherwise
-        alike."""
-        if answer is None or not answer.calls or not self.turns or self.length <= length:
+        """Whether what follows `length` has what tells apart what is otherwise alike: the ids of the answer's calls, or
+        (plain prompts) all of its text."""
+        if answer is None or self.length <= length:
             return 0
-        return int(any(call in answer.calls for call, _, _ in said(self.turns, length)[1]))
+        if self.text is not None:
+            more = self.text[length:length + 1024]
+            start = length + len(more) - len(more.lstrip())
+            return int(answer.whole[0] > 0 and digest(self.text[start:start + answer.whole[0]]) == answer.whole[1])
+        if not answer.calls or not self.turns:
+            return 0
+        return int(any(call in answer.calls for call, _, _ in self.said(length)[1]))
+
+    def said(self, length: int) -> tuple[bytes, Calls]:
+        """(digest of the text, calls) of the answer that stands after `length` turns; read once, however many known
+        prompts are asked."""
+        if length not in self._after:
+            text, calls = said(self.turns, length)
+            self._after[length] = digest(text.encode("utf-8", "surrogatepass")) if text else b"", calls
+        return self._after[length]
 
 
 def _boundaries(length: int) -> list[int]:
     """Where a text of so many bytes is cut: each 256 up to 4,096, then each 4,096."""
     return [*range(256, min(length, 4096) + 1, 256), *range(8192, length + 1, 4096)]
+
+
+def _head(text: bytes) -> bytes:
+    """What a plain prompt begins with: its first turn, or its first line."""
+    tag = TAG.search(text, 1, _LONGEST_HEAD)
+    if tag is not None:
+        return text[:tag.start()]
+    return text[:_LONGEST_HEAD].partition(b"\n")[0]
 
 
 def leading_system(turns: Sequence[Turn]) -> Sequence[Turn]:

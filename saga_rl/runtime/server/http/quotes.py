@@ -2,18 +2,19 @@
 compaction it holds the summary, with a sliding window the last answers; a sub-agent's prompt stood in its caller's
 call; and agents that talk to each other hear each other's answers.
 
-Lines of 32 characters or more are compared, by digest. A line that several sessions' answers said, or that stood in the
-prompt that was answered, says nothing.
+Lines of 32 characters or more are compared, by Python's keyed hash. A line that several sessions' answers said, or
+that stood in the prompt that was answered, says nothing.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
-from saga_rl.runtime.server.http.prompts import Prompt, digest
+from saga_rl.runtime.server.http.prompts import Prompt
 
 SHORTEST = 32
 """Characters of a line that counts."""
@@ -23,6 +24,8 @@ MOST_LOOKED_AT = 1024
 """Lines of a prompt, latest first."""
 MOST_OWN = 1 << 16
 """Characters at the beginning of a prompt in which an answer's line must not stand: others may begin with them too."""
+_TAG = re.compile(r"<[^<>\s]{1,40}>")
+_STRING = re.compile(r'"(?:[^"\\]|\\.){32,}"')
 C = TypeVar("C", bound=Any)
 
 
@@ -42,6 +45,22 @@ def strings_of(arguments: str) -> str:
         return ""
 
 
+def untagged(text: str) -> str:
+    """Text with a new line for each tag: templates of chats, and of calls."""
+    return _TAG.sub("\n", text)
+
+
+def quoted_in(text: str) -> str:
+    """The longer JSON strings within a text, a line each."""
+    out = []
+    for found in _STRING.findall(text):
+        try:
+            out.append(json.loads(found))
+        except ValueError:
+            continue
+    return "\n".join(out)
+
+
 def _strings(value: Any, depth: int) -> Iterator[str]:
     if isinstance(value, str):
         yield value
@@ -54,7 +73,7 @@ def lines_of(prompt: Prompt) -> Iterator[str]:
     """Lines of a prompt that count, the latest first."""
     texts: Iterable[str]
     if prompt.text is not None:
-        texts = (prompt.text.decode("utf-8", "replace"),)
+        texts = (untagged(prompt.text.decode("utf-8", "replace")),)
     else:
         texts = (t for turn in reversed(prompt.turns)
                  for t in (turn.text, *(strings_of(given) for _, _, given in turn.calls)))
@@ -87,7 +106,7 @@ class Quotes(Generic[C]):
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._known: OrderedDict[bytes, C | None] = OrderedDict()
+        self._known: OrderedDict[int, C | None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -97,7 +116,7 @@ class Quotes(Generic[C]):
         for line in lines:
             if stands_in(line, prompt):
                 continue
-            key = digest(prompt.scope, b"\0", line.encode("utf-8", "surrogatepass"))
+            key = hash((prompt.scope, line))
             before = self._known.get(key, chain)
             self._known[key] = chain if before is not None and before.session == chain.session else None
             self._known.move_to_end(key)
@@ -109,7 +128,7 @@ class Quotes(Generic[C]):
         if not self._known:
             return None
         for line in lines_of(prompt):
-            found = self._known.get(digest(prompt.scope, b"\0", line.encode("utf-8", "surrogatepass")))
+            found = self._known.get(hash((prompt.scope, line)))
             if found is not None:
                 return found
         return None

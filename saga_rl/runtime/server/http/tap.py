@@ -14,15 +14,13 @@ from saga_rl.runtime.server.http.dialects import (
     arguments,
     without_reasoning,
 )
-from saga_rl.runtime.server.http.prompts import Answer, digest
-from saga_rl.runtime.server.http.quotes import long_lines, strings_of
+from saga_rl.runtime.server.http.prompts import PREFIX, Answer, digest
+from saga_rl.runtime.server.http.quotes import long_lines, quoted_in, strings_of, untagged
 from saga_rl.runtime.sessions.hints import cut_name
 
 MOST_BYTES = 4 * 2**20
 """Of a whole answer, or of one event; longer ones are let go by unread."""
 MOST_CALLS = 64
-PREFIX = 64
-"""Bytes compared of an answer to a plain prompt."""
 _decode = msgspec.json.Decoder().decode
 _MARKS = {CHAT: (b'"tool_calls"',), MESSAGES: (b'"tool_use"', b'"input_json_delta"'), COMPLETIONS: (),
           RESPONSES: (b'"function_call"', b'"custom_tool_call"', b"response.created", b"response.completed")}
@@ -77,12 +75,13 @@ class Tap:
             return None
         text = "".join(self._text).strip()
         if self.dialect == COMPLETIONS:
-            return Answer(text=text.encode("utf-8", "surrogatepass")[:PREFIX], lines=tuple(long_lines(text)))
+            return _plain_answer(text)
         plain = without_reasoning(text)
         given = {call: arguments("".join(parts) or "{}") for call, parts in self._arguments.items()}
         said = (*long_lines(plain), *long_lines("\n".join(map(strings_of, given.values()))))
-        return Answer(self.calls, digest(plain.encode("utf-8", "surrogatepass")) if plain and self.want_text else b"",
-                      {call: given.get(call, "{}") for call in self.calls}, said)
+        text_digest = digest(plain.encode("utf-8", "surrogatepass")) if plain and self.want_text else b""
+        return Answer(self.calls, text_digest, arguments={call: given.get(call, "{}") for call in self.calls},
+                      lines=said)
 
     @property
     def tool(self) -> str | None:
@@ -207,6 +206,15 @@ class Tap:
         if self.want_text and isinstance(text, str) and self._size < MOST_BYTES:
             self._size += len(text)
             self._text.append(text)
+
+
+def _plain_answer(text: str) -> Answer:
+    """The answer to a plain prompt, whose calls, if any, stand in its text."""
+    raw = text.encode("utf-8", "surrogatepass")
+    plain = without_reasoning(text)
+    first = plain.encode("utf-8", "surrogatepass")[:PREFIX]
+    return Answer(text=raw[:PREFIX], plain=first if first != raw[:PREFIX] else b"", whole=(len(raw), digest(raw)),
+                  lines=(*long_lines(untagged(plain)), *long_lines(quoted_in(plain))))
 
 
 def _dict(value: Any) -> dict[str, Any]:
