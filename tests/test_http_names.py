@@ -134,11 +134,28 @@ def xargs(seen: dict[str, Any], *keys: str) -> tuple[Any, ...]:
 def test_claude_codes_sub_agents_say_who_called_them() -> None:
     server, main = Server(), {"X-Claude-Code-Session-Id": "s"}
     server.post(CHAT, ASK, main, chat_answer("one"))
-    a = xargs(server.post(CHAT, ASK, main | {"X-Claude-Code-Agent-Id": "a", "X-Claude-Code-Parent-Agent-Id": "main"}),
-              "saga_agent", "saga_caller")
+    a = xargs(server.post(CHAT, ASK, main | {"X-Claude-Code-Agent-Id": "a"}), "saga_agent", "saga_caller")
     b = xargs(server.post(CHAT, ASK, main | {"X-Claude-Code-Agent-Id": "b", "X-Claude-Code-Parent-Agent-Id": "a"}),
               "saga_agent", "saga_caller")
     assert a[1] == 0 and b[1] == a[0] != b[0]
+
+
+def test_codexs_sub_agents_have_threads_of_their_own() -> None:
+    server = Server()
+    main = server.post(RESPONSES, {"input": "u"}, {"session-id": "s", "thread-id": "s"})
+    sub = server.post(RESPONSES, {"input": "u"}, {"session-id": "s", "thread-id": "t"})
+    assert main["session_id"] == sub["session_id"] == "s" and xargs(main, "saga_agent") == (None,)
+    assert xargs(sub, "saga_agent", "saga_caller") == (1, 0)
+
+
+def test_a_reminder_after_a_tools_result_hides_no_tool() -> None:
+    """Claude Code puts one there as a message of the system."""
+    use = {"type": "tool_use", "id": "t0", "name": "Bash", "input": {}}
+    body = {"model": "m", "messages": [
+        {"role": "user", "content": "u"}, {"role": "assistant", "content": [use]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t0", "content": "r"}]},
+        {"role": "system", "content": [{"type": "text", "text": "Remember this."}]}]}
+    assert xargs(Server().post(MESSAGES, body), "saga_tool") == ("Bash",)
 
 
 def test_a_sessions_parents_are_the_callers() -> None:

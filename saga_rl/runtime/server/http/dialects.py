@@ -67,12 +67,15 @@ def prompt_of(body: dict[str, Any]) -> bytes | None:
 
 
 def tool_before(turns: Sequence[Turn], earlier: dict[str, str]) -> str | None:
-    """The tool whose result ends the prompt: the first of the results at its end. earlier: names by id of calls that
-    the prompt does not show (`previous_response_id`)."""
-    first = len(turns)
+    """The tool whose result ends the prompt: the first of the results at its end, reminders of the system after them
+    aside. earlier: names by id of calls that the prompt does not show (`previous_response_id`)."""
+    last = len(turns)
+    while last and turns[last - 1].role == "system":
+        last -= 1
+    first = last
     while first and turns[first - 1].results:
         first -= 1
-    if first == len(turns):
+    if first == last:
         return None
     wanted, said = turns[first].results[0]
     if said:
