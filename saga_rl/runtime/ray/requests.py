@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from saga_rl.runtime.server.http.session import announced_end, named_session
+from saga_rl.runtime.server.http.session import who_of
 from saga_rl.runtime.sessions.hints import Hints, read_hints
 
 CHARACTERS_A_TOKEN = 4
@@ -29,8 +29,9 @@ def read_request(args: Sequence[Any]) -> tuple[Any, Hints, int] | None:
     extra = getattr(body, "vllm_xargs", None)
     fields = {"session_id": getattr(body, "session_id", None), "vllm_xargs": extra,
               "metadata": getattr(body, "metadata", None)}
-    hints = read_hints(named_session(fields, headers), extra if isinstance(extra, dict) else None)
-    if announced_end(headers) and not hints.final:
+    who = who_of(fields, headers)
+    hints = read_hints(who.session, extra if isinstance(extra, dict) else None)
+    if who.final and not hints.final:
         hints = read_hints(hints.session, {**(extra or {}), "saga_final": 1})
     return body, hints, max(_tokens(prompt), 1)
 
