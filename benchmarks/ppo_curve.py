@@ -38,7 +38,8 @@ from saga_rl.sim.cluster import simulate
 BESIDE = ("lru", "likely")
 """Presets whose time is drawn as a line."""
 POOL = 64
-SETTINGS: dict[str, Any] = {"learning_rate": 3e-4, "gamma": 0.995, "ent_coef": 0.0, "n_steps": 256, "batch_size": 512}
+SETTINGS: dict[str, Any] = {"learning_rate": 3e-4, "gamma": 0.995, "ent_coef": 0.0, "n_steps": 256, "batch_size": 512,
+                            "n_epochs": 4}
 
 
 def judge(task: str, policies: list[str], seeds: int, part: str = "validation") -> dict[str, float]:
