@@ -17,6 +17,7 @@ from saga_rl.aeg.inference.stream import TYPES
 from saga_rl.aeg.io import write_trace
 from saga_rl.cli.main import COMMANDS, load
 from saga_rl.env.settings import KINDS as TASKS
+from saga_rl.experiments.bench.arms import ARMS
 from saga_rl.learn.data.rollouts import ROLLOUTS
 from saga_rl.learn.judge.protocol.settings import ROWS
 from saga_rl.learn.offline.learners import LEARNERS
@@ -78,7 +79,7 @@ def test_the_help_of_a_command_loads_nothing_heavy(words):
 
 @pytest.mark.parametrize(("words", "names"), [
     (("trace", "generate"), generator_names()), (("trace", "import"), importer_names()), (("aeg",), TYPES),
-    (("simulate",), preset_names()), (("compare",), preset_names()), (("train", "collect"), ROLLOUTS),
+    (("simulate",), preset_names()), (("compare",), preset_names()), (("bench",), ARMS), (("train", "collect"), ROLLOUTS),
     (("train", "offline"), LEARNERS), (("train", "sweep"), LEARNERS), (("train", "finetune"), TASKS),
     (("train", "protocol"), ROWS),
     (("train", "dagger"), [name for name, kind in LEARNERS.items() if kind.needs == "labels"])],

@@ -28,7 +28,7 @@ def main(
     eviction: Annotated[str, Option(help="Eviction checkpoint, or a spec; default: checkpoints/eviction.")] = "",
     placement: Annotated[str, Option(help="Placement checkpoint, or a spec; default: none, and no row of it.")] = "",
     joint: Annotated[str, Option(help="Admission checkpoint (it names the rest), a folder of several, or a preset; "
-                                 "default: checkpoints/joint or checkpoints/admission.")] = "",
+                                 "default: checkpoints/joint.")] = "",
     hidden: Annotated[str, Option(help="The same, where nobody announces ends; default: --joint, or of what is shipped "
                                   "checkpoints/joint-hidden.")] = "",
     transfer: Annotated[str, Option(help="More checkpoints for the transfer matrix, with commas between.")] = "",
@@ -59,12 +59,12 @@ def main(
     check_range("--jobs", jobs, 0)
     console = Console(stderr=True)
     shipped = {name: given or shipped_folder(name, console) for name, given in (
-        ("eviction", eviction), ("admission", joint))}
+        ("eviction", eviction), ("joint", joint))}
     if data and not Path(data).is_dir():
         raise UserError(data, "is no folder", "name the folder of recorded collections after --data")
     unannounced = SHIPPED / "joint-hidden"
     hidden = hidden or (str(unannounced) if not joint and unannounced.is_dir() else "")
-    s = Settings(shipped["eviction"], placement, shipped["admission"], hidden, tuple(words(transfer)),
+    s = Settings(shipped["eviction"], placement, shipped["joint"], hidden, tuple(words(transfer)),
                  tuple(map(pair, words(own))), tuple(words(only)) or ROWS, seeds=seeds, budget=budget, workers=workers,
                  many_workers=many_workers, data=data, recorded=recorded(data),
                  only=tuple(known_workload(n, data) for n in words(workloads)))
@@ -97,11 +97,9 @@ def pair(text: str) -> tuple[str, str]:
 
 def shipped_folder(name: str, console: Console) -> str:
     """The shipped checkpoint's folder, or nothing, said aloud, where there is none."""
-    for folder in (SHIPPED / "joint", SHIPPED / name) if name == "admission" else (SHIPPED / name,):
-        if folder.is_dir():
-            return str(folder)
-    option = "joint" if name == "admission" else name
-    console.print(f"no {SHIPPED / name} here: its rows are left out (name a checkpoint with --{option})",
+    if (SHIPPED / name).is_dir():
+        return str(SHIPPED / name)
+    console.print(f"no {SHIPPED / name} here: its rows are left out (name a checkpoint with --{name})",
                   style="yellow", markup=False)
     return ""
 
