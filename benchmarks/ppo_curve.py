@@ -57,6 +57,8 @@ def train(task: str, args: argparse.Namespace, say: Any) -> dict[str, Any]:
     vec = NativeVec([gym.make_vec(task, args.envs, episodes=POOL, autoreset_mode="SameStep")])  # type: ignore[list-item]
     model = MaskablePPO(RowPolicy, vec, seed=0, device="cpu", policy_kwargs={"row_net": actor_of(start)}, **SETTINGS)
     folder, took, curve = args.out / short_name(task), 0.0, []
+    beside = judge(task, list(BESIDE), args.seeds)
+    found: dict[str, Any] = {}
     for point in range(args.points + 1):
         if point:
             say(f"{task}: learning, {point} of {args.points}")
@@ -70,12 +72,11 @@ def train(task: str, args: argparse.Namespace, say: Any) -> dict[str, Any]:
         say(f"{task}: judging, {point} of {args.points}")
         curve.append({"decisions": model.num_timesteps, "learning_s": round(took, 1),
                       "tct_s": judge(task, [str(folder)], args.seeds)[str(folder)]})
-    beside = judge(task, list(BESIDE), args.seeds)
-    found = {"task": task, "curve": curve, "beside": beside, "part": "validation", "seeds": args.seeds,
-             "settings": {**SETTINGS, "envs": args.envs, "pool": POOL}, "load_average": os.getloadavg()[1],
-             "provenance": provenance(seed=0, trace=None)}
-    write_json(args.out / f"{short_name(task)}.json", found)
-    picture(found, args.out / f"{short_name(task)}.svg")
+        found = {"task": task, "curve": curve, "beside": beside, "part": "validation", "seeds": args.seeds,
+                 "settings": {**SETTINGS, "envs": args.envs, "pool": POOL}, "load_average": os.getloadavg()[1],
+                 "cores": os.cpu_count(), "provenance": provenance(seed=0, trace=None)}
+        write_json(args.out / f"{short_name(task)}.json", found)  # what is there so far, should it be stopped
+        picture(found, args.out / f"{short_name(task)}.svg")
     return found
 
 

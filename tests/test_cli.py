@@ -79,7 +79,8 @@ def test_the_help_of_a_command_loads_nothing_heavy(words):
 
 @pytest.mark.parametrize(("words", "names"), [
     (("trace", "generate"), generator_names()), (("trace", "import"), importer_names()), (("aeg",), TYPES),
-    (("simulate",), preset_names()), (("compare",), preset_names()), (("bench",), ARMS), (("train", "collect"), ROLLOUTS),
+    (("simulate",), preset_names()), (("compare",), preset_names()), (("bench",), ARMS),
+    (("train", "collect"), ROLLOUTS),
     (("train", "offline"), LEARNERS), (("train", "sweep"), LEARNERS), (("train", "finetune"), TASKS),
     (("train", "protocol"), ROWS),
     (("train", "dagger"), [name for name, kind in LEARNERS.items() if kind.needs == "labels"])],
