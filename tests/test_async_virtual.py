@@ -95,7 +95,7 @@ def test_who_has_waited_for_too_long_goes_ahead_in_the_simulator_as_in_service(n
     assert steps_that_differ(trace, replace(sim, starve_s=np.inf), played, name) > 0
 
 
-@pytest.mark.parametrize("name", ["lru", "likely"])
+@pytest.mark.parametrize("name", ["lru", "likely", "auto"])
 @pytest.mark.parametrize(("pools", "within"), [(4.0, 0.01), (1.5, 0.08)])
 def test_vllms_own_offloading_is_simulated(name, pools, within):
     """Everything that was ever a prompt fits into the first tier: what is found is the same, and times are close, but

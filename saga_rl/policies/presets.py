@@ -23,6 +23,9 @@ PRESETS: dict[str, dict[str, str]] = {
     # (docs/explanation/serving-gain.md)
     "likely": {"eviction": "bayes-tables", "placement": "least-sessions", "ordering": "session-fcfs",
                "admission": "reserve-older:likely=1"},
+    # ... and where there may be memory below the GPU's: what comes back from there by a copy is not reserved for
+    "auto": {"eviction": "bayes-tables", "placement": "least-sessions", "ordering": "session-fcfs",
+             "admission": "reserve-older:likely=1,tier=3"},
 }
 
 

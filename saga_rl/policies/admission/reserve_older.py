@@ -5,6 +5,12 @@ but needs to know when a session has ended. `older_idle` leaves out chains whose
 longer than the caller's expiry. likely = 1 asks nothing of the client: every idle block counts by the chance that its
 chain has not ended (`features.alive`), from how often the tool that it called was a chain's last and how long it has
 been quiet.
+
+tier > 0: where there is memory below the pool, older sessions' blocks count by the chance that losing them means to
+compute them again: tier x (1 - the share of lost blocks that it had lately, `features.tier`), at most `most`. What is
+copied back costs about a hundredth, and room held for it is room that nobody uses. tier is above 1 because who computes
+a context again takes room and time from all others meanwhile. Without such memory neither changes anything
+(`benchmarks/tier_admission.py` has what the values are worth).
 """
 
 import numpy as np
@@ -13,20 +19,25 @@ from numba import njit
 from saga_rl.errors import UserError
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import AD
+from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
     older = x[AD.older_likely] if params[0] > 0 else x[AD.older_idle]
+    if params[1] > 0 and x[AD.tier_found] > 0:
+        older *= min(params[1] * (1.0 - x[AD.tier_found]), params[2])
     return 1.0 if x[AD.need] + x[AD.pinned] + x[AD.growth] + older <= x[AD.pool] else -1.0
 
 
 @register("admission", "reserve-older")
-def reserve_older(likely: float = 0) -> Policy:
+def reserve_older(likely: float = 0, tier: float = 0, most: float = 0.8) -> Policy:
     if likely not in (0, 1):
         raise UserError("policy 'reserve-older'", f"likely is {likely:g}", "choose likely 0 (off) or 1 (on)")
-    return Policy("admission", "reserve-older", _score, np.array([float(likely)]),
-                  steady=likely == 0,  # the chance that a chain has not ended falls while time passes
+    tier, most = bounded("reserve-older", "tier", tier, 0, 100), bounded("reserve-older", "most", most, 0, 1)
+    return Policy("admission", "reserve-older", _score, np.array([float(likely), tier, most]),
+                  # the chance that a chain has not ended falls while time passes, and so does what a tier is known for
+                  steady=likely == 0 and tier == 0,
                   informed=likely > 0,
-                  doc={"likely": int(likely)})
+                  doc={"likely": int(likely)} | ({"tier": tier, "most": most} if tier else {}))

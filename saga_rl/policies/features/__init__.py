@@ -19,6 +19,7 @@ from saga_rl.policies.features.ordering import ORDERING
 from saga_rl.policies.features.placement import *  # noqa: F403
 from saga_rl.policies.features.placement import PLACEMENT
 from saga_rl.policies.features.pools import *  # noqa: F403
+from saga_rl.policies.features.tier import *  # noqa: F403
 
 COLUMNS = {"eviction": len(EVICTION), "placement": len(PLACEMENT), "ordering": len(ORDERING),
            "admission": len(ADMISSION)}

@@ -131,8 +131,13 @@ class RequestLife(Scheduler):
             cached = num_new_computed_tokens // self.block_size
             if request.num_computed_tokens == 0 and not self._admits(request, served, cached):
                 return None
+            below = kwargs.get("num_external_computed_tokens", 0) // self.block_size if not (
+                request.num_computed_tokens) else -1  # -1: what it waited for has come, and was counted
+            lost = self.admission.lost(request, served, cached) if below >= 0 else 0.0
             if delay_cache_blocks:  # an asynchronous load of KV: it is scheduled when that has come
                 blocks = stock()
+                if blocks is not None:
+                    self.admission.found_below(lost, below, self.now)
                 self.pins.update(request.request_id, served.tenant)
                 return blocks
             found = (request.num_computed_tokens + num_new_computed_tokens
@@ -140,6 +145,8 @@ class RequestLife(Scheduler):
             queue.before_taking = lambda: self._begins(request, served, found)
             blocks = stock()
             if blocks is not None:
+                if below >= 0:
+                    self.admission.found_below(lost, below, self.now)
                 if queue.floors is not None:
                     self.pins.update(request.request_id, served.tenant)
                 if queue.before_taking is not None:  # no block had to be taken

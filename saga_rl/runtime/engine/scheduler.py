@@ -104,7 +104,8 @@ class SagaMixin(RequestLife):
         pool = manager.block_pool
         blocks = pool.num_gpu_blocks - 1  # one is vLLM's null block
         victims = Victims(self.tracker, self.policies.eviction, self.block_size, blocks, config.budget_s,
-                          self.queue_positions, self.policies.admission)
+                          self.queue_positions, self.policies.admission,
+                          getattr(self, "connector", None) is not None)
         floored = any(self.rules.kv_floors.values())
         self.block_queue = (FlooredBlockQueue if floored else PolicyBlockQueue)(
             pool.free_block_queue, pool.num_gpu_blocks, victims, pool._maybe_evict_cached_block,

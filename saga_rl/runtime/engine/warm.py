@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from saga_rl.policies.features import G_BLOCK, ORDERING, RELEASE, make_g
+from saga_rl.policies.features import G_BLOCK, G_TIERED, ORDERING, RELEASE, make_g
 from saga_rl.policies.state import chains as ch
 from saga_rl.policies.state.agent_fair_share import afs
 from saga_rl.runtime.engine.kv.block_queue import PolicyBlockQueue
@@ -34,5 +34,6 @@ def warm_policies(tracker: Tracker, queue: PolicyBlockQueue, victims: Victims, a
     admission.fill(NOBODY, 1, 0, 0, np.zeros((1, 4)), slots, 0.0, 0.0)
     admission.let_in(0, 1)
     tracker.chains[NOBODY] = before
-    victims.g[:] = make_g(1, int(victims.g[W, G_BLOCK]), victims.pool_blocks, victims.policy, admission.policy)
+    victims.g[:] = make_g(1, int(victims.g[W, G_BLOCK]), victims.pool_blocks, victims.policy, admission.policy,
+                          bool(victims.g[W, G_TIERED]))
     assert tracker.chains[NOBODY, ch.TENANT] == -1

@@ -216,6 +216,9 @@ def schedule(world, w, now):
             break
         log_event(world, START, step, now, known, 0)
         catch_up_others(world, w, tree.chain[step], now)
+        if world.limits[st.TIER] == 1:
+            ft.note_found(world.g, w, ft.lost_blocks(world.chains, tree.chain[step], float(known), float(cached),
+                                                     block), float(there - cached) if link == 1 else 0.0, now)
         _start(world, w, place, cached, known, now)
         if lets == st.ONE:
             lets = st.NOBODY

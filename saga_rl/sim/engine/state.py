@@ -339,5 +339,6 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
     return World(
         tree=make_tree(forest), pool=pool, chains=make_chains(n_chains),
         tables=make_tables(w, len(trace.tools), len(trace.agent_types)),
-        g=ft.make_g(w, config.block_tokens, config.pool_blocks, policies.eviction, policies.admission), plan=plan,
+        g=ft.make_g(w, config.block_tokens, config.pool_blocks, policies.eviction, policies.admission,
+                    config.cpu_tokens > 0), plan=plan,
         run=run, heap=heap, work=work, limits=limits, real=real, cost=config.profile.vector())

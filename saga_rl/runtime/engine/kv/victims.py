@@ -92,12 +92,13 @@ def watch(policy: Policy) -> DriftGuard | None:
 
 class Victims:
     """Scores runs for the block queue. `before` is called ahead of each scoring (queue positions); `g` are the columns
-    that the policies read and remember of this engine."""
+    that the policies read and remember of this engine. tiered: there is memory below the pool."""
 
     def __init__(self, tracker: Tracker, policy: Policy, block_tokens: int, pool_blocks: int, budget_s: float,
-                 before: Callable[[], None] = lambda: None, admission: Policy | None = None) -> None:
+                 before: Callable[[], None] = lambda: None, admission: Policy | None = None,
+                 tiered: bool = False) -> None:
         self.tracker, self.policy, self.pool_blocks, self.before = tracker, policy, pool_blocks, before
-        self.g = make_g(1, block_tokens, pool_blocks, policy, admission)
+        self.g = make_g(1, block_tokens, pool_blocks, policy, admission, tiered)
         self.drift = watch(policy)
         self.guard = SafeGuard(policy, make("eviction", "lru"), budget_s,
                                heuristic=None if self.drift is None else make("eviction", HEURISTIC))

@@ -13,11 +13,13 @@ from saga_rl.policies.base import Policy
 from saga_rl.policies.features import (
     ADMISSION,
     G_ADMIT_INFORMED,
+    G_TIERED,
     add_expected_older,
     admission_row,
     expected_growth,
     expected_output,
     lost_blocks,
+    note_found,
     remember_admission,
     useful_share,
 )
@@ -144,6 +146,18 @@ class Admission:
     def admits(self) -> bool:
         """Whether the policy lets the request of the row in."""
         return bool(self.guard.scores(self.row, 1)[0] > 0.0)
+
+    def lost(self, request: Request, served: Served, cached_blocks: int) -> float:
+        """Blocks of its chain's context that the request does not find cached, whoever else has them."""
+        if self.victims.g[W, G_TIERED] == 0:
+            return 0.0
+        return float(lost_blocks(self.tracker.chains, served.chain, float(request.num_tokens), float(cached_blocks),
+                                 self.block_size))
+
+    def found_below(self, lost: float, found: int, now: float) -> None:
+        """A request got its blocks: `lost` of its chain's were gone, and memory below the GPU's had `found` of them."""
+        if lost > 0.0:
+            note_found(self.victims.g, W, lost, float(found), now)
 
     def let_in(self, found: int, total: int) -> None:
         """Tell a policy with memory that the request of the row was let in and found `found` of `total` blocks."""
