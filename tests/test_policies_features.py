@@ -181,8 +181,8 @@ def test_admission_columns():
         "wait_log": np.log1p(8), "age_log": np.log1p(18), "left_log": np.log1p(left - 1), "new": 0.0,
         "need": 1, "free": 2, "evictable": 30, "older_idle": 20, "growth": 5, "pool": 100, "pinned": 50, "live": 75,
         "session_growth": 40, "running": 7, "wait_s": 8, "active": 9, "older_likely": 12, "lost": 4,
-        "older_returns": 8, "tier_found": 0, "event": F.NO_EVENT, "event_blocks": 0, "event_total": 0,
-        **{f"here_{k}": k for k in range(F.HERE)}})
+        "older_returns": 8, "tier_found": 0, "block_tokens": 16, "event": F.NO_EVENT, "event_blocks": 0,
+        "event_total": 0, **{f"here_{k}": k for k in range(F.HERE)}})
 
 
 def test_admission_columns_that_nobody_reads_are_not_made():

@@ -75,6 +75,17 @@ def test_reserve_counts_what_the_tier_would_not_give_back():
         make("admission", "reserve-older:tier=-1")
 
 
+def test_nobody_waits_longer_than_what_his_wait_saves():
+    row = np.zeros(len(F.ADMISSION))
+    row[[F.AD.need, F.AD.pinned, F.AD.older_idle, F.AD.pool, F.AD.block_tokens]] = 30, 40, 155, 100, 16
+    for patience, wait, yes in ((0, 1e9, False), (2, 3.9, False), (2, 4.1, True), (4, 4.1, False), (4, 8.1, True)):
+        policy = make("admission", f"reserve-older:patience_s={patience}")  # it would displace 125 blocks, 2,000 tokens
+        row[F.AD.wait_s] = wait
+        assert (policy.score(row, policy.params, np.zeros(1)) > 0) == yes
+    row[[F.AD.need, F.AD.wait_s]] = 61, 1e9
+    assert policy.score(row, policy.params, np.zeros(1)) < 0, "there is no room beside what runs"
+
+
 def trace():
     """Three sessions of one agent each. A holds 60 % of the pool while its tool runs for 100 s, B decodes for long, C
     comes at 20 s and wants 30 %: beside B and A's idle context there is no room for it."""

@@ -23,9 +23,10 @@ PRESETS: dict[str, dict[str, str]] = {
     # (docs/explanation/serving-gain.md)
     "likely": {"eviction": "bayes-tables", "placement": "least-sessions", "ordering": "session-fcfs",
                "admission": "reserve-older:likely=1"},
-    # ... and where there may be memory below the GPU's: what comes back from there by a copy is not reserved for
+    # ... and safe to install blindly: what comes back by a copy from memory below the GPU's is not reserved for, and
+    # nobody waits longer than what his wait saves is worth
     "auto": {"eviction": "bayes-tables", "placement": "least-sessions", "ordering": "session-fcfs",
-             "admission": "reserve-older:likely=1,tier=3"},
+             "admission": "reserve-older:likely=1,tier=3,patience_s=3"},
 }
 
 

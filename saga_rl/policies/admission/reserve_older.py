@@ -11,6 +11,10 @@ compute them again: tier x (1 - the share of lost blocks that it had lately, `fe
 copied back costs about a hundredth, and room held for it is room that nobody uses. tier is above 1 because who computes
 a context again takes room and time from all others meanwhile. Without such memory neither changes anything
 (`benchmarks/tier_admission.py` has what the values are worth).
+
+patience_s > 0: no request waits longer than so many seconds for each 1,000 tokens of older sessions' KV that it would
+displace. Under heavy pressure that is most of a pool, and nobody gets in before there is room. Where little is at stake
+the request goes in soon: waiting must not cost more than what it saves.
 """
 
 import numpy as np
@@ -22,22 +26,33 @@ from saga_rl.policies.features import AD
 from saga_rl.policies.parameters import bounded
 from saga_rl.policies.registry import register
 
+PATIENCE_TOKENS = 1000.0
+
 
 @njit(SCORE, cache=True)
 def _score(x, params, scratch):
     older = x[AD.older_likely] if params[0] > 0 else x[AD.older_idle]
     if params[1] > 0 and x[AD.tier_found] > 0:
         older *= min(params[1] * (1.0 - x[AD.tier_found]), params[2])
-    return 1.0 if x[AD.need] + x[AD.pinned] + x[AD.growth] + older <= x[AD.pool] else -1.0
+    busy = x[AD.need] + x[AD.pinned] + x[AD.growth]
+    displaced = busy + older - x[AD.pool]
+    if displaced <= 0.0:
+        return 1.0
+    if params[3] > 0 and busy <= x[AD.pool] and (
+            x[AD.wait_s] > params[3] * displaced * x[AD.block_tokens] / PATIENCE_TOKENS):
+        return 1.0
+    return -1.0
 
 
 @register("admission", "reserve-older")
-def reserve_older(likely: float = 0, tier: float = 0, most: float = 0.8) -> Policy:
+def reserve_older(likely: float = 0, tier: float = 0, most: float = 0.8, patience_s: float = 0) -> Policy:
     if likely not in (0, 1):
         raise UserError("policy 'reserve-older'", f"likely is {likely:g}", "choose likely 0 (off) or 1 (on)")
     tier, most = bounded("reserve-older", "tier", tier, 0, 100), bounded("reserve-older", "most", most, 0, 1)
-    return Policy("admission", "reserve-older", _score, np.array([float(likely), tier, most]),
-                  # the chance that a chain has not ended falls while time passes, and so does what a tier is known for
-                  steady=likely == 0 and tier == 0,
+    patience = bounded("reserve-older", "patience_s", patience_s, 0, 1e9)
+    return Policy("admission", "reserve-older", _score, np.array([float(likely), tier, most, patience]),
+                  # the chance that a chain has not ended falls while time passes, and so do the others
+                  steady=likely == 0 and tier == 0 and patience == 0,
                   informed=likely > 0,
-                  doc={"likely": int(likely)} | ({"tier": tier, "most": most} if tier else {}))
+                  doc={"likely": int(likely)} | ({"tier": tier, "most": most} if tier else {})
+                  | ({"patience_s": patience} if patience else {}))

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from saga_rl.policies.features.columns import number
-from saga_rl.policies.features.pools import BEGIN, G_ADMIT, G_ADMIT_INFORMED, HERE, NO_EVENT
+from saga_rl.policies.features.pools import BEGIN, G_ADMIT, G_ADMIT_INFORMED, G_BLOCK, HERE, NO_EVENT
 from saga_rl.policies.features.tier import tier_found
 from saga_rl.policies.state import chains as ch
 from saga_rl.policies.state import tables as tb
@@ -51,6 +51,7 @@ class AdmissionColumns(NamedTuple):
     lost: int  # blocks of its context that are not cached here any more
     older_returns: int  # of `older_idle`: what is used again within 60 s; NaN unless the policy is an oracle
     tier_found: int  # share of lost blocks that memory below the pool is expected to have; 0: there is none
+    block_tokens: int  # tokens of one of these blocks
     event: int  # NO_EVENT: score this row; BEGIN: it was let in, for a policy with memory
     event_blocks: int  # BEGIN: cached blocks that it found
     event_total: int  # BEGIN: blocks of all its tokens
@@ -142,6 +143,7 @@ def admission_row(chains, tables, g, w, c, now, queued_s, need, free, evictable,
     out[AD.lost] = lost
     out[AD.older_returns] = older_returns
     out[AD.tier_found] = tier_found(g, w, now)
+    out[AD.block_tokens] = g[w, G_BLOCK]
     out[AD.event] = NO_EVENT
     out[AD.event_blocks] = out[AD.event_total] = 0.0
     for k in range(HERE):

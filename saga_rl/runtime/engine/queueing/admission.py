@@ -11,6 +11,7 @@ from vllm.v1.request import Request
 
 from saga_rl.policies.base import Policy
 from saga_rl.policies.features import (
+    AD,
     ADMISSION,
     G_ADMIT_INFORMED,
     G_TIERED,
@@ -97,6 +98,7 @@ def fill_admission(chains, tables, g, w, c, known, generated, cached, running, t
                   float(count_active(chains, living, now, expiry_s)), expected_older,
                   lost_blocks(chains, c, float(known), float(cached), block) * block / growing, np.nan,
                   out)
+    out[AD.block_tokens] = growing
 
 
 def _remember(g, row, found, total, score, params, scratch):
