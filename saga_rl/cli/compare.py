@@ -42,7 +42,7 @@ def _compare(
     placement: Annotated[list[str] | None, _only("placement")] = None,
     ordering: Annotated[list[str] | None, _only("ordering")] = None,
     admission: Annotated[list[str] | None, _only("admission")] = None,
-    policy: Annotated[list[str] | None, typer.Option(help="Compare only these presets (lru, saga, saga+, likely) "
+    policy: Annotated[list[str] | None, typer.Option(help="Compare only these presets (lru, saga, saga+, likely, auto) "
                                                      "or checkpoint folders.")] = None,
     product: Annotated[bool, typer.Option(help="Every placement x ordering x admission, not one at a time.")] = False,
     capacities: Annotated[str, typer.Option(help="KV capacities: multiples (below 100) of P1, where LRU computes "

@@ -18,8 +18,9 @@ def register(app: typer.Typer) -> None:
 def serve(
     ctx: typer.Context,
     model: str = typer.Argument(help="Model name or folder, as `vllm serve` takes it. All other vLLM flags follow it."),
-    policy: str = typer.Option("likely", help="likely (nobody has to say that a session ends), saga+ (clients say it), "
-                               "saga, lru, a checkpoint's folder, or stock (vLLM, no hooks)."),
+    policy: str = typer.Option("auto", help="auto (safe to install: acts where memory is short), likely, saga+ "
+                               "(clients say when a session ends), saga, lru, a checkpoint's folder, or stock (vLLM, "
+                               "no hooks)."),
     record: Path | None = typer.Option(None, help="Write everything served to this trace file (Parquet) at exit."),
     expiry_s: float = typer.Option(EXPIRY_S, help="Presume that a session silent for so many seconds has ended."),
     metrics: Path | None = typer.Option(None, help="Folder for the counters of engines and router (JSON)."),

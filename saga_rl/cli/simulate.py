@@ -51,7 +51,7 @@ def show_tenants(rows: list[dict[str, Any]]) -> None:
 
 def _simulate(
     trace: Annotated[Path, typer.Argument(help="A trace file (see `saga-rl trace`).")],
-    policy: Annotated[str, typer.Option(help="Preset (lru, saga, saga+, likely) or checkpoint folder; the "
+    policy: Annotated[str, typer.Option(help="Preset (lru, saga, saga+, likely, auto) or checkpoint folder; the "
                                         "options below replace its parts.")] = "lru",
     eviction: Annotated[str | None, typer.Option(help="Eviction policy, or learned:FOLDER. " + LISTED)] = None,
     placement: Annotated[str | None, typer.Option(help="Placement policy. " + LISTED)] = None,

@@ -18,7 +18,7 @@ from saga_rl.report.style import png
 from saga_rl.report.tables import or_dash, terminal
 
 HEAD = ("served by", "task", "of stock", "P95", "TTFT", "again", "cached", "simulated")
-NAMES = {STOCK: "stock vLLM", BEST: "likely (rules)", LEARNED: "learned here", RIVAL: "vLLM Router"}
+NAMES = {STOCK: "stock vLLM", BEST: "auto (rules)", LEARNED: "learned here", RIVAL: "vLLM Router"}
 KIND = "measured, emulated devices"
 MOST_LAG = 1.15
 """Served over simulated mean completion of stock vLLM, above which the machine is said to have been too slow."""
@@ -129,9 +129,9 @@ def write_page(s: Settings, outcome: Outcome, path: Path) -> None:
               f"{sessions['validation']} to choose the best found, and the {sessions['test']} others to judge: no "
               "session that was served had been seen." + (f" Left out: {left}." if left else ""))
     page.heading("What to do next")
-    page.text("1. Serve your agents with `saga-rl serve MODEL --policy likely --record served.parquet` (rules, "
+    page.text("1. Serve your agents with `saga-rl serve MODEL --policy auto --record served.parquet` (rules, "
               "nothing to train) and record a day. 2. Search on the recording, as this demo did (docs/how-to/learn.md)."
-              " 3. Measure before you switch: `saga-rl bench served.parquet --arms stock,likely,FOLDER --emulate "
+              " 3. Measure before you switch: `saga-rl bench served.parquet --arms stock,auto,FOLDER --emulate "
               "PROFILE` for your GPUs, with repeats and intervals. The learned policy of this demo is in the folder "
               "learned, beside this page; it was made for this demo's sessions, not for yours.")
     page.write(path)

@@ -34,8 +34,8 @@ from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.cost.profile import load_profile
 
-BEST, LEARNED, RIVAL = "likely", "learned", "router-program"
-FIRST = "likely"
+BEST, LEARNED, RIVAL = "auto", "learned", "router-program"
+FIRST = "auto"
 """The policy that our server starts with: with `stock` it would have no hooks to change it by."""
 SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints" / "joint-hidden"
 

@@ -45,7 +45,8 @@ ARMS: dict[str, Arm] = {a.name: a for a in (
         router="program"),
     Arm("saga", "saga", OURS, "the SAGA paper's policy"),
     Arm("saga+", "saga+", OURS, "the strongest rules found by hand where ends are announced"),
-    Arm("likely", "likely", OURS, "the best rules found by hand where ends are not announced"),
+    Arm("likely", "likely", OURS, "rules that keep room for older sessions, whatever it costs; ends not announced"),
+    Arm("auto", "auto", OURS, "the default: the same as far as waiting pays, and with memory below the GPU"),
     Arm(INFINITE, "lru", INFINITE, "sticky, with a pool that holds everything: what memory costs at all"),
 )}
 

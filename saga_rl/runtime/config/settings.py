@@ -25,7 +25,7 @@ CHECKS = ("off", "log", "raise")
 class SagaConfig:
     """What a person may set."""
 
-    policy: str | dict[str, str] = "likely"
+    policy: str | dict[str, str] = "auto"
     """A preset, a checkpoint's folder, or specs by decision; decisions left out are the preset `lru`'s."""
     record: str | None = None
     """The Trace file to write; engines keep their journals in a folder beside it."""
