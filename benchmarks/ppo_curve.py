@@ -81,7 +81,7 @@ def train(task: str, args: argparse.Namespace, say: Any) -> dict[str, Any]:
 
 
 def picture(found: dict[str, Any], path: Path) -> None:
-    """Draw completion time by decisions learned from; the seconds of learning stand on the upper axis."""
+    """Draw completion time by decisions learned from; below the axis stands how long learning took."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -98,7 +98,7 @@ def picture(found: dict[str, Any], path: Path) -> None:
     ax.set_ylim(bottom=0)
     ax.legend(frameon=False)
     with atomic(path) as tmp:
-        fig.savefig(tmp, format="svg")
+        fig.savefig(tmp, format="svg", metadata={"Date": None})
     plt.close(fig)
 
 

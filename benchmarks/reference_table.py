@@ -9,8 +9,8 @@ bootstrap interval. **Again**: tokens computed again in open loop under the poli
 seeds. Policies: presets, checkpoint folders, `random` (uniform over what is on offer, in the environment: no tokens),
 `clairvoyant` (the preset saga+, but eviction and admission know when each session comes back: hindsight, no bound).
 --ppo: the folder that `benchmarks/ppo_curve.py` wrote; its policy of each task stands beside. Recorded tasks want
-SAGA_RL_DATA and are left out, and named, without it. --out: `table.md` and a JSON file a task there; the same command
-goes on behind the last task that is there. --quick: one seed of one task.
+SAGA_RL_DATA and are left out, and named, without it. --out: `table.md` and a JSON file a task there, written after
+each seed; the same command goes on behind the last seed that is there. --quick: one seed of one task.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -89,26 +88,29 @@ def again(trace: Trace, config: SimConfig, names: list[str]) -> dict[str, int]:
 
 
 def measure(task: str, args: argparse.Namespace, say: Any) -> dict[str, Any]:
-    """All figures of one task."""
+    """All figures of one task; after each seed they are written, where there is an --out."""
     settings = gym.make(task, part=args.part).unwrapped.settings  # type: ignore[attr-defined]
     names = list(args.policies)
     if args.ppo and (args.ppo / short_name(task)).is_dir():
         names.append(str(args.ppo / short_name(task)))
     label = {name: PPO if args.ppo and Path(name).parent == args.ppo else name.removeprefix(f"{ROOT}/")
              for name in names}
-    times: dict[str, list[float]] = {}
-    tokens: dict[str, list[int]] = {}
-    began = time.perf_counter()
-    for seed in range(args.seeds):
+    path = args.out / f"{short_name(task)}.json" if args.out else None
+    found = kept(path, task, args.part, list(label.values())) or {
+        "task": task, "part": args.part, "seeds": 0, "kv_tokens": settings.config.kv_tokens, "tct_s": {},
+        "recomputed_tokens": {}, "provenance": provenance(seed=0, trace=None)}
+    times, tokens = found["tct_s"], found["recomputed_tokens"]
+    for seed in range(found["seeds"], args.seeds):
         trace = settings.arranged(np.random.default_rng(seed))
         for name in names:
             say(f"{task}, seed {seed}: {label[name]}")
             times.setdefault(label[name], []).append(score(trace, settings.config, name, seed))
         for name, n in again(trace, settings.config, [n for n in names if n != RANDOM]).items():
             tokens.setdefault(label.get(name, name), []).append(n)
-    return {"task": task, "part": args.part, "seeds": args.seeds, "kv_tokens": settings.config.kv_tokens,
-            "tct_s": times, "recomputed_tokens": tokens, "wall_s": time.perf_counter() - began,
-            "load_average": os.getloadavg()[1], "provenance": provenance(seed=0, trace=None)}
+        found["seeds"] = seed + 1
+        if path is not None:
+            write_json(path, found)
+    return found
 
 
 def rows_of(found: dict[str, Any]) -> list[Row]:
@@ -142,17 +144,17 @@ def tables(found: list[dict[str, Any]]) -> list[tuple[str, list[str], list[list[
                               ("again", "tokens computed again over Bélády's, open loop"))]
 
 
-def kept(path: Path | None, args: argparse.Namespace) -> dict[str, Any] | None:
-    """The figures of a task that an earlier call left, if they are of the same seeds and part."""
+def kept(path: Path | None, task: str, part: str, labels: list[str]) -> dict[str, Any] | None:
+    """The figures of a task that an earlier call left. Raises `UserError` if they are of something else."""
     if path is None or not path.is_file():
         return None
     try:
         found: dict[str, Any] = json.loads(path.read_text())
-        if (found["seeds"], found["part"]) == (args.seeds, args.part):
+        if (found["task"], found["part"], list(found["tct_s"])) == (task, part, labels):
             return found
     except (ValueError, KeyError, TypeError):
         pass
-    raise UserError(path, "is no result of the same seeds and part", "move it away, or name another --out")
+    raise UserError(path, "is no result of the same task, part and policies", "move it away, or name another --out")
 
 
 def main() -> None:
@@ -203,12 +205,7 @@ def run(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
     found = []
     with Console(stderr=True).status("compiling") as status:
         for task in wanted:
-            path = args.out / f"{short_name(task)}.json" if args.out else None
-            if (there := kept(path, args)) is None:
-                there = measure(task, args, status.update)
-                if path is not None:
-                    write_json(path, there)
-            found.append(there)
+            found.append(measure(task, args, status.update))
     return found, left_out
 
 
