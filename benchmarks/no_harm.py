@@ -1,10 +1,10 @@
 """Policies beside stock vLLM *with the same tier*, under pressure and without: what is won, and that nothing is lost.
 
     python benchmarks/no_harm.py --out DIR [--data DATA] [--workload NAME ...] [--policy NAME ...] [--tier 0 ...]
-        [--alive 4 ...] [--seeds 3] [--profile NAME] [--window 128000] [--jobs 2]
+        [--alive 4 ...] [--workers 1] [--seeds 3] [--profile NAME] [--window 128000] [--jobs 2]
 
-One simulated worker with the pool of a fitted profile; closed populations of test sessions, ends hidden, tools not
-named. A tier of so many pools beside it is vLLM's own KV offloading. Recorded sessions want DATA, the folder of the
+Simulated workers with the pool of a fitted profile; closed populations of test sessions (`alive` for each worker),
+ends hidden, tools not named. Stock is vLLM's eviction and order with sessions that stay on their engine. A tier of so many pools beside it is vLLM's own KV offloading. Recorded sessions want DATA, the folder of the
 collections; sessions beyond the model's window are left out, and counted. Columns are means over seeds (geometric, of
 ratios to stock): mean and P95 of completion time, mean of the time to first token, throughput. `over` is stock's mean
 completion time over that of infinite memory: up to 1.02 there is no pressure. DIR gets a journal, so that a run that
@@ -60,6 +60,7 @@ class Run:
     policy: str
     profile: str
     window: int
+    workers: int
     infinite: bool = False
 
 
@@ -78,10 +79,10 @@ def sessions_of(name: str, data: str, seed: int, alive: int, window: int) -> tup
 def measure(data: str, run: Run) -> dict[str, Any]:
     """The figures of one run."""
     profile = load_profile(run.profile)
-    trace, left_out = sessions_of(run.workload, data, run.seed, run.alive, min(run.window, profile.kv_tokens))
+    trace, left_out = sessions_of(run.workload, data, run.seed, run.alive * run.workers, min(run.window, profile.kv_tokens))
     tokens = roomy(trace, profile.kv_tokens) if run.infinite else profile.kv_tokens
-    config = SimConfig(kv_tokens=tokens, profile=profile, end_hint=False, tool_names=False, population=run.alive,
-                       cpu_tokens=0 if run.infinite else int(run.tier * profile.kv_tokens), offloading="vllm")
+    config = SimConfig(workers=run.workers, kv_tokens=tokens, profile=profile, end_hint=False, tool_names=False,
+                       population=run.alive * run.workers, cpu_tokens=0 if run.infinite else int(run.tier * profile.kv_tokens), offloading="vllm")
     out = simulate(trace, config, preset(run.policy), slo=False)
     return {**asdict(run), "tct_mean_s": float(out.tct_s.mean()), "tct_p95_s": float(np.quantile(out.tct_s, 0.95)),
             "ttft_mean_s": float((out.steps["first_token_s"] - out.steps["ready_s"]).mean()),
@@ -147,6 +148,7 @@ def main(
     policy: Annotated[list[str], Option(help="Presets and folders of checkpoints.")] = ["likely", "auto"],  # noqa: B006
     tier: Annotated[list[float], Option(help="CPU tier, times the pool; 0 = none.")] = [0, 1, 2, 4],  # noqa: B006
     alive: Annotated[list[int], Option(help="Sessions alive at once.")] = [4, 9, 13, 19],  # noqa: B006
+    workers: Annotated[int, Option(help="Engines.", min=1)] = 1,
     seeds: Annotated[int, Option(help="Arrangements of the sessions.", min=1)] = 3,
     profile: Annotated[str, Option(help="Cost profile.")] = "h100-llama3-70b-tp4",
     window: Annotated[int, Option(help="The model's, tokens.")] = 128_000,
@@ -160,7 +162,7 @@ def main(
             raise unknown_name("workload", name, known)
     for p in policy:
         preset(p)
-    base = {"profile": profile, "window": window}
+    base = {"profile": profile, "window": window, "workers": workers}
     places = [(w, a, t) for w in names for a in alive for t in tier]
     runs = [Run(w, a, t, s, p, **base) for w, a, t in places for s in range(seeds) for p in (STOCK, *policy)]
     runs += [Run(w, a, 0.0, s, STOCK, **base, infinite=True) for w in names for a in alive for s in range(seeds)]

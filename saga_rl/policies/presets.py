@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, str]] = {
                "admission": "reserve-older:likely=1"},
     # ... and safe to install blindly: what comes back by a copy from memory below the GPU's is not reserved for, and
     # nobody waits longer than what his wait saves is worth
-    "auto": {"eviction": "bayes-tables", "placement": "least-sessions", "ordering": "session-fcfs",
+    "auto": {"eviction": "bayes-tables", "placement": "sticky", "ordering": "session-fcfs",
              "admission": "reserve-older:likely=1,tier=3,patience_s=3"},
 }
 
