@@ -3,10 +3,11 @@
     python benchmarks/no_harm.py --out DIR [--data DATA] [--workload NAME ...] [--policy NAME ...] [--tier 0 ...]
         [--alive 4 ...] [--workers 1] [--seeds 3] [--profile NAME] [--window 128000] [--jobs 2]
 
-Simulated workers with the pool of a fitted profile; closed populations of test sessions (`alive` for each worker),
-ends hidden, tools not named. Stock is vLLM's eviction and order with sessions that stay on their engine. A tier of so many pools beside it is vLLM's own KV offloading. Recorded sessions want DATA, the folder of the
-collections; sessions beyond the model's window are left out, and counted. Columns are means over seeds (geometric, of
-ratios to stock): mean and P95 of completion time, mean of the time to first token, throughput. `over` is stock's mean
+Simulated workers with the pool of a fitted profile; closed populations of test sessions (`alive` for each worker), ends
+hidden, tools not named. Stock is vLLM's eviction and order with sessions that stay on their engine. A tier of so many
+pools beside each worker is vLLM's own KV offloading. Recorded sessions want DATA, the folder of the collections;
+sessions beyond the model's window are left out, and counted. Columns are means over seeds (geometric, of ratios
+to stock): mean and P95 of completion time, mean of the time to first token, throughput. `over` is stock's mean
 completion time over that of infinite memory: up to 1.02 there is no pressure. DIR gets a journal, so that a run that
 was cut short goes on, and `no_harm.json` and `no_harm.md` in the end.
 """
@@ -79,10 +80,12 @@ def sessions_of(name: str, data: str, seed: int, alive: int, window: int) -> tup
 def measure(data: str, run: Run) -> dict[str, Any]:
     """The figures of one run."""
     profile = load_profile(run.profile)
-    trace, left_out = sessions_of(run.workload, data, run.seed, run.alive * run.workers, min(run.window, profile.kv_tokens))
+    trace, left_out = sessions_of(run.workload, data, run.seed, run.alive * run.workers,
+                                  min(run.window, profile.kv_tokens))
     tokens = roomy(trace, profile.kv_tokens) if run.infinite else profile.kv_tokens
+    below = 0 if run.infinite else int(run.tier * profile.kv_tokens)
     config = SimConfig(workers=run.workers, kv_tokens=tokens, profile=profile, end_hint=False, tool_names=False,
-                       population=run.alive * run.workers, cpu_tokens=0 if run.infinite else int(run.tier * profile.kv_tokens), offloading="vllm")
+                       population=run.alive * run.workers, cpu_tokens=below, offloading="vllm")
     out = simulate(trace, config, preset(run.policy), slo=False)
     return {**asdict(run), "tct_mean_s": float(out.tct_s.mean()), "tct_p95_s": float(np.quantile(out.tct_s, 0.95)),
             "ttft_mean_s": float((out.steps["first_token_s"] - out.steps["ready_s"]).mean()),
