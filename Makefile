@@ -3,14 +3,14 @@ PYTHON ?= $(shell for p in python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 PY := .venv/bin/python
 STAMP := .venv/.installed
-EXTRAS := train,serve-cpu,ray,ray-serve,dev,docs
+EXTRAS := train,serve-cpu,ray,ray-serve,dev,docs,agents
 TRACE ?=
 FORMAT ?=
 # Test files that run at once; a live server and its engines count as one.
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test vllm oldest lint docs bench
+.PHONY: help setup demo test vllm oldest agents lint docs bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -66,6 +66,13 @@ vllm: $(VLLM)/.installed ## what touches vLLM, against VERSION=x of it; see docs
 
 oldest: ## the same, against the oldest version that we serve with
 	@$(MAKE) --no-print-directory vllm VERSION=0.28.0
+
+# Command-line agents for tests/test_agents_live.py, which leaves out what is not here.
+agents: .agents/.installed ## install Claude Code and Codex from npm into .agents, for their tests
+
+.agents/.installed: Makefile
+	@npm install --silent --no-audit --no-fund --prefix .agents @anthropic-ai/claude-code@2.1.197 @openai/codex@0.171.0
+	@touch $@
 
 lint: setup ## ruff, mypy, and which room may import which
 	@.venv/bin/ruff check .
