@@ -3,6 +3,7 @@ the last step where the runtime is given what the simulator supposes, close wher
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -111,6 +112,29 @@ def test_vllms_own_offloading_is_simulated(name, pools, within):
     assert found == pytest.approx(played["hit_share"], abs=within / 10 if pools == 4.0 else within)
     assert told["tct_mean_s"] == pytest.approx(played["tct_mean_s"], rel=within)
     assert told["tct_mean_s"] < simulate(trace, sim, preset(name), slo=False).metrics["tct_mean_s"]
+
+
+def test_while_kv_comes_back_an_engine_is_not_idle_and_asks_whom_to_let_in(monkeypatch):
+    """Only an idle engine lets anybody in. One whose requests all wait for their KV will be busy in a moment."""
+    from vllm.v1.request import RequestStatus
+
+    from saga_rl.runtime.engine.lifecycle import RequestLife
+
+    admits, cases = RequestLife._admits, Counter()
+
+    def watched(self, request, served, cached_blocks):
+        before = self.metrics.counts["admission"]
+        yes = admits(self, request, served, cached_blocks)
+        if not self.running and any(r.status == RequestStatus.WAITING_FOR_REMOTE_KVS for r in self.requests.values()):
+            cases["asked" if not yes or self.metrics.counts["admission"] > before else "let in unasked"] += 1
+        return yes
+
+    monkeypatch.setattr(RequestLife, "_admits", watched)
+    trace = sessions()
+    sim = replace(config(trace, population=10), tool_names=False, async_scheduling=True, offloading="vllm",
+                  pcie_tokens_per_s=2e3)
+    virtual.play(trace, virtual.VirtualConfig(replace(sim, cpu_tokens=4 * sim.kv_tokens)), preset("likely"))
+    assert cases["asked"] > 0 and cases["let in unasked"] == 0, cases
 
 
 def test_clients_say_what_the_replay_says():

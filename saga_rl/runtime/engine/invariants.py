@@ -174,6 +174,8 @@ def _rows(s: EngineView) -> Iterator[str]:
         yield "sessions and rows do not agree"
     if leaked := set(s.lost_tokens) - set(s.served):
         yield f"lost tokens of {len(leaked)} requests that are gone"
+    if leaked := s.loading - set(s.served):
+        yield f"{len(leaked)} requests that are gone count as loading"
 
 
 def _service(s: EngineView) -> Iterator[str]:

@@ -64,6 +64,8 @@ class RequestLife(Scheduler):
     _preempting: Request | None
     lost_tokens: dict[str, int]
     """Tokens that preempted requests had computed."""
+    loading: set[str]
+    """Requests that have blocks and wait for their KV to come into them."""
     _tokenless: dict[str, tuple[Request, Served]]
     """Requests that have begun and have no token yet."""
     _unread_hints: set[str]
@@ -108,6 +110,11 @@ class RequestLife(Scheduler):
         self.service.queued(served)
         self.block_queue.victims.returned(served.chain)
 
+    @property
+    def busy(self) -> bool:
+        """Whether something runs, or will as soon as its KV has come: an engine without either is idle and admits."""
+        return bool(self.running or self.loading)
+
     def _allocate(self, request: Request, num_new_tokens: int, num_new_computed_tokens: int = 0, *args: Any,
                   delay_cache_blocks: bool = False, **kwargs: Any) -> Any:
         """`KVCacheManager.allocate_slots`. A request that waits is first shown to the admission policy; floors are kept
@@ -122,7 +129,8 @@ class RequestLife(Scheduler):
             return stock()
         if request.status not in WAITS:
             return stock() if queue.floors is None else self._grow(request, served, num_new_tokens, stock, kwargs)
-        queue.tenant, queue.withhold = served.tenant, bool(self.running)
+        self.loading.discard(request.request_id)
+        queue.tenant, queue.withhold = served.tenant, self.busy
         queue.at_least = self._wanted(request.num_tokens + num_new_tokens, kwargs)
         try:
             if self.running and isinstance(self.waiting, PolicyRequestQueue) and self.waiting.holds_back(request):
@@ -138,6 +146,7 @@ class RequestLife(Scheduler):
                 blocks = stock()
                 if blocks is not None:
                     self.admission.found_below(lost, below, self.now)
+                    self.loading.add(request.request_id)
                 self.pins.update(request.request_id, served.tenant)
                 return blocks
             found = (request.num_computed_tokens + num_new_computed_tokens
@@ -203,7 +212,7 @@ class RequestLife(Scheduler):
 
     def _admits(self, request: Request, served: Served, cached_blocks: int) -> bool:
         policy = self.policies.admission
-        if policy.name == "none" or not (self.running or policy.memory):
+        if policy.name == "none" or not (self.busy or policy.memory):
             return True
         queue = self.block_queue
         mark = request.request_id, self.tracker.version, queue.taken, self._epoch_s
@@ -213,7 +222,7 @@ class RequestLife(Scheduler):
             started = time.perf_counter()
             try:
                 self.admission.make_row(request, served, cached_blocks, self.running, self.served, self.now)
-                yes = not self.running or self.admission.admits()
+                yes = not self.busy or self.admission.admits()
             except Exception:
                 self._failed("admission")
                 yes = True
@@ -281,6 +290,7 @@ class RequestLife(Scheduler):
         if served is not None and request.request_id in self.requests:
             self.kv.leaves(request.request_id, served.chain)
         self.lost_tokens.pop(request.request_id, None)
+        self.loading.discard(request.request_id)
         self._tokenless.pop(request.request_id, None)
         if served is not None:
             try:

@@ -77,6 +77,7 @@ class SagaMixin(RequestLife):
         self._epoch_s = self.yielded_s = self._next_forget = -math.inf
         self._preempting: Request | None = None
         self.lost_tokens: dict[str, int] = {}
+        self.loading: set[str] = set()
         self._tokenless: dict[str, tuple[Request, Served]] = {}
         self._unread_hints: set[str] = set()
         self.proof_keys: set[str] = set()

@@ -46,6 +46,8 @@ class EngineView(Protocol):
     """Requests that have not gone, by their names."""
     lost_tokens: dict[str, int]
     """Of preempted requests: how many of their tokens were computed."""
+    loading: set[str]
+    """Requests that have blocks and wait for their KV to come into them."""
     yielded_s: float
     """When a request last made room for one that had waited for too long."""
 
