@@ -412,6 +412,26 @@ def test_a_plan_runs_and_writes_nothing(files, model, tmp_path, capsys):
         run(s, tmp_path / "out", report_only=True)
 
 
+def test_nobody_quotes_a_completion_time_from_invented_waits(files, model, monkeypatch, tmp_path, capsys):
+    """The quality line of each trace stands in the plan, in the result, on the page and under the tables."""
+    one = read_trace(files[0])
+    counts = {p: {"recorded": 3, "estimated": 0, "missing": 1 if p == "tools" else 0}
+              for p in ("lengths", "times", "ends", "tools")}
+    meta = replace(one.meta, source="imported:jsonl", notes={**one.meta.notes, "quality": counts})
+    write_trace(replace(one, meta=meta), files[0])
+    s = settings(traces=files, model=model, sessions=8, kv_tokens=4096, drop_long=True, longest_wait_s=100.0, repeats=1)
+    run(s, tmp_path / "out", plan_only=True)
+    assert "tools 75 % recorded, 25 % missing" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setattr(server_pool, "Server", Made())
+    run(s, tmp_path / "out", at_once=3)
+    doubt = "one: completion times rest on values that were not recorded: tools 25 %"
+    assert doubt in " ".join(capsys.readouterr().out.split())
+    assert doubt in (tmp_path / "out" / "index.html").read_text()
+    found = json.loads((tmp_path / "out" / "result.json").read_text())["trace_quality"]
+    assert set(found) == {"one", "two"}
+    assert found["one"]["tools"] == {"recorded": 0.75, "estimated": 0.0, "missing": 0.25}
+
+
 def test_the_emulated_model_is_the_profiles_own_and_the_window_no_larger_than_the_pool(files, tmp_path):
     s = settings("stock", "stock+tier", traces=files, cpu_tokens=4096, kv_tokens=8195)
     plan = plan_of(s)

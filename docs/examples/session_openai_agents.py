@@ -1,4 +1,4 @@
-"""Runs of the OpenAI Agents SDK that send their session's name: `Runner.run(agent, task, run_config=named("task-17"))`."""
+"""A name for runs of the OpenAI Agents SDK: `Runner.run(agent, task, run_config=named("task-17"))`."""
 
 from agents import ModelSettings, RunConfig
 

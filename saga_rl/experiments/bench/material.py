@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saga_rl.aeg.build import SessionSpec, StepSpec, build_trace
 from saga_rl.aeg.io import read_trace
+from saga_rl.aeg.quality import doubts, quality, sentence
 from saga_rl.aeg.trace import Trace, TraceMeta
 from saga_rl.aeg.validate import check
 from saga_rl.env.episodes import arrange
@@ -27,6 +29,16 @@ class Material:
     trace: Trace
     sources: tuple[NDArray[np.int64], ...]
     left_out: dict[str, int]
+    rests_on: dict[str, RestsOn] = field(default_factory=dict)
+    """By name of the trace."""
+
+
+class RestsOn(NamedTuple):
+    """What a trace rests on, see `aeg.quality`."""
+
+    shares: dict[str, dict[str, float | None]] | None
+    sentence: str
+    doubts: str
 
 
 def load(s: Settings, window: int | None, pool: int | None) -> Material:
@@ -38,7 +50,9 @@ def load(s: Settings, window: int | None, pool: int | None) -> Material:
     if len(set(names)) < len(names):
         raise UserError("TRACE", "two files have the same name", "rename one: sessions are told apart by it")
     left_out: dict[str, int] = {}
-    kept = [_within(read_trace(t), name, s, window, pool, left_out) for t, name in zip(s.traces, names, strict=True)]
+    given = [read_trace(t) for t in s.traces]
+    rests_on = {name: RestsOn(quality(t), sentence(t), doubts(t)) for name, t in zip(names, given, strict=True)}
+    kept = [_within(t, name, s, window, pool, left_out) for t, name in zip(given, names, strict=True)]
     trace = kept[0] if len(kept) == 1 else joined(kept, names)
     ends = np.cumsum([0, *(t.n_sessions for t in kept)])
     sources = tuple(np.arange(a, b) for a, b in pairwise(ends))
@@ -48,7 +62,7 @@ def load(s: Settings, window: int | None, pool: int | None) -> Material:
             raise UserError(name, f"has {len(rows)} sessions within the limits" + (
                 f", and a run draws {a_source} of it" if a_source else ""), "draw fewer (--sessions), or widen the "
                 "limits")
-    return Material(trace, sources, left_out)
+    return Material(trace, sources, left_out, rests_on)
 
 
 def _share(sessions: int | None, traces: int) -> int | None:

@@ -35,6 +35,7 @@ def result_of(plan: Plan, journal: Journal) -> dict[str, Any]:
         "arms": judge([a.name for a in s.arms], s.repeats, runs, s.seed),
         "complete": all((a.name, r) in runs for a in s.arms for r in range(s.repeats)),
         "busy_runs": 0 if s.virtual else sum(1 for run in runs.values() if run["load"] > run.get("cores", run["load"])),
+        "trace_quality": {name: rest.shares for name, rest in plan.material.rests_on.items()},
         "settings": {**plan.head().what, "repeats": s.repeats, "says": {a.name: a.says for a in s.arms}},
         "provenance": {k: v for k, v in last.items() if k not in ("kind", "load", "trace_sha256")} | {
             "commits": commits, "report_commit": commit(), "trace_sha256": list(plan.digests),
@@ -53,8 +54,9 @@ def report(plan: Plan, journal: Journal, folder: Path, console: Console) -> None
         wide.print(terminal(tables.TENANT_HEAD, cells, f"{tables.title(result)}, by tenant", ("arm",),
                             no_wrap=True))
     wide.print(tables.NOTE, markup=False, highlight=False)
-    if warning := busy(result, len(runs)):
-        wide.print(warning, style="yellow", highlight=False)
+    for warning in (busy(result, len(runs)), *doubts(plan)):
+        if warning:
+            wide.print(warning, style="yellow", highlight=False)
     if not result["complete"]:
         wide.print("runs are missing: the same command goes on", style="yellow")
     wide.print(f"page: {folder / PAGE}", markup=False, soft_wrap=True, highlight=False)
@@ -65,6 +67,11 @@ def busy(result: dict[str, Any], runs: int) -> str:
     n = result["busy_runs"]
     return "" if not n else (f"{n} of {runs} runs ended at a load above the machine's cores: waiting for a core is in "
                              "their figures")
+
+
+def doubts(plan: Plan) -> list[str]:
+    """A sentence for each trace whose completion times rest on what was not recorded."""
+    return [f"{name}: {rest.doubts}" for name, rest in plan.material.rests_on.items() if rest.doubts]
 
 
 def write_page(plan: Plan, runs: Runs, result: dict[str, Any], path: Path) -> None:
@@ -82,8 +89,9 @@ def write_page(plan: Plan, runs: Runs, result: dict[str, Any], path: Path) -> No
                   f"{device['gpu']}) says. No model was computed. Seconds are the device's.")
     for sentence in described(plan):
         page.text(sentence, small=True)
-    if warning := busy(result, len(runs)):
-        page.text(warning)
+    for warning in (busy(result, len(runs)), *doubts(plan)):
+        if warning:
+            page.text(warning)
     page.heading("Against stock vLLM")
     page.picture(png(pictures.of_stock(arms, kind)), f"Ratio of mean completion time to stock's with 95 % intervals "
                  f"({kind}). A dot is one repeat; an interval that holds 1 shows nothing.")

@@ -182,6 +182,7 @@ def described(plan: Plan) -> list[str]:
     longest = longest_contexts(m.trace)
     out = [f"{m.trace.n_sessions:,} sessions may be drawn, contexts up to {int(longest.max()):,} tokens"
            + "".join(f"; {n:,} left out: {why}" for why, n in m.left_out.items())]
+    out += [f"{name}, quality: {rest.sentence}" for name, rest in m.rests_on.items()]
     steps = sum(t.n_steps for t in plan.traces) / len(plan.traces)
     device = f"EMULATED {s.emulate}" if s.emulate is not None else f"{s.model}"
     pool = f"{plan.pool:,} KV tokens" if plan.pool is not None else "its own KV pool"

@@ -16,7 +16,7 @@ import numpy as np
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.importers import import_trace, importer_names
 from saga_rl.aeg.io import read_trace
-from saga_rl.aeg.quality import doubts, quality
+from saga_rl.aeg.quality import doubts, quality, sentence
 from saga_rl.aeg.scale import scale_lengths
 from saga_rl.aeg.split import split
 from saga_rl.aeg.stats import infinite_cache_hits
@@ -117,7 +117,7 @@ def load(source: Source, fits: int = 0) -> Material:
         "tenants": len(set(trace.sessions.tenant.tolist())), "longest_context_tokens": int(context.max()),
         "median_context_tokens": int(np.median(context)), "length_factor": source.length_factor,
         "infinite_cache_hit_share": float(infinite_cache_hits(trace).sum()) / prompts,
-        "quality": quality(trace), "doubts": doubts(trace),
+        "quality": quality(trace), "rests_on": sentence(trace), "doubts": doubts(trace),
         "left_out_sessions": left_out, "dropped_by_importer": dict(trace.meta.dropped),
         "arrangement": "consecutive sessions" if trace.meta.hash_block_tokens else "drawn sessions"})
 

@@ -17,7 +17,7 @@ SHORT = {"better": "+", "worse": "-", "no difference shown": "=", "too few pairs
 def trace_table(summary: Row) -> Table:
     header = ["trace", "sessions", "steps", "in one arrangement", "longest context", "endless cache would serve",
               "P1, KV tokens", "LRU / Bélády there", "load part, KV tokens a worker", "stock sustains, sessions/min",
-              "limited by"]
+              "limited by", "quality"]
     rows = []
     for name, t in summary["traces"].items():
         p1, load = t["p1"] or {}, t["sustained"] or {}
@@ -25,7 +25,7 @@ def trace_table(summary: Row) -> Table:
                      f"{t['longest_context_tokens']:,}", f"{t['infinite_cache_hit_share']:.2f}",
                      or_dash(p1.get("capacity_tokens"), "{:,}"), or_dash(p1.get("lru_over_belady"), "{:.2f}"),
                      f"{t['kv_tokens']:,}", or_dash(load.get("sessions_per_min"), "{:.2f}"),
-                     load.get("limit") or "-"])
+                     load.get("limit") or "-", t["rests_on"]])
     return header, rows
 
 
