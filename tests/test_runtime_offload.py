@@ -16,6 +16,7 @@ from vllm.v1.kv_offload.base import ReqContext, make_offload_key  # noqa: E402
 from vllm.v1.kv_offload.cpu.manager import CPUOffloadingManager  # noqa: E402
 from vllm.v1.kv_offload.cpu.policies.factory import CachePolicyFactory  # noqa: E402
 
+from saga_rl.policies import features as F  # noqa: E402
 from saga_rl.policies.registry import make  # noqa: E402
 from saga_rl.policies.state import chains as ch  # noqa: E402
 from saga_rl.runtime.engine.offload.attach import WRAPPED, attach, managers  # noqa: E402
@@ -367,5 +368,7 @@ def test_a_session_whose_kv_left_the_gpu_is_loaded_back_if_the_policy_kept_it(tm
     assert loads == 1
     served_from_cpu = s.tracker.chains[s.tracker.chain_of("a")]
     assert served_from_cpu[ch.STEPS] == 2
+    prior = F.PRIOR * s.admission.pool_blocks
+    assert s.snapshot()["tier found"] == pytest.approx((kept + prior) / (10 + prior), abs=1e-3)
     assert not tied._chain and not tied._seen
     s.shutdown()

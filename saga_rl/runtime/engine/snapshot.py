@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from saga_rl.policies.features import G_TIERED, tier_found
 from saga_rl.policies.state import chains as ch
 from saga_rl.policies.state import service as sv
 from saga_rl.policies.state.agent_fair_share import afs
@@ -21,6 +22,7 @@ def snapshot(s: EngineView) -> dict[str, Any]:
     - `policy`, `policies/DECISION`: what is in force; `requests/running|waiting`
     - `kv/running|live|waiting|ended|empty`, `kv/blocks`: blocks, by who holds them: a running request; nobody now, but
       a chain that may return, whose request waits, or that ended; nothing in them
+    - `tier found`, where there is memory below the GPU: see `features.tier_found`
     - `tenant/NAME/afs|service|kv`: Agent Fair Share now, tokens of service, blocks (running and evictable)
     - `sessions/...`, `tct/...`: see `completion`
 
@@ -29,6 +31,9 @@ def snapshot(s: EngineView) -> dict[str, Any]:
     out = {**s.metrics.snapshot(), "policy": s.shown,
            **{f"policies/{decision}": name for decision, name in s.policies.names().items()},
            "requests/running": len(s.running), "requests/waiting": len(s.waiting)}
+    g = s.admission.victims.g
+    if g[W, G_TIERED] > 0:
+        out["tier found"] = round(float(tier_found(g, W, s.now)), 4)
     return {**out, **_blocks(s), **_tenants(s), **s.tracker.completion.as_dict()}
 
 

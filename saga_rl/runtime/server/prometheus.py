@@ -65,6 +65,7 @@ GAUGES = {
     "requests/waiting": ("saga_requests_waiting", "Requests that wait"),
     "chains": ("saga_chains", "Chains (contexts of agents) that are remembered"),
     "kv/blocks": ("saga_kv_capacity_blocks", "KV blocks of the engine"),
+    "tier found": ("saga_tier_found_share", "Share of lost KV that memory below the GPU is expected to have"),
     "service gap": ("saga_fairness_gap_tokens", "Largest service gap seen between tenants that waited, tokens"),
     "engines live": ("saga_engines_live", "Engines that serve"),
 }
