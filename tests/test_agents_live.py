@@ -1,7 +1,7 @@
 """Agents that know nothing of us, as their makers ship them: what they send is what they always send; what the model
 answers is prescribed. Sessions, agents, callers and tools must be recognised as they were.
 
-Claude Code and Codex come by `make agents` (npm); their tests are left out where that was not done.
+Claude Code and Codex come by `make agents` (npm); their tests are left out where that was not done, as in CI.
 """
 
 from __future__ import annotations
