@@ -17,7 +17,7 @@ from saga_rl.aeg.generators import generate
 from saga_rl.errors import UserError
 
 
-def _begin(quiet: bool) -> None:
+def begin_worker(quiet: bool = False) -> None:
     """In a fresh worker: Ctrl-C is the parent's business, its death is ours."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -36,16 +36,23 @@ def _begin(quiet: bool) -> None:
 @contextmanager
 def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """`jobs` processes. On an error, and on Ctrl-C, they are ended at once."""
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_begin, initargs=(True,))
-    try:
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=begin_worker, initargs=(True,))
+    with ended_at_once(pool):
         yield pool
+    pool.shutdown()
+
+
+@contextmanager
+def ended_at_once(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """On an error, and on Ctrl-C, the processes of `pool` are killed: nobody waits for what they were at."""
+    try:
+        yield
     except BaseException:
         processes = list((pool._processes or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.kill()
         raise
-    pool.shutdown()
 
 
 def warm() -> None:

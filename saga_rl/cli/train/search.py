@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from rich.console import Console
 from typer import Argument, Option
@@ -17,21 +17,8 @@ from typer import Argument, Option
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.files import check_target
 from saga_rl.learn.script import check_range, numbers, progress, words
-from saga_rl.learn.search.card import copied_card, search_card
 from saga_rl.learn.tracking import WandbRun
 from saga_rl.policies.parameters import EXPIRY_S
-from saga_rl.provenance import provenance
-
-if TYPE_CHECKING:
-    from saga_rl.learn.search.cma_es import Found, SearchConfig
-
-
-def by_hand() -> dict[str, str]:
-    """By decision, the spec of the best rule found by hand where ends are not announced. Decisions that are not
-    searched are the same in candidates and reference."""
-    from saga_rl.policies.presets import PRESETS
-
-    return PRESETS["saga+"] | {k: PRESETS["likely"][k] for k in ("admission", "eviction")}
 
 
 def main(
@@ -76,6 +63,7 @@ def main(
 ) -> None:
     """Search for order, admission and eviction (or placement) policies on whole simulated runs."""
     from saga_rl.env.episodes import sim_config
+    from saga_rl.learn.search.checkpoints import by_hand, left_to_search, save_set
     from saga_rl.learn.search.cma_es import SearchConfig, search
     from saga_rl.learn.search.picture import search_picture
     from saga_rl.learn.search.scenarios import scenario, wanted
@@ -93,7 +81,11 @@ def main(
     rules = by_hand()
     reference: dict[str, str] = {s: rules[s] if s in searched else others[s] for s in DECISIONS}
     if start:
-        searched, others = _kept(start, searched, units, others)
+        left, others = left_to_search(start, searched, units, others)
+        for decision in (d for d in searched if d not in left):
+            Console().print(f"{decision} stays as it is in {start}: trained, not searched, or with other --units",
+                            highlight=False, soft_wrap=True)
+        searched = left
     counts = _each("--population", population, 0, traces)
     pools = _each("--kv-tokens", kv_tokens, 16, traces)
     held = words(validation)
@@ -125,53 +117,12 @@ def main(
 
             found = search(train, judged, config, journal, jobs, on_generation)
         facts = [f"{a.described()}; {w.origin()}" for a, w in zip(train, asked, strict=True)]
-        save(out, found, config, facts, note, seed)
+        save_set(out, found, config, facts, note, seed)
         search_picture(found.curve, folder / f"{out.name}.search.png")
         tracker.summary({"validation_cost": found.validation_cost, "start_cost": found.start_cost})
     Console().print(f"{out}: cost on validation sessions {found.validation_cost:+.4f} against the reference rule "
                     f"(started at {found.start_cost:+.4f}), {found.runs:,} simulated episodes", highlight=False,
                     soft_wrap=True)
-
-
-def save(out: Path, found: Found, config: SearchConfig, facts: list[str], note: str, seed: int) -> None:
-    """A checkpoint for each searched decision, which name one another, and a copy of every learned one beside
-    them."""
-    import numpy as np
-
-    from saga_rl.learn.search.parameter_vector import scales
-    from saga_rl.policies.base import DECISIONS
-    from saga_rl.policies.learned.checkpoint import load_checkpoint, save_checkpoint
-
-    vector = config.vector()
-    out.mkdir(exist_ok=True)
-    meta: dict[str, Any] = {
-        "algorithm": "CMA-ES on whole simulated runs", "config": {**vars(config), "decisions": list(config.decisions)},
-        "arenas": facts, "validation_cost": found.validation_cost, "searched_cost": found.searched_cost,
-        "start_cost": found.start_cost, "runs": found.runs,
-        "reference": dict(config.reference), "curve": found.curve, "note": note,
-        "weights": {s: _weights(vector.features(s), vector.layers(s, found.theta)) for s in config.decisions},
-        "source": provenance(seed=seed, trace=None)}
-    copied = {s: spec.removeprefix("learned:") for s, spec in config.others.items() if spec.startswith("learned:")}
-    copied |= dict(config.trained) if found.adopted else {}
-    here = {*vector.decisions, *copied}
-    for decision in DECISIONS:
-        others: dict[str, str] = {o: f"learned:../{o}" if o in here else config.others[o] for o in DECISIONS
-                                      if o != decision}
-        if decision in copied:
-            c = load_checkpoint(copied[decision])
-            save_checkpoint(out / decision, decision, c.layers, c.mean, c.std, c.card +
-                            copied_card(decision, meta, others), c.meta, others)
-        elif decision in vector.decisions:
-            features = vector.features(decision)
-            save_checkpoint(out / decision, decision, vector.layers(decision, found.theta), np.zeros(len(features)),
-                            scales(features), search_card(decision, meta, features, others), meta, others)
-
-
-def _weights(names: tuple[str, ...], layers: list[tuple[Any, Any]]) -> dict[str, float]:
-    from saga_rl.learn.search.parameter_vector import scales
-
-    w, b = layers[0][0][0] / scales(names), layers[-1][1][0]
-    return {**{n: float(x) for n, x in zip(names, w, strict=True)}, "bias": float(b)}
 
 
 def _decisions(text: str, workers: int) -> list[str]:
@@ -200,24 +151,6 @@ def _others(text: str, searched: list[str]) -> dict[str, str]:
         make(decision, spec)  # type: ignore[arg-type]
         others[decision] = spec
     return others
-
-
-def _kept(start: str, searched: list[str], units: int, others: dict[str, str]) -> tuple[list[str], dict[str, str]]:
-    """(what is left to search, the others): a decision whose checkpoint below `start` was trained, not searched, is not
-    searched now, either, and serves as it is there."""
-    from saga_rl.learn.search.parameter_vector import ParameterVector
-
-    left, kept = [], dict(others)
-    for decision in searched:
-        if ParameterVector((decision,), units).fits(Path(start) / decision):  # type: ignore[arg-type]
-            left.append(decision)
-        else:
-            kept[decision] = f"learned:{Path(start) / decision}"
-            Console().print(f"{decision} stays as it is in {start}: trained, not searched, or with other --units",
-                            highlight=False, soft_wrap=True)
-    if not left:
-        raise UserError("--start", f"{start} leaves nothing to search", "name what training/search.py wrote")
-    return left, kept
 
 
 def _trained(text: str, searched: list[str]) -> dict[str, str]:

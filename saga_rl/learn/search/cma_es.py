@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from saga_rl.aeg.trace import Trace
 from saga_rl.errors import UserError
+from saga_rl.experiments.pool import begin_worker, ended_at_once
 from saga_rl.files import atomic
 from saga_rl.learn.search.parameter_vector import ParameterVector
 from saga_rl.learn.search.scenarios import Scenario
@@ -152,6 +153,7 @@ _JUDGES: dict[str, Judge] = {}
 
 
 def _begin(train: Sequence[Scenario], validation: Sequence[Scenario], config: SearchConfig) -> None:
+    begin_worker()
     _JUDGES["train"], _JUDGES["validation"] = Judge(train, config), Judge(validation, config)
 
 
@@ -172,7 +174,8 @@ def search(train: Sequence[Scenario], validation: Sequence[Scenario], config: Se
     runs, curve = 0, []
     checked: list[tuple[float, int, NDArray[np.float64]]] = []
     checks = [10_000_000 + k for k in range(config.checks)]
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (train, validation, config)) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (train, validation, config)) as pool, \
+            ended_at_once(pool):
         for g in range(config.generations + 1):
             line: dict[str, Any] = dict(lines[g]) if g < len(lines) else {}
             seeds = [config.seed * 1_000_000 + g * config.episodes + k for k in range(config.episodes)]

@@ -56,13 +56,13 @@ class ParameterVector:
     def size(self) -> int:
         return sum(self.length(s) for s in self.decisions)
 
-    def start(self) -> NDArray[np.float64]:
-        """(size,) the rules above; units begin at zero output."""
+    def start(self, rules: Mapping[str, Mapping[str, float]] = START) -> NDArray[np.float64]:
+        """(size,) the rules above, or others as they are written there; units begin at zero output."""
         parts = []
         for decision in self.decisions:
             names = self.features(decision)
             part = np.zeros(self.length(decision))
-            for name, value in START[decision].items():
+            for name, value in rules[decision].items():
                 at = len(names) if name == "bias" else names.index(name)
                 part[at] = value * (1.0 if name == "bias" else scales(names)[at])
             parts.append(part)
