@@ -32,6 +32,8 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "trace": ("Make, import, check, look at and split traces of AI agents' LLM calls.", ("saga_rl.cli.trace",)),
     "profile": ("Cost profiles of the simulator: list, show and fit them, size KV pools.",
                 ("saga_rl.cli.profile", "saga_rl.cli.profile_fit")),
+    "learn": ("Learn a policy from a trace of your traffic, in one command (docs/how-to/learn.md).",
+              ("saga_rl.cli.learn",)),
     "train": ("Learn policies: collect decisions, train, search, judge checkpoints.", ("saga_rl.cli.train",)),
     "emulate": ("Serve without a GPU: model folders for emulated devices.", ("saga_rl.cli.emulate",)),
 }
