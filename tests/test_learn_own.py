@@ -58,14 +58,19 @@ class InProcess:
     map = staticmethod(map)
 
 
+@contextmanager
+def in_process(jobs):
+    yield InProcess()
+
+
 @pytest.fixture(scope="module")
 def here():
     """No other process: the simulator is loaded once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cma_es, "ProcessPoolExecutor", InProcess)
         patch.setattr(cma_es, "begin_worker", lambda: None)
-        patch.setattr(pool, "workers", contextmanager(lambda jobs: iter([InProcess()])))
-        patch.setattr(pool, "warm", lambda: None)
+        patch.setattr(pool, "workers", in_process)
+        patch.setattr(pool, "warm", lambda open_loop: None)
         patch.setattr("signal.signal", lambda *_: None)
         yield
 

@@ -60,8 +60,10 @@ def _learn(
     arrangements: Annotated[int, typer.Option(help=SMALL, hidden=True)] = 0,
     starts: Annotated[int, typer.Option(help=SMALL, hidden=True)] = 0,
 ) -> None:
-    """Learn a policy from a trace of your traffic: search, judge on sessions that it never saw, and write it, or the
-    safe default if that is as good, with a page that says what you gain and where you lose."""
+    """Learn a policy from a trace of your traffic, in one command (docs/how-to/learn.md).
+
+    Searches, judges on sessions that the search never saw, and writes what was found, or the safe default if that is as
+    good, with a page that says what you gain and where you lose."""
     from saga_rl.learn.own.settings import FULL, PROFILE, QUICK, Settings
     from saga_rl.learn.tracking import MODES
 

@@ -48,16 +48,16 @@ def ended_at_once(pool: ProcessPoolExecutor) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        processes = list((pool._processes or {}).values())
+        processes = list((getattr(pool, "_processes", None) or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.kill()
         raise
 
 
-def warm() -> None:
-    """Compile, or load from disk, what cells run. One worker does it before the others start, so that it is compiled
-    once and not by all of them side by side."""
+def warm(open_loop: bool = True) -> None:
+    """Compile, or load from disk, what cells run, replays in open loop among it or not. One worker does it before the
+    others start, so that it is compiled once and not by all of them side by side."""
     from saga_rl.policies.presets import preset
     from saga_rl.sim.cluster import simulate
     from saga_rl.sim.config import SimConfig
@@ -65,7 +65,8 @@ def warm() -> None:
 
     trace = generate("webarena", 0, sessions=2, max_context=20_000)
     simulate(trace, SimConfig(workers=2, kv_tokens=40_000), preset("saga+"))
-    bound(trace, SimConfig(kv_tokens=40_000), ["lru", "wa-lru"])
+    if open_loop:
+        bound(trace, SimConfig(kv_tokens=40_000), ["lru", "wa-lru"])
 
 
 def submit(pool: ProcessPoolExecutor, what: Callable[..., Any], *arguments: Any) -> Future[Any]:

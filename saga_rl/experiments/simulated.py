@@ -25,22 +25,23 @@ class Processes:
     work: a module-level function that is called in a worker with `arguments` and the specs of a group of cells, and
     gives (result, seconds of one core) of each, as `timed` does. groups: cells that share their preparation, in the
     order in which they are handed out; None: each alone, the costliest first. note: a word on a cell for the progress
-    bar. says: a line on a finished cell that stays; "" = none.
+    bar. says: a line on a finished cell that stays; "" = none. open_loop: some cells replay in open loop, whose code is
+    compiled then, too.
     """
 
     def __init__(self, executor: ProcessPoolExecutor, work: Callable[..., list[Timed]], *arguments: Any,
                  groups: Callable[[Sequence[Cell]], list[list[Cell]]] | None = None,
                  note: Callable[[Spec], str] = lambda spec: "",
-                 says: Callable[[Result], str] = lambda result: "") -> None:
+                 says: Callable[[Result], str] = lambda result: "", open_loop: bool = True) -> None:
         self.executor, self.work, self.arguments = executor, work, arguments
-        self.note, self.says = note, says
+        self.note, self.says, self.open_loop = note, says, open_loop
         self.groups = groups or (lambda cells: [[cell] for cell in sorted(cells, key=lambda c: -c.cost)])
         self._warm = False
 
     def warm(self) -> None:
         """Compile, or load from disk, what cells run; once."""
         if not self._warm:
-            pool.result(pool.submit(self.executor, pool.warm))
+            pool.result(pool.submit(self.executor, pool.warm, self.open_loop))
         self._warm = True
 
     def run(self, cells: Sequence[Cell], shown: Shown) -> Generator[tuple[Cell, Result, float], None, None]:

@@ -43,7 +43,7 @@ def spec_of(part: str, policies: Mapping[str, str], config: Mapping[str, Any], s
 
 def cell_of(spec: Spec, code: str, digests: Mapping[str, str]) -> Cell:
     """digests: of the parts, and of other files that are read, by name."""
-    weights = digest(load_parts(spec["policies"]["set"])) if "/" in spec["policies"].get("set", "") else ""
+    weights = digest(load_parts(spec["policies"]["set"])) if "set" in spec["policies"] else ""
     return make_cell(spec, code, {"trace": digests[spec["part"]], "weights": weights,
                                   "profile": digests.get("profile", "")}, spec["sessions"])
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from saga_rl.aeg.trace import Trace
+from saga_rl.env.episodes import arrange
 from saga_rl.errors import UserError
 from saga_rl.experiments.progress import EVERY_S
 from saga_rl.learn.own.settings import SEARCH_ROUNDS, SHIPPED, Settings
@@ -75,8 +76,11 @@ def scenarios(s: Settings, world: World, parts: dict[str, Trace]) -> dict[str, S
     """Of training and of validation sessions."""
     out = {}
     for part in ("train", "validation"):
-        n = of_an_episode(world.pressure.population, SEARCH_ROUNDS, parts[part].n_sessions)
-        out[part] = Scenario(f"{part} sessions", parts[part], world.sim(), n)
+        trace = parts[part]
+        n = of_an_episode(world.pressure.population, SEARCH_ROUNDS, trace.n_sessions)
+        if world.load:
+            trace = arrange(trace, np.arange(trace.n_sessions), trace.sessions.arrival_s / world.load)
+        out[part] = Scenario(f"{part} sessions", trace, world.sim(), n)
     return out
 
 
@@ -89,9 +93,10 @@ def find(s: Settings, world: World, parts: dict[str, Trace], generations: int, o
     results: list[tuple[Start, Found, SearchConfig]] = []
     for i, start in enumerate(begun):
         spent = s.spending
-        config = SearchConfig(start.decisions, 0, generations, spent.candidates, spent.episodes, SIGMA,
-                              checks=spent.checks, seed=s.seed, others=start.others,
-                              reference=PRESETS[default_preset()], start=tuple(start.theta.tolist()))
+        config = SearchConfig(decisions=start.decisions, generations=generations, population=spent.candidates,
+                              episodes=spent.episodes, sigma=SIGMA, checks=spent.checks, seed=s.seed,
+                              others=start.others, reference=PRESETS[default_preset()],
+                              start=tuple(start.theta.tolist()))
         with Left(console, f"search {i + 1} of {len(begun)}, from {start.name}", generations + 2) as left:
             def on_generation(g: int, curves: dict[str, float], left: Left = left, start: Start = start) -> None:
                 log(start.name, g, curves)
@@ -152,7 +157,7 @@ def in_words(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def told(results: Sequence[tuple[Start, Found]]) -> list[dict[str, object]]:
+def summaries(results: Sequence[tuple[Start, Found]]) -> list[dict[str, object]]:
     """For `result.json`: what each search came to."""
     return [{"from": start.name, "searched": list(start.decisions), "validation_cost": found.validation_cost,
              "start_cost": found.start_cost, "runs": found.runs, "curve": found.curve} for start, found in results]

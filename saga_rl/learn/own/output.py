@@ -97,8 +97,8 @@ def conditions(o: Outcome) -> list[str]:
         f"{t['parts']['train']} to search on, {t['parts']['validation']} to choose by, {t['parts']['test']} to judge "
         f"on; no group is in two of them. Quality: {t['sentence']}."
         + (f" {t['doubts'].capitalize()}." if t["doubts"] else ""),
-        f"World: {o.world.told()}; tools' names are not known ahead. vLLM as it is takes {p.ratio:.2f} times as long "
-        f"as with infinite memory there, on training sessions.{few}",
+        f"World: {o.world.described()}; tools' names are not known ahead. vLLM as it is takes {p.ratio:.2f} times as "
+        f"long as with infinite memory there, on training sessions.{few}",
         f"Intervals are 95 % bootstrap intervals over {o.figures['arrangements']} arrangements of the test sessions, "
         "in pairs: they say how far the draw and order of these sessions matters, not what other traffic would do."]
 

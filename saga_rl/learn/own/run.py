@@ -67,8 +67,8 @@ def run(paths: Sequence[Path], s: Settings, out: Path, jobs: int, console: Conso
         if not _there(out, entry):
             entry = dict(asked.inputs[INPUT]) | _prepare(files, paths, s, Path(scratch), jobs, console)
         console.print(f"sessions: {_sessions(entry['facts'])}", markup=False, highlight=False, soft_wrap=True)
-        found_world = _world(entry)
-        console.print(f"world: {found_world.told()}; vLLM as it is takes {found_world.pressure.ratio:.2f} times as "
+        here = _world(entry)
+        console.print(f"world: {here.described()}; vLLM as it is takes {here.pressure.ratio:.2f} times as "
                       "long as with infinite memory", markup=False, highlight=False, soft_wrap=True)
         out.mkdir(exist_ok=True)
         with journal.opened(out, KIND, Head(code, asked.what, {INPUT: entry})) as opened:
@@ -78,14 +78,14 @@ def run(paths: Sequence[Path], s: Settings, out: Path, jobs: int, console: Conso
                 if made.exists():
                     shutil.move(made, out / cells.TRACES / made.name)
             with WandbRun(wandb, project, out, s.as_json(), "learn", out) as tracker:
-                searches = _search(s, found_world, entry, opened, jobs, console, tracker)
-                judged = _judge(s, found_world, entry, opened, own_profile, jobs, console)
+                searches = _search(s, here, entry, opened, jobs, console, tracker)
+                judged = _judge(s, here, entry, opened, own_profile, code, jobs, console)
                 choice = chosen(judged)
                 _serve(out, choice, s)
                 tracker.summary({"serves": choice.serves, **{
                     f"over/{other}": ratio["tct_mean_s"] and ratio["tct_mean_s"]["ratio"]
                     for other, ratio in judged["arms"][rule.FOUND]["over"].items()}})
-            return Outcome(s, entry["facts"], found_world, searches, judged, choice, code)
+            return Outcome(s, entry["facts"], here, searches, judged, choice, code)
 
 
 def _sessions(facts: Mapping[str, Any]) -> str:
@@ -120,7 +120,7 @@ def _prepare(files: Sequence[Path], paths: Sequence[Path], s: Settings, scratch:
     with pool.workers(jobs) as executor:
         pressure = _pressure(s, made, scratch, executor, most, console)
     here = World(world.config_of(s, pressure.population), s.load, pressure, {})
-    world.check_pressure(pressure, here.told(), s.anyway, most)
+    world.check_pressure(pressure, here.described(), s.anyway, most)
     facts = made.facts | {"name": Path(paths[0]).name}
     return {"facts": facts, "pressure": asdict(pressure) | {"most": most},
             "digests": {part: sha256(scratch / cells.TRACES / f"{part}.parquet") for part in PARTS},
@@ -146,7 +146,7 @@ def _pressure(s: Settings, made: Material, scratch: Path, executor: ProcessPoolE
 
     console.print("looking for pressure (the simulator is compiled once for each version, which takes minutes)",
                   markup=False, highlight=False, soft_wrap=True)
-    pool.result(pool.submit(executor, pool.warm))
+    pool.result(pool.submit(executor, pool.warm, False))
     if s.load or s.population:
         value = ratio(s.population)
         return Pressure(s.population, value, [(s.population, value)])
@@ -180,7 +180,7 @@ def _search(s: Settings, w: World, entry: Mapping[str, Any], opened: Journal, jo
         tracker.log({f"{start}/{key}": value for key, value in curves.items() if np.isfinite(value)}, step)
         step += 1
 
-    results = find.told(find.find(s, w, parts, generations, opened.out, jobs, console, log))
+    results = find.summaries(find.find(s, w, parts, generations, opened.out, jobs, console, log))
     opened.note({"kind": "searches", "searches": results})
     return results
 
@@ -193,8 +193,9 @@ def _arms(s: Settings, out: Path) -> dict[str, dict[str, str]]:
             **({SHIPPED: {"set": str(shipped)}} if shipped else {}), rule.FOUND: {"set": str(out / find.FOUND)}}
 
 
-def _judge(s: Settings, w: World, entry: Mapping[str, Any], opened: Journal, digests: Mapping[str, str], jobs: int,
-           console: Console) -> Figures:
+def _judge(s: Settings, w: World, entry: Mapping[str, Any], opened: Journal, digests: Mapping[str, str], code: str,
+           jobs: int, console: Console) -> Figures:
+    """Every arm on test sessions; what the journal holds is not run again."""
     arms = _arms(s, opened.out)
     n = w.sessions["test"] or entry["facts"]["parts"]["test"]
     bare = {k: v for k, v in w.config.items() if k not in ("cpu_tokens", "offloading")}
@@ -205,18 +206,12 @@ def _judge(s: Settings, w: World, entry: Mapping[str, Any], opened: Journal, dig
         specs[INFINITE, seed] = cells.spec_of("test", PRESETS[rule.STOCK], w.config, seed, n, w.load, True)
         if s.cpu_tokens:
             specs[BARE, seed] = cells.spec_of("test", PRESETS[rule.STOCK], bare, seed, n, w.load)
-    keyed = {key: cells.cell_of(spec, opened_code(opened), {**entry["digests"], **digests})
-             for key, spec in specs.items()}
+    keyed = {key: cells.cell_of(spec, code, {**entry["digests"], **digests}) for key, spec in specs.items()}
     with pool.workers(jobs) as executor:
-        backend = Processes(executor, cells.run_cells, opened.out)
+        backend = Processes(executor, cells.run_cells, opened.out, open_loop=False)
         results: dict[tuple[str, int], Result] = Runner(opened, backend, console).run("judging on test sessions", keyed)
     names = [INFINITE, *([BARE] if s.cpu_tokens else []), *arms]
     return figures({arm: [results[arm, seed] for seed in seeds] for arm in names}, world.default_preset())
-
-
-def opened_code(opened: Journal) -> str:
-    """The digest that the folder's head holds."""
-    return journal.read_head(opened.out, KIND).code
 
 
 def _serve(out: Path, choice: rule.Choice, s: Settings) -> None:

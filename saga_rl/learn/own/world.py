@@ -96,7 +96,7 @@ class World:
         given = dict(self.config)
         return SimConfig(profile=load_profile(given.pop("profile")), **given)
 
-    def told(self) -> str:
+    def described(self) -> str:
         """One line."""
         c = self.config
         tier = f" and {c['cpu_tokens']:,} below the GPU" if c.get("cpu_tokens") else ""
@@ -105,11 +105,11 @@ class World:
                 f"{'announced' if c['end_hint'] else 'not announced'}, costs of {load_profile(c['profile']).name}")
 
 
-def check_pressure(p: Pressure, told: str, anyway: bool, most: int) -> None:
+def check_pressure(p: Pressure, where: str, anyway: bool, most: int) -> None:
     """`UserError` where stock is about as fast as with infinite memory."""
     if p.ratio >= NO_PRESSURE or anyway:
         return
-    raise UserError("no pressure", f"with {told} vLLM as it is takes {p.ratio:.3f} times as long as with infinite "
+    raise UserError("no pressure", f"with {where} vLLM as it is takes {p.ratio:.3f} times as long as with infinite "
                     "memory: no policy can win anything" + (
                         f" (more than {most} alive at once are not tried: the smallest part of the trace holds too few "
                         "sessions)" if p.population >= most else ""),
