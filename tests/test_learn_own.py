@@ -20,7 +20,7 @@ from saga_rl.cli.main import load
 from saga_rl.errors import UserError
 from saga_rl.experiments import pool
 from saga_rl.learn.own import rule, settings, verdict, world
-from saga_rl.learn.own.default import COLUMN, write_preset
+from saga_rl.learn.own.default import WEIGHTS, write_preset
 from saga_rl.learn.search import cma_es
 from saga_rl.policies.presets import PRESETS, preset
 from saga_rl.runtime.config.settings import policies_of
@@ -250,10 +250,11 @@ def test_one_sentence_says_gain_and_loss():
 
 @pytest.mark.parametrize("name", [n for n in ("lru", "likely", "auto") if n in PRESETS])
 def test_a_preset_as_a_folder_serves_as_the_preset(name, trace, tmp_path):
-    """To the bit: the ordering that is written as a network orders alike."""
+    """To the bit: the placement that is written as a network places alike."""
     write_preset(tmp_path, name, "a test wants it", {})
     test = read_trace(trace)
-    for more in ({}, {"workers": 2, "kv_tokens": 40_000}, {"cpu_tokens": 60_000, "offloading": "vllm"}):
+    for more in ({}, {"workers": 3, "kv_tokens": 40_000, "population": 12},
+                 {"cpu_tokens": 60_000, "offloading": "vllm"}):
         config = SimConfig(**{**PRESSED, **more})
         ours, preset_s = (simulate(test, config, preset(p), slo=False) for p in (str(tmp_path), name))
         assert preset_s.metrics["evictions"] > 0
@@ -261,7 +262,7 @@ def test_a_preset_as_a_folder_serves_as_the_preset(name, trace, tmp_path):
 
 
 def test_every_safe_preset_can_be_written():
-    assert {PRESETS[name]["ordering"] for name in (rule.STOCK, world.default_preset())} <= set(COLUMN)
+    assert {PRESETS[name]["placement"] for name in (rule.STOCK, world.default_preset())} <= set(WEIGHTS)
 
 
 # ---------------------------------------------------------------- pressure and spending
