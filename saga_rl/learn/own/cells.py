@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,8 @@ def cell_of(spec: Spec, code: str, digests: Mapping[str, str]) -> Cell:
 
 def run_cells(folder: Path, specs: list[Spec]) -> list[Timed]:
     """In a worker: (result, seconds of one core) of each."""
-    return [one for spec in specs for one in timed(
-        f"{spec['part']} sessions, arrangement {spec['seed']}", lambda spec=spec: [_closed(folder, spec)])]
+    return [one for spec in specs for one in timed(f"{spec['part']} sessions, arrangement {spec['seed']}",
+                                                   partial(_closed, folder, spec))]
 
 
 @lru_cache(maxsize=3)
@@ -59,7 +59,7 @@ def _part(folder: Path, part: str) -> Trace:
     return read_trace(folder / TRACES / f"{part}.parquet")
 
 
-def _closed(folder: Path, spec: Spec) -> Result:
+def _closed(folder: Path, spec: Spec) -> list[Result]:
     given = dict(spec["config"])
     trace = arrangement(_part(folder, spec["part"]), spec["seed"], spec["sessions"], spec["load"] or 1.0)
     config = SimConfig(profile=load_profile(given.pop("profile")), **given)
@@ -67,8 +67,8 @@ def _closed(folder: Path, spec: Spec) -> Result:
         config = replace(config, kv_tokens=roomy(trace, config.kv_tokens), cpu_tokens=0)
     run = simulate(trace, config, policies_of(spec["policies"]), spec["seed"], slo=False)
     first = run.steps["first_token_s"] - run.steps["ready_s"]
-    return {**{k: v for k, v in run.metrics.items() if k not in ("wall_s", "tenants")}, "ttft_mean_s": _mean(first),
-            "ttft_p95_s": float(np.quantile(first, 0.95)), "sessions": trace.n_sessions, "steps": trace.n_steps}
+    return [{**{k: v for k, v in run.metrics.items() if k not in ("wall_s", "tenants")}, "ttft_mean_s": _mean(first),
+             "ttft_p95_s": float(np.quantile(first, 0.95)), "sessions": trace.n_sessions, "steps": trace.n_steps}]
 
 
 def _mean(x: NDArray[np.float64]) -> float:

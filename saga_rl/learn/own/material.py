@@ -44,15 +44,17 @@ def identity(files: Sequence[Path]) -> dict[str, Any]:
 
 def read(files: Sequence[Path]) -> Trace:
     """A trace file as it is; anything else as `saga-rl trace import` reads it. Raises `UserError`."""
-    if len(files) == 1:
-        with files[0].open("rb") as file:
-            if file.read(4) == b"PAR1":
-                return read_trace(files[0])
+    if len(files) == 1 and _is_trace(files[0]):
+        return read_trace(files[0])
     for file in files:
-        with file.open("rb") as opened:
-            if opened.read(4) == b"PAR1":
-                raise UserError(file, "is one trace file of several", "name one trace, or files to import alone")
+        if _is_trace(file):
+            raise UserError(file, "is one trace file of several", "name one trace, or files to import alone")
     return imported(None, list(files)).trace
+
+
+def _is_trace(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(4) == b"PAR1"
 
 
 def material(trace: Trace, name: str, longest: int, limit: str) -> Material:

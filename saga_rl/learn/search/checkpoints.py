@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def by_hand() -> dict[str, str]:
     return PRESETS["saga+"] | {k: PRESETS["likely"][k] for k in ("admission", "eviction")}
 
 
-def left_to_search(start: str | Path, searched: list[str], units: int, others: dict[str, str]
+def left_to_search(start: str | Path, searched: Sequence[str], units: int, others: dict[str, str]
                    ) -> tuple[list[str], dict[str, str]]:
     """(what is left to search, the others): a decision whose checkpoint below `start` was trained, not searched, is not
     searched now, either, and serves as it is there. Raises `UserError` where nothing is left."""
