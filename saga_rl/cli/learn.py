@@ -29,7 +29,8 @@ def _learn(
                                                  "that `saga-rl trace import` knows by their content.")],
     out: Annotated[Path, typer.Option(help="Folder for the policy, its card and its page; made if absent. The same "
                                       "command goes on there after a stop.")],
-    quick: Annotated[bool, typer.Option("--quick", help="Ten minutes on two cores, not an hour.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A shorter search, meant for ten minutes on two idle cores, "
+                                        "not an hour.")] = False,
     profile: Annotated[str | None, typer.Option(help="Cost profile of your engines (`saga-rl profile list`), or the "
                                                 "file that `saga-rl profile fit` wrote; default: h100-llama3-70b-tp4."
                                                 )] = None,
