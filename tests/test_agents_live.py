@@ -244,7 +244,7 @@ def test_langgraph(served: Served, front: Prescriber) -> None:
     async def go() -> None:
         model = chat.ChatOpenAI(model="tiny", base_url=f"{front.url}/v1", api_key="none")
         graph = prebuilt.create_react_agent(model, [lookup], prompt="You find things.")
-        asked = {"messages": [("user", TASK)]}
+        asked = {"messages": [("user", f"LangGraph: {TASK}")]}
         await asyncio.gather(*(graph.ainvoke(asked) for _ in range(2)))
         check_two_runs(await asyncio.to_thread(seen.rows, 6))
         await adapters.langgraph_agent(model, [lookup]).ainvoke(asked, {"configurable": {"thread_id": "thread-7"}})
@@ -261,7 +261,7 @@ def test_anthropic_sdk(served: Served, front: Prescriber) -> None:
     connection = anthropic.Anthropic(base_url=front.url, api_key="none")
     tool = {"name": "lookup", "description": "Look something up.",
             "input_schema": {"type": "object", "properties": {"topic": {"type": "string"}}}}
-    histories: list[list[dict[str, Any]]] = [[{"role": "user", "content": TASK}] for _ in range(2)]
+    histories: list[list[dict[str, Any]]] = [[{"role": "user", "content": f"Anthropic: {TASK}"}] for _ in range(2)]
     for _ in range(3):  # they take turns
         for history in histories:
             with connection.messages.stream(model="tiny", max_tokens=200, system="You find things.", tools=[tool],

@@ -110,10 +110,12 @@ def test_nobody_takes_anothers_name_or_ends_its_session(server: TwoTenants) -> N
     before = tenants()
     assert len(before) == 2
     ended = server.engine_status().get("sessions/finished", 0)
+    talk = TEXT  # one conversation that goes on: a name under which many begin is not believed
     for forged in [*sorted(before), "root", "a"]:
-        server.cached("b", TEXT + forged, session_id="shared name", vllm_xargs={"saga_tenant": forged})
+        talk += f" {forged}"
+        server.cached("b", talk, session_id="shared name", vllm_xargs={"saga_tenant": forged})
     assert tenants() == before
-    server.cached("b", TEXT + "end", session_id="shared name", vllm_xargs={"saga_final": 1})
+    server.cached("b", talk + " end", session_id="shared name", vllm_xargs={"saga_final": 1})
     assert server.engine_status()["sessions/finished"] == ended + 1  # b's; a's goes on
     server.cached("a", TEXT + "end", session_id="shared name", vllm_xargs={"saga_final": 1})
     assert server.engine_status()["sessions/finished"] == ended + 2

@@ -88,8 +88,8 @@ def test_the_page_says_gain_and_loss_alike_and_that_devices_are_emulated(tmp_pat
     screen, page = console.file.getvalue(), (tmp_path / "report.html").read_text()
     for text in (screen, page):
         assert words in text and "mulated" in text and "learned here" in text
-    assert ("shortest of all was likely" in page) == (seconds > 80)
-    assert [r[0] for r in rows(outcome)] == ["stock vLLM", "likely (rules)", "learned here", "vLLM Router"]
+    assert ("shortest of all was auto" in page) == (seconds > 80)
+    assert [r[0] for r in rows(outcome)] == ["stock vLLM", "auto (rules)", "learned here", "vLLM Router"]
     assert "not of 4 to 16 steps" in page and json.dumps("emulated") in page.replace("&quot;", '"')
 
 

@@ -129,7 +129,7 @@ def test_evaluation_compares_on_equal_terms(work: Path) -> None:
     assert set(row["policies"]) == {"lru", "lru-protect", "wa-lru", "wa-lru-literal", "learned"}
     assert all(p["ratio"] >= 1.0 for p in row["policies"].values()), "Belady is a bound"
     (run,) = result["closed_loop"]
-    assert set(run["arms"]) == {"lru", "saga", "saga+", "likely", "companions", "learned"}
+    assert set(run["arms"]) == {"lru", "saga", "saga+", "likely", "auto", "companions", "learned"}
     assert set(run["mean_vs"]) == set(run["p95_vs"]) == set(run["arms"]) - {"learned"}
     for label, arm in run["arms"].items():
         assert len(arm["tct_mean_s"]) == len(run["seeds"]) == 3
