@@ -487,17 +487,3 @@ def test_without_a_terminal_a_line_every_few_seconds(capsys):
         shown.finish("repeat 1, likely: done")
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["  [0/2] repeat 1, likely, 18 s: 3 of 9 steps, 0 sessions over", "[1/2] repeat 1, likely: done"]
-
-
-@pytest.mark.vllm
-def test_two_arms_on_emulated_engines(tmp_path):
-    """The real thing, as small as it can be: one engine an arm, three sessions, one repeat."""
-    pytest.importorskip("vllm", reason="vLLM is not installed (extra serve or serve-cpu)")
-    write_trace(make(*(spec(f"s{k}", 3, first=600) for k in range(3))), tmp_path / "t.parquet")
-    s = Settings(tuple(ARMS[n] for n in ("stock", "likely")), (str(tmp_path / "t.parquet"),), emulate=PROFILE,
-                 engines=1, kv_tokens=2048, window=1024, concurrency=3, repeats=1, time_scale=10.0, expiry_s=1.0)
-    run(s, tmp_path / "out", at_once=1)
-    result = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert result["complete"] and read_trace(tmp_path / "t.parquet").n_sessions == 3
-    for a in result["arms"].values():
-        assert a["failed_runs"] == 0 and a["sessions_done"] == 3 and 0 < a["hit_share"] < 1

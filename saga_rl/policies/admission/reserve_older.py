@@ -10,7 +10,7 @@ tier > 0: where there is memory below the pool, older sessions' blocks count by 
 compute them again: tier x (1 - the share of lost blocks that it had lately, `features.tier`), at most `most`. What is
 copied back costs about a hundredth, and room held for it is room that nobody uses. tier is above 1 because who computes
 a context again takes room and time from all others meanwhile. Without such memory neither changes anything
-(`benchmarks/tier_admission.py` has what the values are worth).
+(`benchmarks/no_harm.py` says what the preset `auto`, which has both, wins and loses).
 
 patience_s > 0: no request waits longer than so many seconds for each 1,000 tokens of older sessions' KV that it would
 displace. Under heavy pressure that is most of a pool, and nobody gets in before there is room. Where little is at stake
