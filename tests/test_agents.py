@@ -20,15 +20,9 @@ import pytest
 if importlib.util.find_spec("vllm") is None:  # importing it here would only cost time
     pytest.skip("vLLM is not installed (extra serve or serve-cpu)", allow_module_level=True)
 openai = pytest.importorskip("openai")
+from agents_kit import TEMPLATE  # noqa: E402
 from live_kit import BLOCK, LIMIT_S, Server, until  # noqa: E402
 
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] or '' }}"
-    "{% for c in m.get('tool_calls') or [] %}<tool_call>{{ c['function']['name'] }} "
-    "{{ c['function']['arguments'] if c['function']['arguments'] is string else c['function']['arguments'] | tojson }}"
-    "</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 FILES = {"notes.txt": "buy milk, call the plumber, water the plants " * 3, "todo.txt": "nothing is left to do " * 6}
 TOOL = {"type": "function", "function": {
     "name": "read_file", "description": "Read a text file.", "strict": True, "parameters": {

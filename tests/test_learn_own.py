@@ -22,6 +22,7 @@ from saga_rl.experiments import pool
 from saga_rl.learn.own import rule, settings, verdict, world
 from saga_rl.learn.own.default import WEIGHTS, write_preset
 from saga_rl.learn.search import cma_es
+from saga_rl.policies.parameters import DEFAULT_PRESET
 from saga_rl.policies.presets import PRESETS, preset
 from saga_rl.runtime.config.settings import policies_of
 from saga_rl.sim.cluster import simulate
@@ -248,7 +249,7 @@ def test_one_sentence_says_gain_and_loss():
     assert "no measure is shown worse" in said
 
 
-@pytest.mark.parametrize("name", [n for n in ("lru", "likely", "auto") if n in PRESETS])
+@pytest.mark.parametrize("name", [rule.STOCK, DEFAULT_PRESET])
 def test_a_preset_as_a_folder_serves_as_the_preset(name, trace, tmp_path):
     """To the bit: the placement that is written as a network places alike."""
     write_preset(tmp_path, name, "a test wants it", {})
@@ -262,7 +263,7 @@ def test_a_preset_as_a_folder_serves_as_the_preset(name, trace, tmp_path):
 
 
 def test_every_safe_preset_can_be_written():
-    assert {PRESETS[name]["placement"] for name in (rule.STOCK, world.default_preset())} <= set(WEIGHTS)
+    assert {PRESETS[name]["placement"] for name in (rule.STOCK, DEFAULT_PRESET)} <= set(WEIGHTS)
 
 
 # ---------------------------------------------------------------- pressure and spending

@@ -187,7 +187,8 @@ def test_a_paused_policy_comes_back_and_pauses_grow():
 
 @pytest.mark.parametrize(("where", "owner", "method"), [
     ("arrival", "tracker", "arrive"), ("end of a request", "tracker", "finish"), ("step", "tracker", "expire"),
-    ("admission", "admission", "make_row"), ("start of a request", "admission", "let_in")])
+    ("admission", "admission", "make_row"), ("tier", "admission", "found_below"),
+    ("start of a request", "admission", "let_in")])
 def test_a_hook_of_ours_that_raises_is_counted_and_everyone_is_served(folder, monkeypatch, where, owner, method):
     monkeypatch.setenv("SAGA_RL_CHECK", "off")
     clock = Clock()

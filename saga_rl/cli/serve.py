@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from saga_rl.errors import UserError
-from saga_rl.policies.parameters import EXPIRY_S
+from saga_rl.policies.parameters import DEFAULT_PRESET, EXPIRY_S
 
 
 def register(app: typer.Typer) -> None:
@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 def serve(
     ctx: typer.Context,
     model: str = typer.Argument(help="Model name or folder, as `vllm serve` takes it. All other vLLM flags follow it."),
-    policy: str = typer.Option("auto", help="auto (safe to install: acts where memory is short), likely, saga+ "
+    policy: str = typer.Option(DEFAULT_PRESET, help="auto (safe to install: acts where memory is short), likely, saga+ "
                                "(clients say when a session ends), saga, lru, a checkpoint's folder, or stock (vLLM, "
                                "no hooks)."),
     record: Path | None = typer.Option(None, help="Write everything served to this trace file (Parquet) at exit."),

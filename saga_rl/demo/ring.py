@@ -27,6 +27,7 @@ from saga_rl.experiments.bench.play import line, play
 from saga_rl.experiments.bench.server_pool import Host, ServerPool
 from saga_rl.experiments.bench.settings import Settings as BenchSettings
 from saga_rl.files import write_json
+from saga_rl.policies.parameters import DEFAULT_PRESET
 from saga_rl.policies.presets import preset
 from saga_rl.provenance import provenance
 from saga_rl.runtime.config.settings import SagaConfig
@@ -34,8 +35,8 @@ from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.cost.profile import load_profile
 
-BEST, LEARNED, RIVAL = "auto", "learned", "router-program"
-FIRST = "auto"
+BEST, LEARNED, RIVAL = DEFAULT_PRESET, "learned", "router-program"
+FIRST = DEFAULT_PRESET
 """The policy that our server starts with: with `stock` it would have no hooks to change it by."""
 SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints" / "joint-hidden"
 

@@ -10,6 +10,9 @@ EXPIRY_S = 300.0
 """Seconds of silence after which an idle chain is presumed to have ended, unless another number is given: here and
 nowhere else."""
 
+DEFAULT_PRESET = "auto"
+"""What serves where nobody names a policy, and what `saga-rl learn` falls back on."""
+
 
 def bounded(policy: str, key: str, value: float, low: float, high: float) -> float:
     """`value` as a float; `UserError` unless it is finite and low <= value <= high."""

@@ -1,7 +1,7 @@
 """A preset as a folder that serves: its placement written as a network of a few weights, the rest named beside it.
 
 A checkpoint holds weights, and a preset has none. But the placements of the presets that are safe are linear: home if
-there is one, else the fewest sessions, or the smallest load. (An ordering would not do: a network's keys are made anew
+there is one, else the smallest load. (An ordering would not do: a network's keys are made anew
 from time to time only, those of `session-fcfs` always hold.)
 """
 
@@ -15,13 +15,11 @@ import numpy as np
 
 from saga_rl.policies.base import DECISIONS
 from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES, save_checkpoint
-from saga_rl.policies.placement.least_sessions import TIE
 from saga_rl.policies.presets import PRESETS
 from saga_rl.provenance import provenance
 
 DECISION = "placement"
-WEIGHTS = {"least-sessions": {"home": 2.0**30, "sessions": -1.0, "load": -TIE},
-           "sticky": {"home": 2.0**30, "load": -1.0}}
+WEIGHTS = {"sticky": {"home": 2.0**30, "load": -1.0}}
 """By placement, in units of the raw columns."""
 WIDE = 2.0**20
 """What columns are divided by: a power of two, so that nothing is rounded, and so large that nothing is clipped."""

@@ -17,7 +17,7 @@ from saga_rl.env.episodes import arrange
 from saga_rl.errors import UserError
 from saga_rl.experiments.progress import EVERY_S
 from saga_rl.learn.own.settings import SEARCH_ROUNDS, SHIPPED, Settings
-from saga_rl.learn.own.world import World, default_preset, of_an_episode
+from saga_rl.learn.own.world import World, of_an_episode
 from saga_rl.learn.script import progress
 from saga_rl.learn.search.checkpoints import left_to_search, save_set
 from saga_rl.learn.search.cma_es import Found, SearchConfig, search
@@ -25,6 +25,7 @@ from saga_rl.learn.search.parameter_vector import START, ParameterVector
 from saga_rl.learn.search.scenarios import Scenario
 from saga_rl.policies.base import Decision
 from saga_rl.policies.learned.checkpoint import load_parts
+from saga_rl.policies.parameters import DEFAULT_PRESET
 from saga_rl.policies.presets import PRESETS
 
 FOUND = "found"
@@ -57,7 +58,7 @@ def shipped() -> Path | None:
 
 def starts(s: Settings) -> list[Start]:
     """As many as are paid for; the shipped checkpoint's first, if it is there."""
-    beside = {k: v for k, v in PRESETS[default_preset()].items() if k not in s.decisions}
+    beside = {k: v for k, v in PRESETS[DEFAULT_PRESET].items() if k not in s.decisions}
     out = []
     folder = shipped()
     if folder is not None:
@@ -95,7 +96,7 @@ def find(s: Settings, world: World, parts: dict[str, Trace], generations: int, o
         spent = s.spending
         config = SearchConfig(decisions=start.decisions, generations=generations, population=spent.candidates,
                               episodes=spent.episodes, sigma=SIGMA, checks=spent.checks, seed=s.seed,
-                              others=start.others, reference=PRESETS[default_preset()],
+                              others=start.others, reference=PRESETS[DEFAULT_PRESET],
                               start=tuple(start.theta.tolist()))
         with Left(console, f"search {i + 1} of {len(begun)}, from {start.name}", generations + 2) as left:
             def on_generation(g: int, curves: dict[str, float], left: Left = left, start: Start = start) -> None:

@@ -32,6 +32,7 @@ from saga_rl.learn.own.verdict import BARE, INFINITE, Figures, chosen, figures
 from saga_rl.learn.own.world import Pressure, World
 from saga_rl.learn.tracking import WandbRun
 from saga_rl.policies.base import DECISIONS
+from saga_rl.policies.parameters import DEFAULT_PRESET
 from saga_rl.policies.presets import PRESETS
 from saga_rl.provenance import sha256
 from saga_rl.sim.cost.profile import load_profile
@@ -188,7 +189,7 @@ def _search(s: Settings, w: World, entry: Mapping[str, Any], opened: Journal, jo
 def _arms(s: Settings, out: Path) -> dict[str, dict[str, str]]:
     """By name, the policies of each arm, what was found last."""
     shipped = find.shipped()
-    presets = dict.fromkeys((rule.STOCK, LIKELY, world.default_preset()))
+    presets = dict.fromkeys((rule.STOCK, LIKELY, DEFAULT_PRESET))
     return {**{name: dict(PRESETS[name]) for name in presets},
             **({SHIPPED: {"set": str(shipped)}} if shipped else {}), rule.FOUND: {"set": str(out / find.FOUND)}}
 
@@ -211,7 +212,7 @@ def _judge(s: Settings, w: World, entry: Mapping[str, Any], opened: Journal, dig
         backend = Processes(executor, cells.run_cells, opened.out, open_loop=False)
         results: dict[tuple[str, int], Result] = Runner(opened, backend, console).run("judging on test sessions", keyed)
     names = [INFINITE, *([BARE] if s.cpu_tokens else []), *arms]
-    return figures({arm: [results[arm, seed] for seed in seeds] for arm in names}, world.default_preset())
+    return figures({arm: [results[arm, seed] for seed in seeds] for arm in names}, DEFAULT_PRESET)
 
 
 def _serve(out: Path, choice: rule.Choice, s: Settings) -> None:

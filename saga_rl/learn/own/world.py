@@ -10,7 +10,6 @@ import numpy as np
 
 from saga_rl.errors import UserError
 from saga_rl.learn.own.settings import NO_PRESSURE, WANTED, Settings
-from saga_rl.policies.presets import PRESETS
 from saga_rl.runtime.emulate.shapes import SHAPES
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.cost.profile import CostProfile, load_profile
@@ -19,11 +18,6 @@ NEAR = 1.2
 """Populations so many times apart count as one."""
 SCOUTS = (1, 2)
 """Arrangements of training sessions that pressure is measured on."""
-
-
-def default_preset() -> str:
-    """The preset that is written where nothing better was found."""
-    return "auto" if "auto" in PRESETS else "likely"
 
 
 def window_of(s: Settings, profile: CostProfile, pool: int) -> tuple[int, str]:

@@ -12,7 +12,7 @@ from typing import Any
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.policies.base import DECISIONS, PolicySet
 from saga_rl.policies.constraints import MOST_FLOORS, Constraints
-from saga_rl.policies.parameters import EXPIRY_S
+from saga_rl.policies.parameters import DEFAULT_PRESET, EXPIRY_S
 from saga_rl.policies.presets import PRESETS, from_specs, preset, preset_names
 
 STOCK = "stock"
@@ -25,7 +25,7 @@ CHECKS = ("off", "log", "raise")
 class SagaConfig:
     """What a person may set."""
 
-    policy: str | dict[str, str] = "auto"
+    policy: str | dict[str, str] = DEFAULT_PRESET
     """A preset, a checkpoint's folder, or specs by decision; decisions left out are the preset `lru`'s."""
     record: str | None = None
     """The Trace file to write; engines keep their journals in a folder beside it."""

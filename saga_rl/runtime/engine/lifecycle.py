@@ -137,15 +137,13 @@ class RequestLife(Scheduler):
                 self.metrics.counts["held for an adapter"] += 1
                 return None
             cached = num_new_computed_tokens // self.block_size
-            if request.num_computed_tokens == 0 and not self._admits(request, served, cached):
+            fresh = request.num_computed_tokens == 0  # else the KV that it waited for has come
+            if fresh and not self._admits(request, served, cached):
                 return None
-            below = kwargs.get("num_external_computed_tokens", 0) // self.block_size if not (
-                request.num_computed_tokens) else -1  # -1: what it waited for has come, and was counted
-            lost = self.admission.lost(request, served, cached) if below >= 0 else 0.0
             if delay_cache_blocks:  # an asynchronous load of KV: it is scheduled when that has come
                 blocks = stock()
                 if blocks is not None:
-                    self.admission.found_below(lost, below, self.now)
+                    self._found_below(request, served, cached, kwargs)
                     self.loading.add(request.request_id)
                 self.pins.update(request.request_id, served.tenant)
                 return blocks
@@ -154,8 +152,8 @@ class RequestLife(Scheduler):
             queue.before_taking = lambda: self._begins(request, served, found)
             blocks = stock()
             if blocks is not None:
-                if below >= 0:
-                    self.admission.found_below(lost, below, self.now)
+                if fresh:
+                    self._found_below(request, served, cached, kwargs)
                 if queue.floors is not None:
                     self.pins.update(request.request_id, served.tenant)
                 if queue.before_taking is not None:  # no block had to be taken
@@ -165,6 +163,14 @@ class RequestLife(Scheduler):
             return blocks
         finally:
             queue.tenant, queue.withhold, queue.before_taking = None, False, None
+
+    def _found_below(self, request: Request, served: Served, cached_blocks: int, kwargs: Mapping[str, Any]) -> None:
+        """A waiting request got its blocks: note what memory below the GPU's has of its context."""
+        try:
+            found = kwargs.get("num_external_computed_tokens", 0) // self.block_size
+            self.admission.found_below(request, served, cached_blocks, found, self.now)
+        except Exception:
+            self._failed("tier")
 
     def _grow(self, request: Request, served: Served, new_tokens: int, stock: Callable[[], Any],
               kwargs: Mapping[str, Any]) -> Any:

@@ -149,17 +149,14 @@ class Admission:
         """Whether the policy lets the request of the row in."""
         return bool(self.guard.scores(self.row, 1)[0] > 0.0)
 
-    def lost(self, request: Request, served: Served, cached_blocks: int) -> float:
-        """Blocks of its chain's context that the request does not find cached, whoever else has them."""
-        if self.victims.g[W, G_TIERED] == 0:
-            return 0.0
-        return float(lost_blocks(self.tracker.chains, served.chain, float(request.num_tokens), float(cached_blocks),
-                                 self.block_size))
-
-    def found_below(self, lost: float, found: int, now: float) -> None:
-        """A request got its blocks: `lost` of its chain's were gone, and memory below the GPU's had `found` of them."""
-        if lost > 0.0:
-            note_found(self.victims.g, W, lost, float(found), now)
+    def found_below(self, request: Request, served: Served, cached_blocks: int, found: int, now: float) -> None:
+        """Note of a request that got its blocks, `cached_blocks` of them cached, that memory below the GPU's had
+        `found` of what else its chain had computed."""
+        g = self.victims.g
+        if g[W, G_TIERED] > 0:
+            lost = lost_blocks(self.tracker.chains, served.chain, float(request.num_tokens), float(cached_blocks),
+                               self.block_size)
+            note_found(g, W, lost, float(found), now)
 
     def let_in(self, found: int, total: int) -> None:
         """Tell a policy with memory that the request of the row was let in and found `found` of `total` blocks."""
