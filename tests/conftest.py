@@ -15,3 +15,10 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"real traces are not here: no folder {SHARED.name} beside the checkout")
     return SHARED
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that start servers: they take longest, and what runs last should be short, so that no core
+    waits for the other (`make test` deals out files in this order)."""
+    live = {item.path for item in items if item.get_closest_marker("emulated") or item.get_closest_marker("vllm")}
+    items.sort(key=lambda item: item.path not in live)
