@@ -95,7 +95,8 @@ def _ring(s: Settings, arms: tuple[Arm, ...], stages: Stages, stack: ExitStack) 
         _search(s, stages)
         say(s.at("logs").joinpath("search.log").read_text().splitlines()[-1].removeprefix(f"{s.at('learned')}: "))
     runs: dict[tuple[str, int], dict[str, Any]] = {}
-    for arm in arms:
+    # The rival's servers are others: while they serve, the sessions of the first arm expire on ours.
+    for arm in sorted(arms, key=lambda a: (a.name != STOCK, a.host == OURS)):
         with stages.stage(f"serve {arm.name}", "waiting for the servers to start") as say:
             host = starting[arm.host].result()
             runs[arm.name, 0] = _serve(plan, pool, host, arm, say)

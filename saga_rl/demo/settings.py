@@ -36,13 +36,13 @@ class Settings:
     time_scale: float = 8.0
     """Seconds of the devices in one real second."""
     alive: int = 16
-    served: int = 20
+    served: int = 18
     """Sessions served by each arm."""
     expiry_s: float = 60.0
     """Silence that counts as a session's end, seconds of the devices: 300 in service, shorter here as all else."""
 
     # The search on training sessions, in the simulator.
-    generations: int = 8
+    generations: int = 6
     episode_sessions: int = 24
 
     def at(self, name: str) -> Path:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,16 @@ class Plan:
     digests: tuple[str, ...]
     costs: str | None
     """Digest of the cost profile: a file may change under its name."""
-    run_s: float | None
-    """Real seconds that a run of stock takes, from simulation; None: not known."""
+
+    @cached_property
+    def run_s(self) -> float | None:
+        """Real seconds that a run of stock takes, from simulation; None: not known. The simulator is loaded, or even
+        compiled, when this is first asked for: a server can start meanwhile."""
+        s = self.settings
+        if s.costs is None or self.pool is None or s.virtual:
+            return None
+        costs = load_profile(s.costs)
+        return makespan_s(self.traces[0], self.alive, s.engines, self.pool, costs, s.block_tokens) / s.time_scale
 
     def need(self, arm: Arm) -> Need:
         """The servers of an arm."""
@@ -103,12 +112,9 @@ def make(s: Settings) -> Plan:
         window = s.window
     alive = s.concurrency or _alive(s, traces, costs, pool)
     digests = tuple(sha256(t) for t in s.traces)
-    run_s = None
-    if costs is not None and pool is not None and not s.virtual:
-        run_s = makespan_s(traces[0], alive, s.engines, pool, costs, s.block_tokens) / s.time_scale
     return Plan(s, material, traces, window, pool, whole_pool(traces, s.block_tokens), alive, shape,
                 _token_bytes(s, shape) if s.cpu_tokens else 0.0, program, program_config, weights(s.arms), digests,
-                None if costs is None else hashlib.sha256(costs.vector().tobytes()).hexdigest()[:16], run_s)
+                None if costs is None else hashlib.sha256(costs.vector().tobytes()).hexdigest()[:16])
 
 
 def _model(s: Settings, costs: CostProfile | None) -> tuple[str | None, int | None]:
