@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from saga_rl.aeg.trace import Trace
 from saga_rl.errors import UserError
-from saga_rl.experiments.pool import begin_worker, ended_at_once
+from saga_rl.experiments.pool import begin_worker, ended_at_once, warm
 from saga_rl.files import atomic
 from saga_rl.learn.search.parameter_vector import ParameterVector
 from saga_rl.learn.search.scenarios import Scenario
@@ -176,6 +176,7 @@ def search(train: Sequence[Scenario], validation: Sequence[Scenario], config: Se
     checks = [10_000_000 + k for k in range(config.checks)]
     with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (train, validation, config)) as pool, \
             ended_at_once(pool):
+        pool.submit(warm, False).result()  # compiled once, not by every worker side by side
         for g in range(config.generations + 1):
             line: dict[str, Any] = dict(lines[g]) if g < len(lines) else {}
             seeds = [config.seed * 1_000_000 + g * config.episodes + k for k in range(config.episodes)]
