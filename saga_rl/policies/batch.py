@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from numba import njit, types
+from numba import types
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE_TYPE
 
 _ROW = types.Array(types.float64, 1, "C")

@@ -9,10 +9,10 @@ comes later (the actual gap enters only where it is looked up in a distribution 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from saga_rl.aeg.inference.stream import Stream
+from saga_rl.njit import njit
 from saga_rl.policies.parameters import EXPIRY_S
 from saga_rl.policies.state import chains as ch
 from saga_rl.policies.state import tables as tb

@@ -1,7 +1,6 @@
 """No admission control: whatever the engine can schedule, it schedules. vLLM's way."""
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.registry import register
 

@@ -18,9 +18,9 @@ the request goes in soon: waiting must not cost more than what it saves.
 """
 
 import numpy as np
-from numba import njit
 
 from saga_rl.errors import UserError
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import AD
 from saga_rl.policies.parameters import bounded

@@ -16,8 +16,8 @@ Nothing published has quite this form; the idea of ranking by predicted next use
 """
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.eviction.parts import TIER, apart, dead, switch
 from saga_rl.policies.features import EV, UNTIL_HORIZON_S, until_s

@@ -1,7 +1,6 @@
 """Least recently used: what vLLM does. The chain whose blocks were released longest ago goes first."""
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import EV
 from saga_rl.policies.registry import register

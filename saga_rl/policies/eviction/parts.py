@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from numba import njit
-
 from saga_rl.errors import UserError
+from saga_rl.njit import njit
 from saga_rl.policies.base import MEMORY
 from saga_rl.policies.features import EV
 

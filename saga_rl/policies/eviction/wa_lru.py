@@ -11,9 +11,9 @@ the tool and of all tools, which serves a new type better than nothing.
 """
 
 import numpy as np
-from numba import njit
 
 from saga_rl.errors import UserError
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import EV
 from saga_rl.policies.parameters import bounded

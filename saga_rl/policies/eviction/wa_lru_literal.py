@@ -5,8 +5,7 @@ other; above 0.95 plain LRU. The queue is not spared. A chain of an agent type w
 (section 2, cold start: 30) is served request-level: by LRU within its tier, but its TTL still runs.
 """
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.eviction.wa_lru import ALPHA, BETA, GAMMA, p_evict, parameters
 from saga_rl.policies.features import EV

@@ -5,8 +5,8 @@ silent for longer than `expiry_s` (it may have ended without saying so); live; w
 """
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import EV
 from saga_rl.policies.parameters import EXPIRY_S, bounded

@@ -7,8 +7,7 @@ of computing it again, so what is likely to come back needs no protection.
 
 from __future__ import annotations
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.policies.features.pools import G_FOUND, G_FOUND_S, G_LOST, G_POOL, G_TIERED
 
 PRIOR = 0.25

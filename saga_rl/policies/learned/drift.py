@@ -18,9 +18,10 @@ import math
 from collections import OrderedDict
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
 from saga_rl.errors import UserError
+from saga_rl.njit import njit
 
 STAKES = (0.125, 0.25, 0.5, 1.0, 2.0)
 MOST = 0.9

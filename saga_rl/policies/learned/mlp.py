@@ -20,9 +20,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE
 
 CLIP = 10.0

@@ -6,8 +6,7 @@ holds more than it can use; then one whose request waits in the queue goes last,
 to learn these, too, got them wrong on traffic unlike its training data, and lost to `lru-protect` by far.
 """
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE
 from saga_rl.policies.eviction.parts import TIER, apart, dead
 from saga_rl.policies.features import EV

@@ -1,7 +1,6 @@
 """First come, first served, with preempted requests ahead of all: vLLM's queue."""
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import OD
 from saga_rl.policies.registry import register

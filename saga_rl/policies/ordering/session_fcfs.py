@@ -1,7 +1,6 @@
 """Oldest session first, not oldest request: a session that began earlier is never held up by one that began later."""
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import OD
 from saga_rl.policies.registry import register

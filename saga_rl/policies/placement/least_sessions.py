@@ -5,8 +5,7 @@ placed, and all of them come back with their KV. Equal counts: the smaller load 
 rule of HTTP balancers, with sessions for connections.
 """
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import PL
 from saga_rl.policies.registry import register

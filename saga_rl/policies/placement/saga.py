@@ -7,9 +7,9 @@ twice the smallest. The paper says both "and" and "or"; its argument against thr
 """
 
 import numpy as np
-from numba import njit
 
 from saga_rl.errors import UserError
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import PL
 from saga_rl.policies.parameters import bounded

@@ -1,7 +1,6 @@
 """Sticky: a chain stays where its last step ran, whatever the load; a new chain goes to the least loaded worker."""
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import PL
 from saga_rl.policies.registry import register

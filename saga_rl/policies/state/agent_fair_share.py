@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.policies.state import chains as ch
 from saga_rl.policies.state import tables as tb
 

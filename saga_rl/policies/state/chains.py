@@ -9,9 +9,9 @@ session is known only through the hint (`ended=True`) or through `expire`.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from saga_rl.njit import njit
 from saga_rl.policies.state.tables import (
     PATIENCE,
     announces,

@@ -19,8 +19,9 @@ whatever the policies of order, eviction and admission do.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from saga_rl.njit import njit
 
 INPUT, OUTPUT = 1.0, 2.0
 """Tokens of service for a prompt token computed and for a token generated (the weights of VTC)."""

@@ -12,8 +12,8 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import Policy
 from saga_rl.policies.features import PL, PLACEMENT, draw_places, placement_row, uncached_tokens
 from saga_rl.policies.parameters import EXPIRY_S

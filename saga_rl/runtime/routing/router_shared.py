@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import Policy
 from saga_rl.policies.features import draw
 from saga_rl.runtime.routing.router import FLIGHT_TOKENS, IN_FLIGHT, LOST, QUEUED_TOKENS, Router, stable_hash

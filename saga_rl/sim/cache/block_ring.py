@@ -7,8 +7,9 @@ in it has `ABSENT` in `after`.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from saga_rl.njit import njit
 
 ABSENT = -1
 

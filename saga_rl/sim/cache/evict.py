@@ -7,8 +7,8 @@ A policy sees one row for each candidate, an idle segment without resident child
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies.features import EV, EVICT, G_LIVE, G_MEMORY, G_SIZE_MAX, G_TAU_MAX, G_USED, eviction_row, remember
 from saga_rl.policies.state import chains as ch
 from saga_rl.policies.state import tables as tb

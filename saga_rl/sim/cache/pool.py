@@ -21,10 +21,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from saga_rl.aeg.forest import Forest
+from saga_rl.njit import njit
 
 # columns of Pool.n
 POOL, FREE, PRIVATE, RESIDENT, PINNED, EVICTED, SEQ, IDLE = range(8)

@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from numba import njit, typeof, types
+from numba import typeof, types
 from numba.core.errors import NumbaExperimentalFeatureWarning
 from rich.console import Console
 from rich.status import Status
 
+from saga_rl.compile_cache import compiled_once
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE_TYPE
 
 _COMPILED: dict[tuple[Callable, tuple], Callable] = {}
@@ -31,14 +33,16 @@ def compiled(pyfunc: Callable, args: Sequence[Any], score_positions: Sequence[in
 
     pyfunc: a plain, module-level function without defaults, not yet decorated. score_positions: which of `args` are
     policies' `score` functions. functions: the types of other functions among them, by position (`function_type`).
-    nogil: other threads of Python run meanwhile. The first call for a set of types compiles or loads from disk and says
-    so on standard error when that takes longer than a second; later calls look up a dictionary.
+    nogil: other threads of Python run meanwhile. The first call for a set of types compiles, or waits for another
+    process that compiles the same, or loads from disk, and says so on standard error when that takes longer than a
+    second; later calls look up a dictionary.
     """
     given = {**dict.fromkeys(score_positions, SCORE_TYPE), **(functions or {})}
     signature = tuple(given[i] if i in given else typeof(a) for i, a in enumerate(args))
     key = (pyfunc, signature)
     if key not in _COMPILED:
-        with _say_when_slow(pyfunc.__name__.strip("_")), warnings.catch_warnings():
+        with _say_when_slow(pyfunc.__name__.strip("_")), warnings.catch_warnings(), \
+                compiled_once(f"{pyfunc.__module__}.{pyfunc.__qualname__} {signature} {nogil}"):
             warnings.simplefilter("ignore", NumbaExperimentalFeatureWarning)  # functions as arguments are called that
             _COMPILED[key] = njit(signature, cache=True, nogil=nogil)(pyfunc)
     return _COMPILED[key]

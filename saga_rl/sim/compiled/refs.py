@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite.ir import Constant
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.experimental import structref
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import DECISIONS, Policy, PolicySet
 from saga_rl.policies.state.tables import Tables
 from saga_rl.sim.cache.pool import Pool, Tree

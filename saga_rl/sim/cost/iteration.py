@@ -10,7 +10,7 @@ below its first and above its last knot the outer pieces go on. A profile withou
 
 from __future__ import annotations
 
-from numba import njit
+from saga_rl.njit import njit
 
 BASE, PREFILL, KV, SEQ, ATTENTION, CONTEXT, KNOTS, FIRST_KNOT = range(8)
 """Positions in the vector. From FIRST_KNOT on: the knots' tokens (KNOTS of them), then their seconds."""

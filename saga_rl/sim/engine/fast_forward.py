@@ -17,8 +17,8 @@ only for a block that the run allocated; so what is free or evictable beside its
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.cost.iteration import ATTENTION, CONTEXT, KV, steady_seconds
 from saga_rl.sim.engine import state as st

@@ -7,8 +7,8 @@ again when it comes back. Silence is looked at lazily, by whoever reads a count,
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies.state import chains as ch
 from saga_rl.sim.engine import state as st
 

@@ -7,8 +7,8 @@ worker composes its next iteration.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies import features as ft
 from saga_rl.policies.state import chains as ch
 from saga_rl.sim.cache import pool as kv

@@ -8,8 +8,7 @@ idle block that the one let in would have reused.
 
 from __future__ import annotations
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.engine import state as st
 from saga_rl.sim.engine.admit import blocks_wanted

@@ -9,8 +9,7 @@ its tier is worth less than its size.) What is found is always loaded. Copies to
 
 from __future__ import annotations
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.sim.cache.block_ring import ABSENT, leave, use
 from saga_rl.sim.engine import state as st
 

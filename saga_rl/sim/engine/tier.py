@@ -17,8 +17,7 @@ finds it at once.
 
 from __future__ import annotations
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.policies.state import chains as ch
 from saga_rl.policies.state import tables as tb
 from saga_rl.sim.cache import evict as ev

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies import features as ft
 from saga_rl.policies.state import service as sv
 from saga_rl.policies.state.agent_fair_share import afs

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import Policy
 from saga_rl.policies.features import BEGIN, EVICTION, G_MEMORY, RELEASE, make_g
 from saga_rl.policies.parameters import EXPIRY_S

@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from saga_rl.aeg.forest import Forest
 from saga_rl.errors import UserError
+from saga_rl.njit import njit
 from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.cache.pool import Pool, Tree, make_pool, make_tree
 from saga_rl.sim.reference import END, READY, START, Reference

@@ -19,12 +19,12 @@ import operator
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from saga_rl.aeg.forest import build_forest
 from saga_rl.aeg.trace import Trace
 from saga_rl.errors import UserError, unknown_name
+from saga_rl.njit import njit
 from saga_rl.sim.compiled.jit import compiled
 from saga_rl.sim.reference import END, READY, START, Reference
 

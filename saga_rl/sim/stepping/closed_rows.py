@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.policies.features import LEARNED_ADMISSION, LEARNED_EVICTION, LEARNED_ORDERING, LEARNED_PLACEMENT
 from saga_rl.sim.engine import state as st
 from saga_rl.sim.engine.loop import CHOOSE, EVICT, PLACE

@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numba.typed import List
 from numpy.typing import NDArray
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import PolicySet
 from saga_rl.sim.compiled.jit import compiled, entry_point, function_type
 from saga_rl.sim.compiled.refs import refs_of, world_ref

@@ -11,11 +11,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.experimental import structref
 from numba.typed import List
 from numpy.typing import NDArray
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import Policy
 from saga_rl.policies.features import EVICTION
 from saga_rl.sim.cache import pool as kv

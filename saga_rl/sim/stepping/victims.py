@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from saga_rl.njit import njit
 from saga_rl.policies.state import chains as ch
 from saga_rl.sim.cache import evict as ev
 from saga_rl.sim.cache import pool as kv

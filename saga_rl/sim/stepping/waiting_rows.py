@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from saga_rl.njit import njit
 from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.engine import state as st
 from saga_rl.sim.engine.admit import fill_admission

@@ -8,8 +8,8 @@ Admits a new chain iff active < limit; chains under way always go on.
 """
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import MEMORY, SCORE, Policy
 from saga_rl.policies.features import AD, HERE, NO_EVENT
 from saga_rl.policies.parameters import bounded

@@ -4,8 +4,8 @@ Admits a new chain iff live + factor * session_growth + need <= pool (blocks).
 """
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import AD
 from saga_rl.policies.parameters import bounded

@@ -6,8 +6,8 @@ reads active + 1 <= share * pool / mean. Chains under way always go on.
 """
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import AD
 from saga_rl.policies.parameters import bounded

@@ -9,8 +9,8 @@ behind it, so use an order that puts cached chains first (`dlpm`).
 """
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import AD
 from saga_rl.policies.parameters import bounded

@@ -4,8 +4,7 @@ A reference that says how much is to be gained from knowing who has ended and wh
 Wants eviction `clairvoyant` beside it, which tells when each chain is next used.
 """
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import AD
 from saga_rl.policies.registry import register

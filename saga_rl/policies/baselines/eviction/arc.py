@@ -18,8 +18,8 @@ score cannot do what the source does:
 """
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import MEMORY, SCORE, Policy
 from saga_rl.policies.eviction.parts import apart, recall, switch
 from saga_rl.policies.features import BEGIN, EV, NO_EVENT, RELEASE

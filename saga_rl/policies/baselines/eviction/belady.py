@@ -4,8 +4,7 @@ Reads the ORACLE column. On a fixed reference string it is a true bound (a chain
 of any block is found at a chain's tail); in closed loop it is a reference only.
 """
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import EV
 from saga_rl.policies.registry import register

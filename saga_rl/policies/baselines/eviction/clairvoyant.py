@@ -7,8 +7,7 @@ A reference, not a bound: it knows when each tool returns, but not how long a re
 next use alone is not optimal where the order of requests follows from the evictions. Another policy can beat it.
 """
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.eviction.parts import apart
 from saga_rl.policies.features import EV

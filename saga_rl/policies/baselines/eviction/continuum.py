@@ -23,8 +23,8 @@ side) a token first; waiting. So pins give way under pressure, as the source's d
 """
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import MEMORY, SCORE, Policy
 from saga_rl.policies.eviction.parts import LINEAR, SQUARE, TIER, apart, prefill_s, recall, switch
 from saga_rl.policies.features import BEGIN, EV, NO_EVENT, RELEASE

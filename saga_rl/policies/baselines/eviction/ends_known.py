@@ -6,8 +6,8 @@ Bélády is what not knowing the return times costs; what lies between it and `b
 """
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.eviction.parts import TIER, apart
 from saga_rl.policies.features import EV

@@ -15,9 +15,9 @@ chains go last, ended ones first, neither for their H, so L does not move with t
 """
 
 import numpy as np
-from numba import njit
 
 from saga_rl.errors import UserError
+from saga_rl.njit import njit
 from saga_rl.policies.base import MEMORY, SCORE, Policy
 from saga_rl.policies.eviction.parts import LINEAR, SQUARE, apart, prefill_s, recall, switch
 from saga_rl.policies.features import BEGIN, EV, EVICT, NO_EVENT, RELEASE

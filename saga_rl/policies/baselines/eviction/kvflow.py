@@ -16,8 +16,8 @@ Equal steps: released earliest. `protect=0`: a waiting chain is ranked as if its
 """
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.eviction.parts import TIER, apart, switch
 from saga_rl.policies.features import EV

@@ -11,8 +11,8 @@ last, ended ones first, neither for their key, so L does not move with them; 0 i
 """
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import MEMORY, SCORE, Policy
 from saga_rl.policies.eviction.parts import apart, recall, switch
 from saga_rl.policies.features import BEGIN, EV, EVICT, NO_EVENT, RELEASE

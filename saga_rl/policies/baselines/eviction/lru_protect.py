@@ -4,8 +4,7 @@ vLLM holds no reference to a waiting request's cached blocks, so plain LRU throw
 Among waiting chains the one farthest back in the queue goes first: it is needed last.
 """
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import EV
 from saga_rl.policies.registry import register

@@ -7,8 +7,8 @@ theirs. A reference for open loop, not a bound: how far it is from Bélády is w
 """
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.eviction.parts import TIER, apart, dead
 from saga_rl.policies.features import EV

@@ -21,8 +21,8 @@ move with them; 0 is the published form.
 """
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import MEMORY, SCORE, Policy
 from saga_rl.policies.eviction.parts import apart, recall, switch
 from saga_rl.policies.features import BEGIN, EV, NO_EVENT, RELEASE

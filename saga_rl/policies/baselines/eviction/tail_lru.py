@@ -14,8 +14,8 @@ an end-aware variant that is told more): waiting chains go last, ended ones firs
 """
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.eviction.parts import apart, switch
 from saga_rl.policies.features import EV

@@ -12,9 +12,9 @@ second in which the whole pool is held, in seconds of prefill.
 """
 
 import numpy as np
-from numba import njit
 
 from saga_rl.errors import UserError
+from saga_rl.njit import njit
 from saga_rl.policies.base import MEMORY, SCORE, Policy
 from saga_rl.policies.eviction.parts import LINEAR, SQUARE, apart, prefill_s, recall
 from saga_rl.policies.eviction.wa_lru import ALPHA, BETA, GAMMA, p_evict

@@ -7,8 +7,8 @@ with most cached tokens of its chain goes first, then the earlier one. With one 
 """
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import OD
 from saga_rl.policies.parameters import bounded

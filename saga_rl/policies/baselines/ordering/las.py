@@ -8,8 +8,8 @@ and starve = 0 turns it off.
 """
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import OD
 from saga_rl.policies.ordering.fcfs import AHEAD_S

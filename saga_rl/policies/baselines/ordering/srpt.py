@@ -4,8 +4,7 @@ Remaining steps (of the mean that its type's ended chains had, at least one) x s
 are expected to need the same go by arrival; preempted requests keep theirs.
 """
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import OD
 from saga_rl.policies.registry import register

@@ -5,8 +5,7 @@ charge computed prompt and generated tokens as they arise and lift a tenant that
 paper.
 """
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import OD
 from saga_rl.policies.registry import register

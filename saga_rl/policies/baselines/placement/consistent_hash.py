@@ -8,8 +8,8 @@ never full. A very large c gives plain consistent hashing.
 """
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import PL
 from saga_rl.policies.parameters import bounded

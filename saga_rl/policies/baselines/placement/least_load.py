@@ -1,7 +1,6 @@
 """Least load: the worker with the smallest load (`features.load`), wherever the chain's KV may be."""
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import PL
 from saga_rl.policies.registry import register

@@ -4,8 +4,7 @@ A router that looks at two workers needs no view of the whole cluster, and its l
 Equal loads: the one drawn first.
 """
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import PL
 from saga_rl.policies.registry import register

@@ -9,8 +9,8 @@ flight and `ratio` times) is passed over, and the others are still chosen from b
 """
 
 import numpy as np
-from numba import njit
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import PL
 from saga_rl.policies.parameters import bounded

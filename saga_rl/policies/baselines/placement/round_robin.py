@@ -1,7 +1,6 @@
 """Round robin: the worker that has been passed over for the longest, whatever its load and the chain's KV."""
 
-from numba import njit
-
+from saga_rl.njit import njit
 from saga_rl.policies.base import SCORE, Policy
 from saga_rl.policies.features import PL
 from saga_rl.policies.registry import register

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from vllm.v1.core.kv_cache_utils import KVCacheBlock, get_group_id
+
+from saga_rl.njit import njit
 
 STATES = 2
 """Blocks that a request holds of a group of linear attention: the state, and the one before."""

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import Policy
 from saga_rl.policies.features import (
     BEGIN,

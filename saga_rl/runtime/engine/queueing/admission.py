@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from vllm.v1.request import Request
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import Policy
 from saga_rl.policies.features import (
     AD,

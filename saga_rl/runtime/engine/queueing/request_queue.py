@@ -17,11 +17,11 @@ import bisect
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue, RequestQueue
 from vllm.v1.request import Request, RequestStatus
 
+from saga_rl.njit import njit
 from saga_rl.policies.base import Policy
 from saga_rl.policies.features import ORDERING, ordering_row
 from saga_rl.policies.registry import make
