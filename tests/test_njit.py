@@ -27,7 +27,7 @@ def calls(a, b):
 def test_whole_numbers_and_flags_of_any_kind_share_one_version() -> None:
     a, b = np.array([3], dtype=np.int32), np.array([4], dtype=np.int64)
     assert calls(a, b) == (13 + 13 - 2 + 13 + 16) + 2.5
-    widths = sorted(str(arguments[1]) for arguments in scaled.overloads)
+    widths = sorted(str(arguments[1]) for arguments in scaled.part.overloads)
     assert widths == ["float64", "int64"], "a floating factor is another function, a narrow or literal one is not"
 
 
