@@ -1,14 +1,16 @@
 """The fidelity table: what the simulator foretells beside what vLLM's real asynchronous scheduler does in virtual time.
 
     python benchmarks/emulation.py DATA --out DIR [--source weka --source katas] [--policy likely ...]
-        [--over 1.4 --over 2.5 --over 4] [--engines 2 --engines 8] [--tier 0 --tier 4] [--sessions 25] [--jobs 2]
+        [--over 1.4 --over 2.5 --over 4] [--engines 2 --engines 8] [--kv-tokens N] [--tier 0 --tier 4]
+        [--sessions 25] [--jobs 2]
 
 Recorded sessions in full length (DATA: the folder of the collections), a closed population, ends hidden, tools named by
-the request that follows them. A row: policy x oversubscription x engines. The pool is the profile's; the population is
-what makes the KV that live sessions would hold so many times what the engines have. A tier of so many pools beside each
-engine is vLLM's own KV offloading, its link as fast as an emulated device's. The simulator is told that it never hears
-a tool's name, which is what a late name is worth (`Tracker.arrive`). DIR gets a journal of rows, so that a run that was
-cut short goes on where it was, and `emulation.json` and `emulation.md` in the end; rows of other code are run anew.
+the request that follows them. A row: policy x oversubscription x engines. The pool is the profile's, or --kv-tokens of
+each engine: recordings are too few to fill eight whole ones. The population is what makes the KV that live sessions
+would hold so many times what the engines have. A tier of so many pools beside each engine is vLLM's own KV offloading,
+its link as fast as an emulated device's. The simulator is told that it never hears a tool's name, which is what a late
+name is worth (`Tracker.arrive`). DIR gets a journal of rows, so that a run that was cut short goes on where it was, and
+`emulation.json` and `emulation.md` in the end; rows of other code are run anew.
 """
 
 from __future__ import annotations
@@ -71,6 +73,8 @@ class Row:
     asynchronous: bool
     tier: float = 0.0
     """CPU tier beside each engine, pools."""
+    kv_tokens: int = 0
+    """An engine's pool; 0 = the profile's."""
 
     @staticmethod
     def of(spec: Spec) -> Row:
@@ -90,15 +94,16 @@ def workload(data: str, cell: Row) -> tuple[Trace, SimConfig, float]:
     total = trace.steps.prompt_tokens + trace.steps.output_tokens
     longest = np.maximum.reduceat(total, trace.session_offsets[:-1])
     profile = load_profile(cell.profile)
+    pool_tokens = cell.kv_tokens or profile.kv_tokens
     fits = np.flatnonzero((n >= cell.steps[0]) & (n <= cell.steps[1])
-                          & (longest <= min(cell.context, profile.kv_tokens)))
+                          & (longest <= min(cell.context, pool_tokens)))
     if not len(fits):
         raise UserError(f"{cell.source}", "has no such sessions", "allow more steps or longer contexts")
-    config = SimConfig(workers=cell.engines, kv_tokens=profile.kv_tokens, profile=profile, end_hint=False,
+    config = SimConfig(workers=cell.engines, kv_tokens=pool_tokens, profile=profile, end_hint=False,
                        tool_names=False, starve_s=SagaConfig().starve_s, async_scheduling=cell.asynchronous,
-                       cpu_tokens=int(cell.tier * profile.kv_tokens), offloading="vllm",
+                       cpu_tokens=int(cell.tier * pool_tokens), offloading="vllm",
                        pcie_tokens_per_s=Settings(cell.profile).link_tokens_per_s)
-    have = cell.engines * profile.kv_tokens
+    have = cell.engines * pool_tokens
     population, chosen = 8, trace
     for _ in range(6):  # the demand of a session depends on how many there are, and a little on which
         chosen = trace.select(fits[:max(cell.sessions, population + 1)])
@@ -171,8 +176,9 @@ def cells_of(r: dict[str, Any]) -> list[str]:
     c, d = r["cell"], r["difference"]
     sides = [f"{x['tct_mean_s']:,.1f} / {x['tct_p95_s']:,.1f} s, {x['hit_share']:.3f}"
              for x in (r["simulated"], r["real"])]
+    engines = f"{c['engines']} of {c['kv_tokens']:,}" if c["kv_tokens"] else str(c["engines"])
     return [f"{c['source']} ({r['sessions']}, {r['population']} alive)", c["policy"], f"{r['oversubscription']:.2f}x",
-            str(c["engines"]), f"{c['tier']:g}x", *sides, f"{d['tct_mean_s']:+.1%}", f"{d['tct_p95_s']:+.1%}",
+            engines, f"{c['tier']:g}x", *sides, f"{d['tct_mean_s']:+.1%}", f"{d['tct_p95_s']:+.1%}",
             f"{d['hit_share']:+.3f}", "" if agrees(r) else "apart"]
 
 
@@ -207,6 +213,7 @@ def main(
     sessions: Annotated[int, Option(help="Sessions of a row, at least.")] = 25,
     steps: Annotated[tuple[int, int], Option(help="Fewest and most steps of a session.")] = (4, 40),
     context: Annotated[int, Option(help="Longest context of a session, tokens.")] = 200_000,
+    kv_tokens: Annotated[int, Option(help="An engine's pool, tokens; 0 = the profile's.")] = 0,
     profile: Annotated[str, Option()] = "h100-llama3.1-8b-tp1",
     gap_s: Annotated[float, Option(help="Cut pauses to so many seconds; 0 = as recorded.")] = 0.0,
     asynchronous: Annotated[bool, Option("--async/--sync")] = True,
@@ -216,7 +223,7 @@ def main(
     for s in source:
         if s not in SOURCES:
             raise unknown_name("source", s, SOURCES)
-    rows = [Row(s, p, o, n, sessions, steps, context, profile, gap_s, asynchronous, f)
+    rows = [Row(s, p, o, n, sessions, steps, context, profile, gap_s, asynchronous, f, kv_tokens)
             for s in source for n in engines for f in tier for o in over for p in policy]
     digest, sums = code(), {s: sha256(must_exist(data / SOURCES[s])) for s in source}
     weights = {p: weights_of(load_parts(p)) for p in policy if Path(p).is_dir()}

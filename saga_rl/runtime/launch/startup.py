@@ -12,12 +12,15 @@ from typing import Any
 from saga_rl.errors import UserError
 from saga_rl.moved import new_name
 from saga_rl.policies.base import PolicySet
+from saga_rl.policies.parameters import DEFAULT_PRESET
 from saga_rl.runtime.config import versions
 from saga_rl.runtime.config.emulated import active
 from saga_rl.runtime.config.ours import SCHEDULER, SYNC_SCHEDULER, is_ours
 from saga_rl.runtime.config.settings import KEY, STOCK, SagaConfig, policies_of, read_config, require_free_order
 from saga_rl.runtime.server.http.settings import read_settings
 
+OFFLOADS = ("Offload", "LMCache")
+"""Words in the names of the connectors that keep KV below the GPU for this very engine."""
 MERGES = False
 """Who started this process makes the recording's trace when the server stops."""
 
@@ -86,6 +89,8 @@ def announce(vllm_config: Any, config: SagaConfig) -> None:
         folder = journal_folder(config.record)
         _say(f"recording into {folder}; when the server has stopped, make the trace with `saga-rl merge-recording "
              f"{folder} -o {config.record}` (`saga-rl serve` does it itself)")
+    if (hint := tier_hint(vllm_config, policies)) is not None:
+        _say(hint)
     if not admin_digests(config):
         _say(f"no admin key ({ADMIN_VARIABLE}): /saga/policy and the kill switch /saga/stock are off")
     announce_device()
@@ -95,6 +100,20 @@ def announce(vllm_config: Any, config: SagaConfig) -> None:
                 policy=shown(config.policy), policies=policies.names(), checkpoints=hashes(policies),
                 constraints=_constraints(config), vllm=version,
                 engines=vllm_config.parallel_config.data_parallel_size)
+
+
+def tier_hint(vllm_config: Any, policies: PolicySet) -> str | None:
+    """What an operator should know who offloads KV below the GPU and takes an admission that does not reckon with it;
+    None where there is nothing to say. It measured slower than stock there (docs/explanation/no-harm.md)."""
+    transfer = getattr(vllm_config, "kv_transfer_config", None)
+    connector = str(getattr(transfer, "kv_connector", None) or "")
+    if not any(word in connector for word in OFFLOADS):
+        return None
+    admission = policies.admission
+    if admission.name != "reserve-older" or "tier" in admission.doc:
+        return None
+    return (f"note: {connector} keeps KV below the GPU, and this policy holds requests back as if nothing came back "
+            f"from there, which can be slower than vLLM alone; --policy {DEFAULT_PRESET} reckons with it")
 
 
 def announce_device() -> None:
