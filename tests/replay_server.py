@@ -25,6 +25,8 @@ class FakeServer:
     token_ids: bool = True
     details: bool = True
     strict: bool = False
+    says_block: bool = False
+    """A page /metrics as vLLM's."""
     fail: Any = None
     """Called with (number of the request, body); a truthy answer is the status to fail with."""
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -58,6 +60,10 @@ class FakeServer:
         if self.max_model_len is not None:
             row["max_model_len"] = self.max_model_len
         return web.json_response({"object": "list", "data": [row]})
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        return web.Response(text='# TYPE vllm:cache_config_info gauge\nvllm:cache_config_info{hash_block_size="None",'
+                                 f'block_size="{self.block}",engine="0"}} 1.0\n')
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         now = asyncio.get_running_loop().time
@@ -108,6 +114,8 @@ class FakeServer:
         app = web.Application(client_max_size=1 << 26)
         app.router.add_get("/v1/models", self.models)
         app.router.add_post("/v1/completions", self.completions)
+        if self.says_block:
+            app.router.add_get("/metrics", self.metrics)
         runner = web.AppRunner(app)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)

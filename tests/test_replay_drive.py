@@ -314,3 +314,13 @@ def test_the_command_writes_json_and_a_trace_and_refuses_with_status_2(tmp_path,
     with pytest.raises(SystemExit) as e:
         run_user_command(app)
     assert e.value.code == 2
+
+
+@pytest.mark.parametrize(("says", "given", "wanted"), [(True, None, 4), (False, None, 16), (True, 8, 8)])
+def test_the_block_size_is_the_servers_unless_one_is_given(says: bool, given: int | None, wanted: int) -> None:
+    async def go():
+        async with FakeServer(block=4, says_block=says).serve() as url:
+            return await run_replay(make(chain_session("a", steps=1)), url, block_tokens=given)
+
+    result, _ = asyncio.run(go())
+    assert result["block_tokens"] == wanted

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from saga_rl.errors import UserError
 from saga_rl.files import check_target, write_json
-from saga_rl.policies.parameters import EXPIRY_S
+from saga_rl.policies.parameters import DEFAULT_PROFILE, EXPIRY_S
 from saga_rl.provenance import provenance
 
 DEFAULT = "lru,lru-protect,wa-lru,wa-lru-literal"
@@ -23,11 +23,11 @@ def _bound(
     eviction: Annotated[str, typer.Option(help="Eviction policies to compare, or learned:FOLDER, with commas "
                                           "between. A wrong name lists all.")] = DEFAULT,
     profile: Annotated[str, typer.Option(help="Cost profile (`saga-rl profile list`), or a JSON file.")]
-    = "a100-llama3-70b-tp4",
+    = DEFAULT_PROFILE,
     population: Annotated[int, typer.Option(help="Closed population: sessions at once; 0 = the trace's arrivals.")] = 0,
     sessions: Annotated[int, typer.Option(help="Only so many sessions, drawn with --seed; 0 = all.")] = 0,
     seed: Annotated[int, typer.Option(help="Draws the sessions.")] = 0,
-    end_hint: Annotated[bool, typer.Option(help="Clients say which step is their last.")] = True,
+    end_hint: Annotated[bool, typer.Option(help="Clients say which step is their last.")] = False,
     expiry_s: Annotated[float, typer.Option(help="Idle seconds after which a session is presumed ended.")] = EXPIRY_S,
     json: Annotated[Path | None, typer.Option(help="Write the result there.")] = None,
 ) -> None:

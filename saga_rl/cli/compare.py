@@ -60,6 +60,7 @@ def _compare(
     afs_preempt_s: Annotated[float, typer.Option(help="Fairness: waiting seconds before AFS preempts.")]
     = D.afs_preempt_s,
     profile: Annotated[str, typer.Option(help="Cost profile of the simulator.")] = D.profile,
+    ends: Annotated[bool, typer.Option(help="Clients say which step is their last.")] = D.ends,
     jobs: Annotated[int | None, typer.Option(help="Processes; all cores unless given.")] = None,
     fresh: Annotated[bool, typer.Option(help="Begin anew; what the folder holds is moved aside.")] = False,
 ) -> None:
@@ -71,7 +72,7 @@ def _compare(
     asked = Settings(presets=checks.specs(policy or ()), capacities=checks.numbers("--capacities", capacities, 0.0),
                      loads=checks.numbers("--loads", loads, 0.0), seeds=seeds, tune=tune, workers=workers,
                      kv_tokens=kv_tokens, population=population, product=product, gap_tokens=gap, floor=floor,
-                     afs_preempt_s=afs_preempt_s, profile=profile)
+                     afs_preempt_s=afs_preempt_s, profile=profile, ends=ends)
     asked = checks.with_specs(asked, {"eviction": eviction or (), "placement": placement or (),
                                       "ordering": ordering or (), "admission": admission or ()})
     s = replace(asked, parts=checks.check_parts(part or (), given))

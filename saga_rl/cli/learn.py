@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from saga_rl.errors import EXIT_INTERRUPTED, UserError, unknown_name
-from saga_rl.policies.parameters import EXPIRY_S
+from saga_rl.policies.parameters import DEFAULT_PROFILE, EXPIRY_S
 
 if TYPE_CHECKING:
     from saga_rl.learn.own.settings import Settings
@@ -65,14 +65,14 @@ def _learn(
 
     Searches, judges on sessions that the search never saw, and writes what was found, or the safe default if that is as
     good, with a page that says what you gain and where you lose."""
-    from saga_rl.learn.own.settings import FULL, PROFILE, QUICK, Settings
+    from saga_rl.learn.own.settings import FULL, QUICK, Settings
     from saga_rl.learn.tracking import MODES
 
     small = {"generations": generations, "candidates": candidates, "checks": checks, "arrangements": arrangements,
              "starts": starts}
     given = {k: v for k, v in small.items() if v}
     spending = replace(QUICK if quick else FULL, **given, **({"llm_steps": 0} if generations else {}))
-    s = Settings(profile=PROFILE if profile is None else profile, workers=workers, kv_tokens=kv_tokens,
+    s = Settings(profile=DEFAULT_PROFILE if profile is None else profile, workers=workers, kv_tokens=kv_tokens,
                  cpu_tokens=cpu_tokens, window=window, population=population, load=load, ends=ends, expiry_s=expiry_s,
                  max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens, seed=seed, anyway=anyway,
                  spending=spending)

@@ -30,8 +30,9 @@ def replay(
     ends: bool = typer.Option(True, help="Tell an agent's last request (saga_final)."),
     next_tool: bool = typer.Option(True, help="Tell the tool that an answer will call (saga_next_tool)."),
     salt: str = typer.Option("", help="Replays with different salts share no cached block."),
-    block_tokens: int = typer.Option(
-        16, min=1, help="The server's KV block size, to tell first-time tokens from tokens computed again."),
+    block_tokens: int | None = typer.Option(
+        None, min=1, help="The server's KV block size, to tell first-time tokens from tokens computed again; default: "
+                          "what the server says, else 16."),
     api_key: str | None = typer.Option(None, envvar="OPENAI_API_KEY", help="Bearer token."),
     json_out: Path | None = typer.Option(None, "--json", help="Write the figures here."),
     record_trace: Path | None = typer.Option(None, help="Write the trace with the measured times here."),

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from saga_rl.files import check_target, write_json
-from saga_rl.policies.parameters import EXPIRY_S
+from saga_rl.policies.parameters import DEFAULT_PROFILE, EXPIRY_S
 from saga_rl.provenance import provenance
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ def _simulate(
     workers: Annotated[int, typer.Option(help="Equal workers, each with its own KV pool.")] = 1,
     kv_tokens: Annotated[int, typer.Option(help="KV pool of one worker, tokens; 0 = the profile's.")] = 0,
     profile: Annotated[str, typer.Option(help="Cost profile (`saga-rl profile list`), or a JSON file.")]
-    = "a100-llama3-70b-tp4",
+    = DEFAULT_PROFILE,
     population: Annotated[int, typer.Option(help="Closed population: sessions at once; 0 = the trace's arrivals.")] = 0,
-    end_hint: Annotated[bool, typer.Option(help="Clients say which step is their last.")] = True,
+    end_hint: Annotated[bool, typer.Option(help="Clients say which step is their last.")] = False,
     expiry_s: Annotated[float, typer.Option(help="Idle seconds after which a session is presumed ended.")] = EXPIRY_S,
     max_num_seqs: Annotated[int, typer.Option(help="Running slots of one worker, as vLLM's flag.")] = 256,
     horizon_s: Annotated[float | None, typer.Option(help="Stop there (simulated seconds); inf = never. Default: "

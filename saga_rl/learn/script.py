@@ -11,9 +11,10 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from saga_rl.errors import EXIT_INTERRUPTED, UserError, run_user_command
+from saga_rl.report.progress import LoggedProgress
 
 
 def run_script(command: Callable[..., None], arguments: list[str] | None = None, name: str | None = None) -> None:
@@ -41,9 +42,8 @@ def stop(line: str, status: int) -> None:
 
 
 def progress(console: Console | None = None) -> Progress:
-    """The bar that every script shows on standard error."""
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                    TextColumn("{task.fields[note]}"), console=console or Console(stderr=True))
+    """The bar that every script shows on standard error; lines where there is no terminal."""
+    return LoggedProgress(console or Console(stderr=True))
 
 
 def words(text: str) -> list[str]:

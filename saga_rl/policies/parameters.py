@@ -10,6 +10,9 @@ EXPIRY_S = 300.0
 """Seconds of silence after which an idle chain is presumed to have ended, unless another number is given: here and
 nowhere else."""
 
+DEFAULT_PROFILE = "h100-llama3-70b-tp4"
+"""What an iteration costs where nobody names a cost profile: a fitted one."""
+
 DEFAULT_PRESET = "auto"
 """What serves where nobody names a policy, and what `saga-rl learn` falls back on."""
 

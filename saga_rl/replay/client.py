@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ QUIET_S = 900.0
 """A stream without a byte for this long counts as failed."""
 LINE_BYTES = 1 << 24
 """vLLM echoes the whole prompt's ids in one line of the stream."""
+BLOCK_SIZE = re.compile(r'[{,]block_size="(\d+)"')
 KEEP_S = 2.0
 """Idle connections are closed after so long: before the server does (uvicorn: 5 s), or a request could be sent into a
 connection that is just being closed."""
@@ -92,15 +94,25 @@ class OpenAIClient:
         chosen = name or next(iter(by_name))
         return chosen, by_name[chosen]
 
-    async def counters(self, names: dict[str, str]) -> dict[str, float]:
-        """Sums of Prometheus counters of /metrics, renamed as `names` says; empty where there is no such page."""
+    async def _metrics(self) -> str:
+        """The page /metrics; empty where there is none."""
         try:
             async with self.http.get(f"{self.base}/metrics", timeout=aiohttp.ClientTimeout(total=10)) as r:
-                page = await r.text() if r.status == 200 else ""
+                return await r.text() if r.status == 200 else ""
         except (aiohttp.ClientError, OSError):
-            page = ""
+            return ""
+
+    async def block_tokens(self) -> int | None:
+        """Tokens of the server's KV blocks, as vLLM says on /metrics; None where it does not."""
+        for line in (await self._metrics()).splitlines():
+            if line.startswith("vllm:cache_config_info{") and (found := BLOCK_SIZE.search(line)):
+                return int(found[1])
+        return None
+
+    async def counters(self, names: dict[str, str]) -> dict[str, float]:
+        """Sums of Prometheus counters of /metrics, renamed as `names` says; empty where there is no such page."""
         out: dict[str, float] = {}
-        for line in page.splitlines():
+        for line in (await self._metrics()).splitlines():
             name = line.partition("{")[0].partition(" ")[0]
             if name in names:
                 out[names[name]] = out.get(names[name], 0.0) + float(line.rsplit(" ", 1)[1])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from saga_rl.aeg.quality import quality
@@ -15,7 +15,10 @@ from saga_rl.aeg.trace import Trace
 from saga_rl.aeg.validate import check_fits
 from saga_rl.replay.client import OpenAIClient
 from saga_rl.replay.drive import DriveOptions, Measured, Watcher, drive
+from saga_rl.report.progress import LoggedProgress
 
+BLOCK_TOKENS = 16
+"""Of a server that does not say: what vLLM takes on GPUs."""
 COUNTERS = {"vllm:num_preemptions_total": "preemptions"}
 
 
@@ -79,21 +82,23 @@ def recorded_trace(trace: Trace, m: Measured, url: str, speed: float = 1.0) -> T
 async def run_replay(trace: Trace, url: str, *, model: str | None = None, speed: float = 1.0,
                      concurrency: int | None = None, api_key: str | None = None, hints: bool = True,
                      ends: bool = True, next_tool: bool = True, priority: bool = False, salt: str = "",
-                     block_tokens: int = 16, agent_headers: bool = False, progress: Progress | None = None,
+                     block_tokens: int | None = None, agent_headers: bool = False, progress: Progress | None = None,
                      watch: Watcher | None = None) -> tuple[dict[str, Any], Measured]:
     """Play `trace` against the server at `url`; returns (`metrics`, per-step arrays). watch: told what happens, in the
-    place of a `progress` bar. Raises `UserError`."""
+    place of a `progress` bar. block_tokens: of the server's KV blocks; None: what it says on /metrics, else 16. Raises
+    `UserError`."""
     async with OpenAIClient(url, api_key) as client:
         name, model_len = await client.model(model)
         check_fits(trace, model_len=model_len)
-        options = DriveOptions(name, speed, concurrency, hints, ends, next_tool, priority, salt, block_tokens,
-                               agent_headers)
+        block = block_tokens or await client.block_tokens() or BLOCK_TOKENS
+        options = DriveOptions(name, speed, concurrency, hints, ends, next_tool, priority, salt, block, agent_headers)
         before = await client.counters(COUNTERS)
         told = watch if watch is not None else _bar(trace, progress) if progress is not None else lambda event: None
         measured = await drive(trace, client, options, told)
         after = await client.counters(COUNTERS)
     counted = {k: int(after[k] - before.get(k, 0.0)) for k in after}
-    return metrics(trace, measured) | counted | {"model": name, "trace_quality": quality(trace)}, measured
+    asked = {"model": name, "block_tokens": block, "trace_quality": quality(trace)}
+    return metrics(trace, measured) | counted | asked, measured
 
 
 def _bar(trace: Trace, progress: Progress) -> Watcher:
@@ -113,8 +118,8 @@ def _bar(trace: Trace, progress: Progress) -> Watcher:
 
 
 def progress_bar(console: Console) -> Progress:
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                    TextColumn("{task.fields[failed]}"), console=console)
+    """The bars of a replay; lines where there is no terminal."""
+    return LoggedProgress(console, "failed")
 
 
 NOT_SAID = "not said; vLLM says it with --enable-prompt-tokens-details"

@@ -32,11 +32,12 @@ class Plan:
                          weight * n * f["steps"] / f["sessions"])
 
     def open_config(self, kv_tokens: int = 0) -> dict[str, Any]:
-        config = {"workers": 1, "population": self.s.population, "profile": self.s.profile}
+        config = {"workers": 1, "population": self.s.population, "profile": self.s.profile,
+                  "end_hint": self.s.ends}
         return config | ({"kv_tokens": kv_tokens} if kv_tokens else {})
 
     def closed_config(self, name: str) -> dict[str, Any]:
-        return {"workers": self.s.workers, "profile": self.s.profile,
+        return {"workers": self.s.workers, "profile": self.s.profile, "end_hint": self.s.ends,
                 "kv_tokens": pool_tokens(self.facts[name]["longest_context_tokens"], self.s.kv_tokens)}
 
     def fair(self, name: str) -> bool:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from saga_rl.policies.parameters import DEFAULT_PROFILE
+
 if TYPE_CHECKING:
     from saga_rl.policies.constraints import Constraints
 
@@ -50,7 +52,9 @@ class Settings:
     gap_tokens: float = 20_000.0
     floor: float = 0.03
     afs_preempt_s: float = 0.5
-    profile: str = "a100-llama3-70b-tp4"
+    profile: str = DEFAULT_PROFILE
+    ends: bool = False
+    """Clients say which step is their last."""
 
     @property
     def test_seeds(self) -> range:

@@ -169,6 +169,7 @@ def summarise(o: Outcome) -> Row:
         "rules": {"low_pressure_share": LOW_PRESSURE, "collapse_factor": COLLAPSE, "least_pairs": MIN_PAIRS},
         "settings": {"seeds": list(s.test_seeds), "tune": s.tune, "loads": list(s.loads), "workers": s.workers,
                      "capacities": list(s.capacities), "population": s.population, "profile": s.profile,
+                     "ends": s.ends,
                      "constraints": s.variants()},
         "traces": {name: {**facts, "kv_tokens": o.plan.closed_config(name)["kv_tokens"],
                           "p1": o.scouted.get((name, "pressure")), "sustained": o.scouted.get((name, "sustain"))}

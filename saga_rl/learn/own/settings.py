@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from saga_rl.policies.base import Decision
-from saga_rl.policies.parameters import EXPIRY_S
+from saga_rl.policies.parameters import DEFAULT_PROFILE, EXPIRY_S
 
-PROFILE = "h100-llama3-70b-tp4"
-"""A fitted one."""
 SHIPPED = Path(__file__).resolve().parents[3] / "checkpoints" / "joint-hidden"
 """Of a checkout; an installed package has none."""
 FEWEST_SESSIONS, FEWEST_GROUPS, FEWEST_OF_A_PART = 30, 3, 4
@@ -60,7 +58,7 @@ FULL = Spending(generations=30, candidates=12, episodes=2, checks=4, arrangement
 class Settings:
     """All that the result depends on, beside the trace and the code."""
 
-    profile: str = PROFILE
+    profile: str = DEFAULT_PROFILE
     workers: int = 1
     kv_tokens: int = 0
     """KV pool of a worker; 0 = the profile's."""
