@@ -1,5 +1,6 @@
 """Where compiled code is kept. Numba's own cache does not notice a change in a function that another file calls, so the
-folder carries a hash of every source file that compiled code is built from: an edit there means a fresh folder.
+folder carries a hash of every source file that compiled code is built from, and of numba's version: an edit there means
+a fresh folder, and environments with different numbas do not undo each other's.
 
 `SAGA_RL_CACHE` names another parent folder than the user's cache folder.
 """
@@ -11,13 +12,14 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 
 def cache_dir() -> Path:
     """The folder for this source tree's compiled code."""
     here = Path(__file__).resolve().parent
-    digest = hashlib.sha256((here / "njit.py").read_bytes())
+    digest = hashlib.sha256(version("numba").encode() + (here / "njit.py").read_bytes())
     for folder in ("policies", "sim"):
         for path in sorted((here / folder).rglob("*.py")):
             digest.update(path.read_bytes())  # constants stand in files that hold no compiled function

@@ -7,7 +7,8 @@ own. For the simulator that is the same code many times over. Here a function th
 intermediate code, one version for whole numbers of any width; what Python calls links it and is optimised once, as a
 whole. Results are the same: numba computes with int64 wherever two whole numbers meet.
 
-This leans on how numba works inside (`numba.core.codegen`, `dispatcher`, `compiler`), so `constraints.txt` pins numba.
+This leans on how numba works inside (`numba.core.codegen`, `dispatcher`, `compiler`). Under a release that it was not
+tried with, `njit` is numba's own: compiling takes longer, and nothing else changes.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numba
 from numba.core import sigutils, types, typing
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import CPUDispatcher
+
+TRIED = ("0.65.",)
+"""How the versions of numba begin with which this was tried."""
 
 
 class PartLibrary(JITCodeLibrary):
@@ -133,6 +138,8 @@ def widened(kind: Any) -> Any:
 
 def njit(*function: Any, **options: Any) -> Any:
     """Compile a function, as `numba.njit` does with these options. Given signatures are taken as they are."""
+    if not numba.__version__.startswith(TRIED):
+        return numba.njit(*function, **options)
     if len(function) == 1 and callable(function[0]) and not isinstance(function[0], types.Type):
         return njit()(function[0])
     cache, locals_ = options.pop("cache", False), options.pop("locals", {})

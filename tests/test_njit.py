@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 
 from saga_rl.compile_cache import compiled_once
-from saga_rl.njit import njit
+from saga_rl.njit import TRIED, njit
 
 
 @njit
@@ -42,6 +44,21 @@ def test_a_signature_that_is_given_stays_as_it_is() -> None:
         return x
 
     assert [str(k[0]) for k in same.overloads] == ["int32"]
+
+
+def test_a_numba_that_was_not_tried_compiles_as_it_does_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba, "__version__", "99.0.0")
+
+    @njit(cache=False)
+    def plain(x):
+        return x + 1
+
+    assert type(plain) is type(numba.njit(lambda x: x)) and plain(2) == 3
+
+
+def test_the_numba_that_we_pin_is_one_that_was_tried() -> None:
+    pinned = (Path(__file__).parents[1] / "constraints.txt").read_text()
+    assert re.search(r"^numba==(.*)$", pinned, re.M)[1].startswith(TRIED)  # type: ignore[index]
 
 
 def test_one_process_compiles_and_the_others_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
