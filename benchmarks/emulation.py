@@ -231,7 +231,8 @@ def main(
     state_of(out, KIND)
     out.mkdir(exist_ok=True)
     with opened(out, KIND, Head(digest)) as journal, pool.workers(jobs) as executor:
-        backend = Processes(executor, run_rows, str(data), says=lambda result: " | ".join(cells_of(result)))
+        backend = Processes(executor, run_rows, str(data), open_loop=False,
+                            says=lambda result: " | ".join(cells_of(result)))
         done = list(Runner(journal, backend, Console(stderr=True)).run("rows", cells).values())
     write_json(out / "emulation.json", {"rows": done, "agree": sum(map(agrees, done)), "limits": LIMITS,
                                         "provenance": provenance(seed=None, trace=None)})

@@ -176,7 +176,8 @@ def main(
     state_of(out, KIND)
     out.mkdir(exist_ok=True)
     with opened(out, KIND, Head(digest)) as journal, pool.workers(jobs) as executor:
-        done = Runner(journal, Processes(executor, run_cells, data), Console(stderr=True)).run("runs", cells)
+        backend = Processes(executor, run_cells, data, open_loop=False)
+        done = Runner(journal, backend, Console(stderr=True)).run("runs", cells)
     rows = rows_of(done, places, policy, seeds, base)
     text = summary(rows, policy) + "\n\n" + table(rows) + "\n"
     write_json(out / "no_harm.json", {"rows": rows, "provenance": provenance(seed=None, trace=None)})

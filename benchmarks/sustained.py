@@ -213,7 +213,7 @@ def main(
     state_of(out, KIND)
     out.mkdir(exist_ok=True)
     with opened(out, KIND, Head(digest)) as journal, pool.workers(jobs) as executor:
-        runner = Runner(journal, Processes(executor, run_cells, data), Console(stderr=True))
+        runner = Runner(journal, Processes(executor, run_cells, data, open_loop=False), Console(stderr=True))
         found = runner.run("sustained loads", cells(places))
         steps = {(p.workload, p.tier, p.seed): found[p]["step"] for p in places if p.policy == STOCK}
         loads = dict.fromkeys(At(**asdict(p), step=share_step(steps[p.workload, p.tier, p.seed], s))

@@ -46,7 +46,7 @@ class Virtual:
         """Each cell, its line in the journal, and seconds of one core, as they are done."""
         with workers(self.jobs) as executor:
             backend = Processes(executor, run_cells, self.plan, groups=lambda some: [[cell] for cell in some],
-                                says=_said)
+                                says=_said, open_loop=False)
             yield from backend.run(cells, shown)
 
 
