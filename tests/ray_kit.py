@@ -19,6 +19,8 @@ from live_kit import ENV, LIMIT_S, START_S, free_port, profile, until
 
 from saga_rl.replay.tiny_model import build_tiny_model
 from saga_rl.runtime.config.emulated import Settings
+from saga_rl.runtime.config.settings import SagaConfig
+from saga_rl.runtime.ray.serve_file import completed
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "docs" / "examples" / "ray_emulated.yaml"
@@ -50,6 +52,15 @@ def example_args() -> dict[str, Any]:
     return app["args"]
 
 
+def bare_args() -> dict[str, Any]:
+    """The same with nothing of ours in it: what `saga-rl serve --ray` is given."""
+    args = example_args()
+    (model,) = args["llm_configs"]
+    del model["engine_kwargs"]["scheduler_cls"], model["engine_kwargs"]["additional_config"]
+    del model["deployment_config"]["request_router_config"], model["runtime_env"]
+    return args
+
+
 class RayApp:
     """Ray, the app and its replicas, with a tiny model and a device whose steps take `step_s`; `stop` ends all."""
 
@@ -58,7 +69,9 @@ class RayApp:
         folder.mkdir(parents=True, exist_ok=True)
         # Ray's sockets lie below it, and the path of a socket may have 107 characters
         self.scratch = Path(tempfile.mkdtemp(prefix="saga-ray-", dir="/tmp"))
-        args = example_args()
+        content = {"applications": [{"args": bare_args()}]}
+        args = completed(content, "bare", SagaConfig(policy="likely"), Settings("h100-llama3.1-8b-tp1"))[
+            "applications"][0]["args"]
         (config,) = args["llm_configs"]
         config["model_loading_config"] = {"model_id": "tiny", "model_source": str(
             build_tiny_model(folder / "model", layers=1, hidden=64, max_len=window))}

@@ -17,7 +17,10 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     ctx: typer.Context,
-    model: str = typer.Argument(help="Model name or folder, as `vllm serve` takes it. All other vLLM flags follow it."),
+    model: str | None = typer.Argument(None, help="Model name or folder, as `vllm serve` takes it. All other vLLM "
+                                       "flags follow it."),
+    ray: Path | None = typer.Option(None, metavar="FILE", help="In place of MODEL: serve what this file of Ray Serve "
+                                    "says, with our scheduler and router filled in."),
     policy: str = typer.Option(DEFAULT_PRESET, help="auto (safe to install: acts where memory is short), likely, saga+ "
                                "(clients say when a session ends), saga, lru, a checkpoint's folder, or stock (vLLM, "
                                "no hooks)."),
@@ -44,11 +47,15 @@ def serve(
     kv_tokens: int | None = typer.Option(None, help="With --emulate: the KV pool, tokens [default: the profile's]."),
 ) -> None:
     """Serve MODEL with vLLM's OpenAI server under a scheduling policy."""
-    from saga_rl.runtime.config.emulated import Settings
+    from saga_rl.runtime.config.emulated import Settings, checked
     from saga_rl.runtime.config.settings import SagaConfig, read_config, read_floors
     from saga_rl.runtime.launch.serve import serve as run
+    from saga_rl.runtime.ray import serve_file
 
-    if model.startswith("-"):
+    if (model is None) == (ray is None):
+        raise UserError("serve", "wants a model, or --ray FILE" if model is None else "got a model and --ray",
+                        "write `saga-rl serve MODEL [vLLM flags]`, or `saga-rl serve --ray FILE`")
+    if model is not None and model.startswith("-"):
         raise UserError("serve", f"got the flag {model} where the model should stand",
                         "write `saga-rl serve MODEL --policy NAME [vLLM flags]`")
     config = SagaConfig(policy=policy, record=str(record) if record else None, expiry_s=expiry_s,
@@ -59,5 +66,15 @@ def serve(
     for flag, value in (("--time-scale", time_scale), ("--kv-tokens", kv_tokens)):
         if value is not None and emulate is None:
             raise UserError(flag, "is given without --emulate", "add --emulate PROFILE, or leave it out")
-    run(model, list(ctx.args), config, None if emulate is None else Settings(emulate, 1.0 if time_scale is None
-                                                                             else time_scale, kv_tokens))
+    device = None if emulate is None else Settings(emulate, 1.0 if time_scale is None else time_scale, kv_tokens)
+    if model is not None:
+        run(model, list(ctx.args), config, device)
+        return
+    if ctx.args:
+        raise UserError(f"flag {ctx.args[0]}", "is vLLM's, and under Ray they stand in the file",
+                        "write it under engine_kwargs")
+    if record is not None:
+        raise UserError("--record", "writes one server's trace, and Ray starts several",
+                        "name a folder of its own under additional_config.saga.record of each model")
+    assert ray is not None
+    serve_file.run(ray, config, None if device is None else checked(device))
