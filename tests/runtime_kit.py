@@ -61,7 +61,7 @@ def make_config(folder: Path, *, seqs: int = 16, batched: int = 512, max_len: in
 
 def make_scheduler(cls: type, folder: Path, *, blocks: int = 64, seqs: int = 16, batched: int = 512,
                    max_len: int = 1024, clock: Clock | None = None, saga: dict[str, Any] | None = None,
-                   policies: PolicySet | None = None, specs: Sequence[Any] = (),
+                   policies: PolicySet | None = None, specs: Sequence[Any] | None = None,
                    change: Callable[[Any], None] = lambda _: None, **config: Any) -> Any:
     """A scheduler of class `cls` over `blocks` KV blocks (one of them vLLM's null block). policies: instead of those
     that `saga` names; specs: of the KV groups, one of full attention unless given; config: more of `VllmConfig`, which
@@ -73,7 +73,7 @@ def make_scheduler(cls: type, folder: Path, *, blocks: int = 64, seqs: int = 16,
     spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
     kv = KVCacheConfig(num_blocks=blocks, kv_cache_tensors=[],
                        kv_cache_groups=[KVCacheGroupSpec([f"layer.{k}"], one)
-                                        for k, one in enumerate(specs or [spec])])
+                                        for k, one in enumerate([spec] if specs is None else specs)])
     vllm_config.cache_config.num_gpu_blocks = blocks
     if clock is not None:
         cls = type(cls.__name__, (cls,), {"clock": staticmethod(clock)})
@@ -100,8 +100,9 @@ def make_request(name: str, tokens: list[int], *, output: int = 4, session: str 
                    lora_request=LoRARequest(f"adapter-{adapter}", adapter, "/nowhere") if adapter else None)
 
 
-def step(scheduler: Any, token: int = 7) -> list[str]:
-    """One iteration: schedule, answer `token` for all that finished their prefill. Returns the requests that ended."""
+def step(scheduler: Any, token: int = 7, **said: Any) -> list[str]:
+    """One iteration: schedule, answer `token` for all that finished their prefill. Returns the requests that ended.
+    said: more of what the model runner says."""
     out = scheduler.schedule()
     ids = list(out.num_scheduled_tokens)
     sampled = []
@@ -111,7 +112,7 @@ def step(scheduler: Any, token: int = 7) -> list[str]:
     before = set(scheduler.requests)
     scheduler.update_from_output(out, ModelRunnerOutput(
         req_ids=ids, req_id_to_index={r: i for i, r in enumerate(ids)}, sampled_token_ids=sampled, logprobs=None,
-        prompt_logprobs_dict={}, pooler_output=[]))
+        prompt_logprobs_dict={}, pooler_output=[], **said))
     return sorted(before - set(scheduler.requests))
 
 

@@ -132,7 +132,7 @@ def _runs(s: EngineView) -> Iterator[str]:
                 yield f"run {run.seq} is of a chain that is forgotten"
     if any(runs.groups.of(block) != run.group for run in runs.all() for block in run):
         yield "a run holds blocks of another group"
-    if not np.array_equal(held.max(axis=0), runs.owned):
+    if not np.array_equal(held.max(axis=0, initial=0.0), runs.owned):
         yield "evictable blocks by chain are counted wrongly"
     if tenants != +runs.idle:
         yield "evictable blocks by tenant are counted wrongly"
@@ -163,9 +163,13 @@ def _rows(s: EngineView) -> Iterator[str]:
         yield f"request {gone[0]} has gone, what is known of it has not"
     if lost := [r.request_id for r in (*s.running, *s.waiting) if r.request_id not in s.served]:
         yield f"nothing is known of request {lost[0]}"
-    if running != set(np.flatnonzero(x[:, ch.RUNNING]).tolist()):
+    # A streaming input keeps its blocks while it waits for its next part, so its row runs on.
+    parts = {s.served[name].chain for name, r in s.requests.items()
+             if getattr(r, "resumable", False) and name in s.served}
+    run = set(np.flatnonzero(x[:, ch.RUNNING]).tolist())
+    if not running <= run <= running | parts:
         yield "rows that run are not those of the running requests"
-    if set(chains) - running != set(np.flatnonzero(x[:, ch.WAITING]).tolist()):
+    if set(chains) - run != set(np.flatnonzero(x[:, ch.WAITING]).tolist()):
         yield "rows that wait are not those of the waiting requests"
     known = {c for c, key in enumerate(t._key) if key is not None}
     if known != set(t._row.values()) or len(t._row) != len(known) or len(t._free) + len(known) + 1 != len(x):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
@@ -66,13 +67,15 @@ class RequestLife(Scheduler):
     """Tokens that preempted requests had computed."""
     loading: set[str]
     """Requests that have blocks and wait for their KV to come into them."""
+    _other_queues: list[RequestQueue]
+    """vLLM's own queues beside `waiting`: of requests that wait for something else than a place."""
     _tokenless: dict[str, tuple[Request, Served]]
     """Requests that have begun and have no token yet."""
     _unread_hints: set[str]
     proof_keys: set[str]
     """Secrets of API servers that tell tenants apart: a tenant counts with a proof made with one (`hints.proof_of`)."""
     _stopped: frozenset[str]
-    """Requests that are being taken out because their answer ended by a stop string."""
+    """Requests that are being taken out because their answer has ended: by a stop string, or as their input did."""
     _refused: tuple | None
     """What the last refusal of a steady admission policy was about."""
 
@@ -93,7 +96,12 @@ class RequestLife(Scheduler):
                 self._arrives(request, self._tick())
             except Exception:
                 self._failed("arrival")
-        super().add_request(request)
+        elif not getattr(request, "resumable", False):  # the end of a streaming input, which vLLM takes for an abort
+            self._stopped = frozenset({request.request_id})
+        try:
+            super().add_request(request)
+        finally:
+            self._stopped = frozenset()
         self._checked("add_request")
 
     def _arrives(self, request: Request, now: float) -> None:
@@ -112,8 +120,10 @@ class RequestLife(Scheduler):
 
     @property
     def busy(self) -> bool:
-        """Whether something runs, or will as soon as its KV has come: an engine without either is idle and admits."""
-        return bool(self.running or self.loading)
+        """Whether something runs, or will as soon as its KV has come: an engine without either is idle and admits.
+        While vLLM takes requests from a queue of its own, loads may stand there behind the one that is looked at. vLLM
+        does not reach them before that one has started, so they are no reason to hold it back."""
+        return bool(self.running or (self.loading and not any(self._other_queues)))
 
     def _allocate(self, request: Request, num_new_tokens: int, num_new_computed_tokens: int = 0, *args: Any,
                   delay_cache_blocks: bool = False, **kwargs: Any) -> Any:
@@ -309,6 +319,7 @@ class RequestLife(Scheduler):
         if math.isnan(served.first_token_s) and request.num_output_tokens:
             served.first_token_s = self.now
         self.service.done(request, served)
+        served.prompt_tokens = request.num_prompt_tokens  # a streaming input has grown
         if isinstance(self.waiting, PolicyRequestQueue) and self.waiting.urgent is request:
             self.waiting.urgent = None
         if request.status in _LOST and request.request_id not in self._stopped:

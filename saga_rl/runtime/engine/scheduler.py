@@ -103,7 +103,7 @@ class SagaMixin(RequestLife):
         manager: Any = self.kv_cache_manager
         self.prefix_memo = prefix_memo.install(manager)
         pool = manager.block_pool
-        blocks = pool.num_gpu_blocks - 1  # one is vLLM's null block
+        blocks = max(pool.num_gpu_blocks - 1, 1)  # one is vLLM's null block, all that a model without KV has
         victims = Victims(self.tracker, self.policies.eviction, self.block_size, blocks, config.budget_s,
                           self.queue_positions, self.policies.admission,
                           getattr(self, "connector", None) is not None)
@@ -123,7 +123,6 @@ class SagaMixin(RequestLife):
                                    config.budget_s)
         self._stock_allocate: Callable[..., Any] = manager.allocate_slots
         self._other_queues = [q for name, q in vars(self).items() if isinstance(q, RequestQueue) and name != "waiting"]
-        """vLLM's own queues beside `waiting`: of requests that wait for something else than a place."""
         self.waiting = self.empty_queue()
         self.tiers = self.tie_tiers(self.policies)
         warm_up(self.tracker, self.block_queue, self.admission, self.service)
@@ -208,7 +207,8 @@ class SagaMixin(RequestLife):
         self.tracker.heard.leave_silent(self.tracker.chains, now, self.tracker.expiry_s)
         if isinstance(self.waiting, PolicyRequestQueue):
             self.waiting.refresh(now)
-            if math.isfinite(self.rules.afs_preempt_s):
+            # In a pause nobody begins: who yields would not come back, and the pause waits for the end of what runs.
+            if math.isfinite(self.rules.afs_preempt_s) and not getattr(self, "_pause_state", 0):
                 yield_to_late(self, self.waiting, now)
         if self.keeper is not None:
             self.keeper.maybe(now)

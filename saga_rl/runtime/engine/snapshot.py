@@ -28,9 +28,10 @@ def snapshot(s: EngineView) -> dict[str, Any]:
 
     Call it from the thread that schedules.
     """
+    running, waiting = s.get_request_counts()  # with those that wait for KV to come, which are in no queue of ours
     out = {**s.metrics.snapshot(), "policy": s.shown,
            **{f"policies/{decision}": name for decision, name in s.policies.names().items()},
-           "requests/running": len(s.running), "requests/waiting": len(s.waiting)}
+           "requests/running": running, "requests/waiting": waiting}
     g = s.admission.victims.g
     if g[W, G_TIERED] > 0:
         out["tier found"] = round(float(tier_found(g, W, s.now)), 4)

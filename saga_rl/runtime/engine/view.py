@@ -1,4 +1,4 @@
-"""What the engine's own modules may see of the scheduler that runs them: state by name, and four methods.
+"""What the engine's own modules may see of the scheduler that runs them: state by name, and a few methods.
 
 `scheduler.SagaMixin` has all of it. vLLM's parts are what vLLM's scheduler calls them.
 """
@@ -50,6 +50,8 @@ class EngineView(Protocol):
     """Requests that have blocks and wait for their KV to come into them."""
     yielded_s: float
     """When a request last made room for one that had waited for too long."""
+
+    def get_request_counts(self) -> tuple[int, int]: ...
 
     def arrival(self, request: Any) -> int: ...
 
