@@ -89,8 +89,9 @@ def announce(vllm_config: Any, config: SagaConfig) -> None:
         folder = journal_folder(config.record)
         _say(f"recording into {folder}; when the server has stopped, make the trace with `saga-rl merge-recording "
              f"{folder} -o {config.record}` (`saga-rl serve` does it itself)")
-    if (hint := tier_hint(vllm_config, policies)) is not None:
-        _say(hint)
+    for hint in (tier_hint(vllm_config, policies), caching_hint(vllm_config, policies)):
+        if hint is not None:
+            _say(hint)
     if not admin_digests(config):
         _say(f"no admin key ({ADMIN_VARIABLE}): /saga/policy and the kill switch /saga/stock are off")
     announce_device()
@@ -114,6 +115,16 @@ def tier_hint(vllm_config: Any, policies: PolicySet) -> str | None:
         return None
     return (f"note: {connector} keeps KV below the GPU, and this policy holds requests back as if nothing came back "
             f"from there, which can be slower than vLLM alone; --policy {DEFAULT_PRESET} reckons with it")
+
+
+def caching_hint(vllm_config: Any, policies: PolicySet) -> str | None:
+    """What an operator should know who took an eviction policy and has no prefix cache, by a flag or because vLLM has
+    none for the model; None where there is nothing to say."""
+    cache = getattr(vllm_config, "cache_config", None)
+    if getattr(cache, "enable_prefix_caching", True) or policies.eviction.name == "lru":
+        return None
+    return ("note: prefix caching is off, so no KV outlives its request and the eviction policy decides nothing; "
+            "placement, ordering and admission work as ever")
 
 
 def announce_device() -> None:
