@@ -72,3 +72,28 @@ def test_every_file_that_a_page_names_is_there(path: Path) -> None:
     named = set(re.findall(r"\b(?:saga_rl|benchmarks|training|tests|checkpoints)/[\w./-]*[\w/]", path.read_text()))
     assert not [n for n in named if not re.search(r"[A-Z]{4}|-v\d$", n) and not (ROOT / n).exists()
                 and not (ROOT / f"{n}.py").exists() and not list(ROOT.glob(f"{n}*"))]
+
+
+# ---------------------------------------------------------------------- vLLM's features
+FEATURES = page("reference/vllm-features.md")
+TESTS = re.findall(r"`(test_\w+\.py)::(test_\w+)(?:\[([^\]`]+)\])?`", FEATURES)
+
+
+@pytest.mark.parametrize(("file", "test", "case"), sorted(set(TESTS)), ids=lambda x: x if isinstance(x, str) else "")
+def test_every_test_that_the_page_of_features_names_is_there(file: str, test: str, case: str) -> None:
+    text = (ROOT / "tests" / file).read_text()
+    assert f"\ndef {test}(" in text
+    if case:
+        assert f'    "{case}": Feature(' in (ROOT / "tests" / "features_kit.py").read_text()
+
+
+def test_every_feature_is_served_or_refused_by_a_test_and_none_is_left_out() -> None:
+    rows = [line.strip("|").split(" | ") for line in FEATURES.splitlines() if line.startswith("| ")]
+    table = rows[rows.index(next(r for r in rows if "all presets" in r[2])) + 1:]
+    table = table[:next(k for k, r in enumerate(table) if r[0].strip() == "scene")]
+    assert len(table) >= 20
+    for row in table:
+        assert len(row) == 4 and all(cell.strip(" |") for cell in row), row
+        assert re.search(r"(served|refused): `test_\w+\.py::test_", row[2]), row
+    kit = (ROOT / "tests" / "features_kit.py").read_text()
+    assert set(re.findall(r'^    "([^"]+)": Feature\(', kit, re.M)) == {case for *_, case in TESTS if case}

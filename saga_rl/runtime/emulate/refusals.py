@@ -41,9 +41,10 @@ def refuse(vllm_config: Any, settings: Settings) -> None:
 
 
 REAL_GPU = ("--gpu-memory-utilization", "--cpu-offload-gb", "--distributed-executor-backend", "--quantization", "-q",
-            "--swap-space")
+            "--swap-space", "--enable-sleep-mode")
 """Flags that ask something of a real GPU's memory or wiring."""
-INSTEAD = {"--gpu-memory-utilization": "the pool is the profile's; --kv-tokens makes it another size"}
+INSTEAD = {"--gpu-memory-utilization": "the pool is the profile's; --kv-tokens makes it another size",
+           "--enable-sleep-mode": "leave it out: vLLM's /pause and /sleep work without it"}
 
 
 def refuse_flags(flags: list[str]) -> None:
