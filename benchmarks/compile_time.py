@@ -2,9 +2,9 @@
 
     python benchmarks/compile_time.py [--out DIR]
 
-Compiles the closed loop in a process with an empty cache, twice: as it is, and with numba's decorator, which makes
-machine code of every function, for each width of a whole number and each constant. Prints processor seconds and their
-ratio; DIR gets `compile_time.json`. Takes some minutes.
+Compiles the closed loop in a process with an empty cache, twice: as it is, and with numba's decorator, which compiles a
+function again for each width of a whole number and each constant. Prints processor seconds and their ratio; DIR gets
+`compile_time.json`. Takes some minutes.
 """
 
 from __future__ import annotations

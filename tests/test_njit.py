@@ -29,13 +29,46 @@ def calls(a, b):
 def test_whole_numbers_and_flags_of_any_kind_share_one_version() -> None:
     a, b = np.array([3], dtype=np.int32), np.array([4], dtype=np.int64)
     assert calls(a, b) == (13 + 13 - 2 + 13 + 16) + 2.5
-    widths = sorted(str(arguments[1]) for arguments in scaled.part.overloads)
+    widths = sorted(str(arguments[1]) for arguments in scaled.overloads)
     assert widths == ["float64", "int64"], "a floating factor is another function, a narrow or literal one is not"
 
 
 def test_products_of_narrow_numbers_do_not_wrap() -> None:
     big = np.array([2_000_000_000], dtype=np.int32)
     assert calls(big, big.astype(np.int64)) > 2 ** 61
+
+
+@numba.njit
+def of_a_user(a, b):
+    return calls(a, b) + scaled(a[0], 1)
+
+
+def test_a_function_that_numba_compiles_may_call_ours_however_deep() -> None:
+    a, b = np.array([3], dtype=np.int32), np.array([4], dtype=np.int64)
+    assert of_a_user(a, b) == calls(a, b) + 4
+
+
+def test_what_is_raised_deep_below_arrives() -> None:
+    @njit
+    def third(x):
+        if x > 2:
+            raise ValueError("too much")
+        return 1 / x
+
+    @njit
+    def second(x):
+        return third(x) + 1
+
+    @njit
+    def first(x):
+        return second(x) + 1
+
+    for function in (first, numba.njit(lambda x: first(x))):
+        assert function(1) == 3.0
+        with pytest.raises(ValueError, match="too much"):
+            function(3)
+        with pytest.raises(ZeroDivisionError):
+            function(0)
 
 
 def test_a_signature_that_is_given_stays_as_it_is() -> None:
