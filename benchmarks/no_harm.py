@@ -65,14 +65,37 @@ class Run:
     infinite: bool = False
 
 
+def named(workload: list[str] | None, data: str, policies: list[str]) -> list[str]:
+    """The workloads that are asked for. Raises `UserError` for an unknown one, and for an unknown policy."""
+    known = {k for k in DEFINED if k != "drift"} | {k for k in RECORDED if data and k in ("weka", "katas")}
+    names = workload or sorted(known)
+    for name in names:
+        if name not in known:
+            raise unknown_name("workload", name, known)
+    for p in policies:
+        preset(p)
+    return names
+
+
+def inputs(data: str, names: list[str], policies: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Digests of recorded collections by workload, and of weights by policy: what a run depends on beside the code."""
+    return ({w: sha256(Path(data) / RECORDED[w].file) for w in names if w in RECORDED},
+            {p: weights_of(load_parts(p)) for p in policies if Path(p).is_dir()})
+
+
+def drawn_and_fitting(name: str, data: str, seed: int, n: int, window: int) -> tuple[Trace, np.ndarray]:
+    """`n` test sessions, of a recording all, and the rows of those that fit the window."""
+    recorded = name in RECORDED
+    drawn = arranged(Sessions(name, True, data if recorded else ""), "test", seed, EVERYTHING if recorded else n, 0.0)
+    longest = np.maximum.reduceat(drawn.steps.prompt_tokens + drawn.steps.output_tokens, drawn.session_offsets[:-1])
+    return drawn, np.flatnonzero(longest <= window)
+
+
 @lru_cache(maxsize=8)
 def sessions_of(name: str, data: str, seed: int, alive: int, window: int) -> tuple[Trace, int]:
     """Test sessions that fit the window, and how many of those drawn were left out."""
-    recorded = name in RECORDED
     n = max(ROUNDS * alive, FEWEST)
-    drawn = arranged(Sessions(name, True, data if recorded else ""), "test", seed, EVERYTHING if recorded else n, 0.0)
-    longest = np.maximum.reduceat(drawn.steps.prompt_tokens + drawn.steps.output_tokens, drawn.session_offsets[:-1])
-    fits = np.flatnonzero(longest <= window)
+    drawn, fits = drawn_and_fitting(name, data, seed, n, window)
     last = int(fits[:n][-1]) + 1
     return drawn.select(fits[:n]), last - len(fits[:n])
 
@@ -158,20 +181,13 @@ def main(
     jobs: Annotated[int, Option(help="Runs at a time.")] = 2,
 ) -> None:
     """Write the table of what policies win under pressure, and that they lose nothing without."""
-    known = {k for k in DEFINED if k != "drift"} | {k for k in RECORDED if data and k in ("weka", "katas")}
-    names = workload or sorted(known)
-    for name in names:
-        if name not in known:
-            raise unknown_name("workload", name, known)
-    for p in policy:
-        preset(p)
+    names = named(workload, data, policy)
     base = {"profile": profile, "window": window, "workers": workers}
     places = [(w, a, t) for w in names for a in alive for t in tier]
     runs = [Run(w, a, t, s, p, **base) for w, a, t in places for s in range(seeds) for p in (STOCK, *policy)]
     runs += [Run(w, a, 0.0, s, STOCK, **base, infinite=True) for w in names for a in alive for s in range(seeds)]
     digest = code_digest([Path(__file__).resolve()])
-    weights = {p: weights_of(load_parts(p)) for p in policy if Path(p).is_dir()}
-    sums = {w: sha256(Path(data) / RECORDED[w].file) for w in names if w in RECORDED}
+    sums, weights = inputs(data, names, policy)
     cells = {r: make_cell(asdict(r), digest, [sums.get(r.workload), weights.get(r.policy)]) for r in runs}
     state_of(out, KIND)
     out.mkdir(exist_ok=True)

@@ -6,7 +6,7 @@
 Simulated workers with the pool of a fitted profile; test sessions that fit the model's window arrive as a Poisson
 stream, in the order of the workload; ends hidden, tools not named. The first fifth of the sessions warms the tables and
 is not counted. A load is **sustained** where the mean completion time is at most 1.3 times that of infinite memory with
-the same arrivals; the greatest such load is looked for on a grid of 5 % steps, from below. Stock is vLLM's eviction and
+the same arrivals; the greatest such load is looked for on a grid of 5 % steps, by halves. Stock is vLLM's eviction and
 order with sessions that stay on their engine, and the same tier. Columns: sustained load over stock's, and at each
 share of stock's load the mean and P95 of completion and the P95 of the time to first token over stock's; geometric
 means over seeds. DIR gets a journal, so that a run that was cut short goes on, and `sustained.json` and `sustained.md`.
@@ -21,12 +21,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from no_harm import STOCK, drawn_and_fitting, inputs, named
 from rich.console import Console
 from typer import Option
 
 from saga_rl.aeg.trace import Trace
 from saga_rl.env.episodes import arrange
-from saga_rl.errors import run_user_command, unknown_name
+from saga_rl.errors import run_user_command
 from saga_rl.experiments import pool
 from saga_rl.experiments.cell import Spec, make_cell
 from saga_rl.experiments.closed import roomy
@@ -35,23 +36,18 @@ from saga_rl.experiments.journal import Head, Kind, opened, state_of
 from saga_rl.experiments.runner import Runner
 from saga_rl.experiments.simulated import Processes, Timed, code_digest, timed
 from saga_rl.files import atomic, write_json
-from saga_rl.learn.judge.sessions import DEFINED, RECORDED, Sessions, arranged
-from saga_rl.policies.learned.checkpoint import digest as weights_of
-from saga_rl.policies.learned.checkpoint import load_parts
 from saga_rl.policies.presets import preset
-from saga_rl.provenance import provenance, sha256
+from saga_rl.provenance import provenance
 from saga_rl.report.tables import markdown, ratio_text
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
 from saga_rl.sim.cost.profile import load_profile
 
 KIND = Kind("saga-rl sustained", "table of sustained loads")
-STOCK = "lru"
 FIGURES = ("tct_mean_s", "tct_p95_s", "ttft_p95_s")
 SUSTAINED, STEP, WARM = 1.3, 1.05, 0.2
 STEPS = 180
 """Of the grid, up to a session a second: 1.05 ** 180 is 6,500 times."""
-EVERYTHING = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -78,9 +74,8 @@ class At(Place):
 @lru_cache(maxsize=8)
 def sessions_of(name: str, data: str, seed: int, n: int, window: int) -> Trace:
     """Test sessions that fit the window, one a second on average."""
-    drawn = arranged(Sessions(name, True, data if name in RECORDED else ""), "test", seed, EVERYTHING, 0.0)
-    longest = np.maximum.reduceat(drawn.steps.prompt_tokens + drawn.steps.output_tokens, drawn.session_offsets[:-1])
-    rows = np.flatnonzero(longest <= window)[:n]
+    drawn, fits = drawn_and_fitting(name, data, seed, n, window)
+    rows = fits[:n]
     gaps = np.random.default_rng([seed, 1]).exponential(1.0, len(rows))
     return arrange(drawn, rows, np.cumsum(gaps))
 
@@ -193,19 +188,13 @@ def main(
     jobs: Annotated[int, Option(help="Runs at a time.")] = 2,
 ) -> None:
     """Write the table of loads that policies sustain."""
-    known = {k for k in DEFINED if k != "drift"} | {k for k in RECORDED if data and k in ("weka", "katas")}
-    names = workload or sorted(known)
-    for name in names:
-        if name not in known:
-            raise unknown_name("workload", name, known)
-    for p in policy:
-        preset(p)
+    names = named(workload, data, policy)
     base = {"profile": profile, "window": window, "workers": workers, "sessions": sessions}
     every = [STOCK, *policy]
     places = [Place(w, t, s, p, **base) for w in names for t in tier for s in range(seeds) for p in every]
-    digest = code_digest([Path(__file__).resolve()])
-    weights = {p: weights_of(load_parts(p)) for p in policy if Path(p).is_dir()}
-    sums = {w: sha256(Path(data) / RECORDED[w].file) for w in names if w in RECORDED}
+    here = Path(__file__).resolve()
+    digest = code_digest([here, here.with_name("no_harm.py")])
+    sums, weights = inputs(data, names, policy)
 
     def cells(where: list[Any]) -> dict[Any, Any]:
         return {p: make_cell(asdict(p), digest, [sums.get(p.workload), weights.get(p.policy)]) for p in where}

@@ -82,6 +82,12 @@ class SagaConfig:
         return asdict(self)
 
 
+def over(flags: SagaConfig, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration of the user's (`own`) says, but for what the command line's `flags` set otherwise."""
+    defaults = SagaConfig().as_dict()
+    return {**own, **{k: v for k, v in flags.as_dict().items() if v != defaults[k]}}
+
+
 def read_config(additional_config: Any) -> SagaConfig:
     """The configuration in vLLM's `additional_config`; `UserError` for unknown keys and values out of range."""
     raw = additional_config.get(KEY, {}) if isinstance(additional_config, Mapping) else {}

@@ -21,7 +21,7 @@ from saga_rl.policies.presets import preset_names
 from saga_rl.runtime.config import versions
 from saga_rl.runtime.config.emulated import Settings, activate, active
 from saga_rl.runtime.config.ours import SCHEDULER
-from saga_rl.runtime.config.settings import KEY, STOCK, SagaConfig, policies_of, read_config
+from saga_rl.runtime.config.settings import KEY, STOCK, SagaConfig, over, policies_of, read_config
 from saga_rl.runtime.emulate.refusals import refuse_flags
 from saga_rl.runtime.launch import plugin, startup
 from saga_rl.runtime.launch.flags import check_port, check_port_in, defaults, held, parsed
@@ -122,10 +122,8 @@ def _configure(args: Any, config: SagaConfig) -> SagaConfig:
     given = args.additional_config or {}
     if not isinstance(given, dict):
         raise UserError("--additional-config", "is not a JSON object", "give an object")
-    defaults, mine = SagaConfig().as_dict(), config.as_dict()
-    own = {**given.get(KEY, {}), **{k: v for k, v in mine.items() if v != defaults[k]}} if isinstance(
-        given.get(KEY, {}), dict) else given[KEY]
-    merged = read_config({KEY: own})
+    own = given.get(KEY, {})
+    merged = read_config({KEY: over(config, own) if isinstance(own, dict) else own})
     if merged.record is not None:
         merged = replace(merged, record=_check_record(merged.record), record_key=secrets.token_hex(16))
         assert merged.record is not None

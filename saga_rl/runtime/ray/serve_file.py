@@ -24,7 +24,7 @@ from saga_rl.files import must_exist
 from saga_rl.policies.presets import preset_names
 from saga_rl.runtime.config.emulated import Settings
 from saga_rl.runtime.config.ours import EMULATE, SCHEDULER
-from saga_rl.runtime.config.settings import KEY, STOCK, SagaConfig, policies_of, read_config
+from saga_rl.runtime.config.settings import KEY, STOCK, SagaConfig, over, policies_of, read_config
 
 ROUTER = "saga_rl.runtime.ray.SagaRequestRouter"
 TRIED = "2.60."
@@ -41,7 +41,7 @@ def run(path: Path, config: SagaConfig, emulate: Settings | None) -> None:
     handle, name = tempfile.mkstemp(prefix=f"{path.stem}.saga-", suffix=".yaml")
     with os.fdopen(handle, "w") as file:
         json.dump(whole, file, indent=1)  # JSON is YAML, too
-    print(f"saga-rl: Ray Serve, policy {config.policy}; what runs is {name}", file=sys.stderr, flush=True)
+    print(f"saga-rl: Ray Serve runs {name}", file=sys.stderr, flush=True)
     os.execv(sys.executable, [sys.executable, "-m", "ray.serve.scripts", "run", name])
 
 
@@ -102,9 +102,7 @@ def _complete(model: dict[str, Any], where: str, config: SagaConfig, emulate: Se
         raise UserError(f"{where}.engine_kwargs.scheduler_cls", f"is {scheduler!r}, and a policy needs ours",
                         "leave it out, or serve with --policy stock")
     given = engine.setdefault("additional_config", {})
-    own, defaults = given.get(KEY) or {}, SagaConfig().as_dict()
-    flags = {k: v for k, v in config.as_dict().items() if v != defaults[k] or (k == "policy" and k not in own)}
-    given[KEY] = own | flags
+    given[KEY] = {"policy": config.policy} | over(config, given.get(KEY) or {})
     try:
         merged = read_config({KEY: given[KEY]})
         policies_of(merged.policy)
