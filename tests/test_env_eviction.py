@@ -83,7 +83,7 @@ def test_what_observations_and_rewards_are(trace: Trace) -> None:
     assert steps[-1][3], "an episode ends when the reference string does"
     assert not steps[-1][1].any()
     total = -sum(s[2] for s in steps[1:]) * TOKENS_UNIT
-    assert 0 < total <= env.view.recomputed_tokens
+    assert 0 < round(total) <= env.view.recomputed_tokens
     with pytest.raises(gym.error.ResetNeeded):
         env.step(np.int64(0))
 

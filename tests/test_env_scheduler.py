@@ -178,7 +178,8 @@ def own_row(view: ClosedView, policies: PolicySet, last: int) -> int:
 
 def by_policies(trace: Trace, eviction: str, **cluster: int) -> tuple[ClosedView, SimResult]:
     policies, seen = replace(preset("lru"), eviction=make("eviction", eviction)), Counter()
-    env = TaskEnv("scheduler", trace, config=cluster, max_rows=400, evict_blocks=1, shuffle=False)
+    config = {"profile": "a100-llama3-70b-tp4", **cluster}
+    env = TaskEnv("scheduler", trace, config=config, max_rows=400, evict_blocks=1, shuffle=False)
     env.settings.policies = policies
 
     def choose(env: TaskEnv) -> int:

@@ -172,7 +172,7 @@ def test_an_environment_does_not_depend_on_its_neighbours(task: str, trace: Trac
 @pytest.mark.parametrize("task", CLOSED)
 def test_what_is_shared_is_not_written(task: str, trace: Trace) -> None:
     """Slots share the fixed parts of an episode, and their own memory is what they began with once they begin anew."""
-    env = make_vec(task, trace, envs=2, episodes=1)
+    env = make_vec(task, trace, envs=2, episodes=1, profile="a100-llama3-70b-tp4")
     worlds = [env._runner.world(b) for b in range(2)]
     for name in FIXED:
         for a, b in zip(*(part if isinstance(part := getattr(w, name), tuple) else (part,) for w in worlds),

@@ -28,10 +28,13 @@ from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make, names
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
+from saga_rl.sim.cost.profile import load_profile
 from saga_rl.sim.openloop.bound import bound
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = Path(__file__).with_name("frozen_runs.json")
+WORLD: dict[str, Any] = {"profile": load_profile("a100-llama3-70b-tp4"), "end_hint": True}
+"""The defaults at the time of the first digests."""
 DIGITS = 10
 """Significant digits that are compared: the last ones are a machine's own."""
 
@@ -63,7 +66,7 @@ def traces() -> dict[str, Trace]:
 
 
 def configs() -> dict[str, tuple[str, SimConfig]]:
-    plain = SimConfig(kv_tokens=60_000)
+    plain = SimConfig(kv_tokens=60_000, **WORLD)
     return {
         "one worker": ("web", plain),
         "population": ("web", replace(plain, population=8, end_hint=False)),
@@ -95,7 +98,7 @@ def _alone(decision: str, name: str) -> str:
 
 def _bound() -> str:
     specs = [n for n in names("eviction") if n not in ("belady", "clairvoyant", "learned")]
-    return digest(bound(traces()["web"], SimConfig(kv_tokens=60_000, population=8), specs))
+    return digest(bound(traces()["web"], SimConfig(kv_tokens=60_000, population=8, **WORLD), specs))
 
 
 TASKS = ("Eviction", "Placement", "Ordering", "Admission", "Joint", "Scheduler")
@@ -104,7 +107,9 @@ TASKS = ("Eviction", "Placement", "Ordering", "Admission", "Joint", "Scheduler")
 def _options(task: str) -> dict[str, Any]:
     more = {"Placement": {"workers": 3}, "Scheduler": {"workers": 2, "max_rows": 8}, "Admission": {}}.get(
         task, {"max_rows": 8})
-    return {"trace": traces()["web"], "kv_tokens": 40_000, "population": 8, "sessions": 12, "max_decisions": 150} | more
+    return {"trace": traces()["web"], "kv_tokens": 40_000, "population": 8, "sessions": 12, "max_decisions": 150,
+            "config": WORLD} | (
+                {} if task == "Eviction" else {"policies": "saga+"}) | more
 
 
 def _action(mask: np.ndarray, n: int) -> int:

@@ -19,6 +19,7 @@ from saga_rl.learn.data.dataset import episode_facts, read_dataset
 from saga_rl.learn.data.rollouts import FEATURES
 from saga_rl.learn.data.task import Task, trace_of, with_trace
 from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES
+from saga_rl.policies.parameters import DEFAULT_PRESET, DEFAULT_PROFILE
 
 ROOT = Path(__file__).resolve().parents[1]
 KV = 45_000
@@ -84,7 +85,7 @@ def test_a_behaviour_without_randomness_plays_as_the_simulator_does(trace: Path)
 
     task = Task(str(trace), 60_000, "least-load", 0.0, 0, decision="placement", workers=3, shuffle=False)
     e = collect(task)
-    policies = replace(preset("saga+"), placement=make("placement", "least-load"))
+    policies = replace(preset(DEFAULT_PRESET), placement=make("placement", "least-load"))
     from saga_rl.env.episodes import sim_config
 
     run = simulate(trace_of(task), sim_config(60_000, 3), policies, slo=False)
@@ -108,9 +109,14 @@ def test_a_load_moves_arrivals_closer(trace: Path) -> None:
 
 def test_a_task_is_rebuilt_from_its_facts(trace: Path) -> None:
     task = Task(str(trace), KV, "wa-lru", 0.25, 4, 9, 6, 5, 80, "saga+", load=1.5,
-                fractions=(("train", 0.5), ("b", 0.5)), part="b", split_seed=7)
+                fractions=(("train", 0.5), ("b", 0.5)), part="b", split_seed=7, ends=True)
     again = with_trace({**task.facts(), "seed": 4}, str(trace), "eviction", "wa-lru")
-    assert again == replace(task, epsilon=0.0)
+    assert again == replace(task, epsilon=0.0, profile=DEFAULT_PROFILE)
+    hidden = with_trace({**replace(task, ends=False).facts(), "seed": 4}, str(trace), "eviction", "wa-lru")
+    assert not hidden.ends
+    old = {k: v for k, v in task.facts().items() if k != "ends"} | {"seed": 4, "profile": ""}
+    assert with_trace(old, str(trace), "eviction", "wa-lru") == replace(
+        again, profile="a100-llama3-70b-tp4"), "an older dataset is played again as it was"
 
 
 def test_parts_share_no_group_and_the_number_of_processes_changes_nothing(trace: Path, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_the_start_serves_a_trace_as_the_rules_do(web):
     for what a compacting chain leaves behind, and here some do, so it may be somewhat faster."""
     rules = from_specs(PRESETS["saga+"] | {"admission": "reserve-older:likely=1"})
     vector = ParameterVector(JOINT)
-    config = SimConfig(kv_tokens=80_000, population=6)
+    config = SimConfig(kv_tokens=80_000, population=6, end_hint=True)
     a = simulate(web, config, rules, slo=False).metrics
     b = simulate(web, config, vector.policies(vector.start(), PRESETS["saga+"]), slo=False).metrics
     assert a["evictions"] > 0

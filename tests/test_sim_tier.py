@@ -62,7 +62,7 @@ def test_the_tier_forgets_by_its_own_rule(rule, loaded):
 
 
 FAST = SimConfig(kv_tokens=800, profile=replace(PROFILE, base_s=0.1, per_prefill_token_s=1e-3), cpu_tokens=1600,
-                 pcie_tokens_per_s=5000.0)
+                 pcie_tokens_per_s=5000.0, end_hint=True)
 
 
 def test_prefetch_brings_a_context_back_before_its_chain():

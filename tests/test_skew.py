@@ -16,6 +16,7 @@ from saga_rl.sim.cache import evict as ev
 from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.cluster import Cluster
 from saga_rl.sim.config import SimConfig
+from saga_rl.sim.cost.profile import load_profile
 from saga_rl.sim.engine import state as st
 from saga_rl.sim.reference import END, READY, START
 
@@ -53,7 +54,8 @@ TRACES: dict[str, dict] = {
 @pytest.mark.parametrize(("name", "generator"), [("lru", "webarena"), ("saga+", "webarena"), ("saga+", "coding")])
 def test_simulator_and_runtime_make_equal_rows(name, generator, horizon):
     trace = generate(generator, **TRACES[generator])
-    config = SimConfig(kv_tokens=60_000 if generator == "webarena" else 200_000, horizon_s=horizon)
+    config = SimConfig(kv_tokens=60_000 if generator == "webarena" else 200_000, horizon_s=horizon,
+                       end_hint=True, profile=load_profile("a100-llama3-70b-tp4"))  # slow enough for agents to wait
     cluster = Cluster(trace, config, preset(name), log=8 * trace.n_steps)
     cluster.advance()
     world = cluster.world

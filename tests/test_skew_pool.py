@@ -228,7 +228,7 @@ def config_for(trace: Trace, contexts: float, **kwargs: Any) -> SimConfig:
     """A pool of so many times the longest context."""
     longest = int((trace.steps.prompt_tokens + trace.steps.output_tokens).max())
     return SimConfig(kv_tokens=int(contexts * longest), block_tokens=BLOCK, max_num_seqs=5, max_batched_tokens=256,
-                     profile=PROFILE, expiry_s=2.0, **kwargs)
+                     profile=PROFILE, expiry_s=2.0, end_hint=True, **kwargs)
 
 
 def in_order(rows: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from saga_rl.learn.data.dataset import read_dataset
 from saga_rl.learn.judge.workloads import workload
 from saga_rl.policies.features import LEARNED_EVICTION, feature_hash
 from saga_rl.policies.learned.checkpoint import load_checkpoint
+from saga_rl.policies.parameters import DEFAULT_PRESET
 from saga_rl.policies.presets import PRESETS, preset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,7 +86,7 @@ def test_training_twice_gives_the_same_bytes_and_another_seed_others(work: Path)
 def test_training_improves_on_chance_and_writes_a_checkpoint(work: Path, algo: str) -> None:
     checkpoint = load_checkpoint(train(work, f"by-{algo}", algo=algo, epochs=20, batch=32, validation=0.5))
     assert checkpoint.decision == "eviction"
-    assert checkpoint.others == {k: v for k, v in PRESETS["saga+"].items() if k != "eviction"}
+    assert checkpoint.others == {k: v for k, v in PRESETS[DEFAULT_PRESET].items() if k != "eviction"}
     assert checkpoint.meta["figures"]["pair_accuracy"] > 0.6
     for part in ("## Training", "## Data", "belady", "sha256"):
         assert part in checkpoint.card

@@ -139,9 +139,10 @@ def _drawn(trace: Trace, rng: np.random.Generator, rows: NDArray[np.int64]) -> T
     return arrange(trace, rows, np.concatenate([[0.0], np.cumsum(drawn)]))
 
 
-def sim_config(kv_tokens: int, workers: int = 1, population: int = 0, profile: str | None = None) -> SimConfig:
+def sim_config(kv_tokens: int, workers: int = 1, population: int = 0, profile: str | None = None,
+               ends: bool = False) -> SimConfig:
     """The simulator's configuration from what the environments and scripts let a person set."""
-    base = SimConfig(workers=workers, kv_tokens=kv_tokens, population=population)
+    base = SimConfig(workers=workers, kv_tokens=kv_tokens, population=population, end_hint=ends)
     return base if profile is None else replace(base, profile=load_profile(profile))
 
 

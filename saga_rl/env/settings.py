@@ -21,6 +21,7 @@ from saga_rl.errors import UserError, unknown_name
 from saga_rl.policies.base import Policy, PolicySet
 from saga_rl.policies.constraints import Constraints
 from saga_rl.policies.features import LEARNED_ADMISSION, LEARNED_EVICTION, LEARNED_ORDERING, LEARNED_PLACEMENT
+from saga_rl.policies.parameters import DEFAULT_PRESET
 from saga_rl.policies.presets import preset
 from saga_rl.policies.registry import make
 from saga_rl.sim.cluster import check_runs, make_fresh
@@ -133,7 +134,7 @@ class Settings:
                             "leave it out")
         self.rewards = Rewards(reward or ("recomputed" if kind.code == OPEN else "tct"), p95_weight or 0.0,
                                fairness_weight or 0.0)
-        self.policies = preset(policies or "saga+") if kind.code != OPEN else preset(record or "lru")
+        self.policies = preset(policies or DEFAULT_PRESET) if kind.code != OPEN else preset(record or "lru")
         """Of the run, but for what the agent decides; eviction: who records."""
         if ordering:
             self.policies = replace(self.policies, ordering=make("ordering", ordering))

@@ -80,7 +80,8 @@ def check_range(option: str, value: float, low: float, high: float = float("inf"
         raise UserError(option, f"{value:g} is out of range", f"choose from {low:g} to {high:g}")
 
 
-def capacities(path: Path, kv_tokens: str, pressure: str, population: int, profile: str | None) -> list[int]:
+def capacities(path: Path, kv_tokens: str, pressure: str, population: int, profile: str | None,
+               ends: bool = False) -> list[int]:
     """KV capacities for the trace in `path`: those of `--kv-tokens`, or those that `--pressure` works out to."""
     from saga_rl.aeg.io import read_trace
     from saga_rl.aeg.validate import check_fits
@@ -94,7 +95,7 @@ def capacities(path: Path, kv_tokens: str, pressure: str, population: int, profi
         given = [int(v) for v in numbers("--kv-tokens", kv_tokens, 16)]
         check_fits(trace, kv_tokens=min(given))
         return given
-    config = sim_config(SimConfig.kv_tokens, population=population, profile=profile)
+    config = sim_config(SimConfig.kv_tokens, population=population, profile=profile, ends=ends)
     return capacities_for(trace, config, numbers("--pressure", pressure, 0.1, 1000))
 
 

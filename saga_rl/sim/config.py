@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.policies.constraints import Constraints
-from saga_rl.policies.parameters import EXPIRY_S
+from saga_rl.policies.parameters import DEFAULT_PROFILE, EXPIRY_S
 from saga_rl.sim.cost.profile import CostProfile, load_profile
 
 
@@ -22,9 +22,9 @@ class SimConfig:
     max_num_seqs: int = 256
     max_batched_tokens: int = 0
     """Tokens one iteration may compute; 0 = the profile's."""
-    profile: CostProfile = field(default_factory=lambda: load_profile("a100-llama3-70b-tp4"))
-    end_hint: bool = True
-    """Clients say which step is their session's last."""
+    profile: CostProfile = field(default_factory=lambda: load_profile(DEFAULT_PROFILE))
+    end_hint: bool = False
+    """Clients say which step is their session's last. Few do."""
     expiry_s: float = EXPIRY_S
     """A chain that nobody heard of for this long is presumed ended and is no longer reserved for."""
     population: int = 0

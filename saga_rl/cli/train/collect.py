@@ -19,6 +19,7 @@ from typer import Argument, Option
 
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.learn.script import capacities, check_range, file_label, new_folder, numbers, progress, words
+from saga_rl.policies.parameters import DEFAULT_PRESET, DEFAULT_PROFILE
 from saga_rl.provenance import provenance, sha256
 
 BEHAVIOURS = {"eviction": "lru,lru-protect,wa-lru,belady", "placement": "sticky,saga:theta=100,least-load",
@@ -43,7 +44,8 @@ def main(
     sessions: Annotated[int, Option(help="Sessions of one episode; 0 = all of the trace.")] = 0,
     population: Annotated[int, Option(help="Closed population: sessions alive at once; 0 = the trace's arrivals.")] = 0,
     workers: Annotated[int, Option(help="Workers of the cluster (closed loop); 0 = the decision's default.")] = 0,
-    policies: Annotated[str, Option(help="Closed loop: preset or checkpoint for the other decisions.")] = "saga+",
+    policies: Annotated[str, Option(help="Closed loop: preset or checkpoint for the other decisions."
+                                    )] = DEFAULT_PRESET,
     record: Annotated[str, Option(help="Eviction: presets under which the reference strings are recorded.")] = "lru",
     max_decisions: Annotated[int, Option(help="Cut an episode after so many decisions; 0 = never.")] = 0,
     max_rows: Annotated[int, Option(help="Candidates offered at a decision, at most.")] = 32,
@@ -51,6 +53,7 @@ def main(
     parts: Annotated[str, Option(help="Parts to collect; empty = all but test.")] = "",
     as_it_is: Annotated[bool, Option("--as-it-is", help="Keep the trace's own order (mixes that shift).")] = False,
     profile: Annotated[str | None, Option(help="Cost profile of the simulator.")] = None,
+    ends: Annotated[bool, Option(help="Clients announce the end of a session.")] = False,
     seed: Annotated[int, Option(help="Everything follows from it.")] = 0,
     jobs: Annotated[int, Option(help="Processes; 0 = one a core. The result does not depend on it.")] = 0,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace --out if it is there.")] = False,
@@ -89,7 +92,8 @@ def main(
     chosen = _parts(shares, parts)
     folders = {part: new_folder(_folder(out, part), overwrite) for part in chosen}
     loads = numbers("--load", load, 0.001, 1000)
-    places = [(path, kv) for path in traces for kv in capacities(path, kv_tokens, pressure, population, profile)]
+    places = [(path, kv) for path in traces
+              for kv in capacities(path, kv_tokens, pressure, population, profile, ends)]
     groups: dict[str, dict[str, list[str]]] = {part: {} for part in chosen}
     for path in traces:
         whole = read_trace(path)
@@ -101,13 +105,14 @@ def main(
         seeds = np.random.SeedSequence([seed, number]).generate_state(len(plan))
         tasks = [Task(str(path), kv, spec, epsilon, int(s), max_rows, sessions, population, max_decisions,
                       name or "lru", profile, decision, workers, policies, rate, not as_it_is, tuple(shares.items()),
-                      part, seed)
+                      part, seed, ends)
                  for ((path, kv), rate, name, spec, _), s in zip(plan, seeds, strict=True)]
         rows, features = rows_of(decision, max_rows, workers), FEATURES[decision]
         facts: dict[str, Any] = {
             "source": provenance(seed=seed, trace=None), "traces": {file_label(p): sha256(p) for p in traces},
             "seam": decision, "epsilon": epsilon, "max_rows": rows, "features": list(features),
             "feature_hash": rows_hash(decision), "record": [p for p in presets if p], "population": population,
+            "ends": ends, "profile": profile or DEFAULT_PROFILE,
             "loads": loads, "part": part, "session_groups": groups[part],
             "capacities": sorted({kv for _, kv in places}), "behaviours": [label(s) for s in specs],
             "description": f"{decision} decisions"}

@@ -42,6 +42,7 @@ def main(
     lr: Annotated[float, Option(help="Learning rate of Adam at the start.")] = 3e-3,
     validation: Annotated[float, Option(help="Share of the episodes held out.")] = 0.1,
     profile: Annotated[str | None, Option(help="Cost profile of the simulator.")] = None,
+    ends: Annotated[bool, Option(help="Clients announce the end of a session.")] = False,
     rounds_dir: Annotated[Path | None, Option(help="Where rounds go; default: OUT-rounds.")] = None,
     resume: Annotated[bool, Option("--resume", help="Keep the rounds that a stopped run finished.")] = False,
     seed: Annotated[int, Option(help="Everything follows from it.")] = 0,
@@ -70,9 +71,10 @@ def main(
     loaded = load([dataset])
     if loaded.data.decision != DECISION:
         raise UserError(dataset, f"is of {loaded.data.decision}, which has no labels", "collect evictions")
-    places = [(path, kv) for path in traces for kv in capacities(path, kv_tokens, pressure, population, profile)]
+    places = [(path, kv) for path in traces
+              for kv in capacities(path, kv_tokens, pressure, population, profile, ends)]
     play = Play(places, episodes, epsilon, sessions, population, record, max_decisions, loaded.data.masks.shape[1],
-                profile, seed)
+                profile, seed, ends)
     config = TrainConfig(algo, epochs, batch, lr, validation=validation, seed=seed, options=options)
     plan = {"config": config.facts(), "play": play.facts(), "dataset": sha256(dataset / "data" / "main_data.hdf5")}
     _check_folder(folder, json.loads(json.dumps(plan)), resume)

@@ -36,6 +36,7 @@ def main(
     open_seeds: Annotated[int, Option(help="Arrangements for the open loop.")] = 2,
     seed: Annotated[int, Option(help="The first arrangement's seed.")] = 1000,
     profile: Annotated[str | None, Option(help="Cost profile of the simulator.")] = None,
+    ends: Annotated[bool, Option(help="Clients announce the end of a session.")] = False,
     wandb: Annotated[str, Option(help="disabled, offline or online: log the results as an artifact.")] = "disabled",
     project: Annotated[str, Option(help="W&B project.")] = "saga-rl",
 ) -> None:
@@ -60,12 +61,12 @@ def main(
     if loaded.decision != "eviction":
         raise UserError(checkpoint, f"is a checkpoint of {loaded.decision}", "name one of eviction")
     trace = read_trace(trace_file)
-    sizes = capacities(trace_file, kv_tokens, pressure, population, profile)
+    sizes = capacities(trace_file, kv_tokens, pressure, population, profile, ends)
     make_folder(out)
     learned = loaded.policies()
     arms = {name: preset(name) for name in (STOCK, *(n for n in preset_names() if n != STOCK))}
     arms |= {"companions": replace(learned, eviction=make("eviction", "wa-lru")), "learned": learned}
-    config = sim_config(max(sizes), workers, population, profile)
+    config = sim_config(max(sizes), workers, population, profile, ends)
     specs = HEURISTICS | {"learned": f"learned:{checkpoint}"}
     with progress() as bar:
         job = bar.add_task("evaluating", total=len(sizes) * (open_seeds + seeds * len(arms)), note="compiling")
@@ -74,7 +75,7 @@ def main(
             bar.update(job, advance=1, note=note)
 
         opened = open_loop(trace, config, sizes, specs, range(seed, seed + open_seeds), tick)
-        configs = [sim_config(kv, workers, population, profile) for kv in sizes]
+        configs = [sim_config(kv, workers, population, profile, ends) for kv in sizes]
         closed = [closed_loop(trace, c, arms, range(seed, seed + seeds), tick) for c in configs]
     result = {"kind": "simulated", "checkpoint": {"name": checkpoint.name, "sha256": loaded.sha256},
               "rules": {"low_pressure_share": LOW_PRESSURE, "collapse_factor": COLLAPSE},

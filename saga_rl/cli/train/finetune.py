@@ -40,7 +40,7 @@ def main(
     workers: Annotated[int, Option(help="Workers; 0 = 4 for placement, 2 for scheduler, 1 for the "
                                           "others.")] = 0,
     policies: Annotated[str, Option(help="Preset of the decisions that are not trained; empty = the "
-                                         "checkpoint's own, or saga+.")] = "",
+                                         "checkpoint's own, or auto.")] = "",
     reward: Annotated[str, Option(help="Ordering, admission, joint, scheduler: tct or recomputed.")] = "tct",
     p95_weight: Annotated[float, Option(help="The same, with tct: weight of the slowest sessions.")] = 0.0,
     fairness_weight: Annotated[float, Option(help="The same: cost of a token of service gap.")] = 0.0,
@@ -53,6 +53,7 @@ def main(
                                      f"{POOL} arrangements of its sessions; 0 = one in Python, always a new one.")] = 0,
     max_rows: Annotated[int, Option(help="Candidates offered at a decision, at most.")] = 32,
     profile: Annotated[str | None, Option(help="Cost profile of the simulator.")] = None,
+    ends: Annotated[bool, Option(help="Clients announce the end of a session.")] = False,
     seed: Annotated[int, Option(help="Everything follows from it.")] = 0,
     wandb: Annotated[str, Option(help="disabled, offline (written beside --out) or online.")] = "offline",
     project: Annotated[str, Option(help="W&B project.")] = "saga-rl",
@@ -71,8 +72,10 @@ def main(
     start = load_start(checkpoint, env, policies)
     if not out.parent.is_dir():
         raise UserError(out, f"its folder {out.parent} does not exist", "create it or name another place")
-    places = [(path, kv) for path in traces for kv in capacities(path, kv_tokens, pressure, population, profile)]
-    shape: dict[str, Any] = {"sessions": sessions, "population": population, "profile": profile}
+    places = [(path, kv) for path in traces
+              for kv in capacities(path, kv_tokens, pressure, population, profile, ends)]
+    shape: dict[str, Any] = {"sessions": sessions, "population": population, "profile": profile,
+                             "config": {"end_hint": ends}}
     if env in ("eviction", *QUEUE):
         shape["max_rows"] = 2 if env == "admission" else max_rows
     if env != "eviction":

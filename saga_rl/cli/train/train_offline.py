@@ -32,10 +32,10 @@ def main(
     lr: Annotated[float, Option(help="Learning rate of Adam at the start.")] = 3e-3,
     hidden: Annotated[str, Option(help="Widths of the hidden layers, with commas between.")] = "24,24",
     validation: Annotated[float, Option(help="Share of the episodes held out.")] = 0.1,
-    eviction: Annotated[str, Option(help="Runs beside the checkpoint; empty: that of saga+.")] = "",
-    placement: Annotated[str, Option(help="Runs beside the checkpoint; empty: that of saga+.")] = "",
-    ordering: Annotated[str, Option(help="Runs beside the checkpoint; empty: that of saga+.")] = "",
-    admission: Annotated[str, Option(help="Runs beside the checkpoint; empty: that of saga+.")] = "",
+    eviction: Annotated[str, Option(help="Runs beside the checkpoint; empty: that of auto.")] = "",
+    placement: Annotated[str, Option(help="Runs beside the checkpoint; empty: that of auto.")] = "",
+    ordering: Annotated[str, Option(help="Runs beside the checkpoint; empty: that of auto.")] = "",
+    admission: Annotated[str, Option(help="Runs beside the checkpoint; empty: that of auto.")] = "",
     trust: Annotated[float, Option(help="Eviction: score by the Bayes index + so many times the network's (0: by the "
                                         "network alone). Less than 1 keeps it near the rule on traffic it never "
                                         "saw.")] = 0.0,

@@ -8,6 +8,7 @@ from typing import Any
 
 from saga_rl.aeg.trace import Trace
 from saga_rl.env.episodes import load_source
+from saga_rl.policies.parameters import DEFAULT_PRESET, DEFAULT_PROFILE
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Task:
     profile: str | None = None
     decision: str = "eviction"
     workers: int = 1
-    policies: str = "saga+"
+    policies: str = DEFAULT_PRESET
     """Preset or checkpoint that decides the other decisions (closed loop)."""
     load: float = 1.0
     """Arrivals come so many times as fast as in the trace."""
@@ -41,20 +42,25 @@ class Task:
     part: str = ""
     """The part of the split that is played."""
     split_seed: int = 0
+    ends: bool = False
+    """Clients announce the end of a session."""
 
     def facts(self) -> dict[str, Any]:
         """What is written beside the episode: every field that says how it was played, but no path."""
         out = {"epsilon": self.epsilon, "kv_tokens": self.kv_tokens, "record": self.record, "part": self.part,
                "load": self.load, "workers": self.workers, "sessions": self.sessions, "population": self.population,
                "max_decisions": self.max_decisions, "max_rows": self.max_rows, "shuffle": int(self.shuffle),
-               "split_seed": self.split_seed, "fractions": ",".join(f"{k}={v:g}" for k, v in self.fractions)}
-        return {**out, "profile": self.profile or "", "policies": self.policies if self.decision != "eviction" else ""}
+               "split_seed": self.split_seed, "fractions": ",".join(f"{k}={v:g}" for k, v in self.fractions),
+               "ends": int(self.ends)}
+        return {**out, "profile": self.profile or DEFAULT_PROFILE,
+                "policies": self.policies if self.decision != "eviction" else ""}
 
 
     def options(self) -> dict[str, Any]:
         """Name what an environment of the decision is made with, but for its trace (`saga_rl.env.settings`)."""
         out = {"kv_tokens": self.kv_tokens, "sessions": self.sessions, "population": self.population,
-               "max_decisions": self.max_decisions, "profile": self.profile, "shuffle": self.shuffle}
+               "max_decisions": self.max_decisions, "profile": self.profile, "shuffle": self.shuffle,
+               "config": {"end_hint": self.ends}}
         if self.decision == "eviction":
             return out | {"max_rows": self.max_rows, "record": self.record}
         out |= {"workers": self.workers, "policies": self.policies}
@@ -82,8 +88,10 @@ def with_trace(facts: dict[str, Any], trace: str, decision: str, behaviour: str)
                                                 filter(None, str(facts["fractions"]).split(","))))
     whole: dict[str, Any] = {k: int(facts[k]) for k in (
         "max_rows", "sessions", "population", "max_decisions", "workers", "split_seed")}
+    # Datasets without "ends" are of the time when both had other defaults.
+    profile = str(facts["profile"]) or "a100-llama3-70b-tp4"
     task = Task(trace, int(facts["kv_tokens"]), behaviour, 0.0, int(facts["seed"]), decision=decision,
                 fractions=parts, **whole)
     return replace(task, record=str(facts["record"]), load=float(facts["load"]), part=str(facts["part"]),
-                   shuffle=bool(facts["shuffle"]), profile=str(facts["profile"]) or None,
+                   shuffle=bool(facts["shuffle"]), profile=profile, ends=bool(facts.get("ends", 1)),
                    policies=str(facts["policies"]) or task.policies)

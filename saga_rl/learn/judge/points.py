@@ -26,6 +26,7 @@ from saga_rl.learn.judge.sessions import Sessions, arranged, cache_folder
 from saga_rl.policies.presets import preset
 from saga_rl.sim.cluster import simulate
 from saga_rl.sim.config import SimConfig
+from saga_rl.sim.cost.profile import load_profile
 from saga_rl.sim.openloop.bound import LOW_PRESSURE, bound
 from saga_rl.source_hash import code_hash
 
@@ -37,6 +38,8 @@ PEAK_OF = ("lru", "saga", "saga+")
 """Presets whose best throughput is the peak. Named here so that a new preset moves no point."""
 SAFE = 4.0
 """Stock's mean completion time over that of infinite memory, beyond which a point is too near a collapse."""
+PROFILE = "a100-llama3-70b-tp4"
+"""The assumed costs that the shipped checkpoints were found and judged with: points stay where they were."""
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -73,7 +76,7 @@ def config_at(w: Sessions, point: str, workers: int) -> SimConfig:
         raise unknown_name("point", point, POINTS)
     closed = w.definition.population * workers if point == "P1" else 0
     return SimConfig(workers=workers, kv_tokens=pressure(w.name, w.data)["kv_tokens"], population=closed,
-                     end_hint=not w.hidden)
+                     profile=load_profile(PROFILE), end_hint=not w.hidden)
 
 
 @lru_cache(maxsize=64)
@@ -90,7 +93,7 @@ def pressure(name: str, data: str = "") -> dict[str, Any]:
 
 def _pressure(w: Sessions) -> dict[str, Any]:
     population = w.definition.population
-    config = SimConfig(population=population)
+    config = SimConfig(population=population, profile=load_profile(PROFILE), end_hint=True)
     alone = [arranged(w, "train", s, max(100, 2 * ROUNDS * population), 0.0) for s in SEEDS]
     cluster = [arranged(w, "train", s, ROUNDS * population * WORKERS, 0.0) for s in SEEDS]
     together = replace(config, workers=WORKERS, population=WORKERS * population)

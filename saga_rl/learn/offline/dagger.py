@@ -49,13 +49,15 @@ class Play:
     max_rows: int = 32
     profile: str | None = None
     seed: int = 0
+    ends: bool = False
+    """Clients announce the end of a session."""
 
     def tasks(self, number: int, policy: Path) -> list[Task]:
         """The episodes of round `number`, each with a seed of its own."""
         places = [place for place in self.places for _ in range(self.episodes)]
         seeds = np.random.SeedSequence([self.seed, number]).generate_state(len(places))
         return [Task(str(path), kv, f"learned:{policy}", self.epsilon, int(s), self.max_rows, self.sessions,
-                     self.population, self.max_decisions, self.record, self.profile)
+                     self.population, self.max_decisions, self.record, self.profile, ends=self.ends)
                 for (path, kv), s in zip(places, seeds, strict=True)]
 
     def facts(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from saga_rl.learn.offline.train import TrainConfig, TrainResult
 from saga_rl.policies.base import DECISIONS, Decision
 from saga_rl.policies.features import same_hash
 from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES, load_checkpoint, save_checkpoint
+from saga_rl.policies.parameters import DEFAULT_PRESET
 from saga_rl.policies.presets import PRESETS
 from saga_rl.policies.registry import make
 from saga_rl.provenance import provenance, sha256
@@ -87,11 +88,11 @@ def check_target(out: Path) -> None:
 
 
 def others_of(decision: str, given: dict[str, str]) -> dict[str, str]:
-    """The other decisions' policies: those given, else the preset `saga+`'s. Raises `UserError` for a bad spec, and one
+    """The other decisions' policies: those given, else the default preset's. Raises `UserError` for a bad spec, and one
     of the learned decision itself."""
     if given.get(decision):
         raise UserError(f"--{decision}", "names another policy for the very decision that is learned", "leave it out")
-    out: dict[str, str] = {other: given.get(other) or PRESETS["saga+"][other] for other in DECISIONS
+    out: dict[str, str] = {other: given.get(other) or PRESETS[DEFAULT_PRESET][other] for other in DECISIONS
                            if other != decision}
     for other, spec in out.items():
         make(cast(Decision, other), spec)

@@ -12,10 +12,11 @@ from saga_rl.errors import UserError
 from saga_rl.learn.cards import checkpoint_card
 from saga_rl.policies.base import DECISIONS, Decision
 from saga_rl.policies.learned.checkpoint import LEARNED_FEATURES, Checkpoint, load_checkpoint, save_checkpoint
+from saga_rl.policies.parameters import DEFAULT_PRESET
 from saga_rl.policies.presets import PRESETS, preset
 
 FRESH = "fresh"
-DEFAULT = "saga+"
+DEFAULT = DEFAULT_PRESET
 GROUPS: dict[str, tuple[Decision, ...]] = {"joint": ("ordering", "admission"), "scheduler": DECISIONS}
 """Environments that train several decisions at once; their checkpoints lie in one folder and name each other."""
 ABOUT = {"placement": "A learned placement policy: it scores each worker for a request, the highest gets it.",
