@@ -12,6 +12,8 @@ PARTS=${PARTS:-eviction joint joint-hidden}
 EVALUATE=${EVALUATE:-1}
 POPULATION=16
 TIGHT=300000,300000,260000,260000 # KV tokens a worker, for the four workloads with humans
+COSTS=(--profile a100-llama3-70b-tp4) # the assumed ones, which these checkpoints were found with
+BESIDE=(--placement saga:theta=100 --ordering session-fcfs --admission reserve-older)
 NOTE="the whole pipeline, data included: checkpoints/reproduce.sh"
 mkdir -p "$WORK" "$OUT"
 
@@ -32,17 +34,17 @@ if [[ $PARTS == *eviction* ]]; then
     "$BIN/python" training/collect.py "$WORK"/{swe,web,burst,swe-hitl,web-hitl,burst-hitl,hetero,coding}/train.parquet \
         --pressure 1.25,1.75,2.5 --population $POPULATION --sessions 40 --record lru,saga+ \
         --behaviour lru-protect,wa-lru,belady --epsilon 0.1 --max-decisions 1500 --max-rows 32 --seed 1 \
-        --out "$WORK/eviction-v0" --overwrite
+        --ends "${COSTS[@]}" --out "$WORK/eviction-v0" --overwrite
     "$BIN/python" training/train_offline.py "$WORK/eviction-v0" --out "$OUT/eviction" --run-dir "$WORK" --algo rank \
-        --epochs 16 --batch 256 --lr 3e-3 --trust 0.4 --seed 1 --note "$NOTE"
+        --epochs 16 --batch 256 --lr 3e-3 --trust 0.4 --seed 1 "${BESIDE[@]}" --note "$NOTE"
 fi
 # pools: P1 of each workload (`training/protocol.py` prints it), for ends that nobody announces tighter ones too
-search() { # OUT GENERATIONS POPULATIONS KV_TOKENS WORKLOAD... ; arenas are hidden where OUT says so
+search() { # OUT GENERATIONS POPULATIONS KV_TOKENS WORKLOAD... ; ends are announced unless OUT says hidden
     local out=$1 generations=$2 population=$3 kv=$4 seen=("${@:5}")
-    local arenas=("${seen[@]}")
+    local places=("${seen[@]/%/@ends}")
     local trained=() # where it serves better than the eviction that was searched, the set takes the one that was trained
-    [[ $out == *hidden ]] && arenas=("${seen[@]/%/@hidden}") && trained=(--trained "eviction=$OUT/eviction")
-    "$BIN/python" training/search.py "${arenas[@]}" --validation "$(printf "%s\n" "${seen[@]}" | paste -sd,)" \
+    [[ $out == *hidden ]] && places=("${seen[@]}") && trained=(--trained "eviction=$OUT/eviction")
+    "$BIN/python" training/search.py "${places[@]}" "${COSTS[@]}" --validation "$(printf "%s\n" "${seen[@]}" | paste -sd,)" \
         --population "$population" --kv-tokens "$kv" --beside placement=least-sessions --episodes 1 --checks 3 \
         --generations "$generations" --sigma 0.1 --seed 1 "${trained[@]}" --out "$out" --run-dir "$WORK" --note "$NOTE"
 }
@@ -64,14 +66,14 @@ specialist() { # NAME KV_TOKENS
     "$BIN/python" training/workload.py "$1" --data "$DATA" -o "$WORK/$1.parquet"
     "$BIN/python" training/collect.py "$WORK/$1.parquet" --kv-tokens "$2" --population $POPULATION --sessions 48 \
         --episodes 3 --record lru,saga+ --behaviour lru-protect,wa-lru,belady --epsilon 0.1 --max-decisions 1500 \
-        --max-rows 32 --seed 1 --out "$WORK/$1-v0" --overwrite
+        --max-rows 32 --seed 1 --ends "${COSTS[@]}" --out "$WORK/$1-v0" --overwrite
     "$BIN/python" training/train_offline.py "$WORK/$1-v0" --out "$WORK/own-$1" --run-dir "$WORK" --algo rank \
-        --epochs 8 --batch 256 --lr 3e-3 --trust 0.4 --seed 1
+        --epochs 8 --batch 256 --lr 3e-3 --trust 0.4 --seed 1 "${BESIDE[@]}"
     own=${own:+$own,}$WORK/own-$1
 }
 together() { # NAME KV_TOKENS GENERATIONS: order, admission and eviction, ends hidden, from the shipped ones on
     "$BIN/python" training/workload.py "$1" --part validation --data "$DATA" -o "$WORK/$1-validation.parquet"
-    "$BIN/python" training/search.py "$WORK/$1.parquet@hidden" --validation "$WORK/$1-validation.parquet" \
+    "$BIN/python" training/search.py "$WORK/$1.parquet" "${COSTS[@]}" --validation "$WORK/$1-validation.parquet" \
         --population $POPULATION --kv-tokens "$2" --beside placement=least-sessions --candidates 12 --episodes 2 \
         --checks 6 --generations "$3" --start "$OUT/joint-hidden" --sigma 0.1 --seed 1 --out "$WORK/joint-$1" \
         --run-dir "$WORK"

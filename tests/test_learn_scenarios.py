@@ -29,8 +29,9 @@ def file(tmp_path_factory) -> str:
 
 
 @pytest.mark.parametrize(("text", "want"), [
-    ("a.parquet", Wanted("a.parquet")), ("a.parquet@hidden", Wanted("a.parquet", True)),
-    ("workload:web@load=1.5@hidden", Wanted("workload:web", True, 1.5)), ("x@load=.5", Wanted("x", False, 0.5))])
+    ("a.parquet", Wanted("a.parquet")), ("a.parquet@ends", Wanted("a.parquet", True)),
+    ("a.parquet@hidden", Wanted("a.parquet")),
+    ("workload:web@load=1.5@ends", Wanted("workload:web", True, 1.5)), ("x@load=.5", Wanted("x", False, 0.5))])
 def test_how_a_scenario_is_written(text, want):
     assert wanted(text) == want
 
@@ -45,9 +46,9 @@ def test_a_bad_one_is_named(text, cause):
 
 def test_a_file_at_a_load_arrives_so_many_times_as_fast(file):
     plain = scenario(wanted(file), "", 0, 0, sim_config(80_000, 1))
-    fast = scenario(wanted(f"{file}@load=2@hidden"), "", 5, 0, sim_config(80_000, 1))
+    fast = scenario(wanted(f"{file}@load=2@ends"), "", 5, 0, sim_config(80_000, 1))
     assert plain.config.population == fast.config.population == 0 and plain.sessions == 14
-    assert plain.config.end_hint and not fast.config.end_hint
+    assert fast.config.end_hint and not plain.config.end_hint
     np.testing.assert_allclose(fast.trace.sessions.arrival_s, plain.trace.sessions.arrival_s / 2)
     assert scenario(wanted(file), "", 3, 0, sim_config(80_000, 2)).config.population == 6
     a, b, other = fast.episode(1), fast.episode(1), fast.episode(2)

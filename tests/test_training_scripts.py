@@ -216,7 +216,7 @@ def test_a_part_of_a_workload_becomes_a_file(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- search.py
 def searched(work: Path, name: str, *more: str) -> subprocess.CompletedProcess:
     trace = str(work / "t.parquet")
-    return run("search", f"{trace}@hidden", "--validation", trace, "--kv-tokens", KV,
+    return run("search", f"{trace}@ends", "--validation", trace, "--kv-tokens", KV,
                "--population", "4", "--generations", "1", "--candidates", "4", "--episodes", "1", "--checks", "1",
                "--jobs", "1", "--wandb", "disabled", "--out", str(work / name), *more)
 
@@ -227,7 +227,7 @@ def test_a_search_is_made_on_the_engines_it_is_told(work: Path) -> None:
     assert done.returncode == 0 and "against the reference rule" in done.stdout.splitlines()[-1], done.stderr
     for decision in ("eviction", "ordering", "admission"):
         card = (work / "joint" / decision / "CARD.md").read_text()
-        assert "ends hidden, costs of h100-llama3.1-8b-tp1, block_tokens 32, expiry_s 20" in card
+        assert "ends announced, costs of h100-llama3.1-8b-tp1, block_tokens 32, expiry_s 20" in card
         assert load_checkpoint(work / "joint" / decision).others["placement"] == PRESETS["saga+"]["placement"]
 
 

@@ -23,9 +23,9 @@ from saga_rl.policies.parameters import EXPIRY_S
 
 def main(
     traces: Annotated[list[str], Argument(metavar="TRACE", help="Trace files to search on, or workload:NAME, the "
-                                          "training sessions of that workload. Behind it @hidden: nobody says that a "
-                                          "session ended; @load=X: open arrivals, X times as fast as the trace's, or "
-                                          "at X of the workload's peak.")],
+                                          "training sessions of that workload. Behind it @ends: clients announce the "
+                                          "end of a session; @load=X: open arrivals, X times as fast as the trace's, "
+                                          "or at X of the workload's peak.")],
     out: Annotated[Path, Option(help="Folder for the checkpoints, one sub-folder a decision.")],
     validation: Annotated[str, Option(help="Trace files that choose the best, in the same order, with , between "
                                            "(workload:NAME: its validation sessions), each with its trace's @.")],

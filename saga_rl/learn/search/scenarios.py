@@ -1,10 +1,10 @@
 """Where a search judges its candidates: sessions to draw from, how they arrive, and a cluster.
 
 A person writes a scenario as a trace file, or `workload:NAME` for the sessions of a named workload, and behind it
-`@hidden` (nobody says that a session ended) and `@load=X`: open arrivals instead of a closed population, at X times the
-trace's own rate or, of a workload, at X times its peak (`learn.judge.points.peak`) for each worker. A closed population
-shows what a policy loses; how long sessions wait for others, and so what their order is worth, shows in open arrivals
-only.
+`@ends` (clients announce the end of a session; else nobody does) and `@load=X`: open arrivals instead of a closed
+population, at X times the trace's own rate or, of a workload, at X times its peak (`learn.judge.points.peak`) for each
+worker. A closed population shows what a policy loses; how long sessions wait for others, and so what their order is
+worth, shows in open arrivals only.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Scenario:
         own = [f"{name} {getattr(c, name):g}" for name in LIMITS if getattr(c, name) != getattr(usual, name)]
         return ", ".join([f"{self.name}: {self.sessions} sessions an episode", alive,
                           f"{c.kv_tokens:,} KV tokens on each of {c.workers}",
-                          *([] if c.end_hint else ["ends hidden"]),
+                          *(["ends announced"] if c.end_hint else []),
                           *([] if c.profile == usual.profile else [f"costs of {c.profile.name}"]), *own])
 
     def episode(self, seed: int) -> Trace:
@@ -69,7 +69,7 @@ class Wanted:
     """A scenario as it was written."""
 
     source: str
-    hidden: bool = False
+    ends: bool = False
     load: float = 0.0
 
     @property
@@ -85,11 +85,11 @@ class Wanted:
 def wanted(text: str) -> Wanted:
     """Raises `UserError` for an option that there is not, or a load that is no positive number."""
     source, *options = text.split("@")
-    hidden, load = False, 0.0
+    ends, load = False, 0.0
     for option in options:
         key, _, value = option.partition("=")
-        if option == "hidden":
-            hidden = True
+        if option in ("ends", "hidden"):  # hidden: how command lines said it when announced ends were the default
+            ends = option == "ends"
         elif key == "load":
             try:
                 load = float(value)
@@ -99,8 +99,8 @@ def wanted(text: str) -> Wanted:
                 raise UserError(f"scenario {text!r}", f"its load is {value!r}",
                                 "write a positive number, as in @load=1.2")
         else:
-            raise UserError(f"scenario {text!r}", f"has an option {option!r}", "choose from @hidden and @load=NUMBER")
-    return Wanted(source, hidden, load)
+            raise UserError(f"scenario {text!r}", f"has an option {option!r}", "choose from @ends and @load=NUMBER")
+    return Wanted(source, ends, load)
 
 
 def scenario(asked: Wanted, part: str, population: int, sessions: int, cluster: SimConfig) -> Scenario:
@@ -110,13 +110,13 @@ def scenario(asked: Wanted, part: str, population: int, sessions: int, cluster: 
     Raises `UserError`."""
     name, workload_ = asked.workload, None
     if name:
-        workload_ = workload(name, asked.hidden)
+        workload_ = workload(name, not asked.ends)
         trace = workload_.split(part)
     else:
         trace = read_trace(Path(asked.source))
     check_fits(trace, kv_tokens=cluster.kv_tokens)
     workers = cluster.workers
-    config = replace(cluster, population=0 if asked.load else population * workers, end_hint=not asked.hidden)
+    config = replace(cluster, population=0 if asked.load else population * workers, end_hint=asked.ends)
     if not asked.load:
         n = min(sessions or 3 * population * workers or trace.n_sessions, trace.n_sessions)
         return Scenario(name or file_label(Path(asked.source)), trace, config, n)
