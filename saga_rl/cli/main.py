@@ -34,6 +34,8 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
                 ("saga_rl.cli.profile", "saga_rl.cli.profile_fit")),
     "learn": ("Learn a policy from a trace of your traffic, in one command (docs/how-to/learn.md).",
               ("saga_rl.cli.learn",)),
+    "reproduce": ("Put the simulator's figures beside those of every table of the SAGA paper "
+                  "(docs/explanation/paper.md).", ("saga_rl.cli.reproduce",)),
     "train": ("Learn policies: collect decisions, train, search, judge checkpoints.", ("saga_rl.cli.train",)),
     "emulate": ("Serve without a GPU: model folders for emulated devices.", ("saga_rl.cli.emulate",)),
 }

@@ -3,7 +3,8 @@
 P_evict = (alpha R + beta (1 - P_reuse) + gamma S) / (alpha + beta + gamma)   (SAGA section 3; R recency, S size)
 
 orders chains within a tier; tiers, first to go: ended, past its TTL, within its TTL, waiting in the queue (farthest
-back first). Takes as many tail blocks as are needed. The literal reading is `wa-lru-literal`.
+back first). Takes as many tail blocks as are needed. The literal reading is `wa-lru-literal`. ttl=0: no TTL, so that
+ended, live and waiting are the tiers (an ablation).
 
 Cold start (section 2): a chain whose agent type has fewer than `cold_tasks` ended chains is served request-level: its
 P_evict is R alone, so that it stands by LRU within its tier. 0 by default: the tables fall back on what they know of
@@ -39,7 +40,7 @@ def _score(x, params, scratch):
     tier = 0.0
     if x[EV.ended] > 0:
         tier = 4.0
-    elif x[EV.ttl_left] <= 0:
+    elif x[EV.ttl_left] <= 0 and params[4] > 0:
         tier = 2.0
     return tier + p_evict(x, params, scratch)
 
@@ -53,7 +54,8 @@ def parameters(policy: str, alpha: float, beta: float, gamma: float, cold_tasks:
 
 
 @register("eviction", "wa-lru")
-def wa_lru(alpha: float = ALPHA, beta: float = BETA, gamma: float = GAMMA, cold_tasks: float = 0.0) -> Policy:
-    params = parameters("wa-lru", alpha, beta, gamma, cold_tasks)
+def wa_lru(alpha: float = ALPHA, beta: float = BETA, gamma: float = GAMMA, cold_tasks: float = 0.0,
+           ttl: float = 1.0) -> Policy:
+    params = np.append(parameters("wa-lru", alpha, beta, gamma, cold_tasks), bounded("wa-lru", "ttl", ttl, 0.0, 1.0))
     return Policy("eviction", "wa-lru", _score, params,
-                  doc={"alpha": alpha, "beta": beta, "gamma": gamma, "cold_tasks": cold_tasks})
+                  doc={"alpha": alpha, "beta": beta, "gamma": gamma, "cold_tasks": cold_tasks, "ttl": ttl})
