@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -129,20 +130,53 @@ def test_claude_code(served: Served, front: Prescriber, tmp_path: Path) -> None:
                ((rows[0], rows[1]), (rows[1], rows[4]))), "the billing line, if any, costs no cache"
 
 
-def test_codex(served: Served, front: Prescriber, tmp_path: Path) -> None:
-    program, seen = client("codex"), Seen(served)
-    front.script = lambda r: call("exec_command", cmd="echo it") if not results(r) else "All done."
-    home = tmp_path / ".codex"
-    home.mkdir()
-    (home / "config.toml").write_text(
+def codex(front: Prescriber, home: Path, more: str = "") -> str:
+    """What it says, asked for once; more: lines for the end of its configuration."""
+    program, settings = client("codex"), home / ".codex"
+    settings.mkdir()
+    (settings / "config.toml").write_text(
         'model = "tiny"\nmodel_provider = "local"\n[model_providers.local]\nname = "local"\n'
-        f'base_url = "{front.url}/v1"\nwire_api = "responses"\n')
-    said = run(front, tmp_path, program, "exec", "--skip-git-repo-check", "-s", "danger-full-access", "What is here?",
-               CODEX_HOME=str(home))
-    assert "All done." in said
+        f'base_url = "{front.url}/v1"\nwire_api = "responses"\n{more}')
+    return run(front, home, program, "exec", "--skip-git-repo-check", "-s", "danger-full-access", "What is here?",
+               CODEX_HOME=str(settings))
+
+
+def test_codex(served: Served, front: Prescriber, tmp_path: Path) -> None:
+    seen = Seen(served)
+    front.script = lambda r: call("exec_command", cmd="echo it") if not results(r) else "All done."
+    assert "All done." in codex(front, tmp_path)
     rows = seen.rows(2)
     assert {r["session"] for r in rows} == {front.asked[0].headers["session-id"]}
     assert [(r["agent"], r["tool"]) for r in rows] == [(0, None), (0, "exec_command")]
+
+
+def test_codex_sub_agents(served: Served, front: Prescriber, tmp_path: Path) -> None:
+    """The main agent starts one and waits for it; that one does the same; the last runs a command. The two before it
+    go on at the same time, so that only each agent's own order is certain."""
+    seen, threads = Seen(served), list[str]()
+
+    def script(request: Request) -> str:
+        thread, n = request.headers["thread-id"], results(request)
+        if thread not in threads:
+            threads.append(thread)
+        depth = threads.index(thread)
+        if depth == 2:
+            return call("exec_command", cmd="echo it") if n == 0 else "There is nothing in it."
+        if n == 0:
+            return call("multi_agent_v1__spawn_agent", message=f"{TASK} You are at depth {depth + 1}.")
+        if n == 1:
+            started = next(i["output"] for i in request.body["input"] if i.get("type") == "function_call_output")
+            return call("multi_agent_v1__wait_agent", targets=[json.loads(started)["agent_id"]], timeout_ms=600_000)
+        return "All done."
+
+    front.script = script
+    assert "All done." in codex(front, tmp_path, "[agents]\nmax_depth = 2\n")
+    rows = seen.rows(8)
+    assert {r["session"] for r in rows} == {threads[0]} and len(threads) == 3
+    waits = [None, "spawn_agent", "wait_agent"]
+    for agent, tools in enumerate((waits, waits, [None, "exec_command"])):
+        mine = [r for r in rows if r["agent"] == agent]
+        assert [(r["caller"], r["tool"]) for r in mine] == [(agent - 1, tool) for tool in tools]
 
 
 # ---------------------------------------------------------------------- frameworks

@@ -146,6 +146,22 @@ def test_codexs_sub_agents_have_threads_of_their_own() -> None:
     sub = server.post(RESPONSES, {"input": "u"}, {"session-id": "s", "thread-id": "t"})
     assert main["session_id"] == sub["session_id"] == "s" and xargs(main, "saga_agent") == (None,)
     assert xargs(sub, "saga_agent", "saga_caller") == (1, 0)
+    for parent, number, caller in (("t", 2, 1), ("s", 3, 0)):
+        named = {"session-id": "s", "thread-id": f"of {parent}", "X-Codex-Parent-Thread-Id": parent}
+        assert xargs(server.post(RESPONSES, {"input": "u"}, named), "saga_agent", "saga_caller") == (number, caller)
+
+
+@pytest.mark.parametrize(("said", "tool"), [
+    ("<subagent_notification>\n{}\n</subagent_notification>", "wait_agent"),
+    ("<system-reminder>Remember.</system-reminder>", "wait_agent"),
+    ("<system-reminder>Remember.</system-reminder> And now?", None), ("Go on.", None)])
+def test_what_an_agent_says_in_the_users_place_hides_no_tool(said: str, tool: str | None) -> None:
+    """Codex tells its model so that a sub-agent has ended."""
+    items = [{"type": "message", "role": "user", "content": "u"},
+             {"type": "function_call", "call_id": "c0", "name": "wait_agent", "arguments": "{}"},
+             {"type": "function_call_output", "call_id": "c0", "output": "r"},
+             {"type": "message", "role": "user", "content": [{"type": "input_text", "text": said}]}]
+    assert xargs(Server().post(RESPONSES, {"model": "m", "input": items}), "saga_tool") == (tool,)
 
 
 def test_a_reminder_after_a_tools_result_hides_no_tool() -> None:

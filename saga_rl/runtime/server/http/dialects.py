@@ -18,6 +18,8 @@ PATHS = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS, "/v1/resp
 DROPPED = "x-anthropic-billing-header"
 """What a system text begins with that vLLM does not put into the prompt."""
 _BEGIN, _END = "<think>", "</think>"
+_NOTICES = "system-reminder", "subagent_notification"
+"""Tags around what Claude Code and Codex say in the user's place."""
 
 
 class Turn(NamedTuple):
@@ -67,10 +69,10 @@ def prompt_of(body: dict[str, Any]) -> bytes | None:
 
 
 def tool_before(turns: Sequence[Turn], earlier: dict[str, str]) -> str | None:
-    """The tool whose result ends the prompt: the first of the results at its end, reminders of the system after them
+    """The tool whose result ends the prompt: the first of the results at its end, what the agent itself says after them
     aside. earlier: names by id of calls that the prompt does not show (`previous_response_id`)."""
     last = len(turns)
-    while last and turns[last - 1].role == "system":
+    while last and (turns[last - 1].role == "system" or _notice(turns[last - 1])):
         last -= 1
     first = last
     while first and turns[first - 1].results:
@@ -85,6 +87,12 @@ def tool_before(turns: Sequence[Turn], earlier: dict[str, str]) -> str | None:
             if call == wanted:
                 return name or None
     return earlier.get(wanted)
+
+
+def _notice(turn: Turn) -> bool:
+    """A user's turn that no user wrote."""
+    return turn.role == "user" and not turn.results and any(
+        turn.text.startswith(f"<{tag}>") and turn.text.endswith(f"</{tag}>") for tag in _NOTICES)
 
 
 def _dicts(value: Any) -> Iterator[dict[str, Any]]:

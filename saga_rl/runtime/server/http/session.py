@@ -20,8 +20,8 @@ METADATA = ("session_id", "sessionId", "conversation_id", "thread_id")
 FINAL_HEADERS = (b"x-saga-final", b"x-dynamo-session-final")
 AGENT_HEADER, PARENT_AGENT_HEADER = b"x-claude-code-agent-id", b"x-claude-code-parent-agent-id"
 """A sub-agent of the session, and the sub-agent that called it; the main agent sends neither."""
-SESSION_HEADER, THREAD_HEADER = b"session-id", b"thread-id"
-"""Codex: a sub-agent's thread has another id than its session."""
+SESSION_HEADER, THREAD_HEADER, PARENT_THREAD_HEADER = b"session-id", b"thread-id", b"x-codex-parent-thread-id"
+"""Codex: a sub-agent's thread has another id than its session, and names the thread that called it."""
 MAIN = "main"
 PARENT_HEADERS = (b"x-parent-session-id", b"x-dynamo-parent-session-id")
 """The session whose sub-agent the named session is."""
@@ -58,8 +58,9 @@ def who_of(body: Mapping[str, Any], headers: Headers) -> Who:
     agent, caller = _name(_header(headers, AGENT_HEADER)), _name(_header(headers, PARENT_AGENT_HEADER))
     parent = next((p for h in PARENT_HEADERS if (p := _name(_header(headers, h)))), None)
     named_main = False
-    if agent is None and (thread := _name(_header(headers, THREAD_HEADER))) is not None and session is not None:
-        agent = thread if thread != _header(headers, SESSION_HEADER) and source == SESSION_HEADER.decode() else None
+    thread = _name(_header(headers, THREAD_HEADER)) if source == SESSION_HEADER.decode() else None
+    if agent is None and thread not in (None, session):
+        agent, caller = thread, caller or _name(_header(headers, PARENT_THREAD_HEADER))
     if agent is not None:
         caller = caller or MAIN  # a name that nobody has: the main agent
     elif context:
