@@ -24,6 +24,8 @@ if importlib.util.find_spec("vllm") is None:  # importing it here would only cos
 from agents_kit import Prescriber, Request, Script, Served, call
 from live_kit import ENDLESS, LIMIT_S
 
+from saga_rl.aeg.importers import import_trace
+
 pytestmark = [pytest.mark.emulated, pytest.mark.timeout(2400)]
 CLIENTS = Path(__file__).resolve().parents[1] / ".agents" / "node_modules" / ".bin"
 TASK = "Look into the folder, and say which files are in it and what they are for."
@@ -95,6 +97,18 @@ def run(front: Prescriber, home: Path, *command: str, **env: str) -> str:
     return done.stdout
 
 
+def lengths(rows: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """(agent, prompt tokens) of each call, in order."""
+    return sorted((r["agent"], r["prompt"]) for r in rows)
+
+
+def history(folder: Path) -> list[tuple[int, int]]:
+    """The same, of the history that the client itself wrote: one session."""
+    trace = import_trace(None, folder)
+    assert trace.n_sessions == 1
+    return sorted(zip(trace.steps.agent.tolist(), trace.steps.prompt_tokens.tolist(), strict=True))
+
+
 def results(request: Request) -> int:
     """Tool results that the prompt shows."""
     return sum(request.text.count(mark) for mark in ('"tool_result"', '"function_call_output"', '"role": "tool"',
@@ -126,6 +140,7 @@ def test_claude_code(served: Served, front: Prescriber, tmp_path: Path) -> None:
     assert {r["session"] for r in rows} == {front.asked[0].headers["x-claude-code-session-id"]}
     assert [(r["agent"], r["caller"], r["tool"]) for r in rows] == [
         (0, -1, None), (0, -1, "Bash"), (1, 0, None), (1, 0, "Bash"), (0, -1, "Agent")]
+    assert history(tmp_path / ".claude") == lengths(rows)
     assert all(after["cached"] >= before["prompt"] // 32 * 32 > 1000 for before, after in
                ((rows[0], rows[1]), (rows[1], rows[4]))), "the billing line, if any, costs no cache"
 
@@ -177,6 +192,7 @@ def test_codex_sub_agents(served: Served, front: Prescriber, tmp_path: Path) -> 
     for agent, tools in enumerate((waits, waits, [None, "exec_command"])):
         mine = [r for r in rows if r["agent"] == agent]
         assert [(r["caller"], r["tool"]) for r in mine] == [(agent - 1, tool) for tool in tools]
+    assert history(tmp_path / ".codex") == lengths(rows)
 
 
 # ---------------------------------------------------------------------- frameworks

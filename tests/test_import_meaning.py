@@ -66,6 +66,44 @@ def test_codex_sub_agent(tmp_path: Path) -> None:
     assert parents(trace) == [[], [0], [1], [0, 2]]
 
 
+@pytest.mark.parametrize("by", ["id", "path"])
+def test_codex_sub_agent_that_its_caller_waits_for(tmp_path: Path, by: str) -> None:
+    """`spawn_agent` says whom it started, by id or by path, and `wait_agent` who has ended: the call after it waits."""
+    def line(second: float, kind: str, **payload: Any) -> dict[str, Any]:
+        return {"timestamp": iso(second), "type": kind, "payload": payload}
+
+    def calls(thread: str, begin: float, *tools: tuple[str, Any, float]) -> list[dict[str, Any]]:
+        """A call of 1 s with each tool and its result and seconds, then one without; times in order."""
+        rows, at = [line(begin, "session_meta", id=thread), line(begin, "turn_context", model="m")], begin
+        for k, (name, output, seconds) in enumerate((*tools, ("", None, 0.0))):
+            rows.append(line(at + 1, "response_item", type="function_call", name=name, call_id=f"c{k}") if name else
+                        line(at + 1, "response_item", type="message", role="assistant", content=[]))
+            at += 1 + seconds
+            if name:
+                rows.append(line(at, "response_item", type="function_call_output", call_id=f"c{k}", output=output))
+            usage = {"input_tokens": 100 * (k + 1), "output_tokens": 10}
+            info = {"total_token_usage": {"total_tokens": 999 * (k + 1)}, "last_token_usage": usage}
+            rows.append(line(at, "event_msg", type="token_count", info=info))
+        rows.insert(2, line(begin, "response_item", type="message", role="user", content=[]))
+        return rows
+
+    started = {"agent_id": "sub"} if by == "id" else {"task_name": "/root/look"}
+    main = calls("top", 0, ("spawn_agent", json.dumps(started), .5),
+                 ("wait_agent", json.dumps({"status": {"sub": {"completed": "x"}}, "timed_out": False}), 8.0))
+    sub = calls("sub", 1.25, ("exec_command", "ok", 5.0))
+    spawn = {"parent_thread_id": "top", "agent_path": "/root/look"}
+    sub[0]["payload"]["source"] = {"subagent": {"thread_spawn": spawn}}
+    copied = [line(1.25, "response_item", type="function_call", name="spawn_agent", call_id="c0"),
+              line(1.25, "event_msg", type="turn_aborted")]  # of its caller's last turn
+    for name, rows in (("rollout-1", main), ("rollout-2", [*sub[:2], *copied, *sub[2:]])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    trace = import_trace(None, tmp_path)
+    assert trace.steps.agent.tolist() == [0, 1, 0, 1, 0]
+    assert parents(trace) == [[], [0], [0], [1], [2, 3]]
+    assert gaps(trace) == [("spawn_agent", .5, 0.0), ("exec_command", 5.0, 0.0), ("wait_agent", 2.25, 0.0),
+                           (None, 0.0, 0.0), (None, 0.0, 0.0)], "the sub-agent explains the rest of the wait"
+
+
 def test_tracelab(tmp_path: Path) -> None:
     trace = made("tracelab", tmp_path)
     assert gaps(trace)[0] == ("Bash", 4.0, 1.0) and durations(trace) == [3.0, 3.0]

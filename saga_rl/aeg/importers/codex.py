@@ -4,11 +4,15 @@
   lengths are `last_token_usage`, where the input includes what was cached.
 - It is sent when the line before its first output was written (a user's message, a tool's result) and ends with its
   last output. Tools are calls among its outputs; each lasts until its result is written.
-- A rollout that names a thread that spawned it is a sub-agent of that session, if that one is among the files.
+- A rollout that names a thread that spawned it is a sub-agent of that session, if that one is among the files; the
+  result of `spawn_agent` says which call it was (the thread's id, or its path), that of `wait_agent` who had ended.
+- A turn that was aborted ends what was under way: so does the copy of its parent's last turn that a rollout may begin
+  with.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +27,8 @@ from saga_rl.aeg.importers.reading.left_out import Place
 
 CALLS = ("function_call", "custom_tool_call", "local_shell_call", "web_search_call", "tool_search_call")
 OUTPUTS = ("reasoning", "message", *CALLS)
+SPAWN, WAIT = "spawn_agent", "wait_agent"
+BREAKS = ("turn_aborted", "task_started")
 
 
 @dataclass
@@ -38,7 +44,12 @@ class _Rollout:
     sent_s: float | None = None
     end_s: float | None = None
     """First and last output of the call that is under way."""
-    tools: dict[str, Tool] = field(default_factory=dict)
+    tools: list[Tool] = field(default_factory=list)
+    """Of the call that is under way."""
+    waiting: dict[str, Tool] = field(default_factory=dict)
+    """Tools without a result so far, by their call's id."""
+    path: str = ""
+    """What its caller may name it by."""
 
 
 def _read(reading: Reading) -> Iterator[SessionSpec]:
@@ -46,6 +57,7 @@ def _read(reading: Reading) -> Iterator[SessionSpec]:
     rollouts = [_rollout(file, parents, reading) for file in reading.files]
     known = {r.session for r in rollouts}
     parents = {child: parent for child, parent in parents.items() if parent in known}
+    paths = {r.path: r.session for r in rollouts if r.path}
 
     def rows() -> Iterator[Row]:
         for r in sorted(rollouts, key=lambda r: r.rows[0].sent_s or 0.0 if r.rows else 0.0):
@@ -54,6 +66,8 @@ def _read(reading: Reading) -> Iterator[SessionSpec]:
                 row.session, row.agent = root, "main" if root == r.session else r.session
                 caller = parents.get(r.session, "")
                 row.caller = "main" if caller == root else caller
+                for tool in row.tools:
+                    tool.spawned = paths.get(tool.spawned or "", tool.spawned)
                 yield row
 
     yield from sessions_of(reading, rows())
@@ -69,15 +83,18 @@ def _rollout(file: Path, parents: dict[str, str], reading: Reading) -> _Rollout:
             if kind == "session_meta" and not named:
                 named = True
                 r.session = str(payload.get("id") or payload.get("session_id") or r.session)
-                spawned = inner(payload, "source", "subagent", "thread_spawn").get("parent_thread_id")
-                if isinstance(spawned, str):
-                    parents[r.session] = spawned
+                spawn = inner(payload, "source", "subagent", "thread_spawn")
+                if isinstance(spawn.get("parent_thread_id"), str):
+                    parents[r.session] = spawn["parent_thread_id"]
+                r.path = str(spawn.get("agent_path") or "")
             elif kind == "turn_context":
                 r.model = str(payload.get("model") or r.model)
             elif kind == "response_item":
                 _item(r, payload, at)
             elif kind == "event_msg" and payload.get("type") == "token_count":
                 _count(r, payload, at, where, reading)
+            elif kind == "event_msg" and payload.get("type") in BREAKS:
+                r.sent_s, r.end_s, r.tools = None, None, []
     return r
 
 
@@ -88,12 +105,30 @@ def _item(r: _Rollout, payload: dict[str, Any], at: float) -> None:
         r.end_s = at
         if kind in CALLS:
             tool = Tool(str(payload.get("name") or str(kind).removesuffix("_call")), None, at)
-            r.tools[str(payload.get("call_id") or payload.get("id") or len(r.tools))] = tool
+            r.tools.append(tool)
+            r.waiting[str(payload.get("call_id") or payload.get("id"))] = tool
         return
     r.input_s = at
-    call = r.tools.get(str(payload.get("call_id")))
-    if str(kind).endswith("_output") and call is not None and call.begin_s is not None:
+    if not str(kind).endswith("_output"):
+        return
+    call = r.waiting.pop(str(payload.get("call_id")), None)
+    if call is not None and call.begin_s is not None:
         call.seconds = max(0.0, at - call.begin_s)
+        found = _object(payload.get("output"))
+        if call.name == SPAWN:
+            name = found.get("agent_id") or found.get("task_name")
+            call.spawned = name if isinstance(name, str) else None
+        elif call.name == WAIT and isinstance(found.get("status"), dict):
+            call.awaited = tuple(found["status"])
+
+
+def _object(output: Any) -> dict[str, Any]:
+    """The JSON object that a tool's result is; empty if it is none."""
+    try:
+        found = json.loads(output) if isinstance(output, str) else output
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _count(r: _Rollout, payload: dict[str, Any], at: float, where: Place, reading: Reading) -> None:
@@ -114,10 +149,9 @@ def _count(r: _Rollout, payload: dict[str, Any], at: float, where: Place, readin
         sent = r.sent_s if r.sent_s is not None else at if r.input_s is None else r.input_s
         end = at if r.end_s is None else r.end_s
         r.rows.append(Row("", "main", len(r.rows), prompt, output, count(usage, "cached_input_tokens", where, -1),
-                          list(r.tools.values()) or (), sent, None, max(sent, end), tenant=reading.tenant,
+                          r.tools, sent, None, max(sent, end), tenant=reading.tenant,
                           agent_type="codex", model=r.model))
-    r.sent_s = r.end_s = None
-    r.tools = {}
+    r.sent_s, r.end_s, r.tools = None, None, []
 
 
 FORMAT = Format("codex", "Codex rollouts: lines of timestamp, type, payload",

@@ -36,12 +36,13 @@ SLACK_S = 0.5
 
 @dataclass(slots=True)
 class Tool:
-    """One tool call; `seconds` and `begin_s` (epoch) where known."""
+    """One tool call; `seconds` and `begin_s` (epoch) where known. awaited: agents, started before, whose end it was."""
 
     name: str
     seconds: float | None = None
     begin_s: float | None = None
     spawned: str | None = None
+    awaited: Sequence[str] = ()
 
 
 @dataclass(slots=True)
@@ -244,6 +245,11 @@ class Assembler:
                 at = (0, self._latest(runs[0], runs[i]))
                 spawner[rows[i][0].agent] = at
             runs[i].spawn = at
+        for i, mine in enumerate(rows):
+            for k, name in ((k, a) for k, r in enumerate(mine) for t in r.tools for a in t.awaited):
+                child = runs[number[name]] if name in number else None
+                if child is not None and child.spawn is not None and child.spawn[0] == i and child.waited is None:
+                    child.waited = k
 
     @staticmethod
     def _latest(caller: Run, child: Run) -> int:

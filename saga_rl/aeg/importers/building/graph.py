@@ -2,7 +2,8 @@
 
 A sub-agent's first call has the call that spawned it as parent. The spawning agent's next call waits for the sub-agent
 (a join) if the sub-agent had ended by then; a sub-agent that was still running then was in the background and nothing
-waits for it. The spawning call's tool seconds keep only what its sub-agents do not explain.
+waits for it, but the call after a tool that waited for it. The seconds of the tool before a join keep only what the
+sub-agents do not explain.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ class Call:
 
 @dataclass(slots=True)
 class Run:
-    """The calls of one agent in order. `spawn`: (run, call) that started it, by position; None for the main agent."""
+    """The calls of one agent in order. `spawn`: (run, call) that started it, by position; None for the main agent.
+    `waited`: the later call of the same run whose tool waited for it, where one is known."""
 
     calls: list[Call]
     spawn: tuple[int, int] | None = None
+    waited: int | None = None
 
 
 @dataclass(slots=True)
@@ -73,6 +76,7 @@ def assemble(runs: list[Run], slack_s: float) -> list[Placed]:
         if run.spawn is None:
             continue
         p, k = run.spawn
+        k = k if run.waited is None else max(k, run.waited)
         calls = runs[p].calls
         if k + 1 < len(calls) and run.calls[-1].end_s <= calls[k + 1].start_s + slack_s:
             joins.setdefault((p, k + 1), []).append(r)
