@@ -216,6 +216,20 @@ def test_a_refusal_names_the_nearest_format(tmp_path: Path) -> None:
             import_trace(None, path)
 
 
+def test_files_of_two_formats_are_said_to_be_so(tmp_path: Path) -> None:
+    for name in ("bailian.jsonl", "burst.csv", "rel.jsonl", "unsorted.jsonl"):
+        (tmp_path / name).write_bytes((TRACES / name).read_bytes() * 3)
+    with pytest.raises(UserError) as e:
+        import_trace(None, tmp_path)
+    assert "are read as" in str(e.value) and "import each format by itself" in str(e.value)
+    assert any(f"of format '{name}'" in str(e.value) for name in ("burstgpt", "weka", "mooncake", "bailian"))
+
+
+def test_strict_and_lenient_exclude_each_other() -> None:
+    with pytest.raises(UserError, match="exclude each other"):
+        import_trace(None, TRANSCRIPTS / "live", strict=True, lenient=True)
+
+
 def test_jsonl_without_steps_and_with_iso_times(tmp_path: Path) -> None:
     rows = [{"session": "s", "in": 30, "out": 3, "t_req": "2026-01-01T00:00:09Z", "t_end": "2026-01-01T00:00:11Z"},
             {"session": "s", "in": 10, "out": 1, "t_req": "2026-01-01T00:00:01+00:00"},

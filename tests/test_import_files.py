@@ -44,6 +44,19 @@ def test_import_by_content_says_what_it_did(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "s.json").read_text())["quality"]["lengths"]["recorded"] == pytest.approx(2 / 3)
 
 
+def test_files_of_a_folder_stand_whole_in_the_table(tmp_path: Path) -> None:
+    """In a terminal of 80 columns, however deep the folder lies."""
+    live = (DATA / "transcripts" / "live" / "s-1.jsonl").read_text()
+    deep = tmp_path / ("deep" * 20)
+    names = [f"a-rather-long-name-of-a-session-{k}.jsonl" for k in range(3)]
+    for k, name in enumerate(names):
+        (deep / str(k)).mkdir(parents=True)
+        (deep / str(k) / name).write_text(live.replace('"s-1"', f'"s-{k}"'))
+    said = ok("import", deep, "-o", tmp_path / "t.parquet")
+    cells = "".join("".join(line.split("│")[1].split()) for line in said.splitlines() if line.startswith("│"))
+    assert cells == "".join(f"{k}/{name}" for k, name in enumerate(names))
+
+
 def test_format_as_an_option_or_first(tmp_path: Path) -> None:
     path = BY_NAME["mooncake"].write(tmp_path)
     for words in (("mooncake", path), (path, "--format", "mooncake")):

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from saga_rl.errors import UserError
 from saga_rl.files import check_target, write_json
@@ -132,14 +132,17 @@ def import_command(
                 _say(f"  {what}: {n:,} {reason.replace('_', ' ')}")
     _say(f"  quality: {sentence(done.trace)}")
     if done.left.rows:
-        _show_left_out(done.left)
+        _show_left_out(done.left, Path(words[0]) if len(words) == 1 else None)
 
 
-def _show_left_out(left: LeftOut) -> None:
-    table = Table("file", "first line", "how many", "cause", title="records that could not be read and were left out",
-                  title_justify="left")
+def _show_left_out(left: LeftOut, named: Path | None) -> None:
+    """named: the one path that was given; of a folder, files are called by what comes below it."""
+    table = Table(Column("file", overflow="fold"), "first line", "how many", Column("cause", overflow="fold"),
+                  title="records that could not be read and were left out", title_justify="left")
     for (file, cause), (n, line) in list(left.rows.items())[:TABLE_ROWS]:
-        table.add_row(escape(file), str(line), f"{n:,}", escape(cause))
+        below = named is not None and named.is_dir() and Path(file).is_relative_to(named)
+        table.add_row(escape(str(Path(file).relative_to(named)) if below and named else file), str(line), f"{n:,}",
+                      escape(cause))
     if len(left.rows) > TABLE_ROWS:
         table.add_row("...", "", "", f"{len(left.rows) - TABLE_ROWS:,} further files and causes")
     Console().print(table)

@@ -19,7 +19,7 @@ from saga_rl.aeg.importers.format import Format, Reading
 from saga_rl.aeg.importers.reading.files import expand
 from saga_rl.aeg.importers.reading.left_out import LeftOut
 from saga_rl.aeg.importers.reading.records import Progress
-from saga_rl.aeg.importers.registry import FORMATS, choose, format_named
+from saga_rl.aeg.importers.registry import FORMATS, choose, format_named, format_of
 from saga_rl.aeg.quality import KEY
 from saga_rl.aeg.trace import Trace, TraceMeta
 from saga_rl.aeg.validate import check
@@ -69,6 +69,8 @@ def imported(fmt: str | None, path: str | Path | Sequence[str | Path], *, progre
     given = {k: v for k, v in options.items() if v is not None}
     if fmt is not None:
         _check_options(format_named(fmt), given)
+    if given.get("strict") and given.get("lenient"):
+        raise UserError("options strict and lenient", "exclude each other", "give one of them")
     files = expand(path)
     format_ = choose(fmt, files)
     _check_options(format_, given)
@@ -103,7 +105,7 @@ def _build(reading: Reading, format_: Format, named: str, rate: float | None, se
         raise UserError(named, f"holds no LLM call that format {format_.name!r} can read"
                         + (f"; the first record that was left out: {first}" if first else ""),
                         "check the file and the format")
-    reading.left.check(named)
+    _check_left_out(reading.left, format_, named)
     if rate is None and not reading.timed:
         rate = RATE
     arrivals: np.ndarray | None = None
@@ -116,6 +118,19 @@ def _build(reading: Reading, format_: Format, named: str, rate: float | None, se
     name = Path(named).resolve().name.split(".")[0] or format_.name
     meta = TraceMeta(name, f"imported:{format_.name}", seed, reading.block, dropped, notes)
     return builder.trace(meta, arrivals)
+
+
+def _check_left_out(left: LeftOut, format_: Format, named: str) -> None:
+    """Raise `UserError` if too much was left out; one that says so where files are of several formats."""
+    try:
+        left.check(named)
+    except UserError as e:
+        other = format_of(Path(left.worst()))
+        if other is None or other is format_:
+            raise
+        raise UserError(e.where, e.cause, f"that file is of format {other.name!r}, and these are read as "
+                        f"{format_.name!r}: import each format by itself, or add --lenient to leave the rest out"
+                        ) from None
 
 
 def _named_in_utf8(session: SessionSpec, reading: Reading) -> SessionSpec:

@@ -77,6 +77,11 @@ def choose(name: str | None, files: list[Path]) -> Format:
                     f"{near.best(sample).problem}", "name it with --format, or convert it to jsonl (docs: import)")
 
 
+def format_of(file: Path) -> Format | None:
+    """The format that fits the content of `file` best, None if none does."""
+    return next(iter(_fitting(_sample([file], None))), None) if file.is_file() else None
+
+
 def _fitting(sample: list[dict[str, Any]]) -> list[Format]:
     """Formats that fit, those with most to fit first."""
     fits = [(f, f.best(sample)) for f in FORMATS.values()]

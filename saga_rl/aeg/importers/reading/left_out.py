@@ -66,9 +66,16 @@ class LeftOut:
         """Raise `UserError` if more than a tenth was left out and nobody asked for leniency."""
         if self.lenient or self.count <= max(FEW, TOLERATED * self.read):
             return
-        (file, cause), (n, line) = max(self.rows.items(), key=lambda row: row[1][0])
+        (file, cause), (n, line) = self._most()
         raise UserError(path, f"has {self.count:,} of {self.read:,} records that cannot be read, {n:,} of them like "
                         f"{file}, line {line}: {cause}", "check the format, or add --lenient to leave them all out")
+
+    def worst(self) -> str:
+        """The file of which most was left out for one cause; empty if nothing was."""
+        return self._most()[0][0] if self.rows else ""
+
+    def _most(self) -> tuple[tuple[str, str], list[int]]:
+        return max(self.rows.items(), key=lambda row: row[1][0])
 
     def first(self) -> str:
         """The first of it in words, with its mend; empty if there is none."""
