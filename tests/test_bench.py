@@ -14,6 +14,7 @@ import pytest
 from bench_stand import Stand, make, spec
 from replay_server import FakeServer
 from rich.console import Console
+from trace_kit import DOUBT, doubtful
 from typer.testing import CliRunner
 
 from saga_rl.aeg.build import SessionSpec, StepSpec
@@ -414,17 +415,13 @@ def test_a_plan_runs_and_writes_nothing(files, model, tmp_path, capsys):
 
 def test_nobody_quotes_a_completion_time_from_invented_waits(files, model, monkeypatch, tmp_path, capsys):
     """The quality line of each trace stands in the plan, in the result, on the page and under the tables."""
-    one = read_trace(files[0])
-    counts = {p: {"recorded": 3, "estimated": 0, "missing": 1 if p == "tools" else 0}
-              for p in ("lengths", "times", "ends", "tools")}
-    meta = replace(one.meta, source="imported:jsonl", notes={**one.meta.notes, "quality": counts})
-    write_trace(replace(one, meta=meta), files[0])
+    write_trace(doubtful(read_trace(files[0])), files[0])
     s = settings(traces=files, model=model, sessions=8, kv_tokens=4096, drop_long=True, longest_wait_s=100.0, repeats=1)
     run(s, tmp_path / "out", plan_only=True)
     assert "tools 75 % recorded, 25 % missing" in " ".join(capsys.readouterr().err.split())
     monkeypatch.setattr(server_pool, "Server", Made())
     run(s, tmp_path / "out", at_once=3)
-    doubt = "one: completion times rest on values that were not recorded: tools 25 %"
+    doubt = f"one: {DOUBT}"
     assert doubt in " ".join(capsys.readouterr().out.split())
     assert doubt in (tmp_path / "out" / "index.html").read_text()
     found = json.loads((tmp_path / "out" / "result.json").read_text())["trace_quality"]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from trace_kit import DOUBT, doubtful
 
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.io import write_trace
@@ -48,7 +49,8 @@ def compare(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[s
 
 def place(folder: Path, seed: int = 5) -> Path:
     folder.mkdir()
-    write_trace(generate("webarena", seed, sessions=16, rate_per_min=60.0, max_context=16_000), folder / "t.parquet")
+    trace = doubtful(generate("webarena", seed, sessions=16, rate_per_min=60.0, max_context=16_000))
+    write_trace(trace, folder / "t.parquet")
     return folder
 
 
@@ -98,6 +100,8 @@ def test_what_it_writes(whole: Path) -> None:
     limit = next(t for t in summary["tuning"] if t["policy"] == "limit")
     assert limit["chosen"] in limit["tried"] and len(limit["tried"]) == 2
     page = (out / "index.html").read_text(encoding="utf-8")
+    (facts,) = summary["traces"].values()
+    assert facts["quality"]["tools"] == {"recorded": 0.75, "estimated": 0.0, "missing": 0.25} and DOUBT in page
     assert "Bélády at 1" in page and "lru-protect" in page and "http" not in page.replace("http-equiv", "")
     assert (out / "capacity.svg").read_bytes().startswith(b"<?xml") and not (out / "fairness.svg").exists()
     table = pq.read_table(out / "cells.parquet")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from trace_kit import DOUBT, doubtful
 
 from saga_rl.aeg.generators import generate
 from saga_rl.aeg.io import read_trace, write_trace
@@ -79,7 +80,7 @@ def here():
 @pytest.fixture(scope="module")
 def trace(tmp_path_factory):
     path = tmp_path_factory.mktemp("traces") / "t.parquet"
-    write_trace(generate("webarena", 3, sessions=40, max_context=32_768), path)
+    write_trace(doubtful(generate("webarena", 3, sessions=40, max_context=32_768)), path)
     return path
 
 
@@ -103,6 +104,8 @@ def weights(folder: Path) -> dict[str, bytes]:
 def test_everything_is_there_and_loads(learned):
     result = json.loads((learned / "result.json").read_text())
     assert {"index.html", "CARD.md", "gain.svg", "result.json", "found"} <= {p.name for p in learned.iterdir()}
+    assert result["trace"]["quality"]["tools"] == {"recorded": 0.75, "estimated": 0.0, "missing": 0.25}
+    assert DOUBT.lower() in (learned / "index.html").read_text().lower()
     assert result["serves"] in ("found", "lru", "likely", "auto")
     assert set(result["arms"]) >= {"infinite memory", "lru", "likely", "found"}
     assert result["provenance"]["commit"] and result["simulated"]

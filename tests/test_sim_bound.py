@@ -88,5 +88,6 @@ def test_the_command_writes_what_it_shows(trace, tmp_path):
     result = json.loads(out.read_text())
     assert set(result["policies"]) == {"lru", "youngest"} and result["reference"]["sessions"] == 9
     assert {"commit", "version", "seed", "trace_sha256", "argv"} <= set(result["provenance"])
+    assert result["trace_quality"] is None, "it was generated"
     with pytest.raises(UserError, match="lru"):
         CliRunner().invoke(app, [*arguments[:2], "--eviction", "lur"], catch_exceptions=False)

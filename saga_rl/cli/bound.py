@@ -36,6 +36,7 @@ def _bound(
     import numpy as np
 
     from saga_rl.aeg.io import read_trace
+    from saga_rl.aeg.quality import quality
     from saga_rl.policies.registry import make, split_specs
     from saga_rl.sim.config import SimConfig
     from saga_rl.sim.cost.profile import load_profile
@@ -57,7 +58,7 @@ def _bound(
     with err.status(f"{loaded.n_sessions} sessions, {loaded.n_steps} steps") as status:
         result = bound(loaded, config, specs, status.update)
     if json:
-        write_json(json, {**result, "simulated": True,
+        write_json(json, {**result, "simulated": True, "trace_quality": quality(loaded),
                           "provenance": provenance(seed=seed, trace=trace, profile=costs.name)})
     _show(trace.name, result)
     if result["low_pressure"]:

@@ -42,6 +42,7 @@ def main(
 ) -> None:
     """Evaluate one eviction checkpoint on held-out sessions of one trace; protocol.py is the whole protocol."""
     from saga_rl.aeg.io import read_trace
+    from saga_rl.aeg.quality import doubts, quality
     from saga_rl.env.episodes import sim_config
     from saga_rl.experiments.compare.settings import STOCK
     from saga_rl.experiments.intervals import COLLAPSE
@@ -79,13 +80,16 @@ def main(
         closed = [closed_loop(trace, c, arms, range(seed, seed + seeds), tick) for c in configs]
     result = {"kind": "simulated", "checkpoint": {"name": checkpoint.name, "sha256": loaded.sha256},
               "rules": {"low_pressure_share": LOW_PRESSURE, "collapse_factor": COLLAPSE},
-              "open_loop": opened, "closed_loop": closed, "provenance": provenance(seed=seed, trace=trace_file)}
+              "open_loop": opened, "closed_loop": closed, "trace_quality": quality(trace),
+              "provenance": provenance(seed=seed, trace=trace_file)}
     write_json(out / "evaluation.json", result)
     evaluation_picture(result, out / "evaluation.png")
     with atomic(out / "evaluation.md") as tmp:
         tmp.write_text(evaluation_card(result, trace.meta.name))
     console = Console()
     report(result, console if console.is_terminal else Console(width=120))
+    if doubt := doubts(trace):
+        console.print(f"{trace.meta.name}: {doubt}", style="yellow", markup=False, soft_wrap=True)
     facts = {"checkpoint": checkpoint.name, "trace": trace.meta.name}
     with WandbRun(wandb, project, out, facts, "evaluate") as tracker:
         tracker.artifact("evaluation", f"{checkpoint.name}-on-{trace.meta.name}", out, {"sha256": loaded.sha256})
