@@ -68,10 +68,11 @@ oldest: ## the same, against the oldest version that we serve with
 	@$(MAKE) --no-print-directory vllm VERSION=0.28.0
 
 # Command-line agents for tests/test_agents_live.py, which leaves out what is not here.
-agents: .agents/.installed ## install Claude Code and Codex from npm into .agents, for their tests
+agents: .agents/.installed ## install command-line agents from npm into .agents, for their tests
 
 .agents/.installed: Makefile
-	@npm install --silent --no-audit --no-fund --prefix .agents @anthropic-ai/claude-code@2.1.197 @openai/codex@0.171.0
+	@npm install --silent --no-audit --no-fund --prefix .agents @anthropic-ai/claude-code@2.1.197 \
+		@openai/codex@0.171.0 @github/copilot@1.0.102 @qwen-code/qwen-code@0.15.10 opencode-ai@1.18.33
 	@touch $@
 
 lint: setup ## ruff, mypy, and which room may import which

@@ -29,7 +29,7 @@ TEMPLATE = (
 DROPPED = ("host", "content-length", "transfer-encoding", "connection", "accept-encoding")
 
 
-def call(name: str, **arguments: Any) -> str:
+def call(name: str, /, **arguments: Any) -> str:
     """A tool call as the served model writes it."""
     return "<tool_call>\n" + json.dumps({"name": name, "arguments": arguments}) + "\n</tool_call>"
 

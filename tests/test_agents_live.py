@@ -1,7 +1,7 @@
 """Agents that know nothing of us, as their makers ship them: what they send is what they always send; what the model
 answers is prescribed. Sessions, agents, callers and tools must be recognised as they were.
 
-Claude Code and Codex come by `make agents` (npm); their tests are left out where that was not done, as in CI.
+The command-line agents come by `make agents` (npm); their tests are left out where that was not done, as in CI.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def client(name: str) -> str:
 def run(front: Prescriber, home: Path, *command: str, **env: str) -> str:
     """What a command-line client says, in an empty folder and with a home of its own."""
     work = home / "work"
-    work.mkdir(parents=True)
+    work.mkdir(parents=True, exist_ok=True)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("ANTHROPIC", "CLAUDE", "OPENAI", "CODEX"))}
     done = subprocess.run(
         command, cwd=work, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT_S, check=False,
@@ -193,6 +193,79 @@ def test_codex_sub_agents(served: Served, front: Prescriber, tmp_path: Path) -> 
         mine = [r for r in rows if r["agent"] == agent]
         assert [(r["caller"], r["tool"]) for r in mine] == [(agent - 1, tool) for tool in tools]
     assert history(tmp_path / ".codex") == lengths(rows)
+
+
+def asks(front: Prescriber, name: str, command: str, agent: str, /, **arguments: Any) -> str:
+    """The main agent runs a command, then an agent that runs one too. name: of the client; command, agent: of the
+    tools; arguments: what the second takes beside the task. What has no tools gets a title. Returns what to ask for.
+    The task is another for each client: a line that two sessions said is nobody's."""
+    begins = f"What is here, {name}?"
+
+    def script(request: Request) -> str:
+        n, main = results(request), begins in request.text
+        if not request.tools:
+            return "A title"
+        if n == 0:
+            return call(command, command=f"echo {'main' if main else 'sub'}", description="say it")
+        if not main:
+            return "There is nothing in it."
+        task = f"{TASK} Do it as {name} does."
+        return call(agent, description="look", prompt=task, **arguments) if n == 1 else "All done."
+
+    front.script = script
+    return begins
+
+
+def steps_of_asks(rows: list[dict[str, Any]], command: str, agent: str, sub: int = 1) -> None:
+    """What `asks` leads to, as the engine noted it."""
+    assert len({r["session"] for r in rows}) == 1
+    assert [(r["agent"], r["caller"], r["tool"]) for r in rows] == [
+        (0, -1, None), (0, -1, command), (sub, 0, None), (sub, 0, command), (0, -1, agent)]
+
+
+def test_qwen_code(served: Served, front: Prescriber, tmp_path: Path) -> None:
+    """It says nothing of its session."""
+    program, seen = client("qwen"), Seen(served)
+    asked = asks(front, "Qwen", "run_shell_command", "agent", subagent_type="general-purpose")
+    said = run(front, tmp_path, program, "--yolo", "--auth-type", "openai", asked, HTTP_PROXY="",
+               HTTPS_PROXY="", OPENAI_API_KEY="none", OPENAI_BASE_URL=f"{front.url}/v1", OPENAI_MODEL="tiny")
+    assert "All done." in said
+    steps_of_asks(seen.rows(5), "run_shell_command", "agent")
+
+
+def test_copilot(served: Served, front: Prescriber, tmp_path: Path) -> None:
+    """With a provider of one's own, which asks for no account; it says nothing of its session."""
+    program, seen = client("copilot"), Seen(served)
+    asked = asks(front, "Copilot", "bash", "task", name="look", agent_type="general-purpose")
+    said = run(front, tmp_path, program, "-p", asked, "--allow-all-tools", COPILOT_MODEL="tiny",
+               COPILOT_PROVIDER_BASE_URL=f"{front.url}/v1", COPILOT_OFFLINE="true")
+    assert "All done." in said
+    steps_of_asks(seen.rows(5), "bash", "task")
+
+
+def test_opencode(served: Served, front: Prescriber, tmp_path: Path) -> None:
+    """A title is made at the side, under the session's name; a sub-agent's session names its parent."""
+    program, seen = client("opencode"), Seen(served)
+    provider = {"npm": "@ai-sdk/openai-compatible", "options": {"baseURL": f"{front.url}/v1", "apiKey": "none"},
+                "models": {"tiny": {"limit": {"context": 200_000, "output": 4096}}}}
+    settings = tmp_path / ".config" / "opencode" / "opencode.json"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(json.dumps({"model": "local/tiny", "small_model": "local/tiny", "autoupdate": False,
+                                    "share": "disabled", "provider": {"local": provider}}))
+    asked = asks(front, "OpenCode", "bash", "task", subagent_type="general")
+    assert "All done." in run(front, tmp_path, program, "run", "--auto", asked,
+                              OPENCODE_DISABLE_MODELS_FETCH="1")
+    rows = seen.rows(6)
+    assert {r["session"] for r in rows} == {front.asked[0].headers["x-session-id"]}
+    title = min(rows, key=lambda r: r["prompt"])
+    assert title["agent"] in (0, 1) and title["tool"] is None, "it begins with the main agent, before or after"
+    steps_of_asks([r for r in rows if r is not title], "bash", "task", sub=2)
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    for name in {r.headers["x-session-id"] for r in front.asked}:
+        (exported / f"{name}.json").write_text(run(front, tmp_path, program, "export", name))
+    assert [p for _, p in history(exported)] == [r["prompt"] for r in sorted(rows, key=lambda r: r["agent"])
+                                                 if r is not title]
 
 
 # ---------------------------------------------------------------------- frameworks

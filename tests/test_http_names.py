@@ -99,6 +99,25 @@ def test_one_session_with_sub_agents_titles_and_compaction_keeps_its_name() -> N
     assert not counted(server, "names found out")
 
 
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_title_before_the_main_agent_is_not_the_main_agent(answered: bool) -> None:
+    """OpenCode asks for one under the session's name, without tools, before or while the main agent begins."""
+    server, name = Server(), {"X-Session-ID": "s"}
+    tools = [{"type": "function", "function": {"name": "task"}}]
+
+    def post(system: str, user: str, named: dict[str, str] = name, **more: Any) -> tuple[Any, ...]:
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        seen = server.post(CHAT, {"model": "m", "messages": messages, **more}, named,
+                           chat_answer("Of x" if user == "x" else "one") if answered else None)
+        return seen["session_id"], *xargs(seen, "saga_agent", "saga_caller")
+
+    assert post("titles", "x") == ("s", None, None)
+    assert post("main", "y", tools=tools) == ("s", None, None)
+    assert post("titles", "z") == ("s", 1, None), "another title is the title's agent, not the main one"
+    assert post("sub", "w", {"X-Session-ID": "t", "X-Parent-Session-Id": "s"}, tools=tools) == ("s", 2, 0)
+    assert post("helper", "v", tools=tools) == ("s", 3, None), "only once"
+
+
 def test_a_name_begins_anew_after_its_end() -> None:
     """A trace that is replayed over and over under one name, ends told."""
     server = Server()

@@ -38,13 +38,13 @@ class Chains:
         return len(self._nodes)
 
     # ------------------------------------------------------------------ requests
-    def arrive(self, prompt: Prompt, session: str | None = None, retry: bool = False) -> Entry:
+    def arrive(self, prompt: Prompt, session: str | None = None, retry: bool = False, tools: bool = True) -> Entry:
         """The prompt's place; `entry.chain` says session and agent. session: named by the client. retry: the client
-        says that it asks again."""
+        says that it asks again. tools: the request offers some."""
         name = None if session in self.doubted else session
-        found, begun, caller = self._find(prompt, name, retry), False, None
+        found, begun = self._find(prompt, name, retry), False
         if found is None:
-            found, begun, caller = self._beginning(prompt, name)
+            found, begun = self._beginning(prompt, name, tools)
         chain, talk, step, goes_on = found
         if name is None and chain.session == session:  # begun under a name that is no longer believed
             chain = self._new_session(prompt.head)
@@ -53,9 +53,11 @@ class Chains:
             family = self._family(name)
             family.went_on(talk, prompt.head)
             self._doubt(name, family)
+        if not chain.step:
+            chain.tools = tools
         chain.step = max(chain.step, step + 1)
         chain.busy += 1
-        entry = Entry(chain, step + 1, prompt.length, prompt.tail, talk, prompt=prompt, begun=begun, caller=caller)
+        entry = Entry(chain, step + 1, prompt.length, prompt.tail, talk, prompt=prompt, begun=begun)
         key = prompt.keys[-1]
         here = self._nodes.setdefault(key, [])
         here.append(entry)
@@ -150,28 +152,32 @@ class Chains:
         return self._family(chain.session).new(chain.session, prompt.head)
 
     # ------------------------------------------------------------------ prompts that begin
-    def _beginning(self, prompt: Prompt, session: str | None) -> tuple[Place, bool, int | None]:
-        """(its place, whether it begins a session that nobody named, the agent that called it)."""
+    def _beginning(self, prompt: Prompt, session: str | None, tools: bool) -> tuple[Place, bool]:
+        """(its place, whether it begins a session that nobody named)."""
         source = self.quotes.find(prompt)
         if source is not None and source.session not in self._families:
             source = None
         if source is not None and session is None:
             session = source.session
         if session is None:
-            return (self._new_session(prompt.head), 0, 0, False), True, None
+            return (self._new_session(prompt.head), 0, 0, False), True
         family = self._family(session)
-        talk = family.began(prompt.head, source is not None)
+        main_one = source is None and family.aside(tools)
+        talk = family.began(prompt.head, source is not None, main_one)
         self._doubt(session, family)
+        if main_one:
+            return (family.instead(session, prompt.head), talk, 0, False), False
         if source is not None and source.head == prompt.head and not source.busy:
-            return (source, talk, source.step, False), False, None
+            return (source, talk, source.step, False), False
         known = family.heads.get(prompt.head)
         if known is not None and not known.busy and (
                 known is family.main or (known.last is not None and not known.last.calls)):
             chain = known  # the main agent after compaction, or a sub-agent whose forerunner is done
         else:
             chain = family.new(session, prompt.head)
-        caller = source.agent if source is not None and source is not chain else None
-        return (chain, talk, chain.step, False), False, caller
+        if source is not None and source is not chain:
+            chain.caller = source.agent
+        return (chain, talk, chain.step, False), False
 
     def _new_session(self, head: bytes) -> Chain:
         session = "chain-" + secrets.token_hex(12)

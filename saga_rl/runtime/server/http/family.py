@@ -32,6 +32,10 @@ class Chain:
     step: int = 0
     busy: int = 0
     last: Answer | None = None
+    caller: int | None = None
+    """The agent that called it, as far as is known."""
+    tools: bool = True
+    """Its first request offers tools."""
 
 
 @dataclass(slots=True, eq=False)
@@ -50,8 +54,6 @@ class Entry:
     """Only until it is answered."""
     begun: bool = False
     """It begins a session that nobody named."""
-    caller: int | None = None
-    """The agent that called this new one, as far as is known."""
 
 
 class Family:
@@ -78,6 +80,21 @@ class Family:
             self.heads[head] = chain if self.heads.get(head) is not self.main else self.heads[head]
         return chain
 
+    def instead(self, session: str, head: bytes) -> Chain:
+        """The main agent, which comes after what had its place: that gets the next number."""
+        if self.main is not None:
+            self.main.agent = self.agents % MOST_AGENTS
+            self.agents += 1
+        self.main = Chain(session, 0, head)
+        if len(self.heads) < MOST_AGENTS or head in self.heads:
+            self.heads[head] = self.main
+        return self.main
+
+    def aside(self, tools: bool) -> bool:
+        """Whether a conversation that begins, with tools or without, shows that the main agent so far was none: a title
+        or the like, asked for once and without tools before the main agent begins."""
+        return tools and self.main is not None and not self.main.tools and self.main.step <= 1
+
     def named(self, session: str, name: str, may_be_main: bool) -> int:
         """Number of the agent that a client calls `name`; 0, the main agent's, only where it may be and is free."""
         head = _named(name)
@@ -97,11 +114,11 @@ class Family:
         return 0 if known is None else known.agent
 
     # ------------------------------------------------------------------ conversations
-    def began(self, head: bytes, quoted: bool) -> int:
-        """A conversation begins. Returns its number."""
+    def began(self, head: bytes, quoted: bool, main_one: bool = False) -> int:
+        """A conversation begins; main_one: the main agent's. Returns its number."""
         self._talks += 1
         main, talk = self.main, self._talks
-        if main is None:
+        if main is None or main_one:
             self._rivals[talk] = 0.0
             self._young = talk
         elif not quoted and not self._called(main):

@@ -206,7 +206,8 @@ class Planner:
         parts = tenant or "", named or "", str(hints.get("saga_tenant", ""))
         scope = "".join(f"{len(p)}:{p}" for p in parts).encode("utf-8", "surrogatepass")
         doubted = named in self.chains.doubted
-        plan.entry = entry = self.chains.arrive(Prompt(scope, turns, text), named, who.retry)
+        plan.entry = entry = self.chains.arrive(Prompt(scope, turns, text), named, who.retry,
+                                                        bool(body.get("tools")) or turns is None)
         if named in self.chains.doubted:
             self._doubted(doubted, str(named), who.source)
         if entry.chain.session != named:
@@ -217,8 +218,8 @@ class Planner:
         plan.tap = Tap(dialect, True)
         if plan.agent:
             hints["saga_agent"] = plan.agent
-            if entry.caller is not None:
-                hints.setdefault("saga_caller", entry.caller)
+            if entry.chain.caller is not None:
+                hints.setdefault("saga_caller", entry.chain.caller)
 
     def _doubted(self, before: bool, name: str, source: str) -> None:
         """A name that is not believed came."""
