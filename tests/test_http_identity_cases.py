@@ -136,6 +136,10 @@ def test_an_anthropic_stream_of_calls_tells_two_runs_apart(order: tuple[int, int
     ({"X-Dynamo-Session-ID": "s1"}, {}), ({"X-Correlation-ID": "s1"}, {}), ({}, {"metadata": {"sessionId": "s1"}}),
     ({"X-LiteLLM-Session-Id": "s1"}, {}), ({"Helicone-Session-Id": "s1"}, {}), ({"X-OpenCode-Session": "s1"}, {}),
     ({"X-Session-Affinity": "s1"}, {}), ({}, {"metadata": {"thread_id": "s1"}}), ({}, {"conversation": "s1"}),
+    ({"X-Session-ID": "s1"}, {}), ({"X-Claude-Code-Session-Id": "s1"}, {}), ({"session-id": "s1"}, {}),
+    ({"session_id": "s1"}, {}), ({"X-Conversation-ID": "s1"}, {}), ({"conversation_id": "s1"}, {}),
+    ({}, {"session_id": "s1"}), ({}, {"vllm_xargs": {"session_id": "s1"}}), ({}, {"metadata": {"session_id": "s1"}}),
+    ({}, {"metadata": {"conversation_id": "s1"}}), ({}, {"conversation": {"id": "s1"}}),
     ({}, {"vllm_xargs": {"agentic_context": {"session_id": "s1", "program_id": "p"}}}),
     ({}, {"vllm_xargs": {"agentic_context": json.dumps({"program_id": "s1"})}})])
 def test_names_that_agents_and_routers_send(headers: dict[str, str], extra: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from saga_rl.aeg.io import equal, read_trace, write_trace
 from saga_rl.aeg.quality import KEY, PARTS, quality, sentence
 from saga_rl.aeg.trace import Trace
 from saga_rl.aeg.validate import check
+from saga_rl.cli.trace import FORMATS
 from saga_rl.errors import UserError
 
 each = pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: s.name)
@@ -146,10 +147,17 @@ def test_a_foreign_record_is_left_out(sample: Sample, tmp_path: Path) -> None:
 
 @each
 def test_a_wrong_format_names_the_right_one(sample: Sample, tmp_path: Path) -> None:
-    wrong = "azure" if sample.name != "azure" else "burstgpt"
-    with pytest.raises(UserError) as e:
-        import_trace(wrong, sample.write(tmp_path))
-    assert f"--format {sample.name}" in str(e.value) and "field" in str(e.value)
+    path = sample.write(tmp_path)
+    for wrong in importer_names():
+        if wrong == sample.name or (sample.name, wrong) in (("katas", "jsonl"), ("vllm-multi-turn", "chats")):
+            continue  # two formats are special cases of another
+        with pytest.raises(UserError) as e:
+            import_trace(wrong, path)
+        assert f"--format {sample.name}" in str(e.value) and "field" in str(e.value), wrong
+
+
+def test_the_command_names_all_formats() -> None:
+    assert FORMATS.split(", ") == importer_names()
 
 
 @each
