@@ -225,6 +225,14 @@ def test_files_of_two_formats_are_said_to_be_so(tmp_path: Path) -> None:
     assert any(f"of format '{name}'" in str(e.value) for name in ("burstgpt", "weka", "mooncake", "bailian"))
 
 
+def test_fields_of_a_line_that_is_left_out_are_not_counted(tmp_path: Path) -> None:
+    rows = [{"session": "s", "step": k, "in": 10, "out": 1, "colour": "red"} for k in range(3)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"session": "s", "uuid": "u", "slug": "x"}])))
+    done = imported("jsonl", tmp_path)
+    assert done.left.count == 1 and {k: n for k, n in done.trace.meta.dropped.items() if "field '" not in k} == {
+        "field colour": 3}
+
+
 def test_strict_and_lenient_exclude_each_other() -> None:
     with pytest.raises(UserError, match="exclude each other"):
         import_trace(None, TRANSCRIPTS / "live", strict=True, lenient=True)

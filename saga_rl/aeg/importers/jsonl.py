@@ -53,7 +53,7 @@ def read_rows(reading: Reading, dialect: Dialect) -> Iterator[Row]:
     current = None
     for number, (where, raw) in enumerate(reading.records()):
         with reading.left.guard(where):
-            row = _row(raw, str(where), number, reading, dialect)
+            row = _row(raw, str(where), number, dialect)
             if dialect.by_session and row.session != current and row.session in sessions:
                 raise UserError(f"{where}, field 'session'", "is named again, after another session's rows",
                                 "sort the rows by session, or import them as jsonl")
@@ -73,12 +73,20 @@ def read_rows(reading: Reading, dialect: Dialect) -> Iterator[Row]:
             if row.output == 0 or row.prompt == 0:
                 reading.drop("calls_without_tokens")
                 continue
+            _drop_fields(raw, reading)
             yield row
 
 
-def _row(raw: dict[str, Any], where: str, number: int, reading: Reading, dialect: Dialect) -> Row:
+def _drop_fields(raw: dict[str, Any], reading: Reading) -> None:
+    """Count what is not read of a row that is taken."""
     for key in raw.keys() - FIELDS:
         reading.drop(f"field {key}")
+    for tool in raw.get("tools") or ():
+        for key in tool.keys() - TOOL_FIELDS:
+            reading.drop(f"field tools.{key}")
+
+
+def _row(raw: dict[str, Any], where: str, number: int, dialect: Dialect) -> Row:
     for key in dialect.required:
         take(raw, key, str, where)
 
@@ -93,8 +101,7 @@ def _row(raw: dict[str, Any], where: str, number: int, reading: Reading, dialect
         prompt=at_least(take(raw, "in", int, where), 0, "in", where),
         output=at_least(take(raw, "out", int, where), 0, "out", where),
         cached=at_least(take(raw, "cached", int, where, -1), -1, "cached", where),
-        tools=[_tool(t, f"{where}, tool {k}", reading) for k, t in enumerate(take(raw, "tools", list, where, []))
-               ] or (),
+        tools=[_tool(t, f"{where}, tool {k}") for k, t in enumerate(take(raw, "tools", list, where, []))] or (),
         sent_s=moment(raw, "t_req", where, default=None), first_token_s=moment(raw, "t_first", where, default=None),
         end_s=moment(raw, "t_end", where, default=None), gap_s=take(raw, "gap", float, where, None),
         group=text("group") or (f"{task}/{tenant}" if task else ""), tenant=tenant, agent_type=text("agent_type"),
@@ -105,11 +112,9 @@ def _row(raw: dict[str, Any], where: str, number: int, reading: Reading, dialect
     return row
 
 
-def _tool(raw: Any, where: str, reading: Reading) -> Tool:
+def _tool(raw: Any, where: str) -> Tool:
     if not isinstance(raw, dict):
         raise UserError(where, "is not a JSON object", 'write {"name": ...}')
-    for key in raw.keys() - TOOL_FIELDS:
-        reading.drop(f"field tools.{key}")
     duration = take(raw, "dur", float, where, None)
     if duration is not None:
         at_least(duration, 0, "dur", where)
