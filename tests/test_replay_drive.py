@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from replay_server import FakeServer
+from trace_kit import DOUBT, doubtful
 from typer.testing import CliRunner
 
 from saga_rl.aeg.build import SessionSpec, StepSpec, build_trace
@@ -282,7 +283,7 @@ def test_the_command_writes_json_and_a_trace_and_refuses_with_status_2(tmp_path,
 
     app = typer.Typer()
     register(app)
-    write_trace(make(chain_session("a"), chain_session("b")), tmp_path / "t.parquet")
+    write_trace(doubtful(make(chain_session("a"), chain_session("b"))), tmp_path / "t.parquet")
     server, started, stop = FakeServer(), threading.Event(), threading.Event()
     where: list[str] = []
 
@@ -308,6 +309,7 @@ def test_the_command_writes_json_and_a_trace_and_refuses_with_status_2(tmp_path,
         worker.join(20)
     assert out.exit_code == 0, out.output
     result = json.loads((tmp_path / "o.json").read_text())
+    assert DOUBT in out.output and result["trace_quality"]["tools"]["missing"] == 0.25
     assert result["sessions_done"] == 1 and len(result["provenance"]["trace_sha256"]) == 64
     assert read_trace(tmp_path / "r.parquet").n_sessions == 1
     monkeypatch.setattr("sys.argv", ["replay", str(tmp_path / "none.parquet"), "--url", "http://127.0.0.1:9"])

@@ -43,6 +43,7 @@ def replay(
     import numpy as np
 
     from saga_rl.aeg.io import read_trace, write_trace
+    from saga_rl.aeg.quality import doubts
     from saga_rl.replay.run import progress_bar, recorded_trace, run_replay, summary
 
     if not speed > 0:
@@ -63,6 +64,8 @@ def replay(
     if record_trace is not None:
         write_trace(recorded_trace(loaded, measured, url, speed), record_trace)
     Console().print(summary(result))
+    if doubt := doubts(loaded):
+        console.print(f"{trace.name}: {doubt}", style="yellow", markup=False, soft_wrap=True)
     if result["filled_outputs"]:
         console.print(f"note: {result['filled_outputs']} answers came without token ids; later prompts continue "
                       "with filler, so their cached tokens are a lower bound", style="yellow")
