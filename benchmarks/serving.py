@@ -20,6 +20,7 @@ from serving_kit import memory, placement, server, show, steps  # vLLM has to co
 from serving_kit.engine import MOST_LEN
 
 from saga_rl.files import must_exist, write_json
+from saga_rl.policies.parameters import DEFAULT_PRESET
 from saga_rl.policies.presets import preset
 from saga_rl.replay.tiny_model import build_tiny_model
 
@@ -39,12 +40,16 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=600, help="for the time of one request at a server")
     parser.add_argument("--server-rounds", type=int, default=12, help="for the throughput of a server")
     parser.add_argument("--no-server", action="store_true", help="no real servers")
+    parser.add_argument("--only-server", action="store_true", help="nothing but the two real servers; no page is written")
+    parser.add_argument("--served", default=DEFAULT_PRESET, help="policy of the real server beside stock's")
     parser.add_argument("--markdown", type=Path, help="put the tables between the marks of this page")
     parser.add_argument("--quick", action="store_true", help="a tenth of everything: does it run?")
     args = parser.parse_args()
     if args.quick:
         args.idle, args.running, args.steps, args.rounds, args.sessions = 100, 24, 15, 1, 1200
         args.requests, args.server_rounds = 20, 2
+    if args.only_server and (args.no_server or args.markdown):
+        parser.error("--only-server goes with neither --no-server nor --markdown")
     if args.markdown is not None:
         must_exist(args.markdown)
     console = Console(width=150)
@@ -53,8 +58,12 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         model = build_tiny_model(folder, max_len=MOST_LEN)
-        served = None if args.no_server else server.measure(model, args.out, args.requests, args.server_rounds,
-                                                            4 if args.quick else 60, console)
+        served = None if args.no_server else server.measure(args.served, model, args.out, args.requests,
+                                                            args.server_rounds, 4 if args.quick else 60, console)
+        if args.only_server:
+            console.print(show.server_table(served))
+            write_json(args.out / "server.json", {"server": served, "provenance": server.machine()})
+            return
         scenes = {scene.name: steps.compare(steps.measure(scene, policies, model, args.idle, args.running, args.steps,
                                                           args.rounds)) for scene in steps.SCENES}
         steps_shown = [show.steps_table(scenes)]

@@ -22,7 +22,7 @@ from saga_rl.experiments.bench.servers import KEY, MODEL, Server
 from saga_rl.processes import free_port
 
 __all__ = ["machine", "measure"]
-STOCK, OURS = "stock", "saga+"
+STOCK = "stock"
 WORDS = [f"word{i}" for i in range(64)]
 POOL_TOKENS, BLOCK_TOKENS = 16_384, 32
 FLAGS = ("--host", "127.0.0.1", "--served-model-name", MODEL, "--dtype", "float32", "--enforce-eager",
@@ -90,13 +90,13 @@ def interval(values: NDArray[np.float64], of: Any, seed: int) -> tuple[float, fl
     return float(of(values)), float(low), float(high)
 
 
-def measure(model: Path, folder: Path, requests: int, rounds: int, a_round: int, console: Console,
+def measure(ours: str, model: Path, folder: Path, requests: int, rounds: int, a_round: int, console: Console,
             seed: int = 0) -> dict[str, Any]:
-    """`latency_ms`: p50 by server; `more_ms`: median of paired differences and its interval; `throughput`: ratio of
+    """ours: the policy beside stock's. `latency_ms`: p50 by server; `more_ms`: median of paired differences and its interval; `throughput`: ratio of
     ours to stock over `rounds` pairs of rounds and its interval, tokens/s by server."""
     with ExitStack() as stack:
         servers = {}
-        for name in (STOCK, OURS):
+        for name in (STOCK, ours):
             port = free_port()
             words = ["--policy", name, "--port", str(port), *FLAGS]
             servers[name] = stack.enter_context(
@@ -113,9 +113,9 @@ def measure(model: Path, folder: Path, requests: int, rounds: int, a_round: int,
                 rate = asyncio.run(burst(urls[name], bodies))
                 if k >= 0:
                     rates[name][k] = rate
-    more = interval(1e3 * (times[OURS] - times[STOCK]), np.median, seed)
-    ratio = interval(np.log(rates[OURS] / rates[STOCK]), np.mean, seed)
-    return {"policy": OURS, "requests": requests, "rounds": rounds, "requests_a_round": a_round, "at_once": AT_ONCE,
+    more = interval(1e3 * (times[ours] - times[STOCK]), np.median, seed)
+    ratio = interval(np.log(rates[ours] / rates[STOCK]), np.mean, seed)
+    return {"policy": ours, "requests": requests, "rounds": rounds, "requests_a_round": a_round, "at_once": AT_ONCE,
             "latency_ms": {n: {"p50": 1e3 * float(np.median(t)), "p99": 1e3 * float(np.quantile(t, 0.99))}
                            for n, t in times.items()},
             "more_ms": more, "tokens_per_s": {n: float(r.mean()) for n, r in rates.items()},

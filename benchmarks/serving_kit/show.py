@@ -40,8 +40,8 @@ def others_table(placement: dict[str, Any], memory: dict[str, float], workers: i
 
 
 def server_table(r: dict[str, Any]) -> Table:
-    table = Table(title="two real servers, traffic without agents: stock against saga+")
-    for head in ("measured", "stock", "saga+", "ours against stock, 95 % interval", "target"):
+    table = Table(title=f"two real servers, traffic without agents: stock against {r['policy']}")
+    for head in ("measured", "stock", r["policy"], "ours against stock, 95 % interval", "target"):
         table.add_column(head, justify="left" if head in ("measured", "target") else "right")
     a, b = r["latency_ms"].values()
     met = {k: "met" if v else "not met" for k, v in r["met"].items()}
