@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=600, help="for the time of one request at a server")
     parser.add_argument("--server-rounds", type=int, default=12, help="for the throughput of a server")
     parser.add_argument("--no-server", action="store_true", help="no real servers")
-    parser.add_argument("--only-server", action="store_true", help="nothing but the two real servers; no page is written")
+    parser.add_argument("--only-server", action="store_true", help="nothing but the two real servers, no page")
     parser.add_argument("--served", default=DEFAULT_PRESET, help="policy of the real server beside stock's")
     parser.add_argument("--markdown", type=Path, help="put the tables between the marks of this page")
     parser.add_argument("--quick", action="store_true", help="a tenth of everything: does it run?")

@@ -92,8 +92,8 @@ def interval(values: NDArray[np.float64], of: Any, seed: int) -> tuple[float, fl
 
 def measure(ours: str, model: Path, folder: Path, requests: int, rounds: int, a_round: int, console: Console,
             seed: int = 0) -> dict[str, Any]:
-    """ours: the policy beside stock's. `latency_ms`: p50 by server; `more_ms`: median of paired differences and its interval; `throughput`: ratio of
-    ours to stock over `rounds` pairs of rounds and its interval, tokens/s by server."""
+    """ours: the policy beside stock's. `latency_ms`: p50 by server; `more_ms`: median of paired differences and its
+    interval; `throughput`: ratio of ours to stock over `rounds` pairs of rounds and its interval, and tokens/s."""
     with ExitStack() as stack:
         servers = {}
         for name in (STOCK, ours):
