@@ -21,6 +21,7 @@ from saga_rl.aeg.trace import Trace, TraceMeta
 from saga_rl.aeg.validate import check
 from saga_rl.errors import UserError
 from saga_rl.replay.run import metrics, recorded_trace, run_replay
+from saga_rl.runtime.server.http.session import context_hints, who_of
 
 SLACK_S = 0.25
 """A busy machine may send late, never early."""
@@ -179,6 +180,22 @@ def test_hints_name_session_tool_tenant_and_the_last_step_and_can_be_left_out():
     server = FakeServer(strict=True)
     result, _ = play(trace, server, hints=False)
     assert result["sessions_done"] == 2 and all(r["header"] is None for r in server.requests)
+
+
+def test_vllm_routers_context_names_the_same_sessions_and_agents():
+    """What is written reads as session, agent, caller and end in our own middleware."""
+    trace, server = make(chain_session("a", agent_type="coder"), forked_session("f")), FakeServer()
+    play(trace, server, agentic_context=True)
+    assert all(r["header"] is None and "session_id" not in r["body"] for r in server.requests)
+    read = [who_of(r["body"], {}) for r in server.requests]
+    assert {(w.session, w.agent, w.caller) for w in read} == {
+        ("a", "agent-0", None), ("f", "agent-0", None), ("f", "agent-1", "agent-0"), ("f", "agent-2", "agent-0")}
+    assert all(w.may_be_main == (w.caller is None) for w in read)
+    assert [w.final for w in read if w.session == "a"] == [False, False, False, True]
+    assert context_hints(server.requests[0]["body"]["vllm_xargs"]).keys() == {"saga_agent_type"}
+    server = FakeServer()
+    play(trace, server, agentic_context=True, ends=False)
+    assert not any(who_of(r["body"], {}).final for r in server.requests)
 
 
 def test_prompts_are_the_same_every_time_and_another_salt_shares_nothing():

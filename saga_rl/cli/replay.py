@@ -27,6 +27,9 @@ def replay(
     max_sessions: int | None = typer.Option(None, min=1, help="Play only the first sessions."),
     hints: bool = typer.Option(
         True, help="Send session_id and the saga hints; servers that refuse unknown fields need --no-hints."),
+    agentic_context: bool = typer.Option(
+        False, "--agentic-context", help="Name sessions and sub-agents in vLLM Router's vllm_xargs.agentic_context, and "
+                                         "send no hints of ours."),
     ends: bool = typer.Option(True, help="Tell an agent's last request (saga_final)."),
     next_tool: bool = typer.Option(True, help="Tell the tool that an answer will call (saga_next_tool)."),
     salt: str = typer.Option("", help="Replays with different salts share no cached block."),
@@ -46,6 +49,8 @@ def replay(
     from saga_rl.aeg.quality import doubts
     from saga_rl.replay.run import progress_bar, recorded_trace, run_replay, summary
 
+    if agentic_context and not hints:
+        raise UserError("--agentic-context", "names sessions, and --no-hints says that nobody does", "leave one out")
     if not speed > 0:
         raise UserError("--speed", f"{speed} is not above 0", "1 plays in real time, 10 ten times as fast")
     check_target(json_out)
@@ -57,7 +62,8 @@ def replay(
     with progress_bar(console) as progress:
         result, measured = asyncio.run(run_replay(
             loaded, url, model=model, speed=speed, concurrency=concurrency, api_key=api_key, hints=hints, ends=ends,
-            next_tool=next_tool, salt=salt, block_tokens=block_tokens, progress=progress))
+            next_tool=next_tool, salt=salt, block_tokens=block_tokens, agentic_context=agentic_context,
+            progress=progress))
     result["provenance"] = provenance(seed=None, trace=trace, url=url, speed=speed, concurrency=concurrency)
     if json_out is not None:
         write_json(json_out, result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ class DriveOptions:
     block_tokens: int = 16
     agent_headers: bool = False
     """Name the session, and a sub-agent of it, in the headers that Claude Code sends, for routers that read them."""
+    agentic_context: bool = False
+    """Name them in vLLM Router's `vllm_xargs.agentic_context` instead of our own hints; as text, which vLLM takes."""
 
 
 @dataclass
@@ -157,7 +160,9 @@ class _Drive:
         headers = {}
         if self.o.priority:
             body["priority"] = self.started[s]
-        if self.o.hints:
+        if self.o.agentic_context:
+            body["vllm_xargs"] = {"agentic_context": json.dumps(self.context(s, row))}
+        elif self.o.hints:
             name = self.o.salt + self.trace.sessions.session_id[s]
             body |= {"session_id": name, "vllm_xargs": self.hints(s, row, last)}
             headers = {"X-Session-ID": name}
@@ -187,6 +192,18 @@ class _Drive:
         m.cached_tokens[row] = -1 if reply.cached_tokens is None else reply.cached_tokens
         m.first_time_tokens[row], m.prompt_tokens[row] = first_time, prompt_tokens
         m.output_tokens[row] = reply.output_tokens
+
+    def context(self, s: int, row: int) -> dict[str, Any]:
+        """The fields of vLLM Router's `agentic_context` that a client knows."""
+        tr, st = self.trace, self.trace.steps
+        name, agent, begin = self.o.salt + tr.sessions.session_id[s], int(st.agent[row]), int(tr.session_offsets[s])
+        out: dict[str, Any] = {"session_id": name, "program_id": name, "agent_id": f"agent-{agent}",
+                               "agent_type": tr.agent_types[tr.sessions.agent_type[s]]}
+        if agent:
+            first = begin + int(np.flatnonzero(st.agent[begin:row + 1] == agent)[0])
+            parents = st.parents[st.parent_offsets[first]:st.parent_offsets[first + 1]]
+            out["parent_agent_id"] = f"agent-{int(st.agent[begin + int(parents[0])]) if len(parents) else 0}"
+        return out | ({"expected_resume": bool(self.left[s] > 0)} if self.o.ends else {})
 
     def hints(self, s: int, row: int, last: int) -> dict[str, str | int | float]:
         """What a client knows of its session; `last` is the row of the agent's previous step, -1 for its first."""

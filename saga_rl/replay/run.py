@@ -82,8 +82,8 @@ def recorded_trace(trace: Trace, m: Measured, url: str, speed: float = 1.0) -> T
 async def run_replay(trace: Trace, url: str, *, model: str | None = None, speed: float = 1.0,
                      concurrency: int | None = None, api_key: str | None = None, hints: bool = True,
                      ends: bool = True, next_tool: bool = True, priority: bool = False, salt: str = "",
-                     block_tokens: int | None = None, agent_headers: bool = False, progress: Progress | None = None,
-                     watch: Watcher | None = None) -> tuple[dict[str, Any], Measured]:
+                     block_tokens: int | None = None, agent_headers: bool = False, agentic_context: bool = False,
+                     progress: Progress | None = None, watch: Watcher | None = None) -> tuple[dict[str, Any], Measured]:
     """Play `trace` against the server at `url`; returns (`metrics`, per-step arrays). watch: told what happens, in the
     place of a `progress` bar. block_tokens: of the server's KV blocks; None: what it says on /metrics, else 16. Raises
     `UserError`."""
@@ -91,7 +91,8 @@ async def run_replay(trace: Trace, url: str, *, model: str | None = None, speed:
         name, model_len = await client.model(model)
         check_fits(trace, model_len=model_len)
         block = block_tokens or await client.block_tokens() or BLOCK_TOKENS
-        options = DriveOptions(name, speed, concurrency, hints, ends, next_tool, priority, salt, block, agent_headers)
+        options = DriveOptions(name, speed, concurrency, hints, ends, next_tool, priority, salt, block, agent_headers,
+                               agentic_context)
         before = await client.counters(COUNTERS)
         told = watch if watch is not None else _bar(trace, progress) if progress is not None else lambda event: None
         measured = await drive(trace, client, options, told)
