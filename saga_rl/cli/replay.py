@@ -28,7 +28,7 @@ def replay(
     hints: bool = typer.Option(
         True, help="Send session_id and the saga hints; servers that refuse unknown fields need --no-hints."),
     agentic_context: bool = typer.Option(
-        False, "--agentic-context", help="Name sessions and sub-agents in vLLM Router's vllm_xargs.agentic_context, and "
+        False, "--agentic-context", help="Name sessions and sub-agents in vLLM Router's vllm_xargs.agentic_context; "
                                          "send no hints of ours."),
     ends: bool = typer.Option(True, help="Tell an agent's last request (saga_final)."),
     next_tool: bool = typer.Option(True, help="Tell the tool that an answer will call (saga_next_tool)."),
