@@ -46,7 +46,7 @@ from saga_rl.sim.openloop.script import prepare
 
 RANDOM, CLAIRVOYANT, PPO, BELADY, BASE = "random", "clairvoyant", "ppo", "belady", "lru"
 ROOT = Path(__file__).resolve().parents[1]
-POLICIES = [RANDOM, BASE, "saga", "likely", "saga+", CLAIRVOYANT, *(str(ROOT / "checkpoints" / c) for c in (
+POLICIES = [RANDOM, BASE, "saga", "likely", "saga+", "auto", CLAIRVOYANT, *(str(ROOT / "checkpoints" / c) for c in (
     "eviction", "joint", "joint-hidden"))]
 QUICK = "saga_rl/Burst-P1-v0"
 Row = dict[str, Any]

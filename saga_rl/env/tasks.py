@@ -2,8 +2,9 @@
 
 All decisions of a scheduler (`task="scheduler"`, which an option may override: `gymnasium.make("saga_rl/Swe-P1-v0",
 task="eviction")`), on the sessions for training (`part`; judge on `part="test"`), a closed population on one worker, at
-the capacity P1 of `saga_rl.learn.judge`, at which LRU computes about 2.5 times as many tokens again as Bélády does.
-Definitions and capacities are those found there, written down so that they cannot move. Recorded traces lie in the
+the capacity P1 of `saga_rl.learn.judge`, at which LRU computes about 2.5 times as many tokens again as Bélády does
+under the assumed costs that P1 was found with. Costs and what clients announce are `SimConfig`'s defaults: a fitted
+profile, ends hidden. Definitions and capacities are written down so that they cannot move. Recorded traces lie in the
 folder that the environment variable SAGA_RL_DATA names. `benchmarks/reference_table.py` gives the scores of known
 policies.
 """
