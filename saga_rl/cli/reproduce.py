@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -38,7 +39,7 @@ def _reproduce(
     n_jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
     if n_jobs < 1:
         raise UserError("--jobs", f"is {n_jobs}", "give at least 1")
-    s = Settings(tuple(tables or TABLES), tuple(profile or PROFILES), tuple(policy or OURS),
+    s = Settings(_once(tables or TABLES), _once(profile or PROFILES), _once(policy or OURS),
                  seeds if seeds is not None else 3 if quick else 5, quick)
     s.check()
     new_figure(1, 1)  # without matplotlib nothing could be drawn at the end
@@ -51,6 +52,10 @@ def _reproduce(
                   soft_wrap=True)
         sys.exit(EXIT_INTERRUPTED)
     write_all(outcome, out, Console(width=None if sys.stdout.isatty() else 140))
+
+
+def _once(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
 
 
 def register(app: typer.Typer) -> None:

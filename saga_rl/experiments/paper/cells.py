@@ -15,7 +15,7 @@ from saga_rl.aeg.trace import Trace
 from saga_rl.env.episodes import arrange
 from saga_rl.experiments.cell import Cell, Result, Spec, make_cell
 from saga_rl.experiments.closed import policies_of
-from saga_rl.experiments.paper.arms import arm_of
+from saga_rl.experiments.paper.arms import ARMS, arm_of
 from saga_rl.experiments.paper.values import RATE_PER_MIN, TASKS
 from saga_rl.experiments.simulated import Timed, code_digest, timed
 from saga_rl.policies.learned.checkpoint import digest as weights_of
@@ -38,7 +38,7 @@ BURST_TASKS = 2400
 def cell(spec: Spec, code: str) -> Cell:
     """The cell of `spec`; of a checkpoint its weights are part of the key."""
     name = str(spec.get("arm", ""))
-    weights = weights_of(load_parts(name)) if name and Path(name).is_dir() else ""
+    weights = weights_of(load_parts(name)) if name and name not in ARMS and Path(name).is_dir() else ""
     return make_cell(spec, code, weights, float(spec.get("tasks", 0)))
 
 

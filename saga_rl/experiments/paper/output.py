@@ -70,8 +70,9 @@ def _point_text(o: Outcome, profile: str) -> str:
 
 
 def count(o: Outcome) -> dict[str, int]:
-    """Rows by verdict."""
-    every = [r["verdict"] for tables in o.rows.values() for rows in tables.values() for r in rows]
+    """Rows by verdict, but the headline's, which are met or not."""
+    every = [r["verdict"] for tables in o.rows.values() for name, rows in tables.items() if name != "headline"
+             for r in rows]
     return {v: every.count(v) for v in (AGREES, LOWER, HIGHER, OPEN)}
 
 

@@ -14,11 +14,12 @@ from saga_rl.experiments.cell import Cell, Result, Spec
 from saga_rl.experiments.journal import Head, Kind
 from saga_rl.experiments.paper import cells
 from saga_rl.experiments.paper import values as paper
+from saga_rl.experiments.paper.arms import ARMS
 from saga_rl.experiments.paper.judge import judge, reached
 from saga_rl.experiments.paper.tables import TABLES, Row, at_pressure
 from saga_rl.experiments.runner import Runner
 from saga_rl.experiments.simulated import Processes
-from saga_rl.policies.presets import preset
+from saga_rl.policies.presets import PRESETS, preset
 from saga_rl.sim.cost.profile import load_profile
 
 KIND = Kind("saga-rl reproduce", "reproduction")
@@ -51,6 +52,9 @@ class Settings:
             load_profile(name)
         for name in self.ours:
             preset(name)
+            if name in ARMS and name not in PRESETS:
+                raise UserError("--policy", f"{name} is a system of the paper here, not the folder of that name",
+                                f"give ./{name}")
         if self.seeds < 1:
             raise UserError("--seeds", f"is {self.seeds}", "give at least 1; fewer than 3 give no interval")
 
