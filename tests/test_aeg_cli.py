@@ -30,7 +30,7 @@ def trace(tmp_path: Path) -> Path:
 def test_generate_stats_validate(trace: Path, tmp_path: Path) -> None:
     assert "12 sessions" in ok("validate", trace, "--model-len", 131_072)
     out = ok("stats", trace, "--json", tmp_path / "s.json")
-    assert "infinite cache hit share" in out and "prompt" in out
+    assert "infinite cache hit share" in out and "prompt" in out and out.count("quality") == 1
     figures = json.loads((tmp_path / "s.json").read_text())
     assert figures["sessions"] == 12 and figures["steps"] == read_trace(trace).n_steps
 

@@ -164,8 +164,9 @@ def stats_command(
         write_json(json_out, figures)
     console = Console()
     plain = Table("figure", "value", title=f"{figures['name']} ({figures['source']})", title_justify="left")
+    elsewhere = ("name", "source", "quality", "think_s")  # of these the last two are dicts or nothing
     for key, value in figures.items():
-        if not isinstance(value, dict) and key not in ("name", "source"):
+        if not isinstance(value, dict) and key not in elsewhere:
             plain.add_row(key.replace("_", " "), _shown(value))
     for key in ("tenants", "agent_types"):
         plain.add_row(key.replace("_", " "), ", ".join(f"{k}: {n:,}" for k, n in list(figures[key].items())[:12]))
