@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -24,6 +25,7 @@ from saga_rl.learn.offline.learners import LEARNERS
 from saga_rl.policies.presets import preset_names
 
 GROUPS = ("trace", "profile", "train", "emulate")
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "reference" / "results.md"
 RUN = [sys.executable, "-c", "from saga_rl.cli.main import main; main()"]
 
 
@@ -135,24 +137,37 @@ def test_a_mistake_is_one_line_and_status_2(trace, words, message, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_simulate_writes_the_promised_keys(trace, tmp_path):
-    import json
+def test_bound_writes_the_promised_keys(trace, tmp_path):
+    out = tmp_path / "r.json"
+    done = run("bound", str(trace), "--kv-tokens", "60000", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert set(result) == promised_keys("bound") and result["simulated"] is True
+    assert set(result["reference"]) <= set(re.findall(r"\w+", promised("bound")))
 
+
+def promised(command):
+    """What the page of result files says of a command's JSON."""
+    return RESULTS.read_text().split(f"## `saga-rl {command} --json`\n")[1].split("\n## ")[0]
+
+
+def promised_keys(command):
+    """What stands there in the first column of the table."""
+    first = [line.split("|")[1] for line in promised(command).splitlines() if line.startswith("| `")]
+    return {key for cell in first for key in re.findall(r"`(\w+)`", cell)}
+
+
+def test_simulate_writes_the_promised_keys(trace, tmp_path):
     out = tmp_path / "r.json"
     done = run("simulate", str(trace), "--policy", "saga+", "--kv-tokens", "60000", "--json", str(out))
     assert done.returncode == 0, done.stderr
-    keys = {"tct_mean_s", "tct_p50_s", "tct_p95_s", "sessions_done", "recomputed_tokens", "prefilled_tokens",
-            "hit_share", "useful_kv_share", "throughput_sessions_per_min", "slo_attainment", "evictions", "preemptions",
-            "migrations", "llm_steps", "events", "wall_s", "provenance"}
     result = json.loads(out.read_text())
-    assert keys <= set(result)
+    assert set(result) == promised_keys("simulate") and result["simulated"] is True
     assert {"commit", "version", "seed", "trace_sha256", "argv"} <= set(result["provenance"])
     assert result["sessions_done"] == 3
 
 
 def test_a_load_over_capacity_is_named_and_stops_at_a_stated_horizon(tmp_path):
-    import json
-
     path, out = tmp_path / "burst.parquet", tmp_path / "r.json"
     write_trace(generate("webarena", seed=1, sessions=40, max_context=20_000, rate_per_min=60_000), path)
     done = run("simulate", str(path), "--kv-tokens", "21000", "--json", str(out))
@@ -167,8 +182,6 @@ def test_a_load_over_capacity_is_named_and_stops_at_a_stated_horizon(tmp_path):
 
 
 def test_a_profile_asked_beyond_what_it_was_fitted_on_is_named(tmp_path):
-    import json
-
     path, out = tmp_path / "long.parquet", tmp_path / "r.json"
     write_trace(generate("swe-bench", seed=1, sessions=2, max_context=100_000), path)
     done = run("simulate", str(path), "--profile", "h100-llama3.1-8b-tp1", "--json", str(out))
