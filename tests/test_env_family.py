@@ -4,6 +4,7 @@ name, texts, masks as observations, and specs that can be written down."""
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,9 @@ def test_an_episode_of_given_sessions(task: str, trace: Trace) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_it_draws_itself_as_text(task: str, trace: Trace) -> None:
     env = make(task, trace, render_mode="ansi")
-    check_env(env, skip_render_check=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*render fps.*")
+        check_env(env, skip_render_check=False)
     env.reset(seed=0)
     text = env.render()
     assert "to decide" in text and "blocks" in text and make(task, trace).render() is None

@@ -34,7 +34,7 @@ class TaskEnv(gym.Env[NDArray[np.float32], np.int64]):
     is anything to choose.
     """
 
-    metadata = {"render_modes": RENDERS}  # noqa: RUF012  (Gymnasium's own convention)
+    metadata = {"render_modes": RENDERS, "render_fps": 1}  # noqa: RUF012  (Gymnasium's own convention)
 
     def __init__(self, task: str, *args: Any, render_mode: str | None = None, **options: Any) -> None:
         self.render_mode = check_render(render_mode)

@@ -41,7 +41,7 @@ def main(
                                           "others.")] = 0,
     policies: Annotated[str, Option(help="Preset of the decisions that are not trained; empty = the "
                                          "checkpoint's own, or auto.")] = "",
-    reward: Annotated[str, Option(help="Ordering, admission, joint, scheduler: tct or recomputed.")] = "tct",
+    reward: Annotated[str, Option(help="Ordering, admission, joint, scheduler: tct, recomputed or dense.")] = "tct",
     p95_weight: Annotated[float, Option(help="The same, with tct: weight of the slowest sessions.")] = 0.0,
     fairness_weight: Annotated[float, Option(help="The same: cost of a token of service gap.")] = 0.0,
     steps: Annotated[int, Option(help="Decisions to learn from, all environments together.")] = 20_000,
