@@ -252,6 +252,21 @@ def test_one_sentence_says_gain_and_loss():
     assert "no measure is shown worse" in said
 
 
+def test_what_the_search_did_not_better_is_not_said_to_be_learned():
+    def one(name, cost, start):
+        return {"from": name, "validation_cost": cost, "start_cost": start}
+
+    rules = one("rules", -0.07, -0.01)
+    assert verdict.kept([one("the shipped checkpoint", -0.09, -0.09), rules]) == "the shipped checkpoint"
+    assert verdict.kept([one("the shipped checkpoint", -0.05, -0.05), rules]) == ""
+    assert verdict.kept([one("the shipped checkpoint", -0.11, -0.09), rules]) == ""
+    arms = {"found": {"over": {"lru": dict.fromkeys(verdict.MEASURES, BETTER)}}}
+    found = rule.Choice("found", "")
+    said = verdict.sentence({"arms": arms}, found, "vLLM as it is", "the shipped checkpoint")
+    assert "Under the shipped checkpoint, from which the search found nothing better, your" in said
+    assert "learned here" not in said and "learned here" in verdict.sentence({"arms": arms}, found, "vLLM as it is")
+
+
 @pytest.mark.parametrize("name", [rule.STOCK, DEFAULT_PRESET])
 def test_a_preset_as_a_folder_serves_as_the_preset(name, trace, tmp_path):
     """To the bit: the placement that is written as a network places alike."""

@@ -11,7 +11,7 @@ from rich.console import Console
 from saga_rl.files import atomic, write_json
 from saga_rl.learn.own import rule
 from saga_rl.learn.own.run import Outcome
-from saga_rl.learn.own.verdict import BARE, INFINITE, sentence
+from saga_rl.learn.own.verdict import BARE, INFINITE, kept, sentence
 from saga_rl.provenance import provenance
 from saga_rl.report.html import Page
 from saga_rl.report.pictures import forest
@@ -26,7 +26,7 @@ def write_all(o: Outcome, out: Path, console: Console) -> None:
     """Every file, each whole or not at all, and the table on the screen."""
     source = provenance(seed=o.settings.seed, trace=None, code_sha256=o.code,
                         trace_parts=o.facts["parts"], profile=o.settings.profile)
-    said = sentence(o.figures, o.choice, base(o))
+    said = sentence(o.figures, o.choice, base(o), kept(o.searches))
     write_json(out / "result.json", {
         "sentence": said, "serves": o.choice.serves, "why": o.choice.why, "simulated": True, "trace": o.facts,
         "world": asdict(o.world), "settings": o.settings.as_json(), "searches": o.searches, **o.figures,
@@ -57,7 +57,10 @@ def label(arm: str, o: Outcome) -> str:
 def verdict(o: Outcome) -> str:
     """What the folder serves and why, in a sentence."""
     if o.choice.serves == rule.FOUND:
-        return f"it serves what was found, since {o.choice.why}."
+        start = kept(o.searches)
+        what = f"{start} that the search began from, since nothing better was found and" if start else (
+            "what was found, since")
+        return f"it serves {what} {o.choice.why}."
     return (f"it serves the safe default, {rule.named(o.choice.serves)}, NOT what was found: {o.choice.why}. What was "
             "found stands in the folder found.")
 

@@ -43,15 +43,22 @@ def chosen(f: Figures) -> Choice:
         name: {"mean": over[name]["tct_mean_s"], "p95": over[name]["tct_p95_s"]} for name in (default, STOCK)})
 
 
-def sentence(f: Figures, choice: Choice, base: str) -> str:
-    """What serving it will gain and where it loses. base: how stock with the same tier is named."""
+def kept(searches: Sequence[Mapping[str, Any]]) -> str:
+    """What the best search began from, if it found nothing better on validation sessions; else nothing."""
+    best = min(searches, key=lambda s: s["validation_cost"])
+    return str(best["from"]) if best["validation_cost"] == best["start_cost"] else ""
+
+
+def sentence(f: Figures, choice: Choice, base: str, start: str = "") -> str:
+    """What serving it will gain and where it loses. base: how stock with the same tier is named; start: see `kept`."""
     if choice.serves == STOCK:
         return ("Nothing is gained (simulated, on test sessions): what was found here is not shown better than "
                 f"{base}, and {named(f['default'])} is slower, so this folder serves as vLLM does.")
     over = f["arms"][choice.serves]["over"][STOCK]
     mean = over["tct_mean_s"]
-    what = ("the policy that was learned here" if choice.serves == FOUND else
-            f"{named(choice.serves)}, the safe default,")
+    what = f"{named(choice.serves)}, the safe default,"
+    if choice.serves == FOUND:
+        what = f"{start}, from which the search found nothing better," if start else "the policy that was learned here"
     lost = losses(over)
     return (f"Under {what} your agents' sessions take {change(mean, base)}, "
             + (f"but it loses in {' and '.join(lost)}" if lost else "and no measure is shown worse")
