@@ -295,3 +295,4 @@ def test_a_ratio_is_of_pairs_and_its_interval_holds_it() -> None:
     pairs: list[tuple[F64, F64]] = [(np.array([3.0]), np.array([2.0])), (np.array([1.0]), np.array([2.0]))]
     assert nested_ratio(pairs, mean) == {"mean": 1.0, "low": 0.5, "high": 1.5}
     assert nested_ratio([(np.ones(1), np.zeros(1))], mean)["mean"] is None
+    assert nested_ratio([(np.array([3.0]), np.array([2.0]))], mean) == {"mean": 1.5, "low": None, "high": None}

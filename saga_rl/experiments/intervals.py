@@ -95,9 +95,11 @@ def nested_ratio(pairs: Sequence[tuple[F64, F64]], statistic: Statistic, seed: i
 
     pairs: for each repeat, ours and the other's values of the same sessions in the same order (or one value a run).
     Repeats are drawn with replacement, then sessions within each, the same for both. With few repeats such an interval
-    is too narrow rather than too wide. None where the other's mean is 0.
+    is too narrow rather than too wide; of one repeat of one value there is none. None where the other's mean is 0.
     """
     value = np.mean([statistic(a) for a, _ in pairs]) / (np.mean([statistic(b) for _, b in pairs]) or np.nan)
+    if len(pairs) == 1 == len(pairs[0][0]):
+        return {"mean": _number(float(value)), "low": None, "high": None}
     rng, n = np.random.default_rng(seed), len(pairs)
     above, below = np.zeros(draws), np.zeros(draws)
     for slot in rng.integers(0, n, (n, draws)):
