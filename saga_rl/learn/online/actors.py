@@ -16,7 +16,6 @@ from saga_rl.policies.parameters import DEFAULT_PRESET
 from saga_rl.policies.presets import PRESETS, preset
 
 FRESH = "fresh"
-DEFAULT = DEFAULT_PRESET
 GROUPS: dict[str, tuple[Decision, ...]] = {"joint": ("ordering", "admission"), "scheduler": DECISIONS}
 """Environments that train several decisions at once; their checkpoints lie in one folder and name each other."""
 ABOUT = {"placement": "A learned placement policy: it scores each worker for a request, the highest gets it.",
@@ -49,10 +48,10 @@ def load_start(folder: Path, env: str, policies: str) -> Start:
     if policies and policies not in PRESETS:
         preset(policies)  # says what is wrong with the name; folders name their own
         raise UserError("--policies", f"is the folder {policies}", "name a preset: " + ", ".join(PRESETS))
-    given = PRESETS[policies or DEFAULT]
+    given = PRESETS[policies or DEFAULT_PRESET]
     rest: dict[str, str] = {decision: given[decision] for decision in DECISIONS if decision not in decisions}
     if str(folder) == FRESH:
-        return Start(env, dict.fromkeys(decisions), rest, policies or DEFAULT, "fresh weights")
+        return Start(env, dict.fromkeys(decisions), rest, policies or DEFAULT_PRESET, "fresh weights")
     parts = {decision: load_checkpoint(folder / decision if env in GROUPS else folder) for decision in decisions}
     for decision, part in parts.items():
         if part.decision != decision:
