@@ -1,6 +1,6 @@
 """Decisions a second of the environments, observations included, one core; beside Stable-Baselines3's vectors.
 
-    python benchmarks/environments.py [--envs B,...] [--seconds S] [--json FILE] [--picture FILE]
+    python benchmarks/environments.py [--envs B,...] [--threads N] [--seconds S] [--json FILE] [--picture FILE]
 
 **Native**: vectors of `saga_rl/Eviction-v0` through Gymnasium's `step`, infos and masks included, with observations
 left in the buffer and copied each step; and the compiled call alone. **SB3**: `DummyVecEnv` and `SubprocVecEnv` (a
@@ -12,7 +12,8 @@ requests a second of the placement environments' runs when policies place and no
 what no environment over this simulator can exceed, with one placement a request.
 
 Seconds are processor seconds of one thread, so that neighbours on the machine do not count; for SubprocVecEnv, which
-has processes of its own, seconds of the clock: trust it on an idle machine only. Actions are 0 or 1 at random, which at
+has processes of its own, and for native vectors whose slots `--threads` share, seconds of the clock: trust these on an
+idle machine only. Actions are 0 or 1 at random, which at
 a decision are always on offer. Best of the rounds. EnvPool's figures are its authors', of other environments on other
 machines, and not measured here.
 """
@@ -85,15 +86,20 @@ def rate(step: Callable[[np.ndarray], Any], envs: int, seconds: float, rounds: i
     return best
 
 
-def native(trace: Any, population: int, envs: int, seconds: float) -> dict[str, Any]:
+def clock_of(threads: int) -> Callable[[], float]:
+    return time.process_time if threads == 1 else time.perf_counter
+
+
+def native(trace: Any, population: int, envs: int, seconds: float, threads: int) -> dict[str, Any]:
     made = {copy: TaskVectorEnv("eviction", envs, trace, KV, sessions=SESSIONS, population=population, episodes=8,
-                                copy=copy) for copy in (False, True)}
+                                copy=copy, threads=threads) for copy in (False, True)}
     out: dict[str, Any] = {"envs": envs}
+    clock = clock_of(threads)
     for copy, env in made.items():
         env.reset(seed=0)
-        out["copied_per_s" if copy else "per_s"] = rate(env.step, envs, seconds)
+        out["copied_per_s" if copy else "per_s"] = rate(env.step, envs, seconds, clock=clock)
     env = made[False]
-    out["compiled_per_s"] = rate(env._runner.step, envs, seconds)
+    out["compiled_per_s"] = rate(env._runner.step, envs, seconds, clock=clock)
     rows = []
     for k in range(200):
         env.step(np.full(envs, k % 2))
@@ -125,7 +131,7 @@ def sb3(trace: Any, population: int, seconds: float, processes: int) -> dict[str
     return out
 
 
-def closed(name: str, counts: list[int], seconds: float) -> dict[str, Any]:
+def closed(name: str, counts: list[int], seconds: float, threads: int) -> dict[str, Any]:
     """A closed-loop environment in SyncVectorEnv and in its native vectors, resets included."""
     place = {ids.PLACEMENT_ID: {"workers": 4, "population": 48},
              ids.SCHEDULER_ID: {"workers": 2, "population": 32}}.get(name, {"population": 16})
@@ -136,10 +142,11 @@ def closed(name: str, counts: list[int], seconds: float) -> dict[str, Any]:
     out: dict[str, Any] = {"sync_per_s": rate(sync.step, FEW, seconds, 1), "native": []}
     sync.close()
     for envs in counts:
-        env: Any = gym.make_vec(name, envs, episodes=8, copy=False, **options).unwrapped
+        env: Any = gym.make_vec(name, envs, episodes=8, copy=False, threads=threads, **options).unwrapped
         env.reset(seed=0)
-        out["native"].append({"envs": envs, "per_s": rate(env.step, envs, seconds),
-                              "compiled_per_s": rate(env._runner.step, envs, seconds)})
+        clock = clock_of(threads)
+        out["native"].append({"envs": envs, "per_s": rate(env.step, envs, seconds, clock=clock),
+                              "compiled_per_s": rate(env._runner.step, envs, seconds, clock=clock)})
     return out
 
 
@@ -165,15 +172,16 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, A
     for name, population in WORKLOADS.items():
         trace = generate(name, 0, sessions=100, max_context=65_536)
         say(f"{name}: native")
-        vectors = [native(trace, population, envs, args.seconds) for envs in args.envs]
+        vectors = [native(trace, population, envs, args.seconds, args.threads) for envs in args.envs]
         say(f"{name}: SB3")
         rows.append({"workload": name, "population": population, "kv_tokens": KV, "native": vectors,
                      "sb3": sb3(trace, population, args.seconds, cores)})
     loops = {}
     for name in CLOSED:
         say(name)
-        loops[name] = closed(name, args.envs, args.seconds)
+        loops[name] = closed(name, args.envs, args.seconds, args.threads)
     return {"eviction": rows, "closed_loop": loops, "run_itself_per_s": itself(args.seconds), "cores": cores,
+            "threads": args.threads,
             "load_before": load, "load_after": os.getloadavg()[0], "target_per_s": TARGET, "envpool": ENVPOOL}
 
 
@@ -200,7 +208,8 @@ def show(result: dict[str, Any]) -> None:
                           f"{v['per_s'] / r['sync_per_s']:.0f} x")
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table, loops)
-    console.print(f"one thread ({result['cores']} cores for SubprocVecEnv), load {result['load_before']:.2f} before, "
+    console.print(f"threads of native: {result['threads']}, processes of SubprocVecEnv: {result['cores']}, "
+                  f"load {result['load_before']:.2f} before, "
                   f"{result['load_after']:.2f} after; the last column is over the faster of SB3's, DummyVecEnv without "
                   "its resets", highlight=False)
     console.print(f"the run itself, nobody asked: {result['run_itself_per_s'] / 1000:.1f} thousand requests a second",
@@ -233,6 +242,7 @@ def picture(result: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--envs", default="16,64,256", help="environments in one native vector, with commas between")
+    parser.add_argument("--threads", type=int, default=1, help="that share the environments of a native vector")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--picture", type=Path, help="write a PNG there")
@@ -241,8 +251,8 @@ def main() -> None:
         args.envs = [int(x) for x in args.envs.split(",")]
     except ValueError:
         parser.error("--envs must be whole numbers with commas between")
-    if min(args.envs) < 1 or not 0.1 <= args.seconds <= 600:
-        parser.error("--envs must be at least 1, --seconds between 0.1 and 600")
+    if min(args.envs) < 1 or args.threads < 1 or not 0.1 <= args.seconds <= 600:
+        parser.error("--envs and --threads must be at least 1, --seconds between 0.1 and 600")
     try:
         check_target(args.json)
         check_target(args.picture)

@@ -27,6 +27,8 @@ _WORDS = np.array([DECISIONS[k] for k in range(len(DECISIONS))], object)
 COLUMNS = {"decisions": bk.DECISIONS, "invalid_actions": bk.INVALID, "sessions_done": bk.DONE,
            "recomputed_tokens": bk.TOKENS, "unasked_evictions": bk.UNASKED}
 POOLED = COLUMNS | {"pool_episode": bk.EPISODE}
+_POOLED = [(key, f"_{key}", column) for key, column in POOLED.items()]
+_PARTS = [(key, f"_{key}") for key in COSTS]
 
 
 def info_of(slots: Any) -> dict[str, Any]:
@@ -38,20 +40,25 @@ def info_of(slots: Any) -> dict[str, Any]:
 
 
 def infos_of(mask: NDArray[np.bool_], book: NDArray[np.int64], costs: NDArray[np.float64],
-             which: NDArray[np.bool_]) -> dict[str, Any]:
-    """Tell of all slots, in Gymnasium's form: `which` (B,) says whose are told, and stands under `_key` for each key.
+             which: NDArray[np.bool_] | None = None) -> dict[str, Any]:
+    """Tell of all slots, in Gymnasium's form: `which` (B,) says whose are told (None: all), and stands under `_key` for
+    each key.
 
     The arrays are kept: hand in copies.
     """
-    infos: dict[str, Any] = {"action_mask": mask.view(np.int8), "_action_mask": which}
-    for key, column in POOLED.items():
-        infos[key], infos[f"_{key}"] = book[:, column], which
-    words = _WORDS[book[:, bk.DECISION]]
-    if not which.all():
+    columns, words = book.T, _WORDS.take(book[:, bk.DECISION])
+    if which is None:
+        which = np.ones(len(book), np.bool_)
+    else:
         words[~which] = None
-    infos["decision"], infos["_decision"] = words, which
+    infos: dict[str, Any] = {"action_mask": mask.view(np.int8), "_action_mask": which, "decision": words,
+                             "_decision": which}
+    for key, told, column in _POOLED:
+        infos[key] = columns[column]
+        infos[told] = which
     parts: dict[str, Any] = {}
-    for column, key in enumerate(COSTS):
-        parts[key], parts[f"_{key}"] = costs[:, column], which
+    for (key, told), column in zip(_PARTS, costs.T, strict=True):
+        parts[key] = column
+        parts[told] = which
     infos["components"], infos["_components"] = parts, which
     return infos

@@ -139,7 +139,7 @@ class TaskVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[An
             raise ValueError(f"actions have shape {actions.shape}, not ({self.num_envs},)")
         self.settings.set_prices(z)
         self._runner.step(actions)
-        infos = self._infos(np.ones(self.num_envs, bool))
+        infos = self._infos()
         if self.autoreset_mode == AutoresetMode.SAME_STEP:
             self._add_final(infos, z.terminated | z.truncated)
         return self._observations(), z.reward.copy(), z.terminated.copy(), z.truncated.copy(), infos
@@ -167,7 +167,7 @@ class TaskVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[An
             raise UserError("state", f"is of {len(state)} environments, not {len(at)}", "clone one, or as many")
         for k, b in enumerate(at):
             self._runner.restore(b, state[k if len(state) > 1 else 0])
-        return self._observations(), self._infos(np.ones(self.num_envs, bool))
+        return self._observations(), self._infos()
 
     def render(self) -> tuple[str, ...] | None:
         """A text for each environment, if `render_mode` is "ansi"."""
@@ -184,7 +184,7 @@ class TaskVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[An
     def _observations(self) -> NDArray[np.float32]:
         return self._slots.obs.copy() if self.copy else self._slots.obs
 
-    def _infos(self, which: NDArray[np.bool_]) -> dict[str, Any]:
+    def _infos(self, which: NDArray[np.bool_] | None = None) -> dict[str, Any]:
         z = self._slots
         return infos_of(z.mask.copy(), z.book.copy(), z.costs.copy(), which)
 
