@@ -8,9 +8,10 @@ Recorded sessions in full length (DATA: the folder of the collections), a closed
 the request that follows them. A row: policy x oversubscription x engines. The pool is the profile's, or --kv-tokens of
 each engine: recordings are too few to fill eight whole ones. The population is what makes the KV that live sessions
 would hold so many times what the engines have. A tier of so many pools beside each engine is vLLM's own KV offloading,
-its link as fast as an emulated device's. The simulator is told that it never hears a tool's name, which is what a late
-name is worth (`Tracker.arrive`). DIR gets a journal of rows, so that a run that was cut short goes on where it was, and
-`emulation.json` and `emulation.md` in the end; rows of other code are run anew.
+or of a policy NAME@lazy one that holds what its GPU is about to lose, with a link as fast as an emulated device's. The
+simulator is told that it never hears a tool's name, which is what a late name is worth (`Tracker.arrive`). DIR gets a
+journal of rows, so that a run that was cut short goes on where it was, and `emulation.json` and `emulation.md` in the
+end; rows of other code are run anew.
 """
 
 from __future__ import annotations
@@ -76,6 +77,15 @@ class Row:
     kv_tokens: int = 0
     """An engine's pool; 0 = the profile's."""
 
+    @property
+    def preset(self) -> str:
+        return self.policy.partition("@")[0]
+
+    @property
+    def way(self) -> str:
+        """How the tier is used, `SimConfig.offloading`: what stands behind @ in `policy`."""
+        return self.policy.partition("@")[2] or "vllm"
+
     @staticmethod
     def of(spec: Spec) -> Row:
         """The row of `asdict`'s JSON."""
@@ -101,7 +111,7 @@ def workload(data: str, cell: Row) -> tuple[Trace, SimConfig, float]:
         raise UserError(f"{cell.source}", "has no such sessions", "allow more steps or longer contexts")
     config = SimConfig(workers=cell.engines, kv_tokens=pool_tokens, profile=profile, end_hint=False,
                        tool_names=False, starve_s=SagaConfig().starve_s, async_scheduling=cell.asynchronous,
-                       cpu_tokens=int(cell.tier * pool_tokens), offloading="vllm",
+                       cpu_tokens=int(cell.tier * pool_tokens), offloading=cell.way,
                        pcie_tokens_per_s=Settings(cell.profile).link_tokens_per_s)
     have = cell.engines * pool_tokens
     population, chosen = 8, trace
@@ -128,7 +138,7 @@ def measure(data: str, cell: Row) -> dict[str, Any]:
 
     started = time.perf_counter()
     trace, config, over = workload(data, cell)
-    policies = preset(cell.policy)
+    policies = preset(cell.preset)
     told = simulate(trace, config, policies, slo=False).metrics
     # what a request finds, on the GPU or below it
     loaded = told["loaded_tokens"] / float(trace.steps.prompt_tokens.sum())
@@ -203,7 +213,7 @@ def main(
     data: Annotated[Path, Argument(help="Folder of the recorded collections.")],
     out: Annotated[Path, Option(help="Folder for the rows and the table.")],
     source: Annotated[list[str], Option(help="weka, katas.")] = ["weka", "katas"],  # noqa: B006
-    policy: Annotated[list[str], Option(help="Presets and folders of checkpoints.")] = [  # noqa: B006
+    policy: Annotated[list[str], Option(help="Presets and folders of checkpoints, each also NAME@lazy.")] = [  # noqa: B006
         "lru", "saga", "saga+", "likely", "checkpoints/joint", "checkpoints/joint-hidden"],
     over: Annotated[list[float], Option(help="KV that live sessions would hold / what the engines hold.")] = [  # noqa: B006
         1.4, 2.5, 4.0],
@@ -226,7 +236,8 @@ def main(
     rows = [Row(s, p, o, n, sessions, steps, context, profile, gap_s, asynchronous, f, kv_tokens)
             for s in source for n in engines for f in tier for o in over for p in policy]
     digest, sums = code(), {s: sha256(must_exist(data / SOURCES[s])) for s in source}
-    weights = {p: weights_of(load_parts(p)) for p in policy if Path(p).is_dir()}
+    folders = {p: p.partition("@")[0] for p in policy}
+    weights = {p: weights_of(load_parts(f)) for p, f in folders.items() if Path(f).is_dir()}
     cells = {row: make_cell(asdict(row), digest, [sums[row.source], weights.get(row.policy)]) for row in rows}
     state_of(out, KIND)
     out.mkdir(exist_ok=True)

@@ -5,9 +5,10 @@
 
 Simulated workers with the pool of a fitted profile; closed populations of test sessions (`alive` for each worker), ends
 hidden, tools not named. Stock is vLLM's eviction and order with sessions that stay on their engine. A tier of so many
-pools beside each worker is vLLM's own KV offloading. Recorded sessions want DATA, the folder of the collections;
-sessions beyond the model's window are left out, and counted. Columns are means over seeds (geometric, of ratios
-to stock): mean and P95 of completion time, mean of the time to first token, throughput. `over` is stock's mean
+pools beside each worker is vLLM's own KV offloading (`OffloadingConnector`); a policy NAME@lazy has one of the same
+size that holds what its GPU lost (`saga_rl.sim.engine.demotion`). Recorded sessions want DATA, the folder of the
+collections; sessions beyond the model's window are left out, and counted. Columns are means over seeds (geometric, of
+ratios to stock): mean and P95 of completion time, mean of the time to first token, throughput. `over` is stock's mean
 completion time over that of infinite memory: up to 1.02 there is no pressure. DIR gets a journal, so that a run that
 was cut short goes on, and `no_harm.json` and `no_harm.md` in the end.
 """
@@ -73,14 +74,20 @@ def named(workload: list[str] | None, data: str, policies: list[str]) -> list[st
         if name not in known:
             raise unknown_name("workload", name, known)
     for p in policies:
-        preset(p)
+        preset(split(p)[0])
     return names
+
+
+def split(policy: str) -> tuple[str, str]:
+    """(preset or folder, way of offloading) of NAME or NAME@WAY."""
+    name, _, way = policy.partition("@")
+    return name, way or "vllm"
 
 
 def inputs(data: str, names: list[str], policies: list[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Digests of recorded collections by workload, and of weights by policy: what a run depends on beside the code."""
     return ({w: sha256(Path(data) / RECORDED[w].file) for w in names if w in RECORDED},
-            {p: weights_of(load_parts(p)) for p in policies if Path(p).is_dir()})
+            {p: weights_of(load_parts(split(p)[0])) for p in policies if Path(split(p)[0]).is_dir()})
 
 
 def drawn_and_fitting(name: str, data: str, seed: int, n: int, window: int) -> tuple[Trace, np.ndarray]:
@@ -107,9 +114,10 @@ def measure(data: str, run: Run) -> dict[str, Any]:
                                   min(run.window, profile.kv_tokens))
     tokens = roomy(trace, profile.kv_tokens) if run.infinite else profile.kv_tokens
     below = 0 if run.infinite else int(run.tier * profile.kv_tokens)
+    name, way = split(run.policy)
     config = SimConfig(workers=run.workers, kv_tokens=tokens, profile=profile, end_hint=False, tool_names=False,
-                       population=run.alive * run.workers, cpu_tokens=below, offloading="vllm")
-    out = simulate(trace, config, preset(run.policy), slo=False)
+                       population=run.alive * run.workers, cpu_tokens=below, offloading=way)
+    out = simulate(trace, config, preset(name), slo=False)
     return {**asdict(run), "tct_mean_s": float(out.tct_s.mean()), "tct_p95_s": float(np.quantile(out.tct_s, 0.95)),
             "ttft_mean_s": float((out.steps["first_token_s"] - out.steps["ready_s"]).mean()),
             "makespan_s": float(out.steps["done_s"].max()), "sessions": trace.n_sessions, "left_out": left_out}
@@ -171,7 +179,7 @@ def main(
     out: Annotated[Path, Option(help="Folder for the journal and the tables.")],
     data: Annotated[str, Option(help="Folder of the recorded collections; without it they are left out.")] = "",
     workload: Annotated[list[str] | None, Option(help="Named workloads; default: all but mooncake's.")] = None,
-    policy: Annotated[list[str], Option(help="Presets and folders of checkpoints.")] = ["likely", "auto"],  # noqa: B006
+    policy: Annotated[list[str], Option(help="Presets and folders, each also NAME@lazy.")] = ["likely", "auto"],  # noqa: B006
     tier: Annotated[list[float], Option(help="CPU tier, times the pool; 0 = none.")] = [0, 1, 2, 4],  # noqa: B006
     alive: Annotated[list[int], Option(help="Sessions alive at once.")] = [4, 9, 13, 19],  # noqa: B006
     workers: Annotated[int, Option(help="Engines.", min=1)] = 1,

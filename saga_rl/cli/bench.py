@@ -33,6 +33,8 @@ def _bench(
     = None,
     cpu_tokens: Annotated[int, typer.Option(help="CPU tier of one engine, KV tokens: of all arms but stock and "
                                             "infinite; stock+tier is vLLM's own. 0 = none.")] = 0,
+    lazy_offload: Annotated[bool, typer.Option("--lazy-offload", help="Under our policies the tier holds what the GPU "
+                                               "is about to lose, as `serve --lazy-offload`.")] = False,
     window: Annotated[int | None, typer.Option(help="Longest context, tokens; default: the model's.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Sessions alive at once.")] = None,
     load: Annotated[float | None, typer.Option(help="Instead: as many as want so many times the KV of all pools.")]
@@ -68,7 +70,7 @@ def _bench(
     settings = Settings(
         chosen(arms, cpu_tokens > 0, virtual), tuple(traces), emulate, model, profile, engines, kv_tokens, cpu_tokens,
         window, concurrency, load, repeats, sessions, _range(steps), longest_wait_s, drop_long, ends, time_scale,
-        expiry_s, seed, agentx, quiet_s, tuple(flags), virtual)
+        expiry_s, seed, agentx, quiet_s, tuple(flags), virtual, lazy_offload)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run(settings, out, at_once, plan, report, fresh)

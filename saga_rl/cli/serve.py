@@ -39,6 +39,8 @@ def serve(
         None, help="Constraint: a request that has waited for so many seconds makes one of a tenant with a lower Agent "
         "Fair Share yield; SAGA has 0.5."),
     allow_untested: bool = typer.Option(False, help="Try a vLLM version outside the tested range."),
+    lazy_offload: bool = typer.Option(False, "--lazy-offload", help="With vLLM's --kv-offloading-size: CPU memory "
+                                      "holds what the GPU is about to lose, and nothing twice."),
     emulate: str | None = typer.Option(
         None, metavar="PROFILE", help="Serve without a GPU: a cost profile says how long each step takes "
         "(`saga-rl profile list`). Answers mean nothing."),
@@ -48,7 +50,8 @@ def serve(
 ) -> None:
     """Serve MODEL with vLLM's OpenAI server under a scheduling policy."""
     from saga_rl.runtime.config.emulated import Settings, checked
-    from saga_rl.runtime.config.settings import SagaConfig, read_config, read_floors
+    from saga_rl.runtime.config.settings import STOCK, SagaConfig, read_config, read_floors
+    from saga_rl.runtime.launch.lazy_offload import lazily
     from saga_rl.runtime.launch.serve import serve as run
     from saga_rl.runtime.ray import serve_file
 
@@ -68,8 +71,11 @@ def serve(
             raise UserError(flag, "is given without --emulate", "add --emulate PROFILE, or leave it out")
     device = None if emulate is None else Settings(emulate, 1.0 if time_scale is None else time_scale, kv_tokens)
     if model is not None:
-        run(model, list(ctx.args), config, device)
+        run(model, lazily(ctx.args, policy == STOCK) if lazy_offload else list(ctx.args), config, device)
         return
+    if lazy_offload:
+        raise UserError("--lazy-offload", "is for one server, and Ray's file says what its engines do",
+                        "name the connector under engine_kwargs.kv_transfer_config")
     if ctx.args:
         raise UserError(f"flag {ctx.args[0]}", "is vLLM's, and under Ray they stand in the file",
                         "write it under engine_kwargs")

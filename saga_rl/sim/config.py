@@ -10,6 +10,8 @@ from saga_rl.policies.constraints import Constraints
 from saga_rl.policies.parameters import DEFAULT_PROFILE, EXPIRY_S
 from saga_rl.sim.cost.profile import CostProfile, load_profile
 
+OFFLOADING = ("ideal", "vllm", "lazy")
+
 
 @dataclass(frozen=True)
 class SimConfig:
@@ -42,7 +44,8 @@ class SimConfig:
     offloading: str = "ideal"
     """How the tier is used. "ideal": whole contexts are stored, and loaded where that is faster than computing. "vllm":
     as vLLM's `OffloadingConnector` does it: prompts are stored, whatever is found is loaded, and a request hears of its
-    copy with the end of the next iteration that is composed after it."""
+    copy with the end of the next iteration that is composed after it. "lazy": loads as "vllm", but what the GPU evicts
+    is stored, nothing else, and what is loaded back is the tier's next to go (`saga_rl.sim.engine.demotion`)."""
     pcie_tokens_per_s: float = 300_000.0
     """KV copied between a worker and its tier. The default: 4 GPUs of 25 GB/s each, 327,680 bytes a token."""
     prefetch_tokens: int = 0
@@ -76,9 +79,9 @@ class SimConfig:
                 raise UserError(f"--{name.replace('_', '-')}", f"is {getattr(self, name)}", "give a number > 0")
         if self.cpu_eviction not in ("lru", "fifo"):
             raise unknown_name("policy of the CPU tier", self.cpu_eviction, ("lru", "fifo"))
-        if self.offloading not in ("ideal", "vllm"):
-            raise unknown_name("way of offloading", self.offloading, ("ideal", "vllm"))
-        if self.prefetch_tokens and self.offloading == "vllm":
+        if self.offloading not in OFFLOADING:
+            raise unknown_name("way of offloading", self.offloading, OFFLOADING)
+        if self.prefetch_tokens and self.offloading != "ideal":
             raise UserError("--prefetch-tokens", "asks for prefetch, which vLLM's offloading does not have",
                             "leave it out, or take offloading \"ideal\"")
         if self.prefetch_tokens and not self.cpu_tokens:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from saga_rl.errors import UserError, unknown_name
 
-STOCK, TIER, INFINITE, OURS = "stock", "stock+tier", "infinite", "ours"
+STOCK, TIER, LAZY_TIER, INFINITE, OURS = "stock", "stock+tier", "stock+lazy", "infinite", "ours"
 ROUTED = "routed"
 
 
@@ -38,6 +38,7 @@ class Arm:
 ARMS: dict[str, Arm] = {a.name: a for a in (
     Arm(STOCK, "stock", STOCK, "vLLM as it is"),
     Arm(TIER, "stock", TIER, "vLLM with its own KV offloading to CPU memory"),
+    Arm(LAZY_TIER, "stock", LAZY_TIER, "vLLM with its other way of offloading, SimpleCPUOffloadConnector, lazy"),
     Arm("sticky", "lru", OURS, "our router: a session stays on its engine; vLLM's eviction and order"),
     Arm("priority", "stock", "priority", "vLLM --scheduling-policy priority: older sessions first"),
     Arm("router", "stock", ROUTED, "vLLM Router, consistent hash by session", router="hash"),
@@ -66,12 +67,14 @@ def resolve(name: str) -> Arm:
 def chosen(names: str, tier: bool, virtual: bool = False) -> tuple[Arm, ...]:
     """The arms in a comma-separated list, in its order; empty: all that apply. Raises `UserError`."""
     wanted = [n.strip() for n in names.split(",") if n.strip()] or [
-        n for n, arm in ARMS.items() if (tier or n != TIER) and not (virtual and arm.router == "program")]
+        n for n, arm in ARMS.items()
+        if (tier or n not in (TIER, LAZY_TIER)) and not (virtual and arm.router == "program")]
     arms = tuple(resolve(n) for n in dict.fromkeys(wanted))
     if STOCK not in wanted or len(arms) < 2:
         raise UserError("--arms", "lacks stock or an arm to compare with it", "name stock and at least one more")
-    if TIER in wanted and not tier:
-        raise UserError("--arms", f"names {TIER}, and there is no tier", "give --cpu-tokens N, or leave it out")
+    for name in (TIER, LAZY_TIER) if not tier else ():
+        if name in wanted:
+            raise UserError("--arms", f"names {name}, and there is no tier", "give --cpu-tokens N, or leave it out")
     return arms
 
 

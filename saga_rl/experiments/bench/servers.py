@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from saga_rl.errors import UserError
-from saga_rl.experiments.bench.arms import INFINITE, OURS, ROUTED, Arm
+from saga_rl.experiments.bench.arms import INFINITE, LAZY_TIER, OURS, ROUTED, Arm
 from saga_rl.experiments.bench.settings import Settings
 from saga_rl.processes import SERVE, Child
+from saga_rl.runtime.launch.lazy_offload import transfer_config
 
 NICE = ("nice", "-n", "5")
 """A client that is late on a busy machine shortens nobody's tools, so engines yield to it."""
@@ -46,6 +47,7 @@ class Need:
     pool: int | None
     tier_bytes: int
     policy: str
+    lazy: bool = False
 
 
 def need(s: Settings, arm: Arm, pool: int | None, whole: int, token_bytes: float) -> Need:
@@ -53,7 +55,7 @@ def need(s: Settings, arm: Arm, pool: int | None, whole: int, token_bytes: float
     apart = arm.host == ROUTED
     tier = 0 if arm.never_tiered else round(s.cpu_tokens * token_bytes)
     return Need(arm.host, s.engines if apart else 1, 1 if apart else s.engines,
-                whole if arm.name == INFINITE else pool, tier, arm.policy)
+                whole if arm.name == INFINITE else pool, tier, arm.policy, s.lazy and arm.host == OURS)
 
 
 def flags(s: Settings, n: Need, window: int | None, port: int) -> list[str]:
@@ -84,6 +86,12 @@ def _tier(n: Need) -> list[str]:
     """vLLM's flags for the CPU tier; under our policies it evicts by the policy, too."""
     if not n.tier_bytes:
         return []
+    if n.name == OURS and n.lazy:
+        return ["--kv-transfer-config", transfer_config(n.tier_bytes)]
+    if n.name == LAZY_TIER:
+        lazy = {"cpu_bytes_to_use": n.tier_bytes, "lazy_offload": True}
+        return ["--kv-transfer-config", json.dumps({"kv_connector": "SimpleCPUOffloadConnector", "kv_role": "kv_both",
+                                                    "kv_connector_extra_config": lazy})]
     if n.name == OURS:
         extra = {"cpu_bytes_to_use": n.tier_bytes, "eviction_policy": "SagaCachePolicy",
                  "cache_policy_module_path": OFFLOAD}

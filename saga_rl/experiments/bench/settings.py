@@ -51,6 +51,8 @@ class Settings:
     """vLLM's, for every server."""
     virtual: bool = False
     """In virtual time, without servers (`bench.virtual`)."""
+    lazy: bool = False
+    """Under our policies the CPU tier holds what the GPU is about to lose (`runtime.engine.offload.lazy`)."""
 
     def __post_init__(self) -> None:
         for option, value, least in (("--engines", self.engines, 1), ("--repeats", self.repeats, 1),
@@ -63,6 +65,9 @@ class Settings:
                                ("--expiry-s", self.expiry_s), ("--longest-wait-s", self.longest_wait_s)):
             if number is not None and not 0 < number < float("inf"):
                 raise UserError(option, f"is {number}", "give a number above 0")
+        if self.lazy and not self.cpu_tokens:
+            raise UserError("--lazy-offload", "says how the CPU tier is used, and there is none",
+                            "give --cpu-tokens N, or leave it out")
         if (self.concurrency is None) == (self.load is None):
             raise UserError("--concurrency or --load", "is needed, and not both",
                             "say how many sessions are alive at once, or how far they oversubscribe the pools")

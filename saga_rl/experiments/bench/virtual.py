@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saga_rl.aeg.trace import Trace
-from saga_rl.experiments.bench.arms import OURS, ROUTED, Arm
+from saga_rl.experiments.bench.arms import LAZY_TIER, OURS, ROUTED, Arm
 from saga_rl.experiments.bench.plan import Plan
 from saga_rl.experiments.bench.play import line
 from saga_rl.experiments.cell import Cell, Result, Spec
@@ -82,7 +82,8 @@ def setting(plan: Plan, arm: Arm) -> tuple[VirtualConfig, PolicySet | None]:
         workers=s.engines, kv_tokens=pool, block_tokens=s.block_tokens, profile=load_profile(s.emulate),
         max_num_seqs=int(s.flag("--max-num-seqs") or SimConfig.max_num_seqs),
         max_batched_tokens=int(s.flag("--max-num-batched-tokens") or 0), end_hint=s.ends, tool_names=False,
-        cpu_tokens=0 if arm.never_tiered else s.cpu_tokens, offloading="vllm",
+        cpu_tokens=0 if arm.never_tiered else s.cpu_tokens,
+        offloading="lazy" if arm.host == LAZY_TIER or (s.lazy and arm.host == OURS) else "vllm",
         pcie_tokens_per_s=device.link_tokens_per_s, population=plan.alive, expiry_s=s.expiry_s,
         starve_s=SagaConfig().starve_s)
     policies = preset(arm.policy) if arm.policy != "stock" else from_specs(HASHED) if arm.host == ROUTED else None

@@ -33,15 +33,25 @@ def require_tested(allow_untested: bool = False) -> str:
     """The installed version; `UserError` if it lies outside `TESTED` and nothing allows that."""
     package, found = installed()
     low, high = TESTED
-    try:
-        major, minor = (int(x) for x in found.split("+")[0].split(".")[:2])
-    except ValueError:
-        major, minor = -1, -1
-    if not (low <= (major, minor) <= high or allow_untested or os.environ.get(ALLOW)):
+    if not (low <= _release(found) <= high or allow_untested or os.environ.get(ALLOW)):
         raise UserError(f"{package} {found}", f"is outside the tested range {_name(low)} - {_name(high)}",
                         f"install {package}>={_name(low)},<{high[0]}.{high[1] + 1}, or pass --allow-untested to try "
                         "it anyway, or --policy stock to serve without hooks")
     return found
+
+
+def at_least(major: int, minor: int) -> bool:
+    """Whether the installed vLLM is of that release or a newer one; `UserError` if there is none."""
+    return _release(installed()[1]) >= (major, minor)
+
+
+def _release(found: str) -> tuple[int, int]:
+    """Major and minor number of a version; (-1, -1) if it cannot be read."""
+    try:
+        major, minor = (int(x) for x in found.split("+")[0].split(".")[:2])
+    except ValueError:
+        return -1, -1
+    return major, minor
 
 
 def _name(v: tuple[int, int]) -> str:

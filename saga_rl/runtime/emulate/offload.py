@@ -15,6 +15,8 @@ from saga_rl.errors import UserError
 from saga_rl.runtime.config.emulated import Settings
 
 CONNECTOR = "OffloadingConnector"
+SIMPLE, LAZY = "SimpleCPUOffloadConnector", "LazyOffloadConnector"
+LAZY_MODULE = "saga_rl.runtime.engine.offload.lazy"
 
 
 class Link:
@@ -69,6 +71,43 @@ def worker(page_bytes: list[int], rate: float, time_scale: float, clock: Callabl
     return Worker()
 
 
+class Copied:
+    """The end of a copy, as vLLM asks a device's event for it."""
+
+    def __init__(self, end: float, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
+        self.end, self._clock, self._sleep = end, clock, sleep
+
+    def query(self) -> bool:
+        return self._clock() >= self.end
+
+    def synchronize(self) -> None:
+        if (left := self.end - self._clock()) > 0:
+            self._sleep(left)
+
+
+def simple_worker(handler: Any, page_bytes: int, rate: float, time_scale: float,
+                  clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Let the worker's side of `SimpleCPUOffloadConnector` copy over emulated links. page_bytes: of a block in all."""
+    out, back = (Link(rate * time_scale, clock) for _ in range(2))
+
+    class Backend:
+        def launch_copy(self, src: Any, dst: Any, *, is_store: bool, event_idx: int, events_list: Any,
+                        wait_event: Any = None) -> None:
+            _, end = (out if is_store else back).copy(len(src) * page_bytes)
+            events_list.append((event_idx, Copied(end, clock, sleep)))
+
+        def shutdown(self) -> None:
+            """Nothing runs."""
+
+    def wait_for_save() -> None:  # vLLM's lets the copy wait for the device's stream
+        meta = handler._connector_metadata
+        if meta is not None and meta.store_gpu_blocks:
+            handler._backend.launch_copy(meta.store_gpu_blocks, meta.store_cpu_blocks, is_store=True,
+                                         event_idx=meta.store_event, events_list=handler._store_events)
+
+    handler._backend, handler.wait_for_save = Backend(), wait_for_save
+
+
 class Copies:
     """vLLM's worker-side connector over an emulated link, called as vLLM's model runner calls it."""
 
@@ -95,7 +134,10 @@ class Copies:
                                                              kv_cache_config=kv_cache_config)
         pages = [len(group.layer_names) * group.kv_cache_spec.page_size_bytes
                  for group in kv_cache_config.kv_cache_groups]
-        connector.connector_worker.worker = worker(pages, rate, time_scale, clock, sleep)
+        if getattr(connector, "worker_handler", None) is not None:
+            simple_worker(connector.worker_handler, sum(pages), rate, time_scale, clock, sleep)
+        else:
+            connector.connector_worker.worker = worker(pages, rate, time_scale, clock, sleep)
         return Copies(connector)
 
     def step(self, scheduler_output: Any) -> Any:
@@ -121,6 +163,8 @@ class Copies:
 
 def check(transfer: Any) -> None:
     """`UserError` for a connector that cannot be emulated."""
+    if transfer.kv_connector in (SIMPLE, LAZY):
+        return
     if transfer.kv_connector != CONNECTOR:
         raise UserError("--kv-transfer-config", f"asks for {transfer.kv_connector}, which cannot be emulated",
                         f"use {CONNECTOR} (--kv-offloading-size)")

@@ -65,6 +65,7 @@ class RequestLife(Scheduler):
     _preempting: Request | None
     lost_tokens: dict[str, int]
     """Tokens that preempted requests had computed."""
+    lazy: list[Any]
     loading: set[str]
     """Requests that have blocks and wait for their KV to come into them."""
     _other_queues: list[RequestQueue]
@@ -150,6 +151,11 @@ class RequestLife(Scheduler):
             fresh = request.num_computed_tokens == 0  # else the KV that it waited for has come
             if fresh and not self._admits(request, served, cached):
                 return None
+            if self.lazy:
+                wanted = (num_new_tokens + kwargs.get("num_external_computed_tokens", 0)) // self.block_size
+                if not all(tier.ready(wanted) for tier in self.lazy):
+                    self.metrics.counts["held for a copy"] += 1
+                    return None
             if delay_cache_blocks:  # an asynchronous load of KV: it is scheduled when that has come
                 blocks = stock()
                 if blocks is not None:

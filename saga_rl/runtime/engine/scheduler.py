@@ -68,6 +68,8 @@ class SagaMixin(RequestLife):
         require_free_order(self.policies, config.constraints, self.policy.value)
         self.engine = int(getattr(self.parallel_config, "data_parallel_index", 0) or 0)
         self.metrics = Metrics(f"engine-{self.engine}", config.metrics_s, config.metrics, self._state)
+        self.lazy: list[Any] = []
+        """Managers of tiers that hold what the GPU is about to lose."""
         self._failed = Failures(self.metrics.counts)
         self.tracker = Tracker(config.expiry_s)
         self.rules = config.constraints
@@ -132,11 +134,12 @@ class SagaMixin(RequestLife):
         connector = getattr(self, "connector", None)
         if connector is None:
             return []
-        from saga_rl.runtime.engine.offload.attach import attach
+        from saga_rl.runtime.engine.offload.attach import attach, lazily
 
-        return list(attach(connector, self.tracker, policies.eviction, self.block_size, self.saga_config.budget_s,
-                           lambda r: None if (served := self.served.get(r)) is None else served.chain,
-                           lambda: self.now))
+        self.lazy = lazily(connector, self.block_queue)
+        return [*self.lazy, *attach(
+            connector, self.tracker, policies.eviction, self.block_size, self.saga_config.budget_s,
+            lambda r: None if (served := self.served.get(r)) is None else served.chain, lambda: self.now)]
 
     def _hook(self) -> None:
         """From here to the end of the step `allocate_slots` is ours: a request that waits is looked at. What runs needs

@@ -18,7 +18,7 @@ from typing import Any
 from saga_rl.errors import UserError
 
 OWN = ("--policy", "--record", "--expiry-s", "--metrics", "--statistics", "--events", "--service-gap", "--kv-floor",
-       "--afs-preempt", "--allow-untested", "--emulate", "--time-scale", "--kv-tokens", "--ray")
+       "--afs-preempt", "--allow-untested", "--lazy-offload", "--emulate", "--time-scale", "--kv-tokens", "--ray")
 """Flags of `saga-rl serve` itself; all others are vLLM's."""
 DRAIN_S = 10
 """Seconds for requests that run when the server is told to stop (vLLM's own default is 0)."""

@@ -31,6 +31,15 @@ def leave(after, before, b):
 
 
 @njit(cache=True)
+def use_first(after, before, b):
+    """Block b, which is not in the ring, is the next to go: it counts as used longest ago."""
+    end = len(after) - 1
+    first = after[end]
+    after[b], before[first] = first, b
+    after[end], before[b] = b, end
+
+
+@njit(cache=True)
 def use(after, before, b):
     """Block b, which is not in the ring, is used now."""
     end = len(after) - 1

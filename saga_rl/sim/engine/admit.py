@@ -10,6 +10,7 @@ from saga_rl.policies.state import chains as ch
 from saga_rl.sim.cache import evict as ev
 from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.engine import state as st
+from saga_rl.sim.engine.demotion import demote, note_idle
 from saga_rl.sim.engine.live_sessions import expire_silent
 from saga_rl.sim.engine.worker import blocks_for, scheduled_tokens
 
@@ -21,9 +22,20 @@ def free_blocks_for(world, w, need, now, whole, tenant):
 
     Candidates are ranked once a scheduling step, and anew where something was released within it. A policy with memory,
     which is told of every victim, is asked at each allocation."""
-    run, ranked = world.run, world.work.ranked
     if world.pool.n[w, kv.FREE] >= need:
         return
+    if world.limits[st.TIER] == 1 and world.limits[st.LAZY] == 1:
+        n = note_idle(world, w)
+        _evict(world, w, need, now, whole, tenant)
+        demote(world, w, n)
+        return
+    _evict(world, w, need, now, whole, tenant)
+
+
+@njit(cache=True)
+def _evict(world, w, need, now, whole, tenant):
+    """Evict as `free_blocks_for` says."""
+    run, ranked = world.run, world.work.ranked
     if world.limits[st.OLDEST_FIRST] == 1 and world.limits[st.FLOORED] == 0:
         ev.make_room_oldest_first(world.tree, world.pool, w, need)
         return

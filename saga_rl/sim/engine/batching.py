@@ -17,6 +17,7 @@ from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.cost.iteration import seconds
 from saga_rl.sim.engine import state as st
 from saga_rl.sim.engine.admit import blocks_wanted, fill_admission, free_blocks_for, lets_in, takeable
+from saga_rl.sim.engine.demotion import loaded
 from saga_rl.sim.engine.fast_forward import catch_up_others, seen
 from saga_rl.sim.engine.heap import push
 from saga_rl.sim.engine.live_sessions import finished, served
@@ -143,6 +144,7 @@ def schedule(world, w, now):
     budget = world.limits[st.BATCHED]
     prefill, pairs, context, deepest, kv_read, decoding = 0, 0.0, 0, 0, 0, 0
     preempted, as_vllm = False, world.limits[st.TIER] == 1 and world.limits[st.AS_VLLM] == 1
+    lazy = world.limits[st.LAZY] == 1
     k, order, steps, prompt = 0, run.running, run.i, plan.prompt
     while k < run.w[w, st.N_RUNNING] and budget > 0:
         step = order[w, k]
@@ -170,7 +172,7 @@ def schedule(world, w, now):
             steps[step, st.HELD] = held
             steps[step, st.COPIES] += copies
         steps[step, st.SCHEDULED] = n
-        if as_vllm:
+        if as_vllm and not lazy:
             offer(world, w, step, have + n)
         log_part(world, step, n)
         if have < steps[step, st.TARGET]:
@@ -230,7 +232,9 @@ def schedule(world, w, now):
             i[st.HELD], i[st.COPIES] = kv.grow(tree, pool, w, step, i[st.HELD], have, there * block, block)
             i[st.COMPUTED] = there * block
             wait_for_copy(world, w, step, link, need * block, ready)
-            if as_vllm and link == 1:
+            if link == 1 and lazy:
+                loaded(world, w, step, cached, there)
+            elif link == 1 and as_vllm:
                 loads(world, step, cached, there)
             _begun(world, w, step, cached, known, now)
             continue
@@ -239,7 +243,7 @@ def schedule(world, w, now):
         i[st.HELD], copies = kv.grow(tree, pool, w, step, i[st.HELD], have, have + n, block)
         i[st.COPIES] += copies
         i[st.SCHEDULED] = n
-        if as_vllm:
+        if as_vllm and not lazy:
             offer(world, w, step, have + n)
         _begun(world, w, step, cached, known, now)
         log_part(world, step, n)
@@ -382,7 +386,7 @@ def _finish_step(world, w, step, now):
     i, c, s = run.i[step], world.tree.chain[step], plan.session[step]
     log_event(world, END, step, now, i[st.COMPUTED], 1)
     drop(world, w, step, now)
-    if world.limits[st.TIER] == 1 and world.limits[st.AS_VLLM] == 1:
+    if world.limits[st.TIER] == 1 and world.limits[st.AS_VLLM] == 1 and world.limits[st.LAZY] == 0:
         finished_with(world, w, step)
     i[st.STATE] = st.DONE
     run.f[step, st.DONE_S] = now

@@ -179,6 +179,8 @@ class Work(NamedTuple):
     """By chain, and at the end the current tick."""
     residue: NDArray[np.int64]
     """(block,) decoding requests by computed tokens modulo the block."""
+    were: NDArray[np.int64]
+    """(segments, 3) segment, its blocks, its chain: see `demotion.note_idle`; empty unless the tier is lazy."""
     older: NDArray[np.float64]
     """(3,) see `features.add_expected_older`."""
 
@@ -186,7 +188,7 @@ class Work(NamedTuple):
 # Limits: int64 vector that compiled code reads
 (WORKERS, BLOCK, MAX_SEQS, BATCHED, END_HINT, POPULATION, LOGGING, SINGLE_STEPS, OLDEST_FIRST, EVICT_STEADY,
  ORDER_STEADY, ADMIT_STEADY, TIER, TIER_FIFO, WHOLE_PROMPT, TENANTS, FRESH, DRAWS, STEALING, TOOL_NAMES,
- CLAIRVOYANT, FLOORED, ASYNC, AS_VLLM) = range(24)
+ CLAIRVOYANT, FLOORED, ASYNC, AS_VLLM, LAZY) = range(25)
 # Real: float64 vector
 (EXPIRY, HORIZON, POOL_TOKENS, PREFILL_RATE, PCIE_RATE, LINK_RATE, PREFETCH_TOKENS, STEADY_IDLE, GAP,
  AFS_PREEMPT, STARVE, TIER_BLOCKS) = range(12)
@@ -275,7 +277,7 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
     floors = rules.floors(trace.tenants, config.pool_blocks) if any(rules.kv_floors.values()) else np.zeros(0)
     ahead = w if config.async_scheduling else 0
     base, after, before = make_rings(
-        w, forest.seg_blocks[:None if config.cpu_tokens and config.offloading == "vllm" else 0])
+        w, forest.seg_blocks[:None if config.cpu_tokens and config.offloading != "ideal" else 0])
     run = Run(
         i=np.zeros((n, STEP_COUNTS), np.int64), f=np.full((n, STEP_TIMES), np.nan),
         w=np.zeros((w, WORKER_COUNTS), np.int64), wf=np.zeros((w, WORKER_TIMES)),
@@ -304,13 +306,14 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
         evict=np.zeros(len(ft.EVICTION)), order=np.zeros(len(ft.ORDERING)), admit=np.zeros(len(ft.ADMISSION)),
         place=np.zeros((w, len(ft.PLACEMENT))), scores=np.zeros(len(pool.res)), ranked=np.full((w, 2), np.nan),
         aged=np.zeros(segs if tiers else 0), next_use=np.full(segs, np.nan), stamp=np.zeros(n_chains + 1, np.int64),
-        residue=np.zeros(config.block_tokens, np.int64), older=np.zeros(3))
+        residue=np.zeros(config.block_tokens, np.int64),
+        were=np.zeros((segs if tiers and config.offloading == "lazy" else 0, 3), np.int64), older=np.zeros(3))
     ordering = policies.ordering
     order_steady = ordering.steady or (ordering.steady_one_tenant and len(trace.tenants) < 2)
     # what is remembered of a chain that moved depends on the order of events on several workers
     shared_memory = policies.eviction.memory and w > 1
     single = config.single_steps or iterations > 0 or rules.active or shared_memory or config.async_scheduling
-    limits = _vector(np.int64, 24, {
+    limits = _vector(np.int64, 25, {
         WORKERS: w, BLOCK: config.block_tokens, MAX_SEQS: config.max_num_seqs, BATCHED: config.batched_tokens,
         END_HINT: config.end_hint, POPULATION: config.population, LOGGING: log > 0, SINGLE_STEPS: single,
         OLDEST_FIRST: policies.eviction.oldest_first, EVICT_STEADY: policies.eviction.steady,
@@ -319,7 +322,8 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
         TENANTS: len(trace.tenants) if len(trace.tenants) > 1 else 0, FRESH: ordering.fresh,
         DRAWS: policies.placement.draws, STEALING: policies.placement.steals and w > 1, TOOL_NAMES: config.tool_names,
         CLAIRVOYANT: policies.eviction.oracle, FLOORED: len(floors) > 0, ASYNC: config.async_scheduling,
-        AS_VLLM: config.offloading == "vllm"})
+        AS_VLLM: config.offloading != "ideal",
+        LAZY: config.offloading == "lazy"})
     real = _vector(np.float64, 12, {
         EXPIRY: config.expiry_s, HORIZON: config.horizon_s, POOL_TOKENS: config.kv_tokens,
         PREFILL_RATE: config.profile.prefill_tokens_per_s, PCIE_RATE: config.pcie_tokens_per_s,

@@ -26,13 +26,13 @@ from vllm.config import (  # noqa: E402
 )
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler  # noqa: E402
 from vllm.v1.core.sched.scheduler import Scheduler  # noqa: E402
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec  # noqa: E402
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, KVCacheTensor  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
 from vllm.v1.structured_output import StructuredOutputManager  # noqa: E402
 
 from saga_rl.policies.base import PolicySet  # noqa: E402
 from saga_rl.replay.tiny_model import build_tiny_model  # noqa: E402
-from saga_rl.runtime.emulate.offload import CONNECTOR, Copies  # noqa: E402
+from saga_rl.runtime.emulate.offload import CONNECTOR, LAZY, LAZY_MODULE, SIMPLE, Copies  # noqa: E402
 from saga_rl.runtime.engine.scheduler import SagaScheduler, SagaSyncScheduler  # noqa: E402
 from saga_rl.sim.config import SimConfig  # noqa: E402
 
@@ -76,13 +76,17 @@ def make_scheduler(config: SimConfig, policies: PolicySet | None, clock: Callabl
     vllm.additional_config = {"saga": {"expiry_s": config.expiry_s, "starve_s": min(config.starve_s, PATIENT_S),
                                        "budget_s": PATIENT_S, **saga}}
     vllm.scheduler_config.policy = "priority" if priority else "fcfs"
-    vllm.kv_transfer_config = _offloading(config, tier_policy) if config.cpu_tokens else None
+    lazy = bool(config.cpu_tokens) and config.offloading == "lazy"
+    vllm.kv_transfer_config = _offloading(config, tier_policy, policies is None) if config.cpu_tokens else None
     cls: Any = AsyncScheduler if asynchronous else Scheduler
     if policies is not None:
         base = SagaScheduler if asynchronous else SagaSyncScheduler
         cls = type("Virtual" + base.__name__, (base,), {"clock": staticmethod(clock)})
     spec = FullAttentionSpec(block_size=config.block_tokens, num_kv_heads=1, head_size=1, dtype=torch.float32)
-    pool = KVCacheConfig(num_blocks=config.pool_blocks + 1, kv_cache_tensors=[],
+    bytes_held = (config.pool_blocks + 1) * spec.page_size_bytes
+    tensor = KVCacheTensor(size=bytes_held, layers=["layer"], layer_stride=bytes_held,
+                           block_stride=spec.page_size_bytes, offset=0)
+    pool = KVCacheConfig(num_blocks=config.pool_blocks + 1, kv_cache_tensors=[tensor] if lazy else [],
                          kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)])
     with patch("saga_rl.runtime.engine.scheduler.policies_of", lambda _: policies):
         return cls(vllm_config=vllm, kv_cache_config=pool, structured_output_manager=StructuredOutputManager(vllm),
@@ -99,8 +103,15 @@ def make_copies(scheduler: Any, config: SimConfig, clock: Callable[[], float],
                        config.pcie_tokens_per_s * page / config.block_tokens, clock=clock, sleep=wait)
 
 
-def _offloading(config: SimConfig, tier_policy: bool) -> KVTransferConfig:
+def _offloading(config: SimConfig, tier_policy: bool, stock: bool) -> KVTransferConfig:
     """What `--kv-offloading-size` makes of itself, for a tier of `cpu_tokens`."""
+    if config.offloading == "lazy":
+        page = FullAttentionSpec(block_size=config.block_tokens, num_kv_heads=1, head_size=1,
+                                 dtype=torch.float32).page_size_bytes
+        held = {"cpu_bytes_to_use": (config.cpu_tokens // config.block_tokens + 1) * page, "lazy_offload": True}
+        return KVTransferConfig(kv_connector=SIMPLE if stock else LAZY, kv_role="kv_both",
+                                kv_connector_module_path=None if stock else LAZY_MODULE,
+                                kv_connector_extra_config=held)
     extra: dict[str, Any] = {"cpu_bytes_to_use": config.cpu_tokens // config.block_tokens * PAGE_ALIGNMENT}
     if tier_policy:
         extra |= {"eviction_policy": "SagaCachePolicy", "cache_policy_module_path": CACHE_POLICY}

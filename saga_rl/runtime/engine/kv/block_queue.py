@@ -14,6 +14,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +71,8 @@ class PolicyBlockQueue:
         self._touched_since = False
         """Since the last ranking."""
         self._touches = 0
+        self._copied = False
+        """What is released now has a copy below."""
 
     @property
     def runs(self) -> Runs:
@@ -165,6 +168,8 @@ class PolicyBlockQueue:
             self.floors.changed()
         if not blocks:
             return
+        if self._copied:
+            return self.handed_down(blocks)
         ids = np.fromiter((b.block_id for b in blocks), np.int64, len(blocks))
         users = self._user[ids]
         if self._owner == NOBODY:
@@ -221,6 +226,45 @@ class PolicyBlockQueue:
         runs.base.clear()
         self._user[:] = NO_USER
         self._lines, self._mark = {}, None
+
+    # ------------------------------------------------------------------ memory below
+    def hand_down(self, most: int) -> list[KVCacheBlock]:
+        """Take up to `most` cached blocks out that would go next, for a copy below the GPU: `handed_down` puts them
+        back. What nobody will use again goes among the empty blocks at once, and counts."""
+        out: list[KVCacheBlock] = []
+        if most > 0 and self.n_evictable:
+            self._rank()
+        while most > 0 and self.n_evictable:
+            run, _ = self._best({})
+            taken: list[KVCacheBlock] = []
+            row, dead = self.victims.tracker.chains[run.chain], run.stale
+            most -= self._pop(run, most, taken)
+            if dead or (row[ch.ENDED] > 0 and not run.shared):
+                self.evicted["left behind" if dead else "ended"] += len(taken)
+                self.empty.append_n(taken)
+            else:
+                self.evicted["handed down"] += len(taken)
+                out += taken
+                self._free -= len(taken)
+            if not self._let_in_freed():
+                self._mark = None
+                self._rank()
+        self.num_free_blocks = self._free
+        return out
+
+    def handed_down(self, blocks: list[KVCacheBlock]) -> None:
+        """Put blocks back of which there is a copy below: taken as if they were empty, and found until then."""
+        self.empty.append_n(blocks)
+        self._free = self.num_free_blocks = self._free + len(blocks)
+
+    @contextmanager
+    def copied(self) -> Iterator[None]:
+        """What vLLM releases within was copied (`handed_down`)."""
+        self._copied = True
+        try:
+            yield
+        finally:
+            self._copied = False
 
     # ------------------------------------------------------------------ eviction
     @property

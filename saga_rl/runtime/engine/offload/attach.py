@@ -11,6 +11,7 @@ from typing import Any
 
 from saga_rl.policies.base import Policy
 from saga_rl.runtime.config import versions
+from saga_rl.runtime.engine.kv.block_queue import PolicyBlockQueue
 from saga_rl.runtime.engine.kv.victims import Victims
 from saga_rl.runtime.engine.offload.cache_policy import SagaCachePolicy
 from saga_rl.runtime.sessions.tracker import NOBODY, Tracker
@@ -43,6 +44,19 @@ def attach(connector: Any, tracker: Tracker, eviction: Policy, block_tokens: int
             _wrap(manager, policy, chain_of)
         tied.append(policy)
     return tied
+
+
+def lazily(connector: Any, queue: PolicyBlockQueue) -> list[Any]:
+    """Let every lazy tier (`lazy.LazyOffloadManager`) in `connector` copy what `queue` would evict next."""
+    kinds = {type(part).__name__ for part in getattr(connector, "_connectors", None) or [connector]}
+    if "LazyOffloadConnector" not in kinds:  # its module is not in every vLLM
+        return []
+    from saga_rl.runtime.engine.offload.lazy import lazy_managers
+
+    managers = list(lazy_managers(connector))
+    for manager in managers:
+        manager.tie(queue)
+    return managers
 
 
 def _wrap(manager: Any, policy: SagaCachePolicy, chain_of: Callable[[str], int | None]) -> None:
