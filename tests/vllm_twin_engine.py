@@ -71,6 +71,7 @@ def make_scheduler(config: SimConfig, **options: Any) -> Scheduler:
         assert hasattr(shared.scheduler_config, name)
         setattr(shared.scheduler_config, name, value)
     shared.cache_config.num_gpu_blocks = config.pool_blocks + 1
+    shared.cache_config.enable_prefix_caching = config.prefix_caching
     return Scheduler(vllm_config=shared, kv_cache_config=kv_config(config.pool_blocks, config.block_tokens),
                      structured_output_manager=StructuredOutputManager(shared), block_size=config.block_tokens,
                      hash_block_size=config.block_tokens)

@@ -67,6 +67,8 @@ def _simulate(
     max_num_seqs: Annotated[int, typer.Option(help="Running slots of one worker, as vLLM's flag.")] = 256,
     horizon_s: Annotated[float | None, typer.Option(help="Stop there (simulated seconds); inf = never. Default: "
                                                     "4 x (last arrival + longest session alone).")] = None,
+    prefix_caching: Annotated[bool, typer.Option(help="Engines keep blocks for later prompts; without, every request "
+                                                 "computes its whole prompt.")] = True,
     cpu_tokens: Annotated[int, typer.Option(help="CPU tier beside each worker, KV tokens; 0 = none.")] = 0,
     cpu_eviction: Annotated[str, typer.Option(help="What the tier forgets first: lru or fifo.")] = "lru",
     offloading: Annotated[str, typer.Option(help="How the tier is used: ideal, or as vllm's OffloadingConnector "
@@ -104,7 +106,7 @@ def _simulate(
                        end_hint=end_hint, expiry_s=expiry_s, max_num_seqs=max_num_seqs, cpu_tokens=cpu_tokens,
                        cpu_eviction=cpu_eviction, pcie_tokens_per_s=pcie_tokens_per_s, prefetch_tokens=prefetch_tokens,
                        link_tokens_per_s=link_tokens_per_s, tool_names=tool_names, starve_s=starve_s,
-                       async_scheduling=async_scheduling, offloading=offloading,
+                       async_scheduling=async_scheduling, offloading=offloading, prefix_caching=prefix_caching,
                        constraints=read_constraints(service_gap, kv_floor, afs_preempt),
                        horizon_s=math.inf if horizon_s is None else horizon_s)
     chosen = choose_policies(policy, eviction=eviction, placement=placement, ordering=ordering, admission=admission)

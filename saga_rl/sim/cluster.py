@@ -158,14 +158,15 @@ def stated_horizon(trace: Trace, config: SimConfig) -> float:
 
 
 def alone_tct(trace: Trace, config: SimConfig) -> NDArray[np.float64]:
-    """(n_sessions,) seconds that each session takes alone on one such worker with memory for everything."""
+    """(n_sessions,) seconds that each session takes alone on one such worker with memory for everything, cached."""
     gap = 1e6 + float(np.max(trace.steps.tool_s + trace.steps.think_s, initial=0.0)) * float(
         np.max(np.diff(trace.session_offsets), initial=1))
     arrivals = np.arange(trace.n_sessions, dtype=np.float64) * np.float64(gap)
     apart = replace(trace, sessions=replace(trace.sessions, arrival_s=arrivals,
                                             deadline_s=np.full(trace.n_sessions, np.nan)))
     total = int(np.sum(trace.steps.prompt_tokens + trace.steps.output_tokens)) + config.block_tokens * trace.n_steps
-    idle = replace(config, workers=1, kv_tokens=total + config.block_tokens, population=0, horizon_s=np.inf)
+    idle = replace(config, workers=1, kv_tokens=total + config.block_tokens, population=0, horizon_s=np.inf,
+                   prefix_caching=True)
     cluster = Cluster(apart, idle, preset("lru"))
     cluster.advance()
     return cluster.world.run.done_s - cluster.world.run.begin_s

@@ -37,6 +37,9 @@ class SimConfig:
     reserve_full_prompt: bool = True
     """Let a waiting request in only when blocks for all of its tokens are there, not just for its first chunk: vLLM's
     `scheduler_reserve_full_isl`, which is on by default."""
+    prefix_caching: bool = True
+    """Keep blocks for later prompts. False: every request computes its whole prompt, and its blocks are free when it
+    ends or is preempted."""
     cpu_tokens: int = 0
     """KV that the CPU tier beside each worker holds, tokens; 0 = no tier."""
     cpu_eviction: str = "lru"
@@ -87,6 +90,11 @@ class SimConfig:
         if self.prefetch_tokens and not self.cpu_tokens:
             raise UserError("--prefetch-tokens", "asks for prefetch, but there is no CPU tier to prefetch from",
                             "give --cpu-tokens too")
+        if not self.prefix_caching:
+            for name in ("cpu_tokens", "link_tokens_per_s"):
+                if getattr(self, name):
+                    raise UserError(f"--{name.replace('_', '-')}", "asks for KV to be brought back, but there is no "
+                                    "prefix caching", "leave it out, or --no-prefix-caching")
         if 0 < self.cpu_tokens < self.block_tokens:
             raise UserError("--cpu-tokens", f"is {self.cpu_tokens}, less than one block of {self.block_tokens}",
                             "give the tokens of KV that the tier holds, or 0 for none")

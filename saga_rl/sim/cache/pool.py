@@ -30,7 +30,7 @@ from saga_rl.njit import njit
 POOL, FREE, PRIVATE, RESIDENT, PINNED, EVICTED, SEQ, IDLE = range(8)
 COUNTERS = 8
 # Pool.meta
-IDS, SEGMENTS, MASK, ROWS = range(4)
+IDS, SEGMENTS, MASK, ROWS, CACHING = range(5)
 DENSE_ROWS = 4_000_000
 """Up to here every (worker, segment or chain) has a row of its own; beyond, rows are handed out as they are used."""
 
@@ -53,7 +53,8 @@ class Pool(NamedTuple):
     n: NDArray[np.int64]
     """(W, COUNTERS) blocks by state, blocks evicted so far, release sequence, length of `idle`."""
     meta: NDArray[np.int64]
-    """Ids a worker (segments, then chains), segments, mask of `slots` (0: row = worker x ids + id), rows in use."""
+    """Ids a worker (segments, then chains), segments, mask of `slots` (0: row = worker x ids + id), rows in use, 1 =
+    prefix caching is on."""
     slots: NDArray[np.int32]
     """Open addressing, row + 1 or 0."""
     keys: NDArray[np.int64]
@@ -86,9 +87,9 @@ def make_tree(forest: Forest) -> Tree:
 
 
 def make_pool(workers: int, pool_blocks: int, n_segments: int, n_chains: int, pairs: int = 0,
-              largest_blocks: int = 0) -> Pool:
+              largest_blocks: int = 0, caching: bool = True) -> Pool:
     """Empty pools. pairs: the most (worker, segment or chain) pairs that can come up, 0 = all. largest_blocks: if some
-    of the pools will be made larger than `pool_blocks`."""
+    of the pools will be made larger than `pool_blocks`. caching: False = no block is ever found again."""
     n = np.zeros((workers, COUNTERS), np.int64)
     n[:, POOL] = n[:, FREE] = pool_blocks
     ids = n_segments + n_chains
@@ -100,7 +101,7 @@ def make_pool(workers: int, pool_blocks: int, n_segments: int, n_chains: int, pa
         # Zeros cost no memory until they are written; sparse rows are set up when they are handed out.
         return np.full(rows, value, np.int32) if dense and value else np.zeros(rows, np.int32)
 
-    return Pool(n, np.array([ids, n_segments, slots - 1, 0], np.int64), np.zeros(slots, np.int32),
+    return Pool(n, np.array([ids, n_segments, slots - 1, 0, caching], np.int64), np.zeros(slots, np.int32),
                 np.zeros(1 if dense else rows, np.int64), table(0), table(0), table(0), np.zeros(rows),
                 np.zeros(rows, np.int64), table(-1), table(-1), table(-1), table(0),
                 np.zeros((workers, min(n_segments, max(pool_blocks, largest_blocks))), np.int32),
@@ -257,6 +258,16 @@ def pin(t, p, w, step, first, blocks):
 
 
 @njit(cache=True)
+def _note_computed(t, p, step, blocks):
+    """The step's first `blocks` blocks have been computed: an infinite cache would hold them."""
+    for at in range(t.path_off[step], t.path_off[step + 1]):
+        seg = t.path[at]
+        if t.start[seg] >= blocks:
+            break
+        p.ever[seg] = max(p.ever[seg], min(blocks - t.start[seg], t.blocks[seg]))
+
+
+@njit(cache=True)
 def grow(t, p, w, step, held, have_tokens, want_tokens, block):
     """Allocate blocks for tokens have_tokens..want_tokens of the step on worker w; the caller made room first.
 
@@ -266,6 +277,11 @@ def grow(t, p, w, step, held, have_tokens, want_tokens, block):
     need = (want_tokens + block - 1) // block - (have_tokens + block - 1) // block
     full = want_tokens // block
     position = have_tokens // block
+    if p.meta[CACHING] == 0:  # every block is its request's own, and is free when it lets go
+        _note_computed(t, p, step, full)
+        p.n[w, FREE] -= need
+        p.n[w, PRIVATE] += need
+        return held, full - position
     published = 0
     copies = 0
     reused = 0

@@ -267,7 +267,7 @@ def make_world(trace: Trace, config: SimConfig, policies: PolicySet, *, log: int
     pairs = len(forest.path) + 2 * n + segs + n_chains
     tiers = w if config.cpu_tokens else 0
     pool = make_pool(w + tiers, config.pool_blocks, segs, n_chains, pairs * (2 if tiers else 1),
-                     config.cpu_tokens // config.block_tokens if tiers else 0)
+                     config.cpu_tokens // config.block_tokens if tiers else 0, config.prefix_caching)
     pool.n[w:, POOL] = pool.n[w:, FREE] = config.cpu_tokens // config.block_tokens
     parents = np.repeat(np.arange(n), np.diff(plan.child_off))
     same = forest.chain[parents] == forest.chain[plan.child]
