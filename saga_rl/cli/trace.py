@@ -61,7 +61,8 @@ def _report(trace: Trace, out: Path) -> None:
 
 @app.command("generate")
 def generate_command(
-    name: str = typer.Argument(..., help="Workload: burstgpt, coding, hetero, shift, swe-bench, webarena."),
+    name: str = typer.Argument(..., help="Workload: burstgpt, coding, hetero, retry, shift, swe-bench, "
+                                              "tree-of-thought, webarena."),
     out: Path = OUT,
     seed: int = SEED,
     sessions: int | None = typer.Option(None, help="Sessions; the workload's own number unless given."),
@@ -73,13 +74,24 @@ def generate_command(
     period_s: float | None = typer.Option(None, help="shift: seconds that a mix and its rate last (1800)."),
     phases: int | None = typer.Option(None, help="shift: mixes before the first comes again (4)."),
     unattended_share: float | None = typer.Option(None, help="coding: share of sessions that no human attends (.5)."),
+    branches: int | None = typer.Option(None, help="tree-of-thought: agents that go on from one context (4)."),
+    keep: int | None = typer.Option(None, help="tree-of-thought: agents of a level that go on (2)."),
+    levels: int | None = typer.Option(None, help="tree-of-thought: most levels of a session (4)."),
+    fail_share: float | None = typer.Option(None, help="retry: share of tool calls that fail (.3)."),
+    fail_again_share: float | None = typer.Option(None, help="retry: share of calls after a failed one that fail, too "
+                                                  "(.6)."),
+    attempts: int | None = typer.Option(None, help="retry: failed calls after which the agent goes back to before the "
+                                        "first of them (3)."),
 ) -> None:
     """Write a synthetic workload: with the figures of the SAGA paper, of kinds of agents that end in different ways
-    (hetero), of coding agents with sub-agents (coding), or of mixes that change (shift)."""
+    (hetero), of coding agents with sub-agents (coding), of mixes that change (shift), of agents that branch and join
+    (tree-of-thought), or whose tools fail (retry)."""
     from saga_rl.aeg.generators import generate
 
-    own = {k: v for k, v in {"period_s": period_s, "phases": phases,
-                            "unattended_share": unattended_share}.items() if v is not None}
+    own = {k: v for k, v in {
+        "period_s": period_s, "phases": phases, "unattended_share": unattended_share, "branches": branches,
+        "keep": keep, "levels": levels, "fail_share": fail_share, "fail_again_share": fail_again_share,
+        "attempts": attempts}.items() if v is not None}
     _written(generate(name, seed, sessions=sessions, rate_per_min=rate_per_min, max_context=max_context,
                       hitl_share=hitl_share, deadline_per_step_s=deadline_per_step_s, **own), out)
 

@@ -7,13 +7,14 @@ from dataclasses import fields, replace
 from types import ModuleType
 from typing import Any
 
-from saga_rl.aeg.generators import burstgpt, coding, hetero, shift, swe_bench, webarena
+from saga_rl.aeg.generators import burstgpt, coding, hetero, retry, shift, swe_bench, tree_of_thought, webarena
 from saga_rl.aeg.trace import Trace
 from saga_rl.aeg.validate import check
 from saga_rl.errors import unknown_name
 
 _GENERATORS: dict[str, ModuleType] = {"swe-bench": swe_bench, "webarena": webarena, "burstgpt": burstgpt,
-                                      "hetero": hetero, "shift": shift, "coding": coding}
+                                      "hetero": hetero, "shift": shift, "coding": coding,
+                                      "tree-of-thought": tree_of_thought, "retry": retry}
 
 
 def generator_names() -> list[str]:
@@ -21,8 +22,8 @@ def generator_names() -> list[str]:
 
 
 def generate(name: str, seed: int, **params: Any) -> Trace:
-    """The valid trace of workload `name`; `params` are fields of its `DEFAULTS` (`agents.Params`; of `shift`
-    also its own), None meaning the workload's default.
+    """The valid trace of workload `name`; `params` are fields of its `DEFAULTS` (`agents.Params`; of some
+    also their own), None meaning the workload's default.
 
     Raises `UserError` for a name or parameter that does not exist, or a value out of range.
     """

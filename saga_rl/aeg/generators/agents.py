@@ -102,6 +102,13 @@ def step_counts(rng: np.random.Generator, agent: AgentType, n: int) -> NDArray[n
     return np.clip(drawn, agent.min_steps, agent.max_steps).astype(np.int64)
 
 
+def human_s(rng: np.random.Generator, params: Params) -> float:
+    """Seconds for which a human is waited for after one tool call; mostly none."""
+    if rng.random() >= params.hitl_share:
+        return 0.0
+    return float(np.clip(HUMAN_MEDIAN_S * np.exp(HUMAN_SIGMA * rng.standard_normal()), *HUMAN_RANGE_S))
+
+
 def generate_agents(name: str, seed: int, params: Params, sources: list[Source]) -> Trace:
     """Sessions of `sources`; arrivals are one Poisson stream, split over the sources by share (so each source's own
     arrivals are Poisson too)."""
