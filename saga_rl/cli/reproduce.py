@@ -16,8 +16,8 @@ from saga_rl.errors import EXIT_INTERRUPTED, UserError
 
 
 def _reproduce(
-    tables: Annotated[list[str] | None, typer.Argument(metavar="[TABLE]...", help="Of: headline, completion, memory, "
-                                                       "belady, ablation, deadlines, overhead, tool-latency, "
+    tables: Annotated[list[str] | None, typer.Argument(metavar="[TABLE]...", help="Of: headline, completion, engines, "
+                                                       "memory, belady, ablation, deadlines, overhead, tool-latency, "
                                                        "throughput, scaling, utilisation; all unless given.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the reproduction: made, or resumed where it left off.")] = ...,  # type: ignore[assignment]
     profile: Annotated[list[str] | None, typer.Option(help="Cost profiles of a worker; the paper's machine, fitted and "

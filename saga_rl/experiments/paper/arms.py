@@ -48,6 +48,9 @@ def without(arm: Arm, decision: str = "", spec: str = "", **config: Any) -> Arm:
 
 ARMS: dict[str, Arm] = {
     "vllm": Arm({"set": "lru"}, "LRU, a session stays on its worker, first come first served"),
+    "vllm-uncached": Arm(_specs("lru", "least-load", "fcfs"),
+                         "nothing is kept for a later prompt, least load; the engine is else today's, not vLLM 0.6's",
+                         {"prefix_caching": False}),
     "sglang": Arm(_specs("lru", "prefix-aware", "dlpm:quantum=1e9"), "LRU, cache-aware router, longest prefix first"),
     "llumnix": Arm(_specs("lru", "least-load", "fcfs"), "LRU, least load, KV moves with its session", MOVES),
     "kvflow": Arm(_specs("kvflow", "sticky", "fcfs"),

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from saga_rl.aeg.generators import generate
+from saga_rl.aeg.scale import scale_lengths
 from saga_rl.aeg.trace import Trace
 from saga_rl.env.episodes import arrange
 from saga_rl.experiments.cell import Cell, Result, Spec, make_cell
 from saga_rl.experiments.closed import policies_of
 from saga_rl.experiments.paper.arms import ARMS, arm_of
+from saga_rl.experiments.paper.served import as_served, play_engines
 from saga_rl.experiments.paper.values import RATE_PER_MIN, TASKS
 from saga_rl.experiments.simulated import Timed, code_digest, timed
 from saga_rl.policies.learned.checkpoint import digest as weights_of
@@ -45,8 +47,9 @@ def cell(spec: Spec, code: str) -> Cell:
 def code() -> str:
     """The digest of all code that a figure depends on."""
     here = Path(__file__).parent
-    routing = here.parents[1] / "runtime" / "routing"
-    return code_digest([here / "cells.py", here / "arms.py", *sorted(routing.glob("*.py"))])
+    runtime = [path for room in ("routing", "engine", "sessions", "emulate")
+               for path in sorted((here.parents[1] / "runtime" / room).rglob("*.py"))]
+    return code_digest([here / "cells.py", here / "arms.py", here / "served.py", *runtime])
 
 
 def run_cells(specs: list[Spec]) -> list[Timed]:
@@ -56,10 +59,13 @@ def run_cells(specs: list[Spec]) -> list[Timed]:
 
 
 def sessions_of(spec: Mapping[str, Any]) -> Trace:
-    """The workload of `spec`: tasks, rate a minute, seed, and with `cv` tools of that coefficient of variation."""
+    """The workload of `spec`: tasks, rate a minute, seed; with `cv` tools of that coefficient of variation, with
+    `scale` lengths and tools' times so many times theirs."""
     name = str(spec["workload"])
     trace = generate(name, int(spec["seed"]), sessions=int(spec.get("tasks") or TASKS.get(name, BURST_TASKS)),
                      rate_per_min=float(spec.get("rate") or RATE_PER_MIN))
+    if spec.get("scale"):
+        trace = scale_lengths(trace, float(spec["scale"]), time_factor=float(spec["scale"]))
     return with_spread(trace, float(spec["cv"]), int(spec["seed"])) if spec.get("cv") else trace
 
 
@@ -77,16 +83,18 @@ def with_spread(trace: Trace, cv: float, seed: int) -> Trace:
 
 
 def config_of(spec: Mapping[str, Any]) -> SimConfig:
-    """The paper's cluster: its profile's pool, ends announced (its agents give the graph), `workers` workers with
-    `alive` sessions on each, or the trace's arrivals."""
+    """The paper's cluster: its profile's pool (times `scale`), ends announced (its agents give the graph), `workers`
+    workers with `alive` sessions on each, or the trace's arrivals; `served`: as engines in service see it."""
     profile, workers = load_profile(str(spec["profile"])), int(spec["workers"])
     arm = arm_of(str(spec.get("arm", "vllm")))
     own = dict(arm.config)
     if spec.get("afs_preempt_s"):
         own["constraints"] = replace(SimConfig().constraints, afs_preempt_s=float(spec["afs_preempt_s"]))
-    return SimConfig(workers=workers, kv_tokens=int(spec.get("kv_tokens") or profile.kv_tokens), profile=profile,
-                     end_hint=True, population=int(spec.get("alive", 0)) * workers,
-                     cpu_tokens=int(arm.pools * profile.kv_tokens), **own)
+    pool = int((spec.get("kv_tokens") or profile.kv_tokens) * float(spec.get("scale", 1.0)))
+    config = SimConfig(workers=workers, kv_tokens=pool, profile=profile,
+                       end_hint=True, population=int(spec.get("alive", 0)) * workers,
+                       cpu_tokens=int(arm.pools * profile.kv_tokens), **own)
+    return as_served(config) if spec.get("served") else config
 
 
 def closed(spec: Spec) -> Result:
@@ -103,6 +111,11 @@ def closed(spec: Spec) -> Result:
             done = sum(r["sessions"] * r["slo_attainment"] for r in rows)
             out[f"in_time_{kind}"] = done / sum(r["sessions"] for r in rows)
     return out
+
+
+def played(spec: Spec) -> Result:
+    """Completion times on vLLM's real schedulers in virtual time."""
+    return play_engines(sessions_of(spec), config_of(spec), arm_of(str(spec["arm"])))
 
 
 def busy_shares(result: SimResult, workers: int) -> list[float]:
@@ -151,4 +164,4 @@ def overhead(spec: Spec) -> Result:
     return {"mean_ms": float(np.mean(took[DECISIONS // 4:]))}
 
 
-RUNS = {"closed": closed, "belady": against_belady, "overhead": overhead}
+RUNS = {"closed": closed, "played": played, "belady": against_belady, "overhead": overhead}

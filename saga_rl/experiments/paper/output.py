@@ -20,8 +20,8 @@ from saga_rl.report.style import PALETTE, dress, new_figure, svg
 from saga_rl.report.tables import interval, markdown, terminal
 
 HEADER = ("", "paper", "ours", "verdict")
-ARMS_SHOWN = ("vllm", "sglang", "llumnix", "kvflow", "saga-written", "saga-read", "saga", "likely", "auto",
-              "breadth-first")
+ARMS_SHOWN = ("vllm", "vllm-uncached", "sglang", "llumnix", "kvflow", "saga-written", "saga-read", "saga", "likely",
+              "auto", "breadth-first")
 
 
 def write_all(o: Outcome, out: Path, console: Console) -> None:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from saga_rl.experiments.cell import Result, Spec
+from saga_rl.experiments.paper import served as engines
 from saga_rl.experiments.paper import values as paper
 
 SWE, WEB, BURST = "swe-bench", "webarena", "burstgpt"
 BOTH = (SWE, WEB)
-NO_REUSE = "the simulator has no engine without prefix caching"
 NOT_SAID = "the paper gives the row and not the policy"
-VLLM = "vLLM 0.15.1, prefix caching and affinity"
+VLLM, UNCACHED = "vLLM 0.15.1, prefix caching and affinity", "vLLM 0.6.0, no prefix caching"
 READINGS = (("SAGA, as written", "saga-written"), ("SAGA, our reading", "saga-read"))
 Value = Callable[[Mapping[str, Result]], float | None]
 Alive = Mapping[str, int]
@@ -109,9 +109,9 @@ def headline(alive: Alive, ours: Sequence[str]) -> list[Row]:
 
 
 def completion(alive: Alive, ours: Sequence[str]) -> list[Row]:
-    stands = {"vLLM 0.6.0, no prefix caching": "", "SGLang 0.5.8": "sglang", "Llumnix": "llumnix",
+    stands = {UNCACHED: "vllm-uncached", "SGLang 0.5.8": "sglang", "Llumnix": "llumnix",
               "TensorRT-LLM with Scaffolding": "", "KVFlow": "kvflow"}
-    why = {"vLLM 0.6.0, no prefix caching": NO_REUSE, "TensorRT-LLM with Scaffolding": NOT_SAID}
+    why = {"TensorRT-LLM with Scaffolding": NOT_SAID}
     rows = []
     for column, workload in enumerate(BOTH):
         base, saga = paper.TCT_S[VLLM][column], paper.TCT_S["SAGA"][column]
@@ -121,6 +121,22 @@ def completion(alive: Alive, ours: Sequence[str]) -> list[Row]:
             runs = {"ours": _run(workload, arm, alive[workload]), "base": _run(workload, "vllm", alive[workload])}
             rows.append(Row(f"{workload}: {name}", seconds / base, {} if name in why else runs, over("tct_mean_s"),
                             why.get(name, "")))
+    return rows
+
+
+def served(alive: Alive, ours: Sequence[str]) -> list[Row]:
+    """SWE-bench on two workers, simulated and on vLLM's schedulers; arms that ask for no copies of KV."""
+    small = {"workers": engines.WORKERS, "tasks": engines.ROUNDS * engines.WORKERS * alive[SWE], "served": True,
+             "scale": engines.SCALE}
+    base, saga = paper.TCT_S[VLLM][0], paper.TCT_S["SAGA"][0]
+    arms = [(UNCACHED, paper.TCT_S[UNCACHED][0], "vllm-uncached"), ("SAGA, preset", saga, "saga")]
+    rows = []
+    for name, seconds, arm in (*arms, *((name, saga, arm) for name, arm in _against(ours))):
+        for how, what in (("simulated", "closed"), ("on vLLM's scheduler", "played")):
+            runs = {part: _run(SWE, a, alive[SWE], **small) | {"what": what} for part, a in (("ours", arm),
+                                                                                            ("base", "vllm"))}
+            why = engines.missing() if what == "played" else ""
+            rows.append(Row(f"{name}, {how}", seconds / base, {} if why else runs, over("tct_mean_s"), why))
     return rows
 
 
@@ -210,6 +226,8 @@ def utilisation(alive: Alive, ours: Sequence[str]) -> list[Row]:
 TABLES: dict[str, Table] = {
     "headline": Table("the five figures of the abstract, by policies that ship", headline, BOTH),
     "completion": Table("task completion time, over vLLM's with prefix caching and affinity", completion, BOTH),
+    "engines": Table("completion time over vLLM's, simulated and on vLLM's real scheduler in virtual time (SWE-bench "
+                     "at a sixteenth, two workers)", served),
     "memory": Table("KV memory that holds useful cache, share", memory, BOTH),
     "belady": Table("tokens prefilled again, over Bélády's", belady, BOTH),
     "ablation": Table("completion time without a part, over SAGA's (SWE-bench)", ablation),

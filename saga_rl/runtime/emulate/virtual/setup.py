@@ -72,6 +72,7 @@ def make_scheduler(config: SimConfig, policies: PolicySet | None, clock: Callabl
     for name, value in limits.items():
         setattr(vllm.scheduler_config, name, value)
     vllm.cache_config.block_size = config.block_tokens
+    vllm.cache_config.enable_prefix_caching = config.prefix_caching
     vllm.cache_config.num_gpu_blocks = config.pool_blocks + 1  # one is vLLM's null block
     vllm.additional_config = {"saga": {"expiry_s": config.expiry_s, "starve_s": min(config.starve_s, PATIENT_S),
                                        "budget_s": PATIENT_S, **saga}}
