@@ -22,7 +22,6 @@ from saga_rl.errors import UserError
 from saga_rl.experiments import pool
 from saga_rl.learn.own import rule, settings, verdict, world
 from saga_rl.learn.own.default import WEIGHTS, write_preset
-from saga_rl.learn.search import cma_es
 from saga_rl.policies.parameters import DEFAULT_PRESET
 from saga_rl.policies.presets import PRESETS, preset
 from saga_rl.runtime.config.settings import policies_of
@@ -39,7 +38,7 @@ class InProcess:
 
     _processes: Any = None
 
-    def __init__(self, jobs=1, context=None, begin=None, args=()):
+    def __init__(self, jobs=1, begin=None, *args):
         if begin is not None:
             begin(*args)
 
@@ -61,16 +60,14 @@ class InProcess:
 
 
 @contextmanager
-def in_process(jobs):
-    yield InProcess()
+def in_process(jobs, begin=None, *args):
+    yield InProcess(jobs, begin, *args)
 
 
 @pytest.fixture(scope="module")
 def here():
     """No other process: the simulator is loaded once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cma_es, "ProcessPoolExecutor", InProcess)
-        patch.setattr(cma_es, "begin_worker", lambda: None)
         patch.setattr(pool, "workers", in_process)
         patch.setattr(pool, "warm", lambda open_loop: None)
         patch.setattr("signal.signal", lambda *_: None)

@@ -130,8 +130,7 @@ class Bowl(se.Judge):
 class Here:
     """A pool that works in this process."""
 
-    def __init__(self, jobs, context, begin, args):
-        train, _, config = args
+    def __init__(self, jobs, begin, train, _, config):
         se._JUDGES["train"] = se._JUDGES["validation"] = Bowl(train, config)
 
     def __enter__(self):
@@ -144,12 +143,10 @@ class Here:
         value = f(*args)
         return type("Done", (), {"result": staticmethod(lambda: value)})
 
-    map = staticmethod(map)
-
 
 @pytest.fixture
 def bowl(monkeypatch):
-    monkeypatch.setattr(se, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(se.pool, "workers", Here)
     return se.SearchConfig(decisions=("ordering",), generations=60, population=12, sigma=0.2, seed=3)
 
 

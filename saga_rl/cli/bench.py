@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from saga_rl.cli.ray_option import Ray
 from saga_rl.errors import EXIT_INTERRUPTED, UserError
 from saga_rl.policies.parameters import EXPIRY_S
 
@@ -56,6 +57,7 @@ def _bench(
     quiet_s: Annotated[float, typer.Option(help="Of --agentx, seconds.")] = 10.0,
     at_once: Annotated[int | None, typer.Option(min=1, help="Kinds of servers up at once; default: what memory "
                                                 "allows, 1 on real ones; runs of --virtual.")] = None,
+    ray: Ray = "",
     seed: Annotated[int, typer.Option(help="Of the sessions drawn and the order of arms.")] = 0,
     plan: Annotated[bool, typer.Option("--plan", help="Print what would be run, and end.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Show what the folder has; nothing is run.")] = False,
@@ -65,15 +67,21 @@ def _bench(
     from saga_rl.experiments.bench.arms import chosen
     from saga_rl.experiments.bench.run import run
     from saga_rl.experiments.bench.settings import Settings
+    from saga_rl.experiments.place import place
 
     traces, flags = _split([*words, *ctx.args], [p for param in ctx.command.params for p in param.opts])
     settings = Settings(
         chosen(arms, cpu_tokens > 0, virtual), tuple(traces), emulate, model, profile, engines, kv_tokens, cpu_tokens,
         window, concurrency, load, repeats, sessions, _range(steps), longest_wait_s, drop_long, ends, time_scale,
         expiry_s, seed, agentx, quiet_s, tuple(flags), virtual, lazy_offload)
+    if ray and not virtual:
+        raise UserError("--ray", "is given without --virtual", "add --virtual: servers run on this machine only")
+    if ray and at_once is not None:
+        raise UserError("--ray and --at-once", "are both given", "give one of the two")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        run(settings, out, at_once, plan, report, fresh)
+        with place(at_once or 0, "" if plan or report else ray, out) as chosen_place:
+            run(settings, out, chosen_place or None, plan, report, fresh)
     except KeyboardInterrupt:
         typer.echo(f"interrupted: finished runs are kept in {out}, the same command goes on from there", err=True)
         sys.exit(EXIT_INTERRUPTED)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from saga_rl.cli.ray_option import Ray
 from saga_rl.errors import EXIT_INTERRUPTED
 from saga_rl.experiments.compare.settings import PARTS, Settings
 
@@ -62,6 +63,7 @@ def _compare(
     profile: Annotated[str, typer.Option(help="Cost profile of the simulator.")] = D.profile,
     ends: Annotated[bool, typer.Option(help="Clients say which step is their last.")] = D.ends,
     jobs: Annotated[int | None, typer.Option(help="Processes; all cores unless given.")] = None,
+    ray: Ray = "",
     fresh: Annotated[bool, typer.Option(help="Begin anew; what the folder holds is moved aside.")] = False,
 ) -> None:
     """Compare all policies on the same sessions, paired: tables, pictures, one page (docs/how-to/compare.md)."""
@@ -82,20 +84,23 @@ def _compare(
     checks.check_data(data, traces or ())
     found = sources.file_sources(traces) if traces else sources.default_sources() + (
         sources.data_sources(data) if data is not None else [])
-    run_and_show(found, s, out, n_jobs, fresh)
+    run_and_show(found, s, out, n_jobs, fresh, ray)
 
 
-def run_and_show(found: list[sources.Source], s: Settings, out: Path, jobs: int, fresh: bool) -> None:
+def run_and_show(found: list[sources.Source], s: Settings, out: Path, jobs: int, fresh: bool,
+                 ray: str = "") -> None:
     """The experiment, then its files and tables. Ctrl-C and SIGTERM end it with status 130, cells kept."""
     from saga_rl.experiments.compare.output import write_all
     from saga_rl.experiments.compare.run import run
+    from saga_rl.experiments.place import place
     from saga_rl.report.style import new_figure
 
     new_figure(1, 1)  # without matplotlib nothing could be drawn at the end
     err = Console(stderr=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        outcome = run(found, s, out, jobs, fresh, err)
+        with place(jobs, ray, out) as chosen:
+            outcome = run(found, s, out, chosen, fresh, err)
     except KeyboardInterrupt:
         err.print(f"interrupted: finished cells are kept in {out}, the same command goes on from there", markup=False,
                   soft_wrap=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from saga_rl.cli.ray_option import Ray
 from saga_rl.errors import EXIT_INTERRUPTED, UserError, unknown_name
 from saga_rl.policies.parameters import DEFAULT_PROFILE, EXPIRY_S
 
@@ -53,6 +54,7 @@ def _learn(
     anyway: Annotated[bool, typer.Option("--anyway", help="Go on where there is no pressure.")] = False,
     seed: Annotated[int, typer.Option(help="The policy follows from it.")] = 0,
     jobs: Annotated[int, typer.Option(help="Processes; 0 = one a core.")] = 0,
+    ray: Ray = "",
     wandb: Annotated[str, typer.Option(help="disabled, offline (written below --out) or online.")] = "offline",
     project: Annotated[str, typer.Option(help="W&B project.")] = "saga-rl",
     generations: Annotated[int, typer.Option(help=SMALL, hidden=True)] = 0,
@@ -90,10 +92,11 @@ def _learn(
         if find_spec(package) is None:
             raise UserError(f"the package {package}", "is not installed", "install the extra saga-rl[train]" + (
                 " or pass --wandb disabled" if package == "wandb" else ""))
-    _run(traces, s, out, jobs or len(os.sched_getaffinity(0)), wandb, project)
+    _run(traces, s, out, jobs or len(os.sched_getaffinity(0)), ray, wandb, project)
 
 
-def _run(traces: list[Path], s: Settings, out: Path, jobs: int, wandb: str, project: str) -> None:
+def _run(traces: list[Path], s: Settings, out: Path, jobs: int, ray: str, wandb: str, project: str) -> None:
+    from saga_rl.experiments.place import place
     from saga_rl.learn.own.output import write_all
     from saga_rl.learn.own.run import run
     from saga_rl.learn.own.world import config_of
@@ -105,7 +108,8 @@ def _run(traces: list[Path], s: Settings, out: Path, jobs: int, wandb: str, proj
     err = Console(stderr=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        outcome = run(traces, s, out, jobs, err, wandb, project)
+        with place(jobs, ray, out) as chosen:
+            outcome = run(traces, s, out, chosen, err, wandb, project)
     except KeyboardInterrupt:
         err.print(f"interrupted: what is finished is kept in {out}, the same command goes on from there" if out.exists()
                   else "interrupted: nothing was written", markup=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from saga_rl.cli.ray_option import Ray
 from saga_rl.errors import EXIT_INTERRUPTED, UserError
 
 
@@ -28,12 +29,14 @@ def _reproduce(
                                               "interval.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="160 tasks of each workload, 3 sets of them.")] = False,
     jobs: Annotated[int | None, typer.Option(help="Processes; all cores unless given.")] = None,
+    ray: Ray = "",
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew; what the folder holds is moved aside.")] = False,
 ) -> None:
     """Put the simulator's figures beside those of every table of the SAGA paper (docs/explanation/paper.md)."""
     from saga_rl.experiments.paper.output import write_all
     from saga_rl.experiments.paper.run import OURS, PROFILES, Settings, run
     from saga_rl.experiments.paper.tables import TABLES
+    from saga_rl.experiments.place import place
     from saga_rl.report.style import new_figure
 
     n_jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
@@ -46,7 +49,8 @@ def _reproduce(
     err = Console(stderr=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        outcome = run(s, out, n_jobs, fresh, err)
+        with place(n_jobs, ray, out) as chosen:
+            outcome = run(s, out, chosen, fresh, err)
     except KeyboardInterrupt:
         err.print(f"interrupted: finished cells are kept in {out}, the same command goes on from there", markup=False,
                   soft_wrap=True)

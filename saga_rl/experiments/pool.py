@@ -1,4 +1,5 @@
-"""Worker processes: spawned, each loads compiled code once, and none outlives the program that started it."""
+"""Where work is done beside this process: spawned processes, of which none outlives the program that started it, or a
+cluster (`place` finds one). Both are an `Executor` that is handed functions by `submit`."""
 
 from __future__ import annotations
 
@@ -7,18 +8,36 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing import get_context, parent_process
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from saga_rl.aeg.generators import generate
 from saga_rl.errors import UserError
 
 
-def begin_worker(quiet: bool = False) -> None:
-    """In a fresh worker: Ctrl-C is the parent's business, its death is ours."""
+class Place(Protocol):
+    """What has workers of its own, such as a cluster."""
+
+    def workers(self, begin: Callable[..., None] | None, arguments: tuple[Any, ...]
+                ) -> AbstractContextManager[Executor]:
+        """As the function `workers`."""
+
+
+Jobs = int | Place
+"""So many processes of this machine, or another place."""
+
+
+def scratch_parent(jobs: Jobs, out: Path) -> Path | None:
+    """Where a temporary folder may lie that all workers see; None: the system's own place."""
+    return None if isinstance(jobs, int) else out.absolute().parent
+
+
+def begin_worker(quiet: bool = False, begin: Callable[..., None] | None = None, *arguments: Any) -> None:
+    """In a fresh worker: Ctrl-C is the parent's business, its death is ours. Then `begin` is called."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if quiet:
@@ -31,12 +50,21 @@ def begin_worker(quiet: bool = False) -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    if begin is not None:
+        begin(*arguments)
 
 
 @contextmanager
-def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """`jobs` processes. On an error, and on Ctrl-C, they are ended at once."""
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=begin_worker, initargs=(True,))
+def workers(jobs: Jobs, begin: Callable[..., None] | None = None, *arguments: Any) -> Iterator[Executor]:
+    """`jobs` processes, or what another place has. On an error, and on Ctrl-C, what they are at is ended at once.
+
+    begin: a module-level function that each calls with `arguments` before its first work."""
+    if not isinstance(jobs, int):
+        with jobs.workers(begin, arguments) as executor:
+            yield executor
+        return
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=begin_worker,
+                               initargs=(True, begin, *arguments))
     with ended_at_once(pool):
         yield pool
     pool.shutdown()
@@ -69,16 +97,17 @@ def warm(open_loop: bool = True) -> None:
         bound(trace, SimConfig(kv_tokens=40_000), ["lru", "wa-lru"])
 
 
-def submit(pool: ProcessPoolExecutor, what: Callable[..., Any], *arguments: Any) -> Future[Any]:
+def submit(pool: Executor, what: Callable[..., Any], *arguments: Any) -> Future[Any]:
     """Run `what`, a module-level function, in a worker; ask `result` for what it gave."""
-    return pool.submit(_guarded, what, *arguments)
+    return pool.submit(guarded, what, *arguments)
 
 
-def _guarded(what: Callable[..., Any], *arguments: Any) -> tuple[Any, tuple[str, str, str] | None]:
+def guarded(what: Callable[..., Any], *arguments: Any) -> tuple[Any, tuple[str, str, str] | None]:
+    """In a worker: what it gave, and None; or None and the parts of the `UserError` that it raised."""
     try:
         return what(*arguments), None
     except UserError as e:
-        return None, (e.where, e.cause, e.mend)  # as text, since it takes three arguments and a pickle gives it one
+        return None, (e.where, e.cause, e.mend)
 
 
 def result(future: Future[Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class Processes:
     compiled then, too.
     """
 
-    def __init__(self, executor: ProcessPoolExecutor, work: Callable[..., list[Timed]], *arguments: Any,
+    def __init__(self, executor: Executor, work: Callable[..., list[Timed]], *arguments: Any,
                  groups: Callable[[Sequence[Cell]], list[list[Cell]]] | None = None,
                  note: Callable[[Spec], str] = lambda spec: "",
                  says: Callable[[Result], str] = lambda result: "", open_loop: bool = True) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from typer import Argument, Option
 
+from saga_rl.cli.ray_option import Ray
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.learn.script import capacities, check_range, file_label, new_folder, numbers, progress, words
 from saga_rl.policies.parameters import DEFAULT_PRESET, DEFAULT_PROFILE
@@ -56,6 +57,7 @@ def main(
     ends: Annotated[bool, Option(help="Clients announce the end of a session.")] = False,
     seed: Annotated[int, Option(help="Everything follows from it.")] = 0,
     jobs: Annotated[int, Option(help="Processes; 0 = one a core. The result does not depend on it.")] = 0,
+    ray: Ray = "",
     overwrite: Annotated[bool, Option("--overwrite", help="Replace --out if it is there.")] = False,
 ) -> None:
     """Collect decisions under behaviour policies into Minari datasets."""
@@ -63,6 +65,7 @@ def main(
 
     from saga_rl.aeg.io import read_trace
     from saga_rl.aeg.split import split
+    from saga_rl.experiments.place import place
     from saga_rl.learn.cards import dataset_card
     from saga_rl.learn.data.collect import Task, label
     from saga_rl.learn.data.collect_many import Statistics, play_all
@@ -100,33 +103,34 @@ def main(
         pieces = split(whole, shares, seed) if shares else {"": whole}
         for part in chosen:
             groups[part][file_label(path)] = sorted(set(pieces[part].sessions.group))
-    for number, (part, folder) in enumerate(folders.items()):
-        plan = list(product(places, loads, presets, specs, range(episodes)))
-        seeds = np.random.SeedSequence([seed, number]).generate_state(len(plan))
-        tasks = [Task(str(path), kv, spec, epsilon, int(s), max_rows, sessions, population, max_decisions,
-                      name or "lru", profile, decision, workers, policies, rate, not as_it_is, tuple(shares.items()),
-                      part, seed, ends)
-                 for ((path, kv), rate, name, spec, _), s in zip(plan, seeds, strict=True)]
-        rows, features = rows_of(decision, max_rows, workers), FEATURES[decision]
-        facts: dict[str, Any] = {
-            "source": provenance(seed=seed, trace=None), "traces": {file_label(p): sha256(p) for p in traces},
-            "seam": decision, "epsilon": epsilon, "max_rows": rows, "features": list(features),
-            "feature_hash": rows_hash(decision), "record": [p for p in presets if p], "population": population,
-            "ends": ends, "profile": profile or DEFAULT_PROFILE,
-            "loads": loads, "part": part, "session_groups": groups[part],
-            "capacities": sorted({kv for _, kv in places}), "behaviours": [label(s) for s in specs],
-            "description": f"{decision} decisions"}
-        statistics = Statistics()
-        with (new_dataset(folder, rows, len(features), decision=decision, overwrite=overwrite) as writer,
-              progress() as bar, closing(play_all(tasks, jobs or os.cpu_count() or 1)) as played):
-            job = bar.add_task(f"collecting {part}".strip(), total=len(tasks), note="compiling the simulator")
-            for episode in played:
-                writer.add([episode])
-                statistics.add(episode)
-                bar.update(job, advance=1, note=f"{statistics.decisions:,} decisions")
-            facts["statistics"] = statistics.summary()
-            writer.finish(facts, dataset_card(folder.name, facts), spec_of(tasks[0]))
-        _print(facts["statistics"], folder)
+    with place(jobs or os.cpu_count() or 1, ray, out) as chosen_place:
+        for number, (part, folder) in enumerate(folders.items()):
+            plan = list(product(places, loads, presets, specs, range(episodes)))
+            seeds = np.random.SeedSequence([seed, number]).generate_state(len(plan))
+            tasks = [Task(str(path), kv, spec, epsilon, int(s), max_rows, sessions, population, max_decisions,
+                          name or "lru", profile, decision, workers, policies, rate, not as_it_is,
+                          tuple(shares.items()), part, seed, ends)
+                     for ((path, kv), rate, name, spec, _), s in zip(plan, seeds, strict=True)]
+            rows, features = rows_of(decision, max_rows, workers), FEATURES[decision]
+            facts: dict[str, Any] = {
+                "source": provenance(seed=seed, trace=None), "traces": {file_label(p): sha256(p) for p in traces},
+                "seam": decision, "epsilon": epsilon, "max_rows": rows, "features": list(features),
+                "feature_hash": rows_hash(decision), "record": [p for p in presets if p], "population": population,
+                "ends": ends, "profile": profile or DEFAULT_PROFILE,
+                "loads": loads, "part": part, "session_groups": groups[part],
+                "capacities": sorted({kv for _, kv in places}), "behaviours": [label(s) for s in specs],
+                "description": f"{decision} decisions"}
+            statistics = Statistics()
+            with (new_dataset(folder, rows, len(features), decision=decision, overwrite=overwrite) as writer,
+                  progress() as bar, closing(play_all(tasks, chosen_place)) as played):
+                job = bar.add_task(f"collecting {part}".strip(), total=len(tasks), note="compiling the simulator")
+                for episode in played:
+                    writer.add([episode])
+                    statistics.add(episode)
+                    bar.update(job, advance=1, note=f"{statistics.decisions:,} decisions")
+                facts["statistics"] = statistics.summary()
+                writer.finish(facts, dataset_card(folder.name, facts), spec_of(tasks[0]))
+            _print(facts["statistics"], folder)
 
 
 def _shares(text: str) -> dict[str, float]:

@@ -14,6 +14,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Option
 
+from saga_rl.cli.ray_option import Ray
 from saga_rl.errors import EXIT_INTERRUPTED, UserError
 from saga_rl.learn.script import check_range, stop, words
 from saga_rl.learn.tracking import WandbRun
@@ -43,12 +44,14 @@ def main(
     workers: Annotated[int, Option(help="Workers; rows stock and placement take --many-workers.")] = 4,
     many_workers: Annotated[int, Option(help="Workers of rows stock and placement.")] = 16,
     jobs: Annotated[int, Option(help="Processes; 0 = one a core.")] = 0,
+    ray: Ray = "",
     quick: Annotated[bool, Option("--quick", help="A smoke test: 3 arrangements, few sessions and settings, 2 workers "
                                   "throughout. Its figures are not to be quoted.")] = False,
     wandb: Annotated[str, Option(help="disabled, offline or online: log the report as an artifact.")] = "disabled",
     project: Annotated[str, Option(help="W&B project.")] = "saga-rl",
 ) -> None:
     """Evaluate learned policies by the whole protocol."""
+    from saga_rl.experiments.place import place
     from saga_rl.learn.judge.protocol.lab import lab
     from saga_rl.learn.judge.protocol.report import evaluate, known_workload, recorded, write
     from saga_rl.learn.judge.protocol.settings import ROWS, Settings, check
@@ -73,7 +76,7 @@ def main(
                     recorded=s.recorded if only or workloads else ())
     check(s)
     try:
-        with lab(out, jobs or os.cpu_count() or 1, data, console) as opened:
+        with (place(jobs or os.cpu_count() or 1, ray, out) as chosen, lab(out, chosen, data, console) as opened):
             result = evaluate(opened, s)
             seconds = opened.seconds
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Argument, Option
 
+from saga_rl.cli.ray_option import Ray
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.files import check_target
 from saga_rl.learn.script import check_range, numbers, progress, words
@@ -54,6 +55,7 @@ def main(
                                         "tried at the end in the place of what was searched.")] = "",
     sigma: Annotated[float, Option(help="First step size, in scaled units.")] = 0.1,
     jobs: Annotated[int, Option(help="Processes.")] = 2,
+    ray: Ray = "",
     seed: Annotated[int, Option(help="The weights follow from it.")] = 0,
     wandb: Annotated[str, Option(help="disabled, offline (written beside --out) or online.")] = "offline",
     project: Annotated[str, Option(help="W&B project.")] = "saga-rl",
@@ -63,6 +65,7 @@ def main(
 ) -> None:
     """Search for order, admission and eviction (or placement) policies on whole simulated runs."""
     from saga_rl.env.episodes import sim_config
+    from saga_rl.experiments.place import place
     from saga_rl.learn.search.checkpoints import by_hand, left_to_search, save_set
     from saga_rl.learn.search.cma_es import SearchConfig, search
     from saga_rl.learn.search.picture import search_picture
@@ -106,7 +109,8 @@ def main(
                           others=others, trained={s: x for s, x in tried.items() if s in searched}, reference=reference)
     if start:
         config = replace(config, start=tuple(config.vector().of_checkpoints(start).tolist()))
-    with WandbRun(wandb, project, out, dict(vars(config)), "search", run_dir) as tracker:
+    with (place(jobs, ray, out) as chosen,
+          WandbRun(wandb, project, out, dict(vars(config)), "search", run_dir) as tracker):
         with progress() as bar:
             job = bar.add_task("searching", total=generations + 1, note="compiling, first generation")
 
@@ -115,7 +119,7 @@ def main(
                 bar.update(job, completed=g + 1, note=f"best on validation {curves['validation']:+.4f}, "
                                                       f"step {curves['sigma']:.3f}")
 
-            found = search(train, judged, config, journal, jobs, on_generation)
+            found = search(train, judged, config, journal, chosen, on_generation)
         facts = [f"{a.described()}; {w.origin()}" for a, w in zip(train, asked, strict=True)]
         save_set(out, found, config, facts, note, seed)
         search_picture(found.curve, folder / f"{out.name}.search.png")

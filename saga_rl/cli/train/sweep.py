@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from typer import Argument, Option
 
+from saga_rl.cli.ray_option import Ray
 from saga_rl.errors import UserError, unknown_name
 from saga_rl.files import write_json
 from saga_rl.learn.script import check_range, progress
@@ -30,12 +31,14 @@ def main(
     validation: Annotated[float, Option(help="Share of the episodes held out.")] = 0.2,
     clone: Annotated[str, Option(help="bc: the behaviour whose actions are cloned; eviction: belady by default.")] = "",
     reward: Annotated[str, Option(help="Weigh cost components anew: log_tct=1,recomputed_tokens=0.001.")] = "",
+    ray: Ray = "",
     trials_dir: Annotated[Path | None, Option(help="Where trials go; default: OUT-sweep. Local trials that are there "
                                                    "are not run again.")] = None,
     project: Annotated[str, Option(help="W&B project (backend wandb).")] = "saga-rl",
     seed: Annotated[int, Option(help="What is drawn, the split and the weights follow from it.")] = 0,
 ) -> None:
     """Search the options of an offline learner, and write the best trial's checkpoint."""
+    from saga_rl.experiments.place import place
     from saga_rl.learn.offline.from_datasets import check_target, load, others_of, republish
     from saga_rl.learn.offline.learners import learner
     from saga_rl.learn.offline.sweep import best_of, criterion_of, summary
@@ -48,6 +51,8 @@ def main(
     for option, value, low, high in (("--trials", trials, 1, 10_000), ("--epochs", epochs, 1, 1e6),
                                      ("--validation", validation, 0, 0.9), ("--seed", seed, 0, 2**31)):
         check_range(option, value, low, high)
+    if ray and backend != "local":
+        raise UserError("--ray", f"is given with --backend {backend}", "leave one of the two out")
     check_target(out)
     folder = trials_dir or out.with_name(f"{out.name}-sweep")
     if folder.exists() and not folder.is_dir():
@@ -61,11 +66,11 @@ def main(
     others = others_of(decision, {})
     plan = Plan(algo, trials, tuple(str(f.resolve()) for f in dataset), reward, clone, epochs, validation,
                 seed, str(folder.resolve()), others)
-    runs: dict[str, Iterator[dict[str, Any]]] = {"local": local(plan), "tune": tune(plan),
-                                                 "wandb": wandb(plan, project)}
-    folder.mkdir(parents=True, exist_ok=True)
     records = []
-    with progress() as bar:
+    with place(1, ray, out) as chosen, progress() as bar:
+        runs: dict[str, Iterator[dict[str, Any]]] = {"local": local(plan, chosen), "tune": tune(plan),
+                                                     "wandb": wandb(plan, project)}
+        folder.mkdir(parents=True, exist_ok=True)
         job = bar.add_task(f"{trials} trials of {algo}", total=trials, note="")
         for record in runs[backend]:
             records.append(record)

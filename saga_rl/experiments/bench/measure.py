@@ -23,6 +23,7 @@ from saga_rl.experiments.bench.settings import Settings
 from saga_rl.experiments.bench.virtual import Virtual
 from saga_rl.experiments.cell import Cell, Result
 from saga_rl.experiments.journal import Journal
+from saga_rl.experiments.pool import Jobs
 from saga_rl.experiments.progress import Shown
 from saga_rl.experiments.runner import Runner
 from saga_rl.provenance import provenance
@@ -89,11 +90,12 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def measure(plan: Plan, journal: Journal, folder: Path, console: Console, at_once: int | None = None) -> None:
+def measure(plan: Plan, journal: Journal, folder: Path, console: Console, at_once: Jobs | None = None) -> None:
     """Make all runs that the journal lacks. Whatever ends it, no server survives, and the next time goes on."""
     s = plan.settings
     backend: Virtual | Served = Virtual(plan, at_once)
     if not s.virtual:
+        assert at_once is None or isinstance(at_once, int)  # servers are started here
         backend = Served(plan, folder, at_once or hosts_at_once(s, [plan.need(a) for a in s.arms]))
     wanted = cells(s, isinstance(backend, Served) and backend.most == 1)
     if any(cell.key not in journal.results for cell in wanted.values()):

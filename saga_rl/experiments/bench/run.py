@@ -13,10 +13,11 @@ from saga_rl.experiments.bench.plan import described, make
 from saga_rl.experiments.bench.record import KIND
 from saga_rl.experiments.bench.settings import Settings
 from saga_rl.experiments.journal import Journal, check_same, move_aside, opened, state_of
+from saga_rl.experiments.pool import Jobs
 from saga_rl.report.style import new_figure
 
 
-def run(s: Settings, out: Path, at_once: int | None = None, plan_only: bool = False, report_only: bool = False,
+def run(s: Settings, out: Path, at_once: Jobs | None = None, plan_only: bool = False, report_only: bool = False,
         fresh: bool = False) -> None:
     """Measure what is missing and show it. fresh: what the folder holds is moved aside first. Raises `UserError`; what
     was measured by then is kept."""

@@ -18,7 +18,7 @@ from saga_rl.experiments.bench.arms import LAZY_TIER, OURS, ROUTED, Arm
 from saga_rl.experiments.bench.plan import Plan
 from saga_rl.experiments.bench.play import line
 from saga_rl.experiments.cell import Cell, Result, Spec
-from saga_rl.experiments.pool import workers
+from saga_rl.experiments.pool import Jobs, workers
 from saga_rl.experiments.progress import Shown
 from saga_rl.experiments.simulated import Processes, Timed, timed
 from saga_rl.policies.base import PolicySet
@@ -37,9 +37,9 @@ HASHED = {**PRESETS["lru"], "placement": "consistent-hash:c=1e6"}
 
 
 class Virtual:
-    """The backend. jobs: runs at once."""
+    """The backend. jobs: runs at once, or where they are played."""
 
-    def __init__(self, plan: Plan, jobs: int | None) -> None:
+    def __init__(self, plan: Plan, jobs: Jobs | None) -> None:
         self.plan, self.jobs = plan, jobs or len(os.sched_getaffinity(0))
 
     def run(self, cells: Sequence[Cell], shown: Shown) -> Generator[tuple[Cell, Result, float], None, None]:

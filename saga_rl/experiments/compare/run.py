@@ -6,7 +6,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Outcome:
     """Seconds of one core, by cell key."""
 
 
-def prepare(found: Sequence[Source], s: Settings, folder: Path, executor: ProcessPoolExecutor,
+def prepare(found: Sequence[Source], s: Settings, folder: Path, executor: Executor,
             console: Console) -> dict[str, Any]:
     """Load every source in worker processes, write its halves below `folder`, and return `identity` and `facts` by
     name. Raises `UserError` for a trace that cannot be read, or a session that fits no pool that was asked for."""
@@ -76,7 +76,7 @@ def _prepare(source: Source, fits: int, s: Settings, folder: Path) -> dict[str, 
     return {"identity": source.identity(), "facts": material.facts}
 
 
-def run(found: Sequence[Source], s: Settings, out: Path, jobs: int, fresh: bool, console: Console) -> Outcome:
+def run(found: Sequence[Source], s: Settings, out: Path, jobs: pool.Jobs, fresh: bool, console: Console) -> Outcome:
     """The whole experiment in the folder `out`. Raises `UserError`; finished cells are then kept."""
     code = cells.code()
     ours = journal.state_of(out, KIND) == "ours"
@@ -85,7 +85,8 @@ def run(found: Sequence[Source], s: Settings, out: Path, jobs: int, fresh: bool,
         asked = Head(code, inputs={x.name: {"identity": x.identity()} for x in found})
         old = journal.check_same(out, KIND, asked).inputs
     missing = [x for x in found if x.name not in old or not _there(out, x.name, old[x.name])]
-    with pool.workers(jobs) as executor, tempfile.TemporaryDirectory() as scratch:
+    with (pool.workers(jobs) as executor,
+          tempfile.TemporaryDirectory(dir=pool.scratch_parent(jobs, out)) as scratch):
         ready = prepare(missing, s, Path(scratch), executor, console)
         facts = {x.name: (ready.get(x.name) or old[x.name])["facts"] for x in found}
         if "fairness" in s.parts and not any(Plan(s, facts, {}, code).fair(name) for name in facts):
@@ -124,7 +125,7 @@ def _there(out: Path, name: str, entry: Mapping[str, Any]) -> bool:
         return False
 
 
-def _stages(plan: Plan, opened: Journal, executor: ProcessPoolExecutor, console: Console) -> Outcome:
+def _stages(plan: Plan, opened: Journal, executor: Executor, console: Console) -> Outcome:
     backend = Processes(executor, cells.run_job, opened.out, groups=cells.jobs_of, note=lambda spec: spec["trace"])
     runner = Runner(opened, backend, console)
     used: dict[tuple, Cell] = {}

@@ -70,7 +70,7 @@ class Outcome:
     rows: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
 
 
-def run(s: Settings, out: Path, jobs: int, fresh: bool, console: Console) -> Outcome:
+def run(s: Settings, out: Path, jobs: pool.Jobs, fresh: bool, console: Console) -> Outcome:
     """The whole reproduction in the folder `out`. Raises `UserError`; finished cells are then kept."""
     s.check()
     o = Outcome(s, cells.code())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
+from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
+from saga_rl.experiments.pool import Jobs, result, submit, workers
 from saga_rl.learn.data.collect import collect
 from saga_rl.learn.data.dataset import COMPONENTS, Episode
 from saga_rl.learn.data.task import Task
@@ -17,16 +16,18 @@ from saga_rl.learn.data.task import Task
 QUANTILES = (0.1, 0.5, 0.9)
 
 
-def play_all(tasks: Sequence[Task], jobs: int) -> Generator[Episode, None, None]:
-    """The tasks' episodes in order, whatever the number of processes. Closing the iterator ends the processes."""
-    if jobs == 1 or len(tasks) == 1:
+def play_all(tasks: Sequence[Task], jobs: Jobs) -> Generator[Episode, None, None]:
+    """The tasks' episodes in order, wherever they are played. Closing the iterator ends the processes."""
+    if isinstance(jobs, int) and (jobs == 1 or len(tasks) == 1):
         yield from map(collect, tasks)
         return
-    with ExitStack() as stack:
+    if isinstance(jobs, int):
         yield collect(tasks[0])  # compiles the simulator; the pool's processes then load it instead of compiling it too
-        pool = stack.enter_context(ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")))
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        yield from pool.map(collect, tasks[1:])
+        tasks = tasks[1:]
+    with workers(jobs) as executor:
+        waiting = deque(submit(executor, collect, task) for task in tasks)
+        while waiting:
+            yield result(waiting.popleft())
 
 
 class Statistics:

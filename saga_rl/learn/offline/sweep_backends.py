@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from saga_rl.errors import UserError
+from saga_rl.experiments.pool import Jobs, result, submit, workers
 from saga_rl.files import write_json
 from saga_rl.learn.offline.from_datasets import Loaded, load
 from saga_rl.learn.offline.sweep import Dimension, draw, space, trial
@@ -69,10 +70,19 @@ def _loaded(folders: tuple[str, ...], clone: str, reward: str) -> Loaded:
     return load([Path(f) for f in folders], clone, reward)
 
 
-def local(plan: Plan) -> Iterator[dict[str, Any]]:
-    """One after the other, here. Trials that are there already are taken as they are."""
-    for number in range(plan.trials):
-        yield plan.done(number) or plan.run(number, draw(plan.algo, plan.seed, number))
+def local(plan: Plan, jobs: Jobs = 1) -> Iterator[dict[str, Any]]:
+    """One after the other, here, or side by side on a cluster, in the order of their numbers. Trials that are there
+    already are taken as they are."""
+    if isinstance(jobs, int):
+        for number in range(plan.trials):
+            yield plan.done(number) or plan.run(number, draw(plan.algo, plan.seed, number))
+        return
+    there = [plan.done(number) for number in range(plan.trials)]
+    with workers(jobs) as executor:
+        waiting = [record or submit(executor, plan.run, number, draw(plan.algo, plan.seed, number))
+                   for number, record in enumerate(there)]
+        for trial_or_record in waiting:
+            yield trial_or_record if isinstance(trial_or_record, dict) else result(trial_or_record)
 
 
 def tune(plan: Plan) -> Iterator[dict[str, Any]]:

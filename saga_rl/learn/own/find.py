@@ -15,6 +15,7 @@ from rich.console import Console
 from saga_rl.aeg.trace import Trace
 from saga_rl.env.episodes import arrange
 from saga_rl.errors import UserError
+from saga_rl.experiments.pool import Jobs
 from saga_rl.experiments.progress import EVERY_S
 from saga_rl.learn.own.settings import SEARCH_ROUNDS, SHIPPED, Settings
 from saga_rl.learn.own.world import World, of_an_episode
@@ -85,7 +86,7 @@ def scenarios(s: Settings, world: World, parts: dict[str, Trace]) -> dict[str, S
     return out
 
 
-def find(s: Settings, world: World, parts: dict[str, Trace], generations: int, out: Path, jobs: int, console: Console,
+def find(s: Settings, world: World, parts: dict[str, Trace], generations: int, out: Path, jobs: Jobs, console: Console,
          log: Log) -> list[tuple[Start, Found]]:
     """Search from every start, and write the best of all to `out`/found. A journal of each stands in `out`; what is
     there is not run again. log: start, generation, curves."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,7 +55,7 @@ class Outcome:
     code: str
 
 
-def run(paths: Sequence[Path], s: Settings, out: Path, jobs: int, console: Console, wandb: str, project: str
+def run(paths: Sequence[Path], s: Settings, out: Path, jobs: pool.Jobs, console: Console, wandb: str, project: str
         ) -> Outcome:
     """Learn in the folder `out`. Raises `UserError`; what is finished is then kept."""
     code = cells.code()
@@ -64,7 +64,7 @@ def run(paths: Sequence[Path], s: Settings, out: Path, jobs: int, console: Conso
     own_profile = {"profile": sha256(s.profile)} if Path(s.profile).suffix == ".json" else {}
     asked = Head(code, s.as_json(), {INPUT: {"identity": identity(files) | own_profile}})
     entry: Mapping[str, Any] = journal.check_same(out, KIND, asked).inputs.get(INPUT, {}) if ours else {}
-    with tempfile.TemporaryDirectory(prefix="saga-rl-learn-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="saga-rl-learn-", dir=pool.scratch_parent(jobs, out)) as scratch:
         if not _there(out, entry):
             entry = dict(asked.inputs[INPUT]) | _prepare(files, paths, s, Path(scratch), jobs, console)
         console.print(f"sessions: {_sessions(entry['facts'])}", markup=False, highlight=False, soft_wrap=True)
@@ -103,7 +103,7 @@ def _there(out: Path, entry: Mapping[str, Any]) -> bool:
     return False
 
 
-def _prepare(files: Sequence[Path], paths: Sequence[Path], s: Settings, scratch: Path, jobs: int, console: Console
+def _prepare(files: Sequence[Path], paths: Sequence[Path], s: Settings, scratch: Path, jobs: pool.Jobs, console: Console
              ) -> dict[str, Any]:
     """Read, split, and look for pressure: the entry of the head. Raises `UserError`."""
     console.print(f"reading {len(files)} file{'s' * (len(files) > 1)}", markup=False, highlight=False)
@@ -128,7 +128,7 @@ def _prepare(files: Sequence[Path], paths: Sequence[Path], s: Settings, scratch:
             "config": here.config, "load": s.load}
 
 
-def _pressure(s: Settings, made: Material, scratch: Path, executor: ProcessPoolExecutor, most: int,
+def _pressure(s: Settings, made: Material, scratch: Path, executor: Executor, most: int,
               console: Console) -> Pressure:
     train = made.parts["train"]
 
@@ -165,7 +165,7 @@ def _world(entry: Mapping[str, Any]) -> World:
         part: world.of_an_episode(pressure.population, rounds[part], parts[part]) for part in PARTS})
 
 
-def _search(s: Settings, w: World, entry: Mapping[str, Any], opened: Journal, jobs: int, console: Console,
+def _search(s: Settings, w: World, entry: Mapping[str, Any], opened: Journal, jobs: pool.Jobs, console: Console,
             tracker: WandbRun) -> list[dict[str, Any]]:
     """All searches, or what the journal says of them."""
     done = [line for line in opened.notes if line["kind"] == "searches"]
@@ -195,7 +195,7 @@ def _arms(s: Settings, out: Path) -> dict[str, dict[str, str]]:
 
 
 def _judge(s: Settings, w: World, entry: Mapping[str, Any], opened: Journal, digests: Mapping[str, str], code: str,
-           jobs: int, console: Console) -> Figures:
+           jobs: pool.Jobs, console: Console) -> Figures:
     """Every arm on test sessions; what the journal holds is not run again."""
     arms = _arms(s, opened.out)
     n = w.sessions["test"] or entry["facts"]["parts"]["test"]

@@ -21,10 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import repeat
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +30,7 @@ from numpy.typing import NDArray
 
 from saga_rl.aeg.trace import Trace
 from saga_rl.errors import UserError
-from saga_rl.experiments.pool import begin_worker, ended_at_once, warm
+from saga_rl.experiments import pool
 from saga_rl.files import atomic
 from saga_rl.learn.search.parameter_vector import ParameterVector
 from saga_rl.learn.search.scenarios import Scenario
@@ -153,7 +150,6 @@ _JUDGES: dict[str, Judge] = {}
 
 
 def _begin(train: Sequence[Scenario], validation: Sequence[Scenario], config: SearchConfig) -> None:
-    begin_worker()
     _JUDGES["train"], _JUDGES["validation"] = Judge(train, config), Judge(validation, config)
 
 
@@ -162,7 +158,7 @@ def _cost(where: str, theta: NDArray[np.float64], seeds: Sequence[int], trained:
 
 
 def search(train: Sequence[Scenario], validation: Sequence[Scenario], config: SearchConfig, journal: Path | None = None,
-           jobs: int = 2, on_generation: Callable[[int, dict[str, float]], None] = lambda *_: None) -> Found:
+           jobs: pool.Jobs = 2, on_generation: Callable[[int, dict[str, float]], None] = lambda *_: None) -> Found:
     """Minimise the cost; deterministic from the config whatever `jobs` is. An existing `journal` of the same config is
     continued. Raises `UserError` for a journal of another search."""
     import cma
@@ -174,9 +170,8 @@ def search(train: Sequence[Scenario], validation: Sequence[Scenario], config: Se
     runs, curve = 0, []
     checked: list[tuple[float, int, NDArray[np.float64]]] = []
     checks = [10_000_000 + k for k in range(config.checks)]
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (train, validation, config)) as pool, \
-            ended_at_once(pool):
-        pool.submit(warm, False).result()  # compiled once, not by every worker side by side
+    with pool.workers(jobs, _begin, train, validation, config) as executor:
+        pool.result(pool.submit(executor, pool.warm, False))  # compiled once, not by every worker side by side
         for g in range(config.generations + 1):
             line: dict[str, Any] = dict(lines[g]) if g < len(lines) else {}
             seeds = [config.seed * 1_000_000 + g * config.episodes + k for k in range(config.episodes)]
@@ -185,11 +180,11 @@ def search(train: Sequence[Scenario], validation: Sequence[Scenario], config: Se
             thetas = [np.asarray(x, float) for x in es.ask()] if g < config.generations else []
             unknown = check and line.get("validation") is None
             waiting = [] if line.get("costs") or not thetas else [
-                pool.submit(_cost, "train", theta, seeds) for theta in thetas]
-            judged = pool.submit(_cost, "validation", mean, checks) if unknown else None
+                pool.submit(executor, _cost, "train", theta, seeds) for theta in thetas]
+            judged = pool.submit(executor, _cost, "validation", mean, checks) if unknown else None
             if waiting or judged:  # of a search with fewer generations the last line holds no costs
-                line = {"costs": [w.result() for w in waiting] or line.get("costs", []),
-                        "validation": judged.result() if judged else line.get("validation")}
+                line = {"costs": [pool.result(w) for w in waiting] or line.get("costs", []),
+                        "validation": pool.result(judged) if judged else line.get("validation")}
                 _note(journal, lines, g, line)
             if not thetas:
                 line["costs"] = []
@@ -204,9 +199,12 @@ def search(train: Sequence[Scenario], validation: Sequence[Scenario], config: Se
                               "sigma": float(es.sigma), "runs": float(runs)})
         finalists = [checked[0], *sorted(checked[1:])[:FINAL]]
         seeds = [20_000_000 + k for k in range(FINAL_CHECKS * config.checks)]
-        costs = list(pool.map(_cost, repeat("validation"), [theta for *_, theta in finalists], repeat(seeds)))
+        last = [pool.submit(executor, _cost, "validation", theta, seeds) for *_, theta in finalists]
+        costs = [pool.result(judged) for judged in last]
         searched, at = min(zip(costs, range(len(costs)), strict=True))
-        beside = pool.submit(_cost, "validation", finalists[at][2], seeds, True).result() if config.trained else np.inf
+        beside = np.inf
+        if config.trained:
+            beside = pool.result(pool.submit(executor, _cost, "validation", finalists[at][2], seeds, True))
     runs += (len(finalists) + bool(config.trained)) * len(seeds) * len(validation)
     return Found(finalists[at][2], min(beside, searched), costs[0], searched, beside < searched, runs, curve)
 

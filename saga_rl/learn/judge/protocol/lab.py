@@ -65,7 +65,7 @@ def find_points(name: str, data: str, kinds: Sequence[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def lab(out: Path, jobs: int, data: str, console: Console) -> Iterator[Lab]:
+def lab(out: Path, jobs: pool.Jobs, data: str, console: Console) -> Iterator[Lab]:
     """The folder `out`: new, empty, or of an earlier protocol, whose runs under other code are run anew. Raises
     `UserError` for any other."""
     state_of(out, KIND)
