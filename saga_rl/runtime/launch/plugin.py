@@ -79,6 +79,10 @@ def configured(vllm_config: Any, servers: int = 1, rank: int = 0) -> None:
     versions.check_plugin_hooks()
     anthropic_hook.check()
     install()
+    if rank == -1:
+        from saga_rl.runtime.routing import parent
+
+        parent.begin(vllm_config, servers)
     if rank == -1 or servers == 1:
         startup.announce(vllm_config, config)
 

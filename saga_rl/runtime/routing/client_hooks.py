@@ -69,7 +69,9 @@ def _make(client: Any) -> Placement:
 
     config = read_config(client.vllm_config.additional_config)
     servers = int(getattr(client, "client_count", 1) or 1)
-    name = "router" if servers == 1 else f"router-{int(getattr(client, 'client_index', 0))}"
+    # vLLM gives a client its number late, and its configuration knows it from the start
+    number = getattr(client, "client_index", getattr(client.vllm_config.parallel_config, "_api_process_rank", 0))
+    name = "router" if servers == 1 else f"router-{int(number)}"
     placement = Placement(policies_of(config.policy).placement, config, name)
     placement.begin()
     return placement

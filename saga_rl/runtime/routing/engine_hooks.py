@@ -1,6 +1,6 @@
 """Where `engines` takes hold of vLLM's data-parallel client. Every method is checked before any is replaced.
 
-A client that has no `Engines` (not ours, one engine, several API servers) goes through each of these untouched.
+A client that has no `Engines` (not ours, one engine, engines elsewhere) goes through each of these untouched.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Engines that die: with several engines behind one API server, one that dies is taken out and the others serve on.
+"""Engines that die: with several engines on one machine, one that dies is taken out and the others serve on.
 
 vLLM's own client ends the whole server when any engine process ends. Here, for dense models (whose data-parallel
 engines run apart), placement passes the dead engine over, requests of it that had not begun to answer are sent again,
@@ -18,10 +18,14 @@ import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from multiprocessing import connection
 from typing import Any
 
+import numpy as np
+
 from saga_rl.runtime.config import clock
+from saga_rl.runtime.routing.shared_table import STATUS, SharedTable, opened
 from saga_rl.runtime.routing.vllm_client import MINE, error_outputs, unfit
 
 log = logging.getLogger("vllm.saga_rl")
@@ -31,6 +35,8 @@ NOTICE_S = 60.0
 """An engine that said that it is dying and does not end for so long: vLLM's own behaviour."""
 
 
+LOOK_S = 0.05
+"""So often a server looks into the table."""
 LAST_WORDS_S = 10.0
 """What an engine sent before it ended is read within so long."""
 
@@ -167,13 +173,31 @@ class Engines:
                                   processes[w].exitcode)
                         return stock()
                     self._report_lost(w, processes[w].exitcode, stock)
-                if self.noticed and time.monotonic() - self.noticed > NOTICE_S:
-                    raise TimeoutError(f"an engine that said it was dying has not ended after {NOTICE_S:.0f} s")
+                self._still_dying()
                 if self.client() is None:
                     return
         except Exception:
             log.exception("saga-rl: cannot watch the engines; vLLM's own behaviour from here on")
             stock()
+
+    def watch_table(self, table: SharedTable, stock: Callable[[], None]) -> None:
+        """The same where there are several servers: their parent waits, and notes it in the table."""
+        try:
+            known: set[int] = set()
+            while self.client() is not None and table.watched[0]:
+                for w in sorted(set(np.flatnonzero(table.dead).tolist()) - known):
+                    known.add(w)
+                    self.noticed = 0.0
+                    self._report_lost(w, int(table.dead[w]) - STATUS, stock)
+                self._still_dying()
+                time.sleep(LOOK_S)
+        except Exception:
+            log.exception("saga-rl: cannot watch the engines; vLLM's own behaviour from here on")
+            stock()
+
+    def _still_dying(self) -> None:
+        if self.noticed and time.monotonic() - self.noticed > NOTICE_S:
+            raise TimeoutError(f"an engine that said it was dying has not ended after {NOTICE_S:.0f} s")
 
     def _report_lost(self, w: int, status: Any, stock: Callable[[], None]) -> None:
         client = self.client()
@@ -278,9 +302,16 @@ def begin(client: Any, placement_of: Callable[[Any], Any], stock: Callable[[], N
     placement = placement_of(client)
     if placement is None:
         return False
-    mine, manager = Engines(client, placement), client.resources.engine_manager
+    mine, manager, table = Engines(client, placement), client.resources.engine_manager, None
+    if client.client_count > 1:
+        table = opened()
+        assert table is not None  # else it is unfit
     client.__dict__[MINE] = mine
     setattr(client.resources, MINE, mine)
-    threading.Thread(target=mine.watch, args=(list(manager.processes), manager.manager_stopped.is_set, stock),
-                     daemon=True, name="saga-rl engines").start()
+    watch: Callable[[], None]
+    if table is not None:
+        watch = partial(mine.watch_table, table, partial(table.watched.__setitem__, 0, 0))
+    else:
+        watch = partial(mine.watch, list(manager.processes), manager.manager_stopped.is_set, stock)
+    threading.Thread(target=watch, daemon=True, name="saga-rl engines").start()
     return True

@@ -19,6 +19,8 @@ from saga_rl.runtime.config.settings import SagaConfig
 from saga_rl.runtime.engine.metrics import Metrics
 from saga_rl.runtime.routing.router import Router
 from saga_rl.runtime.routing.router_shared import SharedRouter
+from saga_rl.runtime.routing.router_table import TableRouter
+from saga_rl.runtime.routing.shared_table import opened
 from saga_rl.runtime.sessions.hints import Hints, read_hints
 
 log = logging.getLogger("vllm.saga_rl")
@@ -69,9 +71,16 @@ class Placement:
             about = (self.policy, engines, vllm.scheduler_config.max_num_seqs, kv_tokens)
             options: dict[str, Any] = {"expiry_s": self.config.expiry_s, "budget_s": self.config.budget_s,
                                        "tokens_per_s": self.config.prefill_tokens_per_s or _profiles_rate()}
-            self.router = Router(*about, **options) if client.client_count == 1 else SharedRouter(
-                *about, **options, servers=client.client_count, counts=lambda: client.lb_engines)
+            self.router = self._one_of_several(client, about, options) if client.client_count > 1 else Router(
+                *about, **options)
         return self.router
+
+    def _one_of_several(self, client: Any, about: Any, options: dict[str, Any]) -> Router:
+        """A router that shares a table with those of the other servers, or draws homes from names without one."""
+        table = opened()
+        if table is not None and table.servers == client.client_count and table.engines == len(client.core_engines):
+            return TableRouter(*about, **options, table=table, server=client.client_index)
+        return SharedRouter(*about, **options, servers=client.client_count, counts=lambda: client.lb_engines)
 
     def route(self, client: Any, request: Any, stock: Any) -> Any:
         """What `get_core_engine_for_request` returns."""

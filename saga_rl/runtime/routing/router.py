@@ -133,7 +133,7 @@ class Router:
     def __init__(self, policy: Policy, engines: int, max_seqs: int, kv_tokens: int, *, expiry_s: float = EXPIRY_S,
                  budget_s: float = 0.02, tokens_per_s: float | None = None) -> None:
         self.tracker = Tracker(expiry_s)
-        self.state = np.zeros((engines, STATE))
+        self.state = self._seen = self._new_state(engines)
         self.engines = [_Engine(row) for row in self.state]
         self.max_seqs, self.kv_tokens, self.fixed_rate = max_seqs, kv_tokens, tokens_per_s
         self.guard = SafeGuard(policy, make("placement", "sticky"), budget_s)
@@ -158,28 +158,41 @@ class Router:
     def rows(self, hints: Hints, prompt_tokens: int, now: float) -> np.ndarray:
         """(engines, len(PLACEMENT)) for a request that arrives now; reused by the next call."""
         c, name = self._find_chain(hints)
-        _fill(self.tracker.chains, c, now, float(prompt_tokens), self.home(c, name), self.loads(), float(self.placed),
+        home, self._seen = self.home(c, name), self.loads()
+        _fill(self.tracker.chains, c, now, float(prompt_tokens), home, self._seen, float(self.placed),
               float(self.max_seqs), float(self.kv_tokens), self.tokens_per_s, self._rows)
         if self.guard.policy.draws:
-            _draw(self.ring_key(name), 1 + int(self.tracker.chains[c, ch.STEPS]), self.state, self._rows)
+            _draw(self.ring_key(name), 1 + int(self.tracker.chains[c, ch.STEPS]), self._seen, self._rows)
         return self._rows
 
     def choose(self, hints: Hints, prompt_tokens: int, now: float) -> int:
         """The engine with the highest score; ties: the one where fewer chains live, then the lowest number."""
         scores = self.guard.scores(self.rows(hints, prompt_tokens, now), len(self.engines))
-        return int(_best(scores, self.state))
+        return int(_best(scores, self._seen))
 
     def home(self, c: int, name: str) -> int:
         """The engine that is believed to hold the KV of chain c, -1 = none. name: as `Tracker.name` gives it."""
         return self._home.get(c, -1)
 
     def loads(self) -> np.ndarray:
-        """(engines, STATE): what is known of the engines now."""
+        """(engines, STATE): what is known of the engines now. Whoever calls does not change it."""
         return self.state
+
+    def idle_since(self, engine: int) -> float:
+        """Since when the engine has had nothing, NaN = it has something."""
+        return self.engines[engine].idle_since
 
     def ring_key(self, name: str) -> int:
         """What a chain's order of the engines is drawn from."""
         return stable_hash(name)
+
+    def _new_state(self, engines: int) -> np.ndarray:
+        """(engines, STATE) zeros, where this router counts."""
+        return np.zeros((engines, STATE))
+
+    def _lives(self, c: int, believed: int) -> int:
+        """Where chain c's last request went, -1 = nowhere. believed: its home."""
+        return self._home.get(c, -1)
 
     def _find_chain(self, hints: Hints) -> tuple[int, str]:
         """Row and name of the chain that the request will belong to; a row without history if that is not known yet."""
@@ -201,7 +214,7 @@ class Router:
         served = self.tracker.arrive(hints, now, prompt_tokens)
         c = served.chain
         believed = self.home(c, self.tracker.name(c))
-        self.migrations += 0 <= self._home.get(c, -1) != engine
+        self.migrations += 0 <= self._lives(c, believed) != engine
         flight = Flight(served, engine, uncached_tokens(self.tracker.chains, c, float(prompt_tokens),
                                                         believed == engine))
         self.flights[request_id] = flight

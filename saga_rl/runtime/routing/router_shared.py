@@ -43,7 +43,7 @@ class SharedRouter(Router):
                  counts: Callable[[], Sequence[Sequence[float]]], **kwargs: Any) -> None:
         super().__init__(policy, engines, max_seqs, kv_tokens, **kwargs)
         self.servers, self.counts = servers, counts
-        self._seen = np.zeros_like(self.state)
+        self._sum = np.zeros_like(self.state)
         first_drawn(0, self.state)  # links compiled code before the first request
 
     def home(self, c: int, name: str) -> int:
@@ -56,7 +56,7 @@ class SharedRouter(Router):
         return stable_hash(name.rpartition("/")[0])  # which lane a request takes, servers do not agree on
 
     def loads(self) -> np.ndarray:
-        seen = self._seen
+        seen = self._sum
         seen[:] = self.state
         seen[:, (IN_FLIGHT, FLIGHT_TOKENS, QUEUED_TOKENS)] *= self.servers
         counts = np.array([c[:3] for c in self.counts()], np.float64).reshape(-1, 3)[: len(seen)]

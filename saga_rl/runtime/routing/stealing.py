@@ -19,7 +19,7 @@ from typing import Any
 from saga_rl.policies.features import draw, load
 from saga_rl.policies.state import chains as ch
 from saga_rl.runtime.config import clock
-from saga_rl.runtime.routing.router import Flight, Router
+from saga_rl.runtime.routing.router import FLIGHT_TOKENS, IN_FLIGHT, LOST, QUEUED_TOKENS, Flight, Router
 
 log = logging.getLogger("vllm.saga_rl")
 LOOK_S, IDLE_S, RATIO, LEAST_LOAD, MOST = 0.1, 0.1, 2.0, 0.5, 5
@@ -57,15 +57,16 @@ def cost_s(router: Router, flight: Flight, link_rate: float) -> float:
 def plan(router: Router, now: float, link_rate: float = 0.0,
          may: Callable[[str], bool] = lambda _: True) -> tuple[int, int, list[str]] | None:
     """(thief, victim, requests to ask for), None if there is nothing to steal. may: whether a request can be moved."""
-    state = router.engines
-    loads = {w: float(load(e.in_flight / router.max_seqs, min(e.flight_tokens / router.kv_tokens, 1.0),
-                           e.queued_tokens / router.tokens_per_s)) for w, e in enumerate(state) if not e.lost}
-    idle = [w for w in loads if state[w].in_flight == 0 and now - state[w].idle_since >= IDLE_S]
+    state = router.loads()
+    loads = {w: float(load(e[IN_FLIGHT] / router.max_seqs, min(e[FLIGHT_TOKENS] / router.kv_tokens, 1.0),
+                           e[QUEUED_TOKENS] / router.tokens_per_s)) for w, e in enumerate(state) if e[LOST] == 0}
+    since = {w: router.idle_since(w) for w in loads if state[w, IN_FLIGHT] == 0}
+    idle = [w for w in since if now - since[w] >= IDLE_S]
     floor = RATIO * max(min(loads.values(), default=0.0), LEAST_LOAD)
     over = [w for w in loads if loads[w] > floor]
     if not idle or not over:
         return None
-    thief = min(idle, key=lambda w: state[w].idle_since)
+    thief = min(idle, key=since.__getitem__)
     victim = over[int(draw(router.placed, router.steals, thief) * len(over))]
     x = router.tracker.chains
     offers = [(float(x[f.served.chain, ch.SESSION_S]), f.served.number, name) for name, f in router.flights.items()

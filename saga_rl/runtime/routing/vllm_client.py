@@ -6,6 +6,7 @@ from typing import Any
 
 from saga_rl.errors import UserError
 from saga_rl.runtime.config.versions import require_method
+from saga_rl.runtime.routing.shared_table import opened
 
 MINE = "saga_engines"
 """Attribute of a client, and of its resources, that holds its `Engines`."""
@@ -39,15 +40,24 @@ def unfit(client: Any) -> str | None:
     """Why an engine of this client cannot be taken out, None if it can."""
     from vllm.v1.engine.utils import CoreEngineProcManager
 
-    config, manager = client.vllm_config, client.resources.engine_manager
+    manager = client.resources.engine_manager
     if client.client_count > 1:
-        return "there are several API servers"
-    if not isinstance(manager, CoreEngineProcManager):
+        table = opened()
+        if table is None or not table.watched[0]:
+            return "there are several API servers, and nobody watches the engines for them"
+        if table.engines != len(client.core_engines):
+            return "not all engines are processes of this machine"
+    elif not isinstance(manager, CoreEngineProcManager):
         return "the engines are not processes of this server"
-    if len(manager.processes) != len(client.core_engines):
+    elif len(manager.processes) != len(client.core_engines):
         return "not all engines are processes of this machine"
     if len(client.core_engines) < 2:
         return "there is one engine"
+    return unlike(client.vllm_config)
+
+
+def unlike(config: Any) -> str | None:
+    """What of the configuration keeps an engine from being taken out, None if nothing does."""
     if config.model_config.is_moe:
         return "the engines of a mixture-of-experts model run in step"
     if getattr(config.parallel_config, "enable_elastic_ep", False):

@@ -17,6 +17,7 @@ from saga_rl.policies.base import PolicySet
 from saga_rl.runtime.emulate.virtual.balance import StockBalancer
 from saga_rl.runtime.emulate.virtual.content import Content
 from saga_rl.runtime.emulate.virtual.engine import Answer, VirtualEngine
+from saga_rl.runtime.emulate.virtual.front_ends import FrontEnds
 from saga_rl.runtime.emulate.virtual.setup import PATIENT_S, make_request, make_scheduler
 from saga_rl.runtime.engine.scheduler import SagaScheduler, SagaSyncScheduler
 from saga_rl.runtime.routing.router import Router
@@ -50,6 +51,10 @@ class VirtualConfig:
     """The tier evicts by the policy, as under `SagaCachePolicy`."""
     stock_engines: bool = False
     """vLLM's own scheduler on each engine, whoever places."""
+    servers: int = 1
+    """API servers."""
+    shared_table: bool = True
+    """Several servers share a table of homes and loads; else homes are drawn from names."""
     saga: dict[str, Any] = field(default_factory=dict)
     """Further keys of `SagaConfig`."""
 
@@ -97,10 +102,7 @@ class _Run:
             make_scheduler(sim, on_engines, self._clock, config.asynchronous, config.priority, config.tier_policy,
                            **config.saga), sim.profile, 2 if config.asynchronous else 1, sim, self._pass_time)
             for _ in range(sim.workers)]
-        self.router: Router | StockBalancer = StockBalancer(
-            [e.scheduler for e in self.engines]) if policies is None else Router(
-            policies.placement, sim.workers, sim.max_num_seqs, sim.pool_blocks * sim.block_tokens,
-            expiry_s=sim.expiry_s, budget_s=PATIENT_S, tokens_per_s=sim.profile.prefill_tokens_per_s)
+        self.router = self._front(policies)
         n, m = trace.n_steps, trace.n_sessions
         self.times = {k: np.full(n, np.nan) for k in ("ready_s", "scheduled_s", "first_token_s", "done_s")}
         self.worker, self.left = np.full(n, -1), np.diff(trace.session_offsets)
@@ -111,6 +113,20 @@ class _Run:
         self.heap: list[tuple[float, int, int, Callable[[], None]]] = []
         self.going = [False] * sim.workers
         """Whether an event of the engine's own loop is on the heap."""
+
+    def _front(self, policies: PolicySet | None) -> Router | FrontEnds | StockBalancer:
+        """What places requests."""
+        schedulers, sim, c = [e.scheduler for e in self.engines], self.config.sim, self.config
+        if policies is None:
+            return StockBalancer(schedulers)
+        about = (sim.workers, sim.max_num_seqs, sim.pool_blocks * sim.block_tokens)
+        options: dict[str, Any] = {"expiry_s": sim.expiry_s, "budget_s": PATIENT_S,
+                                   "tokens_per_s": sim.profile.prefill_tokens_per_s}
+        return Router(policies.placement, *about, **options) if c.servers == 1 else FrontEnds(
+            policies.placement, c.servers, c.shared_table, schedulers, *about, **options)
+
+    def _router_of(self, name: str) -> Router | StockBalancer:
+        return self.router.of(name, self.now) if isinstance(self.router, FrontEnds) else self.router
 
     def at(self, when: float, kind: int, call: Callable[[], None]) -> None:
         self._number += 1
@@ -160,10 +176,11 @@ class _Run:
 
     def _place(self, name: str, hints: Hints, prompt: int) -> int:
         """Return the engine that serves the request."""
-        if isinstance(self.router, StockBalancer):
-            return self.router.choose(name, self.now)
-        w = self.router.choose(hints, prompt, self.now) if len(self.engines) > 1 else 0
-        self.router.book(name, hints, prompt, w, self.now)
+        router = self._router_of(name)
+        if isinstance(router, StockBalancer):
+            return router.choose(name, self.now)
+        w = router.choose(hints, prompt, self.now) if len(self.engines) > 1 else 0
+        router.book(name, hints, prompt, w, self.now)
         return w
 
     def _hints(self, s: int, row: int) -> dict[str, Any]:
@@ -233,11 +250,11 @@ class _Run:
         self._wake(w, then)
 
     def _heard(self, a: Answer) -> None:
-        row = int(a.name)
-        if not isinstance(self.router, StockBalancer):
-            self.router.output(a.name, a.tokens, a.finished, self.now)
+        row, router = int(a.name), self._router_of(a.name)
+        if not isinstance(router, StockBalancer):
+            router.output(a.name, a.tokens, a.finished, self.now)
         elif a.finished:
-            self.router.finished(a.name)
+            router.finished(a.name)
         if a.tokens and math.isnan(self.times["first_token_s"][row]):
             self.times["first_token_s"][row] = self.now
         if a.finished:
