@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,6 +143,32 @@ def test_mistakes_are_named(toy: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         sweep(toy, tmp_path / "absent" / "p")
     assert not list(tmp_path.iterdir())
+
+
+class Threads:
+    """A place whose workers are threads of this process."""
+
+    @contextmanager
+    def workers(self, begin: Any, arguments: Any) -> Iterator[Executor]:
+        with ThreadPoolExecutor(1) as pool:
+            yield pool
+
+
+def test_a_place_runs_the_same_trials_in_their_order_and_keeps_those_that_are_there(toy: Path, tmp_path: Path) -> None:
+    def told(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{k: v for k, v in r.items() if k != "seconds"} for r in records]
+
+    here, there = (replace(plan(toy, tmp_path / name), trials=3) for name in ("here", "there"))
+    for p in (here, there):
+        Path(p.trials_dir).mkdir()
+    first = there.run(1, draw("listwise", 0, 1))
+    records = list(local(there, Threads()))
+    assert records[1] == first and told(records) == told(list(local(here)))
+    for n in range(3):
+        weights = [(p.checkpoint(n) / "policy.safetensors").read_bytes() for p in (here, there)]
+        assert weights[0] == weights[1]
+    with pytest.raises(UserError, match="--ray: is given with --backend tune"):
+        sweep(toy, tmp_path / "p", backend="tune", ray="127.0.0.1:1")
 
 
 def test_a_local_plan_yields_as_it_goes(toy: Path, tmp_path: Path) -> None:
