@@ -71,8 +71,8 @@ def _simulate(
                                                  "computes its whole prompt.")] = True,
     cpu_tokens: Annotated[int, typer.Option(help="CPU tier beside each worker, KV tokens; 0 = none.")] = 0,
     cpu_eviction: Annotated[str, typer.Option(help="What the tier forgets first: lru or fifo.")] = "lru",
-    offloading: Annotated[str, typer.Option(help="How the tier is used: ideal, or as vllm's OffloadingConnector "
-                                            "does it (vllm).")] = "ideal",
+    offloading: Annotated[str, typer.Option(help="How the tier is used: ideal, vllm (as its OffloadingConnector "
+                                            "does it), or lazy (it holds what the GPU lost).")] = "ideal",
     pcie_tokens_per_s: Annotated[float, typer.Option(help="KV between a worker and its tier.")] = 300_000.0,
     prefetch_tokens: Annotated[int, typer.Option(help="KV on its way from a tier ahead of its chain's return, at once; "
                                                  "0 = no prefetch.")] = 0,

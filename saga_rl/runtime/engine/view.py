@@ -41,6 +41,7 @@ class EngineView(Protocol):
     block_queue: Any
     admission: Admission
     tiers: list[Any]
+    lazy: list[Any]
     now: float
     served: dict[str, Served]
     """Requests that have not gone, by their names."""

@@ -3,7 +3,7 @@
 What is evicted from the GPU goes to the tier, in place of what came there longest ago; nothing else is stored. What is
 loaded back stays there only until its place is wanted: it is the next to go, since the GPU has it now and will hand it
 down again. So a context is held once, and a tier of n pools is worth n pools (vLLM's `OffloadingConnector` stores all
-that is computed, and holds what lies on the GPU a second time). Chains that have ended, as far as is known, are not
+that is computed, and holds what lies on the GPU a second time). Chains whose client said that they have ended are not
 stored. Copies to the tier are not waited for: `runtime.engine.offload` makes them ahead of the eviction.
 """
 
@@ -38,7 +38,7 @@ def demote(world, w, n):
         seg, had = were[k, 0], were[k, 1]
         r = kv.row(pool, w, seg)
         has = pool.res[r] if pool.slot[r] >= 0 else 0
-        if has >= had or (world.chains[were[k, 2], ch.ENDED] > 0 and world.plan.shared[seg] == 0):
+        if has >= had or (world.chains[were[k, 2], ch.ENDED] == 1 and world.plan.shared[seg] == 0):
             continue
         for at in range(had - 1, has - 1, -1):
             b = run.tier_base[seg] + at

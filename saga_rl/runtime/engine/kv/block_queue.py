@@ -230,7 +230,8 @@ class PolicyBlockQueue:
     # ------------------------------------------------------------------ memory below
     def hand_down(self, most: int) -> list[KVCacheBlock]:
         """Take up to `most` cached blocks out that would go next, for a copy below the GPU: `handed_down` puts them
-        back. What nobody will use again goes among the empty blocks at once, and counts."""
+        back. What nobody will use again, by its client's word or for being left behind, goes among the empty blocks at
+        once, and counts."""
         out: list[KVCacheBlock] = []
         if most > 0 and self.n_evictable:
             self._rank()
@@ -239,7 +240,7 @@ class PolicyBlockQueue:
             taken: list[KVCacheBlock] = []
             row, dead = self.victims.tracker.chains[run.chain], run.stale
             most -= self._pop(run, most, taken)
-            if dead or (row[ch.ENDED] > 0 and not run.shared):
+            if dead or (row[ch.ENDED] == 1 and not run.shared):
                 self.evicted["left behind" if dead else "ended"] += len(taken)
                 self.empty.append_n(taken)
             else:
