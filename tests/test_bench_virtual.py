@@ -49,8 +49,8 @@ def made(trace, tmp_path_factory):
 
 def test_every_arm_that_needs_no_server_has_its_figures(made):
     result = json.loads((made / "result.json").read_text())
-    assert set(result["arms"]) == {"stock", "stock+tier", "sticky", "priority", "router", "saga", "saga+", "likely",
-                                   "auto", "infinite"}
+    assert set(result["arms"]) == {"stock", "stock+tier", "stock+lazy", "sticky", "priority", "router", "saga", "saga+",
+                                   "likely", "auto", "infinite"}
     assert result["complete"] and result["provenance"]["virtual"] is True
     again = {name: arm["recomputed_tokens"] for name, arm in result["arms"].items()}
     assert min(again.values()) == again["infinite"] < again["stock"]  # a text that both engines compute counts once

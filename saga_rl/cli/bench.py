@@ -20,9 +20,9 @@ def _bench(
     words: Annotated[list[str], typer.Argument(metavar="TRACE... [VLLM FLAGS]", help="Trace files; of several, each is "
                                                "a tenant with an even share. vLLM's flags stand last.")],
     out: Annotated[Path, typer.Option(help="Folder of the measurement: made, or resumed where it left off.")],
-    arms: Annotated[str, typer.Option(help="Commas between: stock, stock+tier, sticky, priority, router, "
-                                      "router-program, saga, saga+, likely, auto, a checkpoint's folder, infinite. "
-                                      "Default: all of the named ones.")] = "",
+    arms: Annotated[str, typer.Option(help="Commas between: stock, stock+tier, stock+lazy, sticky, priority, "
+                                      "router, router-program, saga, saga+, likely, auto, a checkpoint's folder, "
+                                      "infinite. Default: all of the named ones.")] = "",
     emulate: Annotated[str | None, typer.Option(metavar="PROFILE", help="Without a GPU: a cost profile says how long "
                                                 "each step takes (`saga-rl profile list`).")] = None,
     model: Annotated[str | None, typer.Option(help="Model name or folder; with --emulate a folder or shape, default: "
