@@ -9,11 +9,11 @@ import pytest
 from test_async_virtual import config, sessions, virtual
 
 from saga_rl.policies.presets import preset
+from saga_rl.runtime.config import versions
 from saga_rl.runtime.emulate.virtual.cluster import _Run
 from saga_rl.sim.cluster import simulate
 
-pytest.importorskip("vllm.v1.simple_kv_offload.manager", reason="this vLLM has no such connector", exc_type=ImportError)
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.skipif(not versions.at_least(0, 32), reason="from vLLM 0.32 on")]
 
 
 def tiered(contexts: float = 3.0, below: int = 10**6, population: int = 6):
