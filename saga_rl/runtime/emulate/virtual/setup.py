@@ -84,10 +84,12 @@ def make_scheduler(config: SimConfig, policies: PolicySet | None, clock: Callabl
         base = SagaScheduler if asynchronous else SagaSyncScheduler
         cls = type("Virtual" + base.__name__, (base,), {"clock": staticmethod(clock)})
     spec = FullAttentionSpec(block_size=config.block_tokens, num_kv_heads=1, head_size=1, dtype=torch.float32)
-    bytes_held = (config.pool_blocks + 1) * spec.page_size_bytes
-    tensor = KVCacheTensor(size=bytes_held, layers=["layer"], layer_stride=bytes_held,
-                           block_stride=spec.page_size_bytes, offset=0)
-    pool = KVCacheConfig(num_blocks=config.pool_blocks + 1, kv_cache_tensors=[tensor] if lazy else [],
+    tensors = []
+    if lazy:  # the connector counts its blocks by them; older vLLMs make them otherwise, and have no such connector
+        held = (config.pool_blocks + 1) * spec.page_size_bytes
+        tensors = [KVCacheTensor(size=held, layers=["layer"], layer_stride=held, block_stride=spec.page_size_bytes,
+                                 offset=0)]
+    pool = KVCacheConfig(num_blocks=config.pool_blocks + 1, kv_cache_tensors=tensors,
                          kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)])
     with patch("saga_rl.runtime.engine.scheduler.policies_of", lambda _: policies):
         return cls(vllm_config=vllm, kv_cache_config=pool, structured_output_manager=StructuredOutputManager(vllm),
