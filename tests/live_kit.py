@@ -233,10 +233,12 @@ class Crowd:
         self._held.clear()
 
 
-def together(server: Server, scene: Callable[[Crowd], Any]) -> Any:
-    """What `scene` returns, with a crowd of clients that all leave at its end."""
+def together(server: Server, scene: Callable[[Crowd], Any], kept_alive: int | None = None) -> Any:
+    """What `scene` returns, with a crowd of clients that all leave at its end. kept_alive: connections that may be
+    used again, None = all; 0 = each request has its own."""
     async def go() -> Any:
-        async with httpx.AsyncClient(limits=httpx.Limits(max_connections=None)) as client:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=kept_alive)
+        async with httpx.AsyncClient(limits=limits) as client:
             crowd = Crowd(server, client)
             try:
                 return await scene(crowd)

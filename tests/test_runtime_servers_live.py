@@ -10,10 +10,12 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import httpx
+import live_kit
 import pytest
 from live_kit import Crowd, Server, until
 
@@ -37,18 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         s.stop()
 
 
-def together(server: Server, scene: Callable[[Crowd], Any]) -> Any:
-    """What `scene` returns, with a crowd of clients that all leave at its end."""
-    async def go() -> Any:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        async with httpx.AsyncClient(limits=limits) as client:
-            crowd = Crowd(server, client)
-            try:
-                return await scene(crowd)
-            finally:
-                await crowd.close()
-
-    return asyncio.run(go())
+together = partial(live_kit.together, kept_alive=0)
 
 
 def both(server: Server, what: str, count: int) -> list[dict[str, Any]]:

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 
 from saga_rl.errors import UserError
 from saga_rl.runtime.config import versions
+from saga_rl.runtime.emulate.offload import LAZY, LAZY_MODULE
 from saga_rl.runtime.launch.flags import given
 
 FLAG, SIZE, TRANSFER = "--lazy-offload", "--kv-offloading-size", "--kv-transfer-config"
 OLDEST = (0, 32)
 """First vLLM release with the connector that it is made of."""
-MODULE, CONNECTOR = "saga_rl.runtime.engine.offload.lazy", "LazyOffloadConnector"
 
 
 def transfer_config(tier_bytes: int) -> str:
     """The value of vLLM's --kv-transfer-config for a tier of so many bytes beside one engine."""
-    return json.dumps({"kv_connector": CONNECTOR, "kv_connector_module_path": MODULE, "kv_role": "kv_both",
+    return json.dumps({"kv_connector": LAZY, "kv_connector_module_path": LAZY_MODULE, "kv_role": "kv_both",
                        "kv_connector_extra_config": {"cpu_bytes_to_use": tier_bytes}})
 
 

@@ -13,7 +13,7 @@ from saga_rl.njit import njit
 from saga_rl.policies.state import chains as ch
 from saga_rl.sim.cache import pool as kv
 from saga_rl.sim.cache.block_ring import ABSENT, leave, use, use_first
-from saga_rl.sim.engine import state as st
+from saga_rl.sim.engine.offloading import put
 
 
 @njit(cache=True)
@@ -33,7 +33,6 @@ def demote(world, w, n):
     """Blocks were evicted from worker w's GPU since `note_idle`: they go to its tier, tail first."""
     run, pool, were = world.run, world.pool, world.work.were
     after, before = run.tier_after[w], run.tier_before[w]
-    end, room = len(after) - 1, int(world.real[st.TIER_BLOCKS])
     for k in range(n):
         seg, had = were[k, 0], were[k, 1]
         r = kv.row(pool, w, seg)
@@ -42,15 +41,11 @@ def demote(world, w, n):
             continue
         for at in range(had - 1, has - 1, -1):
             b = run.tier_base[seg] + at
-            if after[b] != ABSENT:
+            if after[b] == ABSENT:
+                put(world, w, b)
+            else:  # it was loaded from there, or never overwritten
                 leave(after, before, b)
-            else:
-                if run.w[w, st.N_TIER] == room:
-                    leave(after, before, after[end])
-                else:
-                    run.w[w, st.N_TIER] += 1
-                run.count[st.STORED] += world.limits[st.BLOCK]
-            use(after, before, b)
+                use(after, before, b)
 
 
 @njit(cache=True)

@@ -30,6 +30,19 @@ def found(world, w, step, begin, most):
 
 
 @njit(cache=True)
+def put(world, w, b):
+    """Store block b, which worker w's tier lacks, in place of what was used longest ago if there is no room."""
+    run = world.run
+    after, before = run.tier_after[w], run.tier_before[w]
+    if run.w[w, st.N_TIER] == int(world.real[st.TIER_BLOCKS]):
+        leave(after, before, after[len(after) - 1])
+    else:
+        run.w[w, st.N_TIER] += 1
+    use(after, before, b)
+    run.count[st.STORED] += world.limits[st.BLOCK]
+
+
+@njit(cache=True)
 def offer(world, w, step, tokens):
     """The step's first `tokens` tokens are scheduled: store what worker w's tier lacks of its prompt up to there."""
     tree, run, i = world.tree, world.run, world.run.i[step]
@@ -38,22 +51,14 @@ def offer(world, w, step, tokens):
     if upto <= begin:
         return
     i[st.OFFERED] = upto
-    after, before = run.tier_after[w], run.tier_before[w]
-    end = len(after) - 1
-    room = int(world.real[st.TIER_BLOCKS])
+    after = run.tier_after[w]
     for at in range(tree.path_off[step], tree.path_off[step + 1]):
         seg = tree.path[at]
         start = tree.start[seg]
         for k in range(max(begin, start), min(start + tree.blocks[seg], upto)):
             b = run.tier_base[seg] + k - start
-            if after[b] != ABSENT:
-                continue
-            if run.w[w, st.N_TIER] == room:
-                leave(after, before, after[end])
-            else:
-                run.w[w, st.N_TIER] += 1
-            use(after, before, b)
-            run.count[st.STORED] += world.limits[st.BLOCK]
+            if after[b] == ABSENT:
+                put(world, w, b)
 
 
 @njit(cache=True)

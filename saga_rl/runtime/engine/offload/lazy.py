@@ -35,7 +35,7 @@ class LazyOffloadManager(SimpleCPUOffloadScheduler):
         """Set up what vLLM's construction does not."""
         self.queue: PolicyBlockQueue | None = None
         self.counts: Counter[str] = Counter()
-        """Blocks: copied (stored), found there already (kept), dropped for want of a copy in time (late)."""
+        """Blocks handed down: copied (stored), and found below already (kept)."""
         self._wanted = self._in_flight = 0
         self._stuck_at = -1
         """Evictable blocks when nothing could be handed down for a request that waited for it."""
