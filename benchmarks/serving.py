@@ -29,7 +29,7 @@ SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--policies", default=f"lru,saga,saga+,{SHIPPED / 'joint'},{SHIPPED / 'joint-hidden'}")
+    parser.add_argument("--policies", default=f"lru,likely,{DEFAULT_PRESET},{SHIPPED / 'joint-hidden'}")
     parser.add_argument("--idle", type=int, default=1000)
     parser.add_argument("--running", type=int, default=256)
     parser.add_argument("--steps", type=int, default=150, help="measured steps in a round")
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--no-server", action="store_true", help="no real servers")
     parser.add_argument("--only-server", action="store_true", help="nothing but the two real servers, no page")
     parser.add_argument("--served", default=DEFAULT_PRESET, help="policy of the real server beside stock's")
+    parser.add_argument("--only-steps", action="store_true", help="nothing but the scheduling steps, no page")
     parser.add_argument("--markdown", type=Path, help="put the tables between the marks of this page")
     parser.add_argument("--quick", action="store_true", help="a tenth of everything: does it run?")
     args = parser.parse_args()
@@ -50,6 +51,8 @@ def main() -> None:
         args.requests, args.server_rounds = 20, 2
     if args.only_server and (args.no_server or args.markdown):
         parser.error("--only-server goes with neither --no-server nor --markdown")
+    if args.only_steps and (args.only_server or args.markdown):
+        parser.error("--only-steps goes with neither --only-server nor --markdown")
     if args.markdown is not None:
         must_exist(args.markdown)
     console = Console(width=150)
@@ -58,8 +61,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         model = build_tiny_model(folder, max_len=MOST_LEN)
-        served = None if args.no_server else server.measure(args.served, model, args.out, args.requests,
-                                                            args.server_rounds, 4 if args.quick else 60, console)
+        served = None if args.no_server or args.only_steps else server.measure(
+            args.served, model, args.out, args.requests, args.server_rounds, 4 if args.quick else 60, console)
         if args.only_server:
             console.print(show.server_table(served))
             write_json(args.out / "server.json", {"server": served, "provenance": server.machine()})
@@ -68,6 +71,9 @@ def main() -> None:
                                                           args.rounds)) for scene in steps.SCENES}
         steps_shown = [show.steps_table(scenes)]
         console.print(steps_shown[0])
+        if args.only_steps:
+            write_json(args.out / "steps.json", {"steps": scenes, "provenance": server.machine()})
+            return
         held = memory.measure(policies, model, args.sessions // 11, args.sessions)
     placed = placement.measure(policies, args.workers, 5 * args.idle, 5 * args.idle)
     tables = [*steps_shown, show.others_table(placed, held, args.workers)]

@@ -14,7 +14,7 @@ from saga_rl.errors import UserError
 from saga_rl.policies import registry
 from saga_rl.policies.base import DECISIONS, MEMORY, Policy
 from saga_rl.policies.batch import score_rows
-from saga_rl.policies.features import AD, EV, PL, eviction_row, make_g
+from saga_rl.policies.features import AD, EV, OD, PL, eviction_row, make_g
 from saga_rl.policies.state.chains import make_chains
 from saga_rl.policies.state.tables import make_tables
 
@@ -79,25 +79,30 @@ def test_score_is_a_number(policy, data):
         assert np.isfinite(value)
 
 
-def uninformed_columns(decision: str) -> list[int]:
-    """Places of the columns that a caller may leave out where a policy says that it is not informed."""
-    if decision == "admission":
-        return [*range(AD.new), AD.older_likely]
-    row = np.full(len(COLUMNS[decision]), np.nan)
-    g = make_g(1, 16, 100, registry.make("eviction", "lru"))
+def columns_left_out(policy) -> list[int]:
+    """Places of the columns that a caller may leave out where a policy says that it does not read them."""
+    if policy.decision == "admission":
+        return [] if policy.informed else [*range(AD.new), AD.older_likely]
+    if policy.decision == "ordering":
+        return [] if policy.informed else [OD.service, OD.least_service]
+    row = np.full(len(COLUMNS[policy.decision]), np.nan)
+    g = make_g(1, 16, 100, policy)
     eviction_row(make_chains(1), make_tables(1, 1, 1), g, 0, 0, 5.0, 1.0, 3.0, 0.0, 0.0, row)
     return np.flatnonzero(np.isnan(row)).tolist()
 
 
 @quick
 @given(data=st.data())
-def test_who_says_that_tables_are_not_read_does_not_read_them(policy, data):
-    assert policy.informed or policy.decision in ("eviction", "admission")
-    if policy.informed:
+def test_who_says_that_columns_are_not_read_does_not_read_them(policy, data):
+    assert policy.informed or policy.decision != "placement"
+    assert policy.scaled or policy.decision == "eviction"
+    if policy.decision == "placement":
         return
+    left_out = columns_left_out(policy)
+    assert bool(left_out) == (not policy.informed or (policy.decision == "eviction" and not policy.scaled))
     x = data.draw(rows(policy.decision))
     y = x.copy()
-    y[uninformed_columns(policy.decision)] = np.nan
+    y[left_out] = np.nan
     a, b = (policy.score(r, policy.params, np.zeros(policy.scratch)) for r in (x, y))
     assert a == b
 

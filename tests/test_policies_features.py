@@ -41,7 +41,7 @@ def world(steps=1, tool=1, last=10.0):
         ch.schedule(chains, 0, last - 1)
         ch.finish(chains, tables, 0, 0, last, 100.0 + s, 20.0, tool, False)
     g[0, :4] = [0.0, 40.0, 0.5, 0.25]
-    g[0, F.G_BLOCK], g[0, F.G_POOL], g[0, F.G_INFORMED] = 16, 64, 1
+    g[0, F.G_BLOCK], g[0, F.G_POOL], g[0, F.G_INFORMED] = 16, 64, 2
     return chains, tables, g
 
 
@@ -183,6 +183,19 @@ def test_admission_columns():
         "session_growth": 40, "running": 7, "wait_s": 8, "active": 9, "older_likely": 12, "lost": 4,
         "older_returns": 8, "tier_found": 0, "block_tokens": 16, "event": F.NO_EVENT, "event_blocks": 0,
         "event_total": 0, **{f"here_{k}": k for k in range(F.HERE)}})
+
+
+def test_eviction_columns_that_nobody_reads_are_not_made():
+    chains, tables, g = world()
+    whole = evict(chains, tables, g, now=14.0)
+    for informed, more in ((0.0, set()), (1.0, {"p_end", "ttl_left", "p_reuse", "obs_tokens", "residual_s", "step_s",
+                                                "steps_left", "tasks"})):
+        g[0, F.G_INFORMED] = informed
+        row = evict(chains, tables, g, now=14.0)
+        made = {name for name, value in row.items() if value == whole[name]}
+        assert more <= made and {"idle_s", "waiting", "tokens", "useful"} <= made
+        assert not made & {"idle_log", "until_log", "age_log", "pause_log", "longest_log"}
+        assert informed or not made & {"p_end", "residual_s"}
 
 
 def test_admission_columns_that_nobody_reads_are_not_made():

@@ -48,7 +48,7 @@ class Agents:
 
     def row(self, c: int) -> np.ndarray:
         g, out = np.zeros((WORKERS, G_COLUMNS)), np.zeros(len(EVICTION))
-        g[0, G_BLOCK], g[0, G_POOL], g[0, G_INFORMED] = 16, 64, 1
+        g[0, G_BLOCK], g[0, G_POOL], g[0, G_INFORMED] = 16, 64, 2
         eviction_row(self.chains, self.tables, g, 0, c, self.now, self.chains[c, ch.LAST], 3.0, 0.0, np.nan, out)
         return out
 

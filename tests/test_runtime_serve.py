@@ -108,50 +108,6 @@ def test_two_engines_serve_sessions_each_stays_on_its_engine_and_all_is_recorded
     assert t.meta.notes["engines"] == 2
 
 
-@pytest.mark.emulated
-@pytest.mark.timeout(2400)
-def test_a_session_stays_on_one_engine_whichever_of_two_api_servers_takes_its_requests(tmp_path):
-    """They share a table of homes. A new connection for each request: any server may take it."""
-    server = Server(tmp_path, "--policy", "saga", "-dp", "2", "--api-server-count", "2", "--metrics",
-                    str(tmp_path / "numbers"), window=1024, blocks=40, seqs=8)
-    count, steps = 12, 0
-
-    async def step(k: int, n: int) -> int:
-        async with httpx.AsyncClient() as client:
-            r = await client.post(f"{server.url}/v1/completions", timeout=600, json={
-                "model": "tiny", "prompt": f"session {k} " * (20 + 10 * n), "max_tokens": 4, "ignore_eos": True,
-                "session_id": f"s{k}"})
-        return r.status_code
-
-    async def everyone(n: int) -> list[int]:
-        return await asyncio.gather(*(step(k, n) for k in range(count)))
-
-    def files(kind: str, what: str, total: int) -> list[dict[str, Any]]:
-        """Counters are handed over every second."""
-        def there() -> list[dict[str, Any]] | None:
-            paths = [tmp_path / "numbers" / f"{kind}-{k}.json" for k in (0, 1)]
-            have = [json.loads(p.read_text()) if p.is_file() else {} for p in paths]
-            return have if sum(h.get(what, 0) for h in have) == total else None
-
-        return until(there, f"the {kind}s count {total} {what}")
-
-    try:
-        server.wait()
-        both = False
-        while steps < 4 or not both:  # the kernel says which server takes a connection: on until both have had some
-            assert steps < 20, "one of the servers never took a connection"
-            assert asyncio.run(everyone(steps % 6)) == [200] * count
-            steps += 1
-            if steps >= 4:
-                both = all(r.get("placements", 0) > 0 for r in files("router", "placements", steps * count))
-        engines = files("engine", "requests", steps * count)
-    finally:
-        server.stop()
-    assert sum(e["chains"] for e in engines) == count  # one that had been on both would count twice
-    assert all(e["chains"] > 0 for e in engines)
-    assert "there are several API servers" not in server.log.read_text()  # what is said without the table
-
-
 def run(*flags: str) -> subprocess.CompletedProcess:
     return subprocess.run([*SAGA, "serve", *flags], env=ENV, capture_output=True, text=True, timeout=1200, check=False)
 

@@ -66,6 +66,7 @@ def test_1_a_session_stays_whichever_server_it_comes_through(server):
     together(server, scene)
     engines = server.until_idle()
     assert [engines[w]["requests"] for w in (0, 1)] == [6 * (1 + turns)] * 2
+    assert sum(engines[w]["chains"] for w in (0, 1)) == len(sessions)  # one that had been on both would count twice
     said = both(server, "placements", len(sessions) * turns)
     assert all(s["placements"] > 0 for s in said), said
     assert sum(s["migrations"] for s in said) == 0

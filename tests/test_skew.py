@@ -68,7 +68,7 @@ def test_simulator_and_runtime_make_equal_rows(name, generator, horizon):
     agent = np.zeros(len(world.chains), np.int64)
     agent[world.tree.chain] = trace.steps.agent
     g = world.g.copy()
-    g[:, G_INFORMED] = 1.0  # whole rows, whatever this policy reads of them
+    g[:, G_INFORMED] = 2.0  # whole rows, whatever this policy reads of them
     compared, waits_for = 0, 0
     for c in range(len(world.chains)):
         if np.isnan(world.chains[c, ch.QUEUED]):

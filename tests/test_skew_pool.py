@@ -44,7 +44,8 @@ STOCK_SCHEDULER = vllm_twin_engine.make_scheduler
 
 def plain(policy: Policy) -> Policy:
     """The same policy without its promises: it is scored at every occasion, on whole rows."""
-    return replace(policy, steady=False, oldest_first=False, steady_one_tenant=False, informed=True)
+    return replace(policy, steady=False, oldest_first=False, steady_one_tenant=False, informed=True,
+                   scaled=True)
 
 
 def recorded(policy: Policy) -> Policy:

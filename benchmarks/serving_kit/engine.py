@@ -28,8 +28,9 @@ init_none_hash(sha256)
 _HASHER = get_request_block_hasher(BLOCK, sha256)
 
 
-def make_scheduler(policy: str, model: Path, blocks: int, seqs: int) -> Any:
-    """vLLM's asynchronous scheduler, or ours with `policy`, over `blocks` blocks of 16 tokens."""
+def make_scheduler(policy: str, model: Path, blocks: int, seqs: int, floors: bool = False) -> Any:
+    """vLLM's asynchronous scheduler, or ours with `policy`, over `blocks` blocks of 16 tokens. floors: each tenant
+    keeps a tenth of the pool."""
     from saga_rl.runtime.engine.scheduler import SagaScheduler
 
     config = VllmConfig(
@@ -40,7 +41,8 @@ def make_scheduler(policy: str, model: Path, blocks: int, seqs: int) -> Any:
                                  max_model_len=MOST_LEN),
         cache_config=CacheConfig(block_size=BLOCK, enable_prefix_caching=True),
         device_config=DeviceConfig(device="cpu"),
-        additional_config={} if policy == STOCK else {"saga": {"policy": policy}})
+        additional_config={} if policy == STOCK else {
+            "saga": {"policy": policy, **({"kv_floors": {"*": 0.1}} if floors else {})}})
     spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
     config.cache_config.num_gpu_blocks = blocks
     kv = KVCacheConfig(num_blocks=blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)])
@@ -49,8 +51,9 @@ def make_scheduler(policy: str, model: Path, blocks: int, seqs: int) -> Any:
         block_size=BLOCK, hash_block_size=BLOCK, log_stats=True)
 
 
-def make_request(name: str, tokens: list[int], output: int, session: str | None) -> Request:
-    params = SamplingParams(max_tokens=output, ignore_eos=True)
+def make_request(name: str, tokens: list[int], output: int, session: str | None, tenant: str | None = None) -> Request:
+    params = SamplingParams(max_tokens=output, ignore_eos=True,
+                            extra_args=None if tenant is None else {"saga_tenant": tenant})
     params.update_from_generation_config({}, 2)
     return Request(request_id=name, prompt_token_ids=tokens, sampling_params=params, pooling_params=None,
                    block_hasher=_HASHER, session_id=session)

@@ -188,7 +188,7 @@ class Settings:
         if self.kind.code != cs.PLACEMENT:
             made = replace(made, admission=replace(made.admission, informed=True))
         if self.kind.code == cs.SCHEDULER:
-            made = replace(made, eviction=replace(made.eviction, informed=True))
+            made = replace(made, eviction=replace(made.eviction, informed=True, scaled=True))
         return made
 
     def arranged(self, rng: np.random.Generator, ids: Sequence[str | int] | None = None) -> Trace:

@@ -72,7 +72,11 @@ class Policy:
     least `MEMORY` floats."""
     informed: bool = True
     """Eviction, admission: it reads what the tables of latencies and ends say, or logarithms. False spares the caller
-    making those columns: they keep what they held, see `features.eviction_row` and `features.admission_row`."""
+    making those columns: they keep what they held, see `features.eviction_row` and `features.admission_row`. Ordering:
+    it reads what its tenant was served; False spares an engine counting the answers under way."""
+    scaled: bool = True
+    """Eviction, of an informed one: it reads logarithms, or what they are taken of: a chain's kin and pauses. False
+    spares the caller making those, too."""
     fresh: bool = False
     """Ordering: scored anew before each choice from the queue, not just when a request is queued and every epoch."""
     draws: bool = False

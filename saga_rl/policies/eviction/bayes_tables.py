@@ -43,4 +43,4 @@ def bayes_tables(horizon_s: float = UNTIL_HORIZON_S, idle: float = 1.0, protect:
     params = np.array([switch("bayes-tables", "protect", protect),
                        bounded("bayes-tables", "horizon_s", horizon_s, 0.0, 1e8),
                        bounded("bayes-tables", "idle", idle, 0.0, 1000.0)])
-    return Policy("eviction", "bayes-tables", _score, params, doc=doc)
+    return Policy("eviction", "bayes-tables", _score, params, scaled=False, doc=doc)

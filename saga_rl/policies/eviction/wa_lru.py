@@ -57,5 +57,5 @@ def parameters(policy: str, alpha: float, beta: float, gamma: float, cold_tasks:
 def wa_lru(alpha: float = ALPHA, beta: float = BETA, gamma: float = GAMMA, cold_tasks: float = 0.0,
            ttl: float = 1.0) -> Policy:
     params = np.append(parameters("wa-lru", alpha, beta, gamma, cold_tasks), bounded("wa-lru", "ttl", ttl, 0.0, 1.0))
-    return Policy("eviction", "wa-lru", _score, params,
+    return Policy("eviction", "wa-lru", _score, params, scaled=False,
                   doc={"alpha": alpha, "beta": beta, "gamma": gamma, "cold_tasks": cold_tasks, "ttl": ttl})

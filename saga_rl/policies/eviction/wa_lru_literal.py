@@ -27,5 +27,5 @@ def _score(x, params, scratch):
 def wa_lru_literal(alpha: float = ALPHA, beta: float = BETA, gamma: float = GAMMA,
                    cold_tasks: float = COLD_TASKS) -> Policy:
     params = parameters("wa-lru-literal", alpha, beta, gamma, cold_tasks)
-    return Policy("eviction", "wa-lru-literal", _score, params, whole_chain=True, drop_expired=True,
+    return Policy("eviction", "wa-lru-literal", _score, params, whole_chain=True, drop_expired=True, scaled=False,
                   doc={"alpha": alpha, "beta": beta, "gamma": gamma, "cold_tasks": cold_tasks})

@@ -82,8 +82,8 @@ def eviction_row(chains, tables, g, w, c, now, last_use_s, blocks, shared, oracl
     """Fill `out` (len(EVICTION),) for chain c on worker w.
 
     last_use_s: when the blocks in question were last released; blocks: how many of them are resident; oracle: next
-    use, or NaN. Keeps G_TAU_MAX, the largest idle time seen (SAGA section 3). What the tables say is left as it was in
-    `out` where the policy does not read it (G_INFORMED).
+    use, or NaN. Keeps G_TAU_MAX, the largest idle time seen (SAGA section 3). What the tables say, and what is scaled
+    for networks, is left as it was in `out` where the policy does not read it (G_INFORMED).
     """
     row = chains[c]
     idle = max(now - last_use_s, 0.0)
@@ -113,7 +113,9 @@ def eviction_row(chains, tables, g, w, c, now, last_use_s, blocks, shared, oracl
     for k in range(HERE):
         out[EV.here + k] = g[w, G_HERE + k]
     if g[w, G_INFORMED] > 0:
-        _informed(chains, tables, g, w, c, now, idle, age, waiting, ended, out)
+        _informed(chains, tables, g, w, c, idle, waiting, ended, out)
+    if g[w, G_INFORMED] > 1:
+        _scaled(chains, tables, w, c, now, idle, age, waiting, out)
 
 
 @njit(cache=True)
@@ -124,30 +126,43 @@ def until_s(residual_s, idle_s, p_end, idle_weight, horizon_s):
 
 
 @njit(cache=True)
-def _informed(chains, tables, g, w, c, now, idle, age, waiting, ended, out):
-    """The columns of an eviction row that cost a look into the tables or at other chains, or a logarithm."""
+def _informed(chains, tables, g, w, c, idle, waiting, ended, out):
+    """The columns of an eviction row that cost a look into the tables."""
     row = chains[c]
     tool, agent_type = int(row[ch.TOOL]), int(row[ch.TYPE])
     prior = tb.end_prior(tables, w, agent_type, tool)
-    stays = tb.survival(tables, w, tool, idle)
-    unsaid = prior * (1.0 - tables.types[w, agent_type, tb.ANNOUNCED])
-    p_end = 1.0 if ended else unsaid / (unsaid + (1.0 - unsaid) * stays)
+    p_end = 1.0
+    if not ended:
+        unsaid = prior * (1.0 - tables.types[w, agent_type, tb.ANNOUNCED])
+        p_end = unsaid / (unsaid + (1.0 - unsaid) * tb.survival(tables, w, tool, idle))
     pressure = min(max((g[w, G_USED] - 0.7) / 0.2, 0.0), 1.0)
     ttl = tb.ttl(tables, w, tool, pressure)
-    residual = 0.0 if waiting else tb.residual_s(tables, w, tool, idle)
-    later = tb.survival(tables, w, tool, idle + 10.0)
     n = max(row[ch.CONTEXT], 1.0)
     obs = tables.obs[w, tool + 1]
-    out[EV.idle_log] = np.log1p(idle)
-    out[EV.residual_log] = np.log1p(residual)
-    out[EV.p_return_10s] = 1.0 if waiting else (1.0 - p_end) * (1.0 - min(later / stays, 1.0))
     out[EV.p_end] = 0.0 if waiting else p_end
     out[EV.ttl_left] = min(max((ttl - idle) / ttl, -1.0), 1.0)
     out[EV.p_reuse] = 1.0 if waiting else (1.0 - prior) * n / (n + obs)
+    out[EV.obs_tokens] = obs
+    out[EV.residual_s] = 0.0 if waiting else tb.residual_s(tables, w, tool, idle)
+    out[EV.step_s] = tables.types[w, agent_type, tb.STEP_S]
+    out[EV.steps_left] = max(tables.types[w, agent_type, tb.STEPS] - row[ch.STEPS], 1.0)
+    out[EV.tasks] = tables.types[w, agent_type, tb.DONE]
+
+
+@njit(cache=True)
+def _scaled(chains, tables, w, c, now, idle, age, waiting, out):
+    """The columns of an eviction row that are for networks: logarithms, a chain's kin and its pauses. Follows
+    `_informed`."""
+    row = chains[c]
+    tool, residual, p_end = int(row[ch.TOOL]), out[EV.residual_s], out[EV.p_end]
+    stays, later = tb.survival(tables, w, tool, idle), tb.survival(tables, w, tool, idle + 10.0)
+    out[EV.idle_log] = np.log1p(idle)
+    out[EV.residual_log] = np.log1p(residual)
+    out[EV.p_return_10s] = 1.0 if waiting else (1.0 - p_end) * (1.0 - min(later / stays, 1.0))
     out[EV.context_log] = np.log1p(row[ch.CONTEXT])
     out[EV.steps_log] = np.log1p(row[ch.STEPS])
     out[EV.age_log] = np.log1p(age)
-    out[EV.until_log] = np.log1p(until_s(residual, idle, out[EV.p_end], 1.0, UNTIL_HORIZON_S))
+    out[EV.until_log] = np.log1p(until_s(residual, idle, p_end, 1.0, UNTIL_HORIZON_S))
     young, busy, steps, heard_s = ch.younger(chains, w, c, now)
     out[EV.young_log] = np.log1p(young)
     out[EV.young_busy] = busy / max(young, 1)
@@ -155,11 +170,6 @@ def _informed(chains, tables, g, w, c, now, idle, age, waiting, ended, out):
     out[EV.young_idle_log] = np.log1p(heard_s) if young > 0 else out[EV.idle_log]
     out[EV.pause_log] = row[ch.PAUSE]
     out[EV.longest_log] = row[ch.LONGEST]
-    out[EV.obs_tokens] = obs
-    out[EV.residual_s] = residual
-    out[EV.step_s] = tables.types[w, agent_type, tb.STEP_S]
-    out[EV.steps_left] = max(tables.types[w, agent_type, tb.STEPS] - row[ch.STEPS], 1.0)
-    out[EV.tasks] = tables.types[w, agent_type, tb.DONE]
 
 
 @njit(cache=True)

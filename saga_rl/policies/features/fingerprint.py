@@ -104,7 +104,7 @@ class _History:
 
 def _g(draws: _Draws) -> NDArray[np.float64]:
     g = np.zeros((WORKERS, pools.G_COLUMNS))
-    g[:, pools.G_INFORMED] = g[:, pools.G_ADMIT_INFORMED] = 1
+    g[:, pools.G_INFORMED], g[:, pools.G_ADMIT_INFORMED] = 2, 1
     g[:, pools.G_BLOCK], g[:, pools.G_POOL] = BLOCK, POOL
     g[:, pools.G_SIZE_MAX], g[:, pools.G_TAU_MAX] = 300.0, 40.0
     g[:, pools.G_USED], g[:, pools.G_LIVE] = draws.uniform(), draws.uniform()

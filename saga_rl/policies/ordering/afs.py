@@ -21,4 +21,4 @@ def _score(x, params, scratch):
 
 @register("ordering", "afs")
 def afs() -> Policy:
-    return Policy("ordering", "afs", _score, steady_one_tenant=True)
+    return Policy("ordering", "afs", _score, informed=False, steady_one_tenant=True)

@@ -16,4 +16,4 @@ def _score(x, params, scratch):
 
 @register("ordering", "fcfs")
 def fcfs() -> Policy:
-    return Policy("ordering", "fcfs", _score, steady=True)
+    return Policy("ordering", "fcfs", _score, informed=False, steady=True)

@@ -13,4 +13,4 @@ def _score(x, params, scratch):
 
 @register("ordering", "session-fcfs")
 def session_fcfs() -> Policy:
-    return Policy("ordering", "session-fcfs", _score, steady=True)
+    return Policy("ordering", "session-fcfs", _score, informed=False, steady=True)

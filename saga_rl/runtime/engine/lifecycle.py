@@ -142,7 +142,8 @@ class RequestLife(Scheduler):
             return stock() if queue.floors is None else self._grow(request, served, num_new_tokens, stock, kwargs)
         self.loading.discard(request.request_id)
         queue.tenant, queue.withhold = served.tenant, self.busy
-        queue.at_least = self._wanted(request.num_tokens + num_new_tokens, kwargs)
+        if queue.floors is not None:
+            queue.at_least = self._wanted(request.num_tokens + num_new_tokens, kwargs)
         try:
             if self.running and isinstance(self.waiting, PolicyRequestQueue) and self.waiting.holds_back(request):
                 self.metrics.counts["held for an adapter"] += 1
@@ -210,6 +211,8 @@ class RequestLife(Scheduler):
         """At most so many blocks are what `allocate_slots` can ask for, for so many tokens and what it is told of."""
         tokens += kwargs.get("num_lookahead_tokens", 0)
         spare = kwargs.get("reserved_blocks", 0) + getattr(self.kv_cache_manager, "watermark_blocks", 0)
+        if len(self.block_queue.groups.tokens) == 1:
+            return float(-(-tokens // self.block_queue.groups.tokens[0]) + 2 + spare)
         return float((np.ceil(tokens / self.block_queue.groups.tokens) + 2).sum()) + spare
 
     def _begins(self, request: Request, served: Served, found_tokens: int) -> None:

@@ -26,4 +26,4 @@ def _score(x, params, scratch):
 @register("eviction", "ends-known")
 def ends_known(idle: float = 1.0) -> Policy:
     return Policy("eviction", "ends-known", _score, np.array([bounded("ends-known", "idle", idle, 0.0, 1000.0)]),
-                  oracle=True, doc={"idle": idle})
+                  oracle=True, scaled=False, doc={"idle": idle})

@@ -45,4 +45,4 @@ def kvflow(ends: float = 1.0, far: float = 100.0, protect: float = 1.0) -> Polic
     doc = {"ends": ends, "far": far, "protect": protect}
     params = np.array([switch("kvflow", "protect", protect), switch("kvflow", "ends", ends),
                        bounded("kvflow", "far", far, 0.0, 1e6)])
-    return Policy("eviction", "kvflow", _score, params, doc=doc)
+    return Policy("eviction", "kvflow", _score, params, scaled=False, doc=doc)

@@ -34,5 +34,6 @@ def _score(x, params, scratch):
 def las(base_s: float = 2.0, factor: float = 2.0, starve: float = 0.0) -> Policy:
     params = [bounded("las", "base_s", base_s, 1e-3, 1e4), bounded("las", "factor", factor, 1.1, 1e3),
               bounded("las", "starve", starve, 0.0, 1e6)]
-    return Policy("ordering", "las", _score, np.array(params), steady=starve == 0,  # service counts only when it ended
+    return Policy("ordering", "las", _score, np.array(params), informed=False,
+                  steady=starve == 0,  # service counts only when it ended
                   doc={"base_s": base_s, "factor": factor, "starve": starve})

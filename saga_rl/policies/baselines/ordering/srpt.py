@@ -17,4 +17,4 @@ def _score(x, params, scratch):
 
 @register("ordering", "srpt")
 def srpt() -> Policy:
-    return Policy("ordering", "srpt", _score)
+    return Policy("ordering", "srpt", _score, informed=False)

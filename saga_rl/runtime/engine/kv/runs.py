@@ -118,6 +118,9 @@ class Runs:
         """The same, the other way round."""
         self._free = list(range(63, -1, -1))
         self._slots: NDArray[np.int64] | None = None
+        self._line = np.zeros((64, 2), np.int64)
+        """(slot, SEQ) of runs as they came: those that are gone stay until the line is closed up."""
+        self._came = 0
 
     # ------------------------------------------------------------------ runs
     def add(self, blocks: list[KVCacheBlock], chain: int, last_s: float, shared: bool, group: int = 0,
@@ -137,6 +140,7 @@ class Runs:
         self.seq += 1
         self.table[run.slot] = chain, last_s, 0.0, shared, run.seq, stale
         self._slots = None
+        self._stand(run)
         self.at[run.slot] = run
         for block in blocks:
             self.of[block.block_id] = run
@@ -168,11 +172,30 @@ class Runs:
             self.owned[run.chain] = self._held[:, run.chain].max()
         self.idle[run.tenant] += n
 
+    def _stand(self, run: Run) -> None:
+        """Put the run at the end of the line."""
+        if self._came == len(self._line):
+            self._close_up()
+            if 2 * self._came > len(self._line):
+                self._line = np.concatenate([self._line, np.zeros_like(self._line)])
+        self._line[self._came] = run.slot, run.seq
+        self._came += 1
+
+    def _close_up(self) -> NDArray[np.int64]:
+        """Forget those in the line that are gone. Returns the slots of the others."""
+        line = self._line[:self._came]
+        slots = line[:, 0]
+        here = (self.table[slots, SEQ] == line[:, 1]) & (self.table[slots, BLOCKS] > 0)
+        if not here.all():
+            line = line[here]
+            self._came = len(line)
+            self._line[:self._came] = line
+        return line[:, 0].copy()
+
     def slots(self) -> NDArray[np.int64]:
         """Rows of `table` that are runs, oldest release first. Not to be written to."""
         if self._slots is None:
-            used = np.flatnonzero(self.table[:, BLOCKS])
-            self._slots = used[np.argsort(self.table[used, SEQ])]
+            self._slots = self._close_up()
         return self._slots
 
     def all(self) -> list[Run]:

@@ -136,14 +136,22 @@ class Admission:
             self._seen = self._count = 0
         if len(running) > len(self._flying):
             self._flying = np.concatenate([self._flying, np.zeros((len(running), 4))])
-        if rows := [(s.chain, r.num_tokens, r.num_output_tokens, r.num_computed_tokens)
-                    for r in (running[self._seen:] if self._seen else running)
-                    if (s := known.get(r.request_id)) is not None]:
-            self._flying[self._count:self._count + len(rows)] = rows
-            self._count += len(rows)
-        self._seen = len(running)
+        if len(running) > self._seen:
+            self._add(running[self._seen:] if self._seen else running, known)
+            self._seen = len(running)
         self.fill(served.chain, request.num_tokens, request.num_output_tokens, cached_blocks,
                   self._flying[:self._count], self.queue.runs.slots(), now, served.queued_s)
+
+    def _add(self, running: list[Request], known: Mapping[str, Served]) -> None:
+        """Add the rows of requests, column by column: of hundreds in each step. (Reads vLLM's lists of tokens
+        themselves: its properties cost more than the rest.)"""
+        pairs = [(s.chain, r) for r in running if (s := known.get(r.request_id)) is not None]
+        rows = self._flying[self._count:self._count + len(pairs)]
+        rows[:, R_CHAIN] = [chain for chain, _ in pairs]
+        rows[:, R_KNOWN] = [len(r._all_token_ids) for _, r in pairs]
+        rows[:, R_GENERATED] = [len(r._output_token_ids) for _, r in pairs]
+        rows[:, R_COMPUTED] = [r.num_computed_tokens for _, r in pairs]
+        self._count += len(pairs)
 
     def admits(self) -> bool:
         """Whether the policy lets the request of the row in."""

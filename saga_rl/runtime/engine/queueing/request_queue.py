@@ -121,7 +121,7 @@ class PolicyRequestQueue(RequestQueue):
                             for r in requests if (s := self.served(r)) is not None], np.float64).reshape(-1, 5)
         out = np.zeros((len(requests), len(ORDERING)))
         fill_ordering(t.chains, t.tables, W, now, waiting, self.shares, self._owned(), float(self._block),
-                      self.service.counters, out)
+                      self.service.counters if self.policy.informed else self.service.unsettled, out)
         return out
 
     def share(self, request: Request) -> float:
