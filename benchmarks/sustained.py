@@ -7,7 +7,8 @@ Simulated workers with the pool of a fitted profile; test sessions that fit the 
 stream, in the order of the workload; ends hidden, tools not named. The first fifth of the sessions warms the tables and
 is not counted. A load is **sustained** where the mean completion time is at most 1.3 times that of infinite memory with
 the same arrivals; the greatest such load is looked for on a grid of 5 % steps, by halves. Stock is vLLM's eviction and
-order with sessions that stay on their engine, and the same tier. Columns: sustained load over stock's, and at each
+order with sessions that stay on their engine, and the same tier, which is vLLM's own offloading; a policy NAME@lazy has
+one of the same size that holds what its GPU is about to lose. Columns: sustained load over stock's, and at each
 share of stock's load the mean and P95 of completion and the P95 of the time to first token over stock's; geometric
 means over seeds. DIR gets a journal, so that a run that was cut short goes on, and `sustained.json` and `sustained.md`.
 """
@@ -21,7 +22,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from no_harm import STOCK, drawn_and_fitting, inputs, named
+from no_harm import STOCK, drawn_and_fitting, inputs, named, split
 from rich.console import Console
 from typer import Option
 
@@ -88,9 +89,10 @@ def played(data: str, place: Place, step: int, infinite: bool) -> dict[str, floa
     per_s = STEP ** (step - STEPS) * place.workers
     trace = arrange(trace, np.arange(trace.n_sessions), trace.sessions.arrival_s / per_s)
     tokens = roomy(trace, profile.kv_tokens) if infinite else profile.kv_tokens
+    name, way = split(STOCK if infinite else place.policy)
     config = SimConfig(workers=place.workers, kv_tokens=tokens, profile=profile, end_hint=False, tool_names=False,
-                       cpu_tokens=0 if infinite else int(place.tier * profile.kv_tokens), offloading="vllm")
-    out = simulate(trace, config, preset(STOCK if infinite else place.policy), slo=False)
+                       cpu_tokens=0 if infinite else int(place.tier * profile.kv_tokens), offloading=way)
+    out = simulate(trace, config, preset(name), slo=False)
     cold = int(WARM * trace.n_sessions)
     counted = trace.steps.session >= cold
     first = (out.steps["first_token_s"] - out.steps["ready_s"])[counted]
@@ -177,7 +179,7 @@ def main(
     out: Annotated[Path, Option(help="Folder for the journal and the tables.")],
     data: Annotated[str, Option(help="Folder of the recorded collections; without it they are left out.")] = "",
     workload: Annotated[list[str] | None, Option(help="Named workloads; default: all but mooncake's.")] = None,
-    policy: Annotated[list[str], Option(help="Presets and folders of checkpoints.")] = ["likely", "auto"],  # noqa: B006
+    policy: Annotated[list[str], Option(help="Presets and folders, each also NAME@lazy.")] = ["likely", "auto"],  # noqa: B006
     tier: Annotated[list[float], Option(help="CPU tier, times the pool; 0 = none.")] = [0, 2],  # noqa: B006
     share: Annotated[list[float], Option(help="Of what stock sustains.")] = [0.6, 0.8, 0.95],  # noqa: B006
     workers: Annotated[int, Option(help="Engines.", min=1)] = 1,

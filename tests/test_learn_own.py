@@ -20,6 +20,8 @@ from saga_rl.aeg.io import read_trace, write_trace
 from saga_rl.cli.main import load
 from saga_rl.errors import UserError
 from saga_rl.experiments import pool
+from saga_rl.experiments.compare.arrange import arrangement
+from saga_rl.experiments.compare.settings import FIRST_SEED
 from saga_rl.learn.own import rule, settings, verdict, world
 from saga_rl.learn.own.default import WEIGHTS, write_preset
 from saga_rl.policies.parameters import DEFAULT_PRESET
@@ -145,6 +147,23 @@ def test_after_a_stop_the_same_command_comes_to_the_same_policy(learned, trace, 
     assert a["arms"] == b["arms"] and a["sentence"] == b["sentence"]
 
 
+def test_with_a_tier_that_holds_nothing_twice_stock_keeps_its_own(here, trace, tmp_path):
+    """What is served and searched is played with the lazy tier, vLLM as it is with its own; the page says the flag."""
+    out = tmp_path / "lazy"
+    learn(trace, out, "--cpu-tokens", "60000", "--lazy-offload", "--arrangements", "2", "--starts", "1")
+    result = json.loads((out / "result.json").read_text())
+    assert result["settings"]["lazy_offload"] and result["world"]["config"]["offloading"] == "lazy"
+    test = read_trace(out / "traces" / "test.parquet")
+    for arm, policy, offloading in (("lru", "lru", "vllm"), ("auto", "auto", "lazy"),
+                                    ("auto, vLLM's tier", "auto", "vllm"), ("found", str(out / "found"), "lazy")):
+        means = [simulate(arrangement(test, seed, result["world"]["sessions"]["test"], 1.0),
+                          SimConfig(**PRESSED, cpu_tokens=60_000, offloading=offloading), preset(policy), seed,
+                          slo=False).metrics["tct_mean_s"] for seed in range(FIRST_SEED, FIRST_SEED + 2)]
+        assert result["arms"][arm]["tct_mean_s"] == pytest.approx(np.mean(means)), arm
+    for name in ("index.html", "CARD.md"):
+        assert "--kv-offloading-size GIB --lazy-offload" in (out / name).read_text()
+
+
 def test_other_flags_in_the_same_folder_are_refused(learned, trace):
     before = weights(learned)
     with pytest.raises(UserError, match=r"(?s)begun with other input.*population was 5, is 4"):
@@ -171,6 +190,7 @@ def test_another_trace_in_the_same_folder_is_refused(learned, tmp_path):
     (["--workers", "0"], "--workers"),
     (["--wandb", "sometimes"], "--wandb mode"),
     (["--cpu-tokens", "3"], "less than one block"),
+    (["--lazy-offload"], "--lazy-offload: has no memory"),
 ])
 def test_bad_input_writes_nothing(here, trace, tmp_path, more, says):
     with pytest.raises(UserError, match=says):

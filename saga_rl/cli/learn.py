@@ -39,6 +39,9 @@ def _learn(
     kv_tokens: Annotated[int, typer.Option(help="KV pool of one engine, tokens; 0 = the profile's.")] = 0,
     cpu_tokens: Annotated[int, typer.Option(help="CPU memory for KV beside one engine, tokens, used as vLLM's "
                                             "offloading does; 0 = none.")] = 0,
+    lazy_offload: Annotated[bool, typer.Option("--lazy-offload", help="With --cpu-tokens: our policies use it as "
+                                               "`saga-rl serve --lazy-offload` does, vLLM as it is in its own way.")]
+    = False,
     window: Annotated[int, typer.Option(help="Longest context of your model, tokens; 0 = the profile's model's if it "
                                         "is known, else the pool. Longer sessions are left out and counted.")] = 0,
     population: Annotated[int, typer.Option(help="Sessions alive at once on all engines; 0 = as many as make vLLM take "
@@ -75,15 +78,17 @@ def _learn(
     given = {k: v for k, v in small.items() if v}
     spending = replace(QUICK if quick else FULL, **given, **({"llm_steps": 0} if generations else {}))
     s = Settings(profile=DEFAULT_PROFILE if profile is None else profile, workers=workers, kv_tokens=kv_tokens,
-                 cpu_tokens=cpu_tokens, window=window, population=population, load=load, ends=ends, expiry_s=expiry_s,
-                 max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens, seed=seed, anyway=anyway,
-                 spending=spending)
+                 cpu_tokens=cpu_tokens, lazy_offload=lazy_offload, window=window, population=population, load=load,
+                 ends=ends, expiry_s=expiry_s, max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens,
+                 seed=seed, anyway=anyway, spending=spending)
     for option, value, least in (("--workers", workers, 1), ("--kv-tokens", kv_tokens, 0), ("--window", window, 0),
                                  ("--population", population, 0), ("--load", load, 0), ("--seed", seed, 0),
                                  ("--jobs", jobs, 0), ("--cpu-tokens", cpu_tokens, 0),
                                  ("--max-num-seqs", max_num_seqs, 1), ("--max-batched-tokens", max_batched_tokens, 0)):
         if not (math.isfinite(value) and value >= least):
             raise UserError(option, f"is {value:g}", f"give {least} or more")
+    if lazy_offload and not cpu_tokens:
+        raise UserError("--lazy-offload", "has no memory to use", "give --cpu-tokens too")
     if population and load:
         raise UserError("--population and --load", "are both given", "give one of the two")
     if wandb not in MODES:

@@ -48,6 +48,12 @@ def base(o: Outcome) -> str:
     return "vLLM as it is, with the same CPU tier" if o.settings.cpu_tokens else "vLLM as it is"
 
 
+def command(o: Outcome) -> str:
+    """How an operator serves the folder with the memory that it was judged with."""
+    tier = " --kv-offloading-size GIB" if o.settings.cpu_tokens else ""
+    return f"saga-rl serve MODEL --policy FOLDER{tier}" + (" --lazy-offload" if o.settings.lazy_offload else "")
+
+
 def label(arm: str, o: Outcome) -> str:
     """An arm in a table."""
     own = {rule.STOCK: "stock + tier" if o.settings.cpu_tokens else "stock", rule.FOUND: "found here"}
@@ -109,7 +115,7 @@ def conditions(o: Outcome) -> list[str]:
 def card(o: Outcome, said: str, source: dict[str, Any]) -> str:
     """CARD.md of the folder."""
     lines = ["# A policy for one trace", "", said, "", f"This folder: {verdict(o)}", "",
-             "Serve it: `saga-rl serve MODEL --policy FOLDER`. Play it: `saga-rl simulate TRACE --policy FOLDER`.", "",
+             f"Serve it: `{command(o)}`. Play it: `saga-rl simulate TRACE --policy FOLDER`.", "",
              "## What the figures hold for", *(f"- {text}" for text in conditions(o)), "", "## On test sessions", "",
              markdown(HEADER, rows(o)), "", "`*`: what this folder serves.", "", markdown(*against(o)), "",
              "## How it was searched", *(f"- {text}" for text in searched(o)), "", "## Where it comes from",
@@ -149,7 +155,7 @@ def page(o: Outcome, said: str, source: dict[str, Any], picture: bytes) -> Page:
     for text in searched(o):
         made.text(text)
     made.heading("What to do next")
-    made.text("1. Serve it: saga-rl serve MODEL --policy FOLDER. 2. Measure before you switch: saga-rl bench TRACE "
+    made.text(f"1. Serve it: {command(o)}. 2. Measure before you switch: saga-rl bench TRACE "
               f"--arms stock,{o.figures['default']},FOLDER --emulate PROFILE runs real vLLM. 3. Record a day of the "
               "new traffic and run saga-rl learn again when it changes.")
     return made

@@ -28,7 +28,7 @@ from saga_rl.learn.own import cells, find, rule, world
 from saga_rl.learn.own.default import write_preset
 from saga_rl.learn.own.material import PARTS, Material, files_of, identity, material, read
 from saga_rl.learn.own.settings import SEARCH_ROUNDS, TEST_ROUNDS, Settings
-from saga_rl.learn.own.verdict import BARE, INFINITE, Figures, chosen, figures
+from saga_rl.learn.own.verdict import BARE, EAGER, INFINITE, Figures, chosen, figures
 from saga_rl.learn.own.world import Pressure, World
 from saga_rl.learn.tracking import WandbRun
 from saga_rl.policies.base import DECISIONS
@@ -133,7 +133,7 @@ def _pressure(s: Settings, made: Material, scratch: Path, executor: Executor, mo
     train = made.parts["train"]
 
     def ratio(population: int) -> float:
-        config = world.config_of(s, population)
+        config = world.with_vllms_tier(world.config_of(s, population))
         n = world.of_an_episode(population, SEARCH_ROUNDS, train.n_sessions)
         specs = [cells.spec_of("train", PRESETS[rule.STOCK], config, seed, n, s.load, infinite)
                  for seed in world.SCOUTS for infinite in (False, True)]
@@ -201,9 +201,12 @@ def _judge(s: Settings, w: World, entry: Mapping[str, Any], opened: Journal, dig
     n = w.sessions["test"] or entry["facts"]["parts"]["test"]
     bare = {k: v for k, v in w.config.items() if k not in ("cpu_tokens", "offloading")}
     seeds = range(FIRST_SEED, FIRST_SEED + s.spending.arrangements)
-    specs = {(arm, seed): cells.spec_of("test", policies, w.config, seed, n, w.load)
+    theirs = world.with_vllms_tier(w.config)
+    specs = {(arm, seed): cells.spec_of("test", policies, theirs if arm == rule.STOCK else w.config, seed, n, w.load)
              for arm, policies in arms.items() for seed in seeds}
     for seed in seeds:
+        if s.lazy_offload:
+            specs[EAGER, seed] = cells.spec_of("test", PRESETS[DEFAULT_PRESET], theirs, seed, n, w.load)
         specs[INFINITE, seed] = cells.spec_of("test", PRESETS[rule.STOCK], w.config, seed, n, w.load, True)
         if s.cpu_tokens:
             specs[BARE, seed] = cells.spec_of("test", PRESETS[rule.STOCK], bare, seed, n, w.load)
@@ -211,7 +214,7 @@ def _judge(s: Settings, w: World, entry: Mapping[str, Any], opened: Journal, dig
     with pool.workers(jobs) as executor:
         backend = Processes(executor, cells.run_cells, opened.out, open_loop=False)
         results: dict[tuple[str, int], Result] = Runner(opened, backend, console).run("judging on test sessions", keyed)
-    names = [INFINITE, *([BARE] if s.cpu_tokens else []), *arms]
+    names = [INFINITE, *([BARE] if s.cpu_tokens else []), *([EAGER] if s.lazy_offload else []), *arms]
     return figures({arm: [results[arm, seed] for seed in seeds] for arm in names}, DEFAULT_PRESET)
 
 

@@ -64,6 +64,8 @@ class Settings:
     """KV pool of a worker; 0 = the profile's."""
     cpu_tokens: int = 0
     """Memory below the GPU of a worker, used as vLLM's own offloading does; 0 = none."""
+    lazy_offload: bool = False
+    """Policies of ours use that memory as `saga-rl serve --lazy-offload` does."""
     window: int = 0
     """Longest context of the model; 0 = its own where the profile names a model that is known, else the pool."""
     population: int = 0

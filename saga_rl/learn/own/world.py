@@ -36,10 +36,16 @@ def window_of(s: Settings, profile: CostProfile, pool: int) -> tuple[int, str]:
 def config_of(s: Settings, population: int) -> dict[str, Any]:
     """`SimConfig` as JSON; its profile by name or file."""
     pool = s.kv_tokens or load_profile(s.profile).kv_tokens
-    tier: dict[str, Any] = {"cpu_tokens": s.cpu_tokens, "offloading": "vllm"} if s.cpu_tokens else {}
+    tier: dict[str, Any] = {} if not s.cpu_tokens else {
+        "cpu_tokens": s.cpu_tokens, "offloading": "lazy" if s.lazy_offload else "vllm"}
     return {"profile": s.profile, "workers": s.workers, "kv_tokens": pool, "population": population,
             "end_hint": s.ends, "tool_names": False, "expiry_s": s.expiry_s, "max_num_seqs": s.max_num_seqs,
             "max_batched_tokens": s.max_batched_tokens, **tier}
+
+
+def with_vllms_tier(config: dict[str, Any]) -> dict[str, Any]:
+    """The same memory below the GPU, used as vLLM itself does."""
+    return config | {"offloading": "vllm"} if config.get("cpu_tokens") else config
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,8 @@ class World:
         """One line."""
         c = self.config
         tier = f" and {c['cpu_tokens']:,} below the GPU" if c.get("cpu_tokens") else ""
+        if c.get("offloading") == "lazy":
+            tier += " (under our policies --lazy-offload)"
         alive = f"{self.load:g} times the trace's arrivals" if self.load else f"{c['population']} sessions alive"
         return (f"{c['workers']} worker{'s' * (c['workers'] > 1)} of {c['kv_tokens']:,} KV tokens{tier}, {alive}, ends "
                 f"{'announced' if c['end_hint'] else 'not announced'}, costs of {load_profile(c['profile']).name}")
