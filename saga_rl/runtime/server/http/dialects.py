@@ -31,6 +31,8 @@ class Turn(NamedTuple):
     """Tool results: (id of the call, the tool's name if the result says it)."""
 
     def canonical(self) -> bytes:
+        if not self.calls and not self.results:  # as most turns are; the same bytes as below
+            return f"0\0{len(self.role)}:{self.role}\0{len(self.text)}:{self.text}".encode("utf-8", "surrogatepass")
         parts = [self.role, self.text, *(x for call in self.calls for x in call), *(x for r in self.results for x in r)]
         return "\0".join([str(len(self.calls)), *(f"{len(p)}:{p}" for p in parts)]).encode("utf-8", "surrogatepass")
 
@@ -180,6 +182,9 @@ def _role(value: Any) -> str:
 def _chat(messages: Iterator[dict[str, Any]]) -> Iterator[Turn]:
     for m in messages:
         role, calls = _role(m.get("role")), []
+        if m.get("tool_calls") is None and role in ("user", "assistant"):  # as most are
+            yield Turn(role, _text(m.get("content")))
+            continue
         results: tuple[tuple[str, str], ...] = ()
         for call in _dicts(m.get("tool_calls")):
             f = call.get("function")

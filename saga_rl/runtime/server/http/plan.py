@@ -299,10 +299,16 @@ def _read(raw: bytes) -> Any:
 
 def _splice(plan: Plan, add: dict[str, Any]) -> None:
     """`add` as the last keys of the body's object."""
-    raw = plan.body.rstrip(b" \t\r\n")
-    if not raw.endswith(b"}") or not raw[:-1].rstrip().endswith(_ENDS):
+    raw = plan.body  # not copied but once: it may be megabytes
+    end = len(raw)
+    while end and raw[end - 1] in b" \t\r\n":
+        end -= 1
+    last = end - 2
+    while last > 0 and raw[last] in b" \t\r\n":
+        last -= 1
+    if end < 2 or raw[end - 1] != ord("}") or raw[last:last + 1] not in _ENDS:
         return  # no object, or an empty one
-    plan.body = raw[:-1] + b"," + json.dumps(add).encode()[1:]
+    plan.body = b"".join((memoryview(raw)[:end - 1], b",", json.dumps(add).encode()[1:]))
     plan.headers = [(k, str(len(plan.body)).encode()) if k.lower() == b"content-length" else (k, v)
                     for k, v in plan.headers]
 

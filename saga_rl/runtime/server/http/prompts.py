@@ -21,8 +21,8 @@ _LONGEST_HEAD = 1 << 16
 
 
 def digest(*parts: bytes) -> bytes:
-    h = hashlib.blake2b(digest_size=16)
-    for part in parts:
+    h = hashlib.blake2b(parts[0], digest_size=16)
+    for part in parts[1:]:
         h.update(part)
     return h.digest()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -106,7 +106,10 @@ class Quotes(Generic[C]):
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._known: OrderedDict[int, C | None] = OrderedDict()
+        self._known: OrderedDict[int, tuple[C | None, str]] = OrderedDict()
+        """By a line's hash: whose it is (None: several sessions'), and how it begins."""
+        self._begins: Counter[str] = Counter()
+        """Beginnings of these lines: a prompt has hundreds, of which hardly one has to be hashed for this."""
 
     def __len__(self) -> int:
         return len(self._known)
@@ -117,18 +120,25 @@ class Quotes(Generic[C]):
             if stands_in(line, prompt):
                 continue
             key = hash((prompt.scope, line))
-            before = self._known.get(key, chain)
-            self._known[key] = chain if before is not None and before.session == chain.session else None
+            begins = line[:SHORTEST]
+            if key not in self._known:
+                self._begins[begins] += 1
+            before, _ = self._known.get(key, (chain, begins))
+            self._known[key] = chain if before is not None and before.session == chain.session else None, begins
             self._known.move_to_end(key)
         while len(self._known) > self.most:
-            self._known.popitem(last=False)
+            _, (_, begins) = self._known.popitem(last=False)
+            self._begins[begins] -= 1
+            if not self._begins[begins]:
+                del self._begins[begins]
 
     def find(self, prompt: Prompt) -> C | None:
         """The chain whose answer this prompt quotes, None if it quotes nobody's."""
         if not self._known:
             return None
+        begins = self._begins
         for line in lines_of(prompt):
-            found = self._known.get(hash((prompt.scope, line)))
-            if found is not None:
+            if line[:SHORTEST] in begins and (
+                    found := self._known.get(hash((prompt.scope, line)), (None, ""))[0]) is not None:
                 return found
         return None
