@@ -27,6 +27,9 @@ class FakeServer:
     strict: bool = False
     says_block: bool = False
     """A page /metrics as vLLM's."""
+    pools: tuple[int, ...] = ()
+    """Blocks of each engine, which that page says."""
+    offloading: str = "None"
     fail: Any = None
     """Called with (number of the request, body); a truthy answer is the status to fail with."""
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -62,8 +65,10 @@ class FakeServer:
         return web.json_response({"object": "list", "data": [row]})
 
     async def metrics(self, request: web.Request) -> web.Response:
-        return web.Response(text='# TYPE vllm:cache_config_info gauge\nvllm:cache_config_info{hash_block_size="None",'
-                                 f'block_size="{self.block}",engine="0"}} 1.0\n')
+        lines = [f'vllm:cache_config_info{{hash_block_size="None",block_size="{self.block}",engine="{k}",'
+                 f'kv_offloading_size="{self.offloading}"' + (f',num_gpu_blocks="{n}"' if n else "") + "} 1.0\n"
+                 for k, n in enumerate(self.pools or (0,))]
+        return web.Response(text="# TYPE vllm:cache_config_info gauge\n" + "".join(lines))
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         now = asyncio.get_running_loop().time

@@ -35,7 +35,11 @@ def _learn(
     profile: Annotated[str | None, typer.Option(help="Cost profile of your engines (`saga-rl profile list`), or the "
                                                 "file that `saga-rl profile fit` wrote; default: h100-llama3-70b-tp4."
                                                 )] = None,
-    workers: Annotated[int, typer.Option(help="Engines that share the traffic.")] = 1,
+    server: Annotated[str, typer.Option(help="Address of your server, idle, in the place of --profile: its costs are "
+                                        "measured in minutes; what it says of pool, window and engines holds where no "
+                                        "flag says otherwise.")] = "",
+    api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="Key of that server.")] = None,
+    workers: Annotated[int, typer.Option(help="Engines that share the traffic; 0 = the server's, else 1.")] = 0,
     kv_tokens: Annotated[int, typer.Option(help="KV pool of one engine, tokens; 0 = the profile's.")] = 0,
     cpu_tokens: Annotated[int, typer.Option(help="CPU memory for KV beside one engine, tokens, used as vLLM's "
                                             "offloading does; 0 = none.")] = 0,
@@ -77,16 +81,18 @@ def _learn(
              "starts": starts}
     given = {k: v for k, v in small.items() if v}
     spending = replace(QUICK if quick else FULL, **given, **({"llm_steps": 0} if generations else {}))
-    s = Settings(profile=DEFAULT_PROFILE if profile is None else profile, workers=workers, kv_tokens=kv_tokens,
+    s = Settings(profile=DEFAULT_PROFILE if profile is None else profile, workers=workers or 1, kv_tokens=kv_tokens,
                  cpu_tokens=cpu_tokens, lazy_offload=lazy_offload, window=window, population=population, load=load,
                  ends=ends, expiry_s=expiry_s, max_num_seqs=max_num_seqs, max_batched_tokens=max_batched_tokens,
                  seed=seed, anyway=anyway, spending=spending)
-    for option, value, least in (("--workers", workers, 1), ("--kv-tokens", kv_tokens, 0), ("--window", window, 0),
+    for option, value, least in (("--workers", workers, 0), ("--kv-tokens", kv_tokens, 0), ("--window", window, 0),
                                  ("--population", population, 0), ("--load", load, 0), ("--seed", seed, 0),
                                  ("--jobs", jobs, 0), ("--cpu-tokens", cpu_tokens, 0),
                                  ("--max-num-seqs", max_num_seqs, 1), ("--max-batched-tokens", max_batched_tokens, 0)):
         if not (math.isfinite(value) and value >= least):
             raise UserError(option, f"is {value:g}", f"give {least} or more")
+    if server and profile is not None:
+        raise UserError("--server and --profile", "are both given", "give one of the two")
     if lazy_offload and not cpu_tokens:
         raise UserError("--lazy-offload", "has no memory to use", "give --cpu-tokens too")
     if population and load:
@@ -97,6 +103,17 @@ def _learn(
         if find_spec(package) is None:
             raise UserError(f"the package {package}", "is not installed", "install the extra saga-rl[train]" + (
                 " or pass --wandb disabled" if package == "wandb" else ""))
+    err = Console(stderr=True)
+    if server:
+        from saga_rl.experiments.journal import state_of
+        from saga_rl.learn.own.material import files_of
+        from saga_rl.learn.own.run import KIND
+        from saga_rl.learn.own.server import settings_of
+
+        files_of(traces)  # says what is wrong before a server is asked
+        state_of(out, KIND)
+        s = settings_of(s, server.rstrip("/"), out, api_key, workers,
+                        lambda text: err.print(text, markup=False, highlight=False, soft_wrap=True))
     _run(traces, s, out, jobs or len(os.sched_getaffinity(0)), ray, wandb, project)
 
 

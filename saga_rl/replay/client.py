@@ -16,7 +16,7 @@ QUIET_S = 900.0
 """A stream without a byte for this long counts as failed."""
 LINE_BYTES = 1 << 24
 """vLLM echoes the whole prompt's ids in one line of the stream."""
-BLOCK_SIZE = re.compile(r'[{,]block_size="(\d+)"')
+LABEL = re.compile(r'(\w+)="([^"]*)"')
 KEEP_S = 2.0
 """Idle connections are closed after so long: before the server does (uvicorn: 5 s), or a request could be sent into a
 connection that is just being closed."""
@@ -104,10 +104,16 @@ class OpenAIClient:
 
     async def block_tokens(self) -> int | None:
         """Tokens of the server's KV blocks, as vLLM says on /metrics; None where it does not."""
-        for line in (await self._metrics()).splitlines():
-            if line.startswith("vllm:cache_config_info{") and (found := BLOCK_SIZE.search(line)):
-                return int(found[1])
+        for engine in await self.caches():
+            if engine.get("block_size", "").isdigit():
+                return int(engine["block_size"])
         return None
+
+    async def caches(self) -> list[dict[str, str]]:
+        """What each of the server's engines says of its KV cache on /metrics (vLLM's `cache_config_info`), by name;
+        empty where there is no such page."""
+        return [dict(LABEL.findall(line)) for line in (await self._metrics()).splitlines()
+                if line.startswith("vllm:cache_config_info{")]
 
     async def counters(self, names: dict[str, str]) -> dict[str, float]:
         """Sums of Prometheus counters of /metrics, renamed as `names` says; empty where there is no such page."""
