@@ -58,9 +58,8 @@ class Heard:
     def leave_silent(self, chains: NDArray[np.float64], now: float, patience_s: float) -> None:
         """Take idle rows that were unheard of for longer than `patience_s` out of the living."""
         rows = self.living()
-        x = chains[rows]
-        silent = (x[:, ch.WAITING] == 0) & (x[:, ch.RUNNING] == 0) & (
-            now - np.maximum(x[:, ch.LAST], x[:, ch.QUEUED]) > patience_s)
+        silent = (chains[rows, ch.WAITING] == 0) & (chains[rows, ch.RUNNING] == 0) & (
+            now - np.maximum(chains[rows, ch.LAST], chains[rows, ch.QUEUED]) > patience_s)
         for c in rows[silent].tolist():
             self.ended(c)
 

@@ -124,7 +124,8 @@ class KvSeam:
     def owners(self) -> NDArray[np.int64]:
         """Return the chains that hold evictable blocks, or will when blocks on their way have come."""
         coming = {*self._leaving.values(), *(owner for _, owner, _ in self._later.values())}
-        return np.union1d(self.queue.runs.owners(), np.fromiter(coming, np.int64, len(coming)))
+        there = self.queue.runs.owners()
+        return np.union1d(there, np.fromiter(coming, np.int64, len(coming))) if coming else there
 
     # ------------------------------------------------------------------ what has no content any more
     def dropped(self, block_ids: set[int]) -> None:
