@@ -64,6 +64,9 @@ class SagaConfig:
     starve_s: float = 600.0
     """A request that waited for longer goes ahead of the ordering policy's choice, longest wait first, and is not asked
     of the admission policy any more: it starts when it fits. Constraints between tenants stand above this."""
+    hung_s: float | None = 300.0
+    """With several engines, one that owes answers and has said nothing for so long (real seconds) is ended, and its
+    requests go to the others; None = never."""
     admin_keys: list[str] = field(default_factory=list)
     """SHA-256 (hex) of the keys that open `/saga/`; those in `SAGA_RL_ADMIN_KEY` do, too."""
     policy_root: str | None = None
@@ -100,9 +103,9 @@ def read_config(additional_config: Any) -> SagaConfig:
             raise unknown_name(f"key of additional_config[{KEY!r}]", key, known)
     config = SagaConfig(**raw)
     for key in ("expiry_s", "budget_s", "metrics_s", "starve_s", "poll_s", "record_file_mb", "record_file_s",
-                "prefill_tokens_per_s"):
+                "prefill_tokens_per_s", "hung_s"):
         value = getattr(config, key)
-        if value is None and key == "prefill_tokens_per_s":
+        if value is None and key in ("prefill_tokens_per_s", "hung_s"):
             continue
         if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
             raise UserError(f"additional_config[{KEY!r}], {key}", f"is {value!r}", "give a number above 0")

@@ -59,9 +59,20 @@ def _steal(scheduler: Any, payload: Mapping[str, Any]) -> dict[str, Any]:
     return give_up(scheduler, payload)
 
 
+def _client_gone(scheduler: Any, payload: Mapping[str, Any]) -> dict[str, Any]:
+    """{"client": number of an API server that ended} -> {"requests": how many of its requests were taken out}."""
+    from vllm.v1.request import RequestStatus
+
+    names = [name for name, r in scheduler.requests.items() if r.client_index == payload["client"]]
+    if names:
+        scheduler.metrics.counts["requests of a server that ended"] += len(names)
+        scheduler.finish_requests(names, RequestStatus.FINISHED_ABORTED)
+    return {"requests": len(names)}
+
+
 COMMANDS: dict[str, Callable[[Any, Mapping[str, Any]], dict[str, Any]]] = {
     "notes": _notes, "snapshot": _snapshot, "swap": _swap, "revert": _revert, "save": _save,
-    "steal": _steal, "prove": _prove}
+    "steal": _steal, "prove": _prove, "client gone": _client_gone}
 """By name: (scheduler, payload) -> answer. Runs between two steps, so it must be quick."""
 
 

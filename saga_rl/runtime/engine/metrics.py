@@ -31,6 +31,7 @@ class Metrics:
         self.seconds: dict[str, float] = {}
         self._written: dict[str, Any] = {}
         self._logged: dict[str, Any] = {}
+        self._failing = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -80,10 +81,13 @@ class Metrics:
         have = self.snapshot()
         if have == self._written:
             return
-        self._written = have
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, have)
         except (OSError, UserError) as e:
-            log.error("saga-rl: cannot write counters (%s); they go to the log only", e)
-            self.path = None
+            if not self._failing:
+                log.error("saga-rl: cannot write counters (%s); tried again every %g s, until then they go to the log "
+                          "only", e, WRITE_S)
+            self._failing = True
+            return
+        self._written, self._failing = have, False

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from saga_rl.errors import UserError
+from saga_rl.runtime.config.ours import METHOD
 from saga_rl.runtime.routing.vllm_client import MINE, check_hooks
 
 log = logging.getLogger("vllm.saga_rl")
@@ -111,13 +112,18 @@ def _questions(cls: Any) -> None:
             raise EngineDeadError()
         call = asyncio.ensure_future(stock_call(self, method, *args, engine=engine))
         mine.calls.setdefault(w, set()).add(call)
+        order = method != METHOD
+        mine.silence.orders[w] += order
         try:
-            return await call
+            answer = await call
+            mine.silence.heard(w)
+            return answer
         except asyncio.CancelledError:
             if call in mine.dropped:
                 raise EngineDeadError() from None
             raise
         finally:
+            mine.silence.orders[w] -= order
             mine.dropped.discard(call)
             mine.calls.get(w, set()).discard(call)
 

@@ -25,7 +25,9 @@ from typing import Any
 import numpy as np
 
 from saga_rl.runtime.config import clock
+from saga_rl.runtime.config.ours import METHOD
 from saga_rl.runtime.routing.shared_table import STATUS, SharedTable, opened
+from saga_rl.runtime.routing.silence import Silence
 from saga_rl.runtime.routing.vllm_client import MINE, error_outputs, unfit
 
 log = logging.getLogger("vllm.saga_rl")
@@ -81,6 +83,12 @@ class Engines:
         self.lost_s = -LAST_WORDS_S
         self.tasks: set[asyncio.Task] = set()
         self.stealing = False
+        self.silence = Silence(len(self.names))
+        self.hung_s: float | None = None
+        """An engine that owes answers and says nothing for so long is ended; None: never."""
+        self.end_engine: Callable[[int], object] = lambda w: None
+        """Kill an engine's process; its death is then noticed like any other."""
+        self.on_server_lost: Callable[[int], object] = lambda k: None
 
     @property
     def counts(self) -> Any:
@@ -138,6 +146,7 @@ class Engines:
 
     def came(self, outputs: Any) -> None:
         """Outputs came; leaves in them what vLLM should see."""
+        self.silence.heard(outputs.engine_index)
         if self.states[outputs.engine_index] is EngineState.OUT:
             outputs.outputs, outputs.finished_requests, outputs.scheduler_stats = [], None, None
             return
@@ -184,7 +193,11 @@ class Engines:
         """The same where there are several servers: their parent waits, and notes it in the table."""
         try:
             known: set[int] = set()
+            missed: set[int] = set()
             while self.client() is not None and table.watched[0]:
+                for k in sorted(set(np.flatnonzero(table.gone).tolist()) - missed):
+                    missed.add(k)
+                    self._loop().call_soon_threadsafe(self.server_lost, k, table)
                 for w in sorted(set(np.flatnonzero(table.dead).tolist()) - known):
                     known.add(w)
                     self.noticed = 0.0
@@ -199,12 +212,47 @@ class Engines:
         if self.noticed and time.monotonic() - self.noticed > NOTICE_S:
             raise TimeoutError(f"an engine that said it was dying has not ended after {NOTICE_S:.0f} s")
 
-    def _report_lost(self, w: int, status: Any, stock: Callable[[], None]) -> None:
+    def _loop(self) -> Any:
         client = self.client()
         task = None if client is None else client.resources.output_queue_task
         if task is None:
-            raise RuntimeError(f"engine {w} ended (status {status}) before the server served")
-        task.get_loop().call_soon_threadsafe(self.engine_lost, w, status, stock)
+            raise RuntimeError("a process ended before the server served")
+        return task.get_loop()
+
+    def _report_lost(self, w: int, status: Any, stock: Callable[[], None]) -> None:
+        self._loop().call_soon_threadsafe(self.engine_lost, w, status, stock)
+
+    def look_for_hung(self, looked_s: float) -> None:
+        """End engines that owe something and have said nothing for `hung_s` while this loop ran. looked_s: seconds
+        since the last look. One that carries out an order of vLLM's (new weights) is not hung."""
+        client, after_s = self.client(), self.hung_s
+        if after_s is None:
+            return
+        owing = {self.rank(e) for e in client.reqs_in_flight.values()}
+        for w in self.silence.hung(owing, after_s, looked_s):
+            if self.states[w] is EngineState.LIVE and len(self.live()) > 1:
+                log.error("saga-rl: engine %d has said nothing for %.0f s while it owed answers; it is ended", w,
+                          after_s)
+                self.counts["engines found hung"] += 1
+                self.end_engine(w)
+
+    def server_lost(self, k: int, table: SharedTable) -> None:
+        """API server k ended: what it had sent is nobody's, and engines need not go on with it. Every server that lives
+        does this, since any of them may be the next."""
+        self.counts["servers lost"] += 1
+        log.error("saga-rl: API server %d ended (status %d); its requests are taken out of the engines", k,
+                  int(table.gone[k]) - STATUS)
+        table.loads[k], table.idle_s[k] = 0.0, -np.inf
+        client = self.client()
+        for w in self.live():
+            self.keep(asyncio.get_running_loop().create_task(self._take_out(client, w, k)))
+        self.on_server_lost(k)
+
+    async def _take_out(self, client: Any, w: int, k: int) -> None:
+        try:
+            await client._call_utility_async(METHOD, "client gone", {"client": k}, engine=self.names[w])
+        except Exception as e:
+            log.warning("saga-rl: engine %d goes on with what API server %d had sent (%s)", w, k, e)
 
     def engine_lost(self, w: int, status: Any, stock: Callable[[], None]) -> None:
         """Engine w ended: nothing goes there from now on; its requests are sent again or fail `DRAIN_S` later."""
@@ -303,6 +351,7 @@ def begin(client: Any, placement_of: Callable[[Any], Any], stock: Callable[[], N
     if placement is None:
         return False
     mine, manager, table = Engines(client, placement), client.resources.engine_manager, None
+    mine.hung_s = placement.config.hung_s
     if client.client_count > 1:
         table = opened()
         assert table is not None  # else it is unfit
@@ -311,7 +360,10 @@ def begin(client: Any, placement_of: Callable[[Any], Any], stock: Callable[[], N
     watch: Callable[[], None]
     if table is not None:
         watch = partial(mine.watch_table, table, partial(table.watched.__setitem__, 0, 0))
+        mine.end_engine = lambda w: table.hung.__setitem__(w, 1)
     else:
-        watch = partial(mine.watch, list(manager.processes), manager.manager_stopped.is_set, stock)
+        processes = list(manager.processes)
+        watch = partial(mine.watch, processes, manager.manager_stopped.is_set, stock)
+        mine.end_engine = lambda w: processes[w].kill()
     threading.Thread(target=watch, daemon=True, name="saga-rl engines").start()
     return True

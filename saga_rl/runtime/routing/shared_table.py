@@ -35,7 +35,8 @@ class SharedTable:
 
     loads: (servers, engines, STATE). idle_s: (servers, engines) since when a server has had nothing at an engine, NaN =
     it has something. placed: (servers,) placements. dead: (engines,) `STATUS` + exit status of a process that ended,
-    else 0. watched: (1,) 1 = somebody writes that. homes: as `homes` says.
+    else 0. gone: (servers,) the same of the servers. hung: (engines,) 1 = a server wants the process to be ended.
+    watched: (1,) 1 = somebody writes the former and reads the latter. homes: as `homes` says.
     """
 
     def __init__(self, memory: Any) -> None:
@@ -56,6 +57,8 @@ class SharedTable:
         self.idle_s = part(np.float64, self.servers, self.engines)
         self.placed = part(np.int64, self.servers)
         self.dead = part(np.int64, self.engines)
+        self.gone = part(np.int64, self.servers)
+        self.hung = part(np.int64, self.engines)
         self.watched = part(np.int64, 1)
         self.homes = part(np.int64, HOMES, 2)
 
@@ -64,7 +67,7 @@ class SharedTable:
         """A new table of this process, and the file by which its children open it."""
         if not 0 < engines <= MOST_ENGINES:
             raise ValueError(f"{engines} engines")
-        size = HEAD * 8 + servers * engines * (STATE + 1) * 8 + (servers + engines + 1) * 8 + HOMES * 16
+        size = HEAD * 8 + servers * engines * (STATE + 1) * 8 + (2 * servers + 2 * engines + 1) * 8 + HOMES * 16
         handle = os.memfd_create("saga-rl", os.MFD_CLOEXEC)
         os.ftruncate(handle, size)
         memory = mmap.mmap(handle, size)

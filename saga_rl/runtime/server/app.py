@@ -38,7 +38,17 @@ def attach(app: Any) -> None:
     _metrics(app, Collector(poller, config.metrics_tenants, tuple(config.kv_floors),
                              lambda: getattr(state, "saga_http", {})))
     asyncio.get_running_loop()  # RuntimeError where nothing would run the poller
+    _take_over(state, client)
     poller.start()
+
+
+def _take_over(state: Any, client: Any) -> None:
+    """An API server that died accepts no connections any more; vLLM's servers leave a connection to the one with the
+    fewest, and a dead one would stay that for ever."""
+    mine = getattr(client, "__dict__", {}).get("saga_engines")
+    loads = (getattr(getattr(state, "server", None), "peer_loads", None) or (None,))[0]
+    if mine is not None and loads is not None:
+        mine.on_server_lost = lambda k: loads.__setitem__(k, 2**31 - 1)
 
 
 def api_keys(args: Any) -> list[str]:

@@ -99,10 +99,19 @@ class Poller:
             if changed:
                 events.emit("numbers", engine=engine, **{"changed": changed})
 
+    def _look_for_hung(self, since: float) -> None:
+        """A round that took longer than it should was held up here, not there."""
+        mine = getattr(control.client_of(self.engine_client), "__dict__", {}).get("saga_engines")
+        if mine is not None and not self._quiet:
+            mine.look_for_hung(min(time.monotonic() - since, 2.0 * self.every_s + 1.0))
+
     async def _loop(self) -> None:
+        looked = time.monotonic()
         while True:
             try:
                 await self.ask()
+                self._look_for_hung(looked)
+                looked = time.monotonic()
             except Exception:
                 log.exception("saga-rl: engines cannot be asked for their numbers; tried again in %g s", self.every_s)
             await asyncio.sleep(self.every_s)

@@ -1,0 +1,1 @@
+"""What `benchmarks/soak.py` is made of: the load, what is read of the processes, and the faults."""
