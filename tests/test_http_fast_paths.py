@@ -23,16 +23,17 @@ values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allo
 def test_what_is_added_to_a_body_is_its_last_keys(body, before, after, end):
     text = json.dumps(body)
     raw = (before + text[:-1] + after + "}" + end).encode()
-    plan = SimpleNamespace(body=raw, headers=[(b"content-length", str(len(raw)).encode()), (b"x", b"y")])
-    plans._splice(plan, {"session_id": "s"})
+    plan = SimpleNamespace(body=raw, headers=[(b"content-length", str(len(raw)).encode()), (b"x", b"y")],
+                           extra={"session_id": "s"})
+    plans.splice(plan)
     assert json.loads(plan.body) == {**body, "session_id": "s"}
     assert plan.headers == [(b"content-length", str(len(plan.body)).encode()), (b"x", b"y")]
 
 
 @pytest.mark.parametrize("raw", [b"", b"}", b"{}", b" { \n} ", b"[]", b"[1]", b"{", b"null"])
 def test_what_is_no_object_or_an_empty_one_is_left_alone(raw):
-    plan = SimpleNamespace(body=raw, headers=[])
-    plans._splice(plan, {"session_id": "s"})
+    plan = SimpleNamespace(body=raw, headers=[], extra={"session_id": "s"})
+    plans.splice(plan)
     assert plan.body == raw
 
 

@@ -10,6 +10,8 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 from saga_rl.errors import UserError
@@ -17,7 +19,8 @@ from saga_rl.runtime.server.http import anthropic_hook
 from saga_rl.runtime.server.http.decoding import NotDecoded, decoded
 from saga_rl.runtime.server.http.dialects import MESSAGES, PATHS
 from saga_rl.runtime.server.http.notes import Notes
-from saga_rl.runtime.server.http.plan import Plan, Planner, doubled
+from saga_rl.runtime.server.http.plan import Plan, Planner, doubled, splice, utf8
+from saga_rl.runtime.server.http.reading import LARGE, read
 from saga_rl.runtime.server.http.settings import Settings, Tenants, read_settings
 
 log = logging.getLogger("vllm.saga_rl")
@@ -61,7 +64,7 @@ class SagaMiddleware:
             held, body, whole = await self._read(receive)
         if whole and body:
             try:
-                plain = decoded(scope.get("headers", ()), body, self.planner.settings.most_bytes)
+                plain = await self._decoded(scope, body)
             except NotDecoded as e:
                 self.counts["bodies not decoded"] += 1
                 return await _refuse(scope, receive, send, str(e), e.status)
@@ -69,7 +72,7 @@ class SagaMiddleware:
                 self.counts["bodies decoded"] += 1
                 scope, body = {**scope, "headers": plain[0]}, plain[1]
                 held = [{"type": "http.request", "body": body, "more_body": False}]
-        plan = self._plan(dialect, scope, body, whole)
+        plan = await self._plan(dialect, scope, body, whole)
         if plan is None:
             return await self.app(scope, _again(held, receive), send)
         token = anthropic_hook.EXTRA.set(plan.extra) if dialect == MESSAGES else None
@@ -170,17 +173,36 @@ class SagaMiddleware:
             if size > self.planner.settings.most_bytes and not strict:
                 return held, b"", False
 
-    def _plan(self, dialect: str, scope: Any, body: bytes, whole: bool) -> Plan | None:
+    async def _decoded(self, scope: Any, body: bytes) -> tuple[list[tuple[bytes, bytes]], bytes] | None:
+        """Outside the loop, since a small one may become long."""
+        assert self.planner is not None
+        headers = scope.get("headers", ())
+        if not any(k.lower() == b"content-encoding" for k, _ in headers):
+            return None
+        return await _outside(decoded, headers, body, self.planner.settings.most_bytes)
+
+    async def _plan(self, dialect: str, scope: Any, body: bytes, whole: bool) -> Plan | None:
         assert self.planner is not None
         if not whole:
             self.counts["bodies not read"] += 1
             return None
+        headers, large, reading = scope.get("headers", ()), len(body) > LARGE, None
         try:
-            return self.planner.plan(dialect, scope.get("headers", ()), body)
+            if large and len(body) <= self.planner.settings.most_bytes:
+                self.counts["bodies read outside the loop"] += 1
+                body = utf8(body)
+                reading = await _outside(read, dialect, body)
+            plan = self.planner.plan(dialect, headers, body, reading)
+            if plan is not None and large:
+                await _outside(splice, plan)
+            return plan
         except Exception as e:
             self._failed("request", e)
         try:
-            return self.planner.blind(dialect, scope.get("headers", ()), body)
+            plan = self.planner.blind(dialect, headers, body)
+            if plan is not None and large:
+                splice(plan)
+            return plan
         except Exception as e:
             self._failed("tenant", e)
             return None
@@ -212,6 +234,16 @@ class SagaMiddleware:
         self.counts[name] += 1
         if self.counts[name] in (1, 10, 100, 1000) or self.counts[name] % 10_000 == 0:
             log.exception("saga-rl: http %s failed (%d times so far)", what, self.counts[name], exc_info=e)
+
+
+async def _outside(work: Callable[..., Any], *args: Any) -> Any:
+    """`work(*args)`, in a thread that reads bodies."""
+    return await asyncio.get_running_loop().run_in_executor(_readers(), work, *args)
+
+
+@cache
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(2, thread_name_prefix="saga-rl reader")
 
 
 def _again(messages: list[Message], receive: Receive) -> Receive:

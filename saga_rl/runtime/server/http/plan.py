@@ -10,12 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from saga_rl.runtime.server.http.chains import Chains
-from saga_rl.runtime.server.http.dialects import COMPLETIONS, MESSAGES, prompt_of, tool_before, turns_of
+from saga_rl.runtime.server.http.dialects import MESSAGES, tool_before
 from saga_rl.runtime.server.http.family import Entry
 from saga_rl.runtime.server.http.prompts import Prompt
+from saga_rl.runtime.server.http.reading import LARGE, Reading, read
 from saga_rl.runtime.server.http.session import CONTEXT, HEADERS, Who, context_hints, who_of
 from saga_rl.runtime.server.http.settings import Settings, Tenants
 from saga_rl.runtime.server.http.tap import Tap
@@ -31,7 +30,6 @@ MOST_RESPONSES = 16_384
 Headers = Iterable[tuple[bytes, bytes]]
 _ENDS = tuple(bytes([c]) for c in b'"0123456789]}elNy')
 """What a value ends with."""
-_decode = msgspec.json.Decoder().decode
 
 
 @dataclass(slots=True)
@@ -60,15 +58,17 @@ class Planner:
         """Sessions that sub-agents call their own -> the session at the top."""
         self._responses: OrderedDict[tuple[str | None, str], tuple[str, int, dict[str, str]]] = OrderedDict()
 
-    def plan(self, dialect: str, raw_headers: Headers, raw: bytes) -> Plan | None:
-        """None: leave it as it is (not JSON, no object: vLLM says so)."""
-        raw_headers, raw = list(raw_headers), _utf8(raw)
+    def plan(self, dialect: str, raw_headers: Headers, raw: bytes, reading: Reading | None = None) -> Plan | None:
+        """None: leave it as it is (not JSON, no object: vLLM says so). reading: of `raw`, if it was read before. What
+        is added to a large body is not in it yet: `splice`."""
+        raw_headers, raw = list(raw_headers), utf8(raw)
         headers = by_name(raw_headers)
         tenant = self.tenants.of(headers)
         if len(raw) > self.settings.most_bytes:
             self.counts["bodies not read"] += 1
             return self.blind(dialect, raw_headers, raw)
-        body = _read(raw)
+        reading = read(dialect, raw) if reading is None else reading
+        body, turns = reading.body, reading.turns
         if not isinstance(body, dict) or not body:
             self.counts["bodies not understood"] += 1
             return None
@@ -86,10 +86,9 @@ class Planner:
             if known is not None:
                 named, earlier = known[0], known[2]
                 hints.setdefault("saga_agent", known[1])
-        turns = turns_of(dialect, body)
         plan = Plan(raw, [h for h in raw_headers if h[0].lower() not in self._ignored], {}, Tap(dialect, False), named,
                     tenant=tenant)
-        self._place(plan, dialect, body, tenant, hints, turns, who)
+        self._place(plan, dialect, body, tenant, hints, reading, who)
         if turns and "saga_tool" not in hints:
             tool = tool_before(turns, earlier)
             if tool is not None:
@@ -107,7 +106,7 @@ class Planner:
         """A body that is not read, where tenants must be told apart: the client's hints and session are replaced."""
         if not (self.tenants.strict or self.settings.cache_salt):
             return None
-        raw_headers, raw = list(raw_headers), _utf8(raw)
+        raw_headers, raw = list(raw_headers), utf8(raw)
         tenant = self.tenants.of(by_name(raw_headers))
         plan = Plan(raw, [h for h in raw_headers if h[0].lower() != HEADERS[0]], {}, Tap(dialect, False))
         add: dict[str, Any] = {"vllm_xargs": {"saga_tenant": tenant or "default", PROOF: self.tenants.proof(tenant)}}
@@ -115,8 +114,8 @@ class Planner:
             add["session_id"] = None
         if self.settings.cache_salt:
             add["cache_salt"] = self.tenants.salt(tenant, None)
-        _splice(plan, add)
         plan.extra = add
+        _spliced_now(plan)
         return plan
 
     def done(self, plan: Plan) -> dict[str, Any] | None:
@@ -194,10 +193,9 @@ class Planner:
         return own and top == named, top
 
     def _place(self, plan: Plan, dialect: str, body: dict[str, Any], tenant: str | None, hints: dict[str, Any],
-               turns: Any, who: Who) -> None:
+               reading: Reading, who: Who) -> None:
         """Session and agent from the chain, where nothing names them."""
-        agent = hints.get("saga_agent")
-        text = prompt_of(body) if dialect == COMPLETIONS else None
+        agent, turns, text = hints.get("saga_agent"), reading.turns, reading.text
         goes_on = bool(body.get("previous_response_id"))
         if agent is not None or not self.settings.chains or (turns is None and not text) or goes_on:
             plan.agent = int(agent) if isinstance(agent, int) else 0
@@ -206,7 +204,7 @@ class Planner:
         parts = tenant or "", named or "", str(hints.get("saga_tenant", ""))
         scope = "".join(f"{len(p)}:{p}" for p in parts).encode("utf-8", "surrogatepass")
         doubted = named in self.chains.doubted
-        plan.entry = entry = self.chains.arrive(Prompt(scope, turns, text), named, who.retry,
+        plan.entry = entry = self.chains.arrive(Prompt(scope, turns, text, reading.parts), named, who.retry,
                                                         bool(body.get("tools")) or turns is None)
         if named in self.chains.doubted:
             self._doubted(doubted, str(named), who.source)
@@ -254,8 +252,7 @@ class Planner:
         if self.settings.cache_salt and isinstance(body.get("cache_salt", ""), str | None):
             add["cache_salt"] = self.tenants.salt(tenant, body.get("cache_salt"))
         plan.extra = add
-        if add:
-            _splice(plan, add)
+        _spliced_now(plan)
 
 
 def by_name(raw: Headers) -> dict[bytes, bytes]:
@@ -276,7 +273,7 @@ def doubled(raw: Headers, names: Iterable[bytes | None]) -> bytes | None:
     return None
 
 
-def _utf8(raw: bytes) -> bytes:
+def utf8(raw: bytes) -> bytes:
     """UTF-16 and UTF-32, which Python's reader takes too, as UTF-8; whatever cannot be read stays as it is."""
     if b"\0" not in raw[:4]:
         return raw
@@ -286,19 +283,15 @@ def _utf8(raw: bytes) -> bytes:
         return raw
 
 
-def _read(raw: bytes) -> Any:
-    """JSON as vLLM's server reads it: a strict fast reader first, then Python's own, which takes more."""
-    try:
-        return _decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        try:
-            return json.loads(raw)
-        except (ValueError, RecursionError):
-            return None
+def _spliced_now(plan: Plan) -> None:
+    if len(plan.body) <= LARGE:
+        splice(plan)
 
 
-def _splice(plan: Plan, add: dict[str, Any]) -> None:
-    """`add` as the last keys of the body's object."""
+def splice(plan: Plan) -> None:
+    """Put what was added into the body, as the last keys of its object. Once."""
+    if not plan.extra:
+        return
     raw = plan.body  # not copied but once: it may be megabytes
     end = len(raw)
     while end and raw[end - 1] in b" \t\r\n":
@@ -308,7 +301,7 @@ def _splice(plan: Plan, add: dict[str, Any]) -> None:
         last -= 1
     if end < 2 or raw[end - 1] != ord("}") or raw[last:last + 1] not in _ENDS:
         return  # no object, or an empty one
-    plan.body = b"".join((memoryview(raw)[:end - 1], b",", json.dumps(add).encode()[1:]))
+    plan.body = b"".join((memoryview(raw)[:end - 1], b",", json.dumps(plan.extra).encode()[1:]))
     plan.headers = [(k, str(len(plan.body)).encode()) if k.lower() == b"content-length" else (k, v)
                     for k, v in plan.headers]
 

@@ -18,6 +18,8 @@ Calls = tuple[tuple[str, str, str], ...]
 TAG = re.compile(rb"<[^<>\s]{1,40}>")
 """What chat templates put between turns."""
 _LONGEST_HEAD = 1 << 16
+LONG = 1 << 20
+"""Characters of a turn that are not copied in one go."""
 
 
 def digest(*parts: bytes) -> bytes:
@@ -51,26 +53,23 @@ class Answer:
 
 
 class Prompt:
-    """Keys of one prompt. scope: who may share chains (tenant, session named)."""
+    """Keys of one prompt. scope: who may share chains (tenant, session named); parts: `parts_of` the rest, if known."""
 
     def __init__(self, scope: bytes, turns: Sequence[Turn] | None = None, text: bytes | None = None,
-                 blocks: Sequence[bytes] | None = None) -> None:
+                 parts: Sequence[bytes] | None = None) -> None:
         self.scope, self.turns, self.text, self.tail = scope, turns or (), text, b""
         key = digest(b"turns" if text is None else b"text", scope)  # their lengths count different things
         self.keys = [key]
         self._after: dict[int, tuple[bytes, Calls]] = {}
+        for part in parts if parts is not None else parts_of(self.turns, text):
+            self.keys.append(key := digest(key, part))
         if text is not None:
-            self.length, ends = len(text), _boundaries(len(text))
-            for a, b in zip([0, *ends[:-1]], ends, strict=False):
-                self.keys.append(key := digest(key, text[a:b]))
-            self._ends = [0, *ends]
+            self.length = len(text)
+            self._ends = [0, *_boundaries(len(text))]
             self.tail = digest(text[self._ends[-1]:])
             self.head = digest(self.keys[0], _head(text))
         else:
-            pieces = blocks if blocks is not None else [t.canonical() for t in self.turns]
-            for piece in pieces:
-                self.keys.append(key := digest(key, piece))
-            self.length = len(pieces)
+            self.length = len(self.keys) - 1
             self.head = self.keys[len(leading_system(self.turns))]
 
     def extends(self, length: int, tail: bytes, answer: Answer | None, i: int) -> int:
@@ -120,6 +119,22 @@ class Prompt:
             text, calls = said(self.turns, length)
             self._after[length] = digest(text.encode("utf-8", "surrogatepass")) if text else b"", calls
         return self._after[length]
+
+
+def parts_of(turns: Sequence[Turn], text: bytes | None = None) -> list[bytes]:
+    """Digests of what a prompt is cut into: its turns, or stretches of its text. Needs nobody's scope."""
+    if text is None:
+        return [digest(t.canonical()) if len(t.text) < LONG else _in_pieces(t) for t in turns]
+    ends = _boundaries(len(text))
+    return [digest(text[a:b]) for a, b in zip([0, *ends[:-1]], ends, strict=False)]
+
+
+def _in_pieces(turn: Turn) -> bytes:
+    """The same for a long text, without a copy of it in one go: whoever copies holds Python's lock."""
+    h = hashlib.blake2b(turn._replace(text="").canonical(), digest_size=16)
+    for at in range(0, len(turn.text), LONG):
+        h.update(turn.text[at:at + LONG].encode("utf-8", "surrogatepass"))
+    return h.digest()
 
 
 def _boundaries(length: int) -> list[int]:
