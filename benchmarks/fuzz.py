@@ -169,7 +169,7 @@ def rounds(run: Run, minutes: float, first_seed: int) -> int:
 def failures(engines: list[dict[str, Any]], metrics: str) -> list[str]:
     """What failed in our code, in engines and in the API server."""
     out = [f"engine {e['engine']}: {k} {v}" for e in engines for k, v in e.items() if k.startswith("failed/")]
-    return out + [line for line in metrics.splitlines() if line.startswith("saga_http_total") and "failed" in line
+    return out + [line for line in metrics.splitlines() if line.startswith("saga_http_failures_total")
                   and not line.endswith(" 0.0")]
 
 

@@ -50,6 +50,8 @@ COUNTERS = {
     "requests sent again": ("saga_requests_sent_again", "Unanswered requests of a lost engine sent to another"),
     "requests failed with an engine": ("saga_requests_failed", "Requests lost in the middle of an answer"),
     "engines lost": ("saga_engines_lost", "Engines that ended while the server served"),
+    "engines found hung": ("saga_engines_hung", "Of those: engines that said nothing, and were ended for it"),
+    "servers lost": ("saga_servers_lost", "Other API servers that ended"),
 }
 """Names in a snapshot -> metric, meaning. Zero until it happens: the router's are those from `placements` on."""
 ROUTERS = (*COUNTERS,)[[*COUNTERS].index("placements"):]
@@ -69,8 +71,9 @@ GAUGES = {
     "service gap": ("saga_fairness_gap_tokens", "Largest service gap seen between tenants that waited, tokens"),
     "engines live": ("saga_engines_live", "Engines that serve"),
 }
-HTTP = ("requests", "sessions begun", "sessions by chain", "tools seen", "answers unread", "bodies not read",
-        "bodies not understood", "hints dropped", "tenants not believed", "doubled headers",
+HTTP = ("requests", "sessions begun", "sessions by chain", "tools seen", "answers unread",
+        "bodies read outside the loop", "bodies not read", "bodies not understood", "hints dropped",
+        "tenants not believed", "doubled headers",
         "proofs not agreed", "notes sent", "notes applied",
         "notes unanswered", "notes dropped", "notes failed")
 """What the middleware counts; its failures are a metric of their own."""
