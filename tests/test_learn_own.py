@@ -187,7 +187,7 @@ def test_another_trace_in_the_same_folder_is_refused(learned, tmp_path):
     (["--profile", "h100-lama3-70b"], "no profile named"),
     (["--population", "500"], "can feed"),
     (["--load", "1"], "both given"),
-    (["--workers", "0"], "--workers"),
+    (["--workers", "-1"], "--workers"),
     (["--wandb", "sometimes"], "--wandb mode"),
     (["--cpu-tokens", "3"], "less than one block"),
     (["--lazy-offload"], "--lazy-offload: has no memory"),
