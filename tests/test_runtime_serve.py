@@ -118,6 +118,8 @@ def run(*flags: str) -> subprocess.CompletedProcess:
     (["M", "--policy", "stock", "--record", "x.parquet"], "needs our scheduler"),
     (["M", "--record", "no/such/folder/x.parquet"], "does not exist"),
     (["M", "--expiry-s", "-1"], "expiry_s: is -1"),
+    (["/nope/mine"], "/nope/mine: does not exist; name a model's folder"),
+    (["./nope", "--policy", "stock"], "./nope: does not exist"),
 ])
 def test_what_is_wrong_is_told_in_one_line_before_vllm_is_loaded(flags, message, monkeypatch):
     monkeypatch.setitem(ENV, "VLLM_PLUGINS", "saga_rl")

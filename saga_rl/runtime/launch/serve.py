@@ -32,6 +32,8 @@ def serve(model: str, flags: list[str], config: SagaConfig, emulate: Settings | 
     """Serve `model` until interrupted; `flags` are vLLM's; `emulate` serves without a GPU. Raises `UserError` for
     anything wrong with them."""
     stock = config.policy == STOCK
+    if model.startswith(("/", "./", "../", "~")) and not Path(model).expanduser().exists():
+        raise UserError(model, "does not exist", "name a model's folder, or a model as its hub calls it")
     if emulate is not None:
         activate(emulate)
     if active() is not None:
