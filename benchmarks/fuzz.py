@@ -18,6 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -149,17 +150,18 @@ def rounds(run: Run, minutes: float, first_seed: int) -> int:
     """Rounds over all routes until the time is over; returns how many began."""
     schema = schemathesis.openapi.from_url(f"{run.ours.base_url}/openapi.json", headers=dict(run.ours.headers))
     operations = [o.ok() for o in schema.get_all_operations()]
-    tests = [by_schema(run, o) for o in operations if o.path not in LEFT_OUT] + [by_hand(run, p) for p in READ]
+    tests = [partial(by_schema, run, o) for o in operations if o.path not in LEFT_OUT]
+    tests += [partial(by_hand, run, p) for p in READ]
     end, begin = time.monotonic() + 60 * minutes, time.monotonic()
     with progress() as bar:
         job = bar.add_task("fuzzing", total=60 * minutes, note="")
         for number in itertools.count():
-            for k, test in enumerate(tests):
+            for k, make in enumerate(tests):
                 if time.monotonic() > end:
                     return number + 1
                 quiet = settings(max_examples=EXAMPLES, deadline=None, database=None, phases=[Phase.generate],
                                  suppress_health_check=list(HealthCheck))
-                seed(1_000_000 * first_seed + 1000 * number + k)(quiet(test))()
+                seed(1_000_000 * first_seed + 1000 * number + k)(quiet(make()))()
                 bar.update(job, completed=min(time.monotonic() - begin, 60 * minutes),
                            note=f"{sum(n for (r, _), n in run.counts.items() if ',' not in r)} requests, "
                                 f"{len(run.found)} found")
