@@ -28,6 +28,7 @@ from saga_rl.errors import UserError, unknown_name
 from saga_rl.files import write_json
 from saga_rl.learn.script import check_range, run_script
 from saga_rl.provenance import provenance
+from saga_rl.report.tables import markdown
 
 HOURS = "hours"
 COLUMNS = ("scene", "fault", "requests", "answered", "failed unbegun", "broken", "left by client", "sent again",
@@ -44,10 +45,6 @@ def cells(name: str, row: dict[str, Any]) -> list[str]:
 
 def memory_cells(row: dict[str, Any]) -> list[list[str]]:
     return [[n, f"{m['half']:.1f}", f"{m['end']:.1f}", f"{m['per_hour']:+.2f}"] for n, m in row["memory"].items()]
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(r)} |" for r in [head, ["---"] * len(head), *rows]) + "\n"
 
 
 def show(console: Console, title: str, head: list[str], rows: list[list[str]]) -> None:
@@ -94,7 +91,7 @@ def report(out: Path, rows: dict[str, Any], console: Console) -> None:
     """Print the tables so far, and write them to soak.md."""
     text = [cells(n, r) for n, r in rows.items()]
     show(console, "requests", list(COLUMNS), text)
-    md = markdown(list(COLUMNS), text)
+    md = markdown(COLUMNS, text) + "\n"
     if HOURS in rows:
         r = rows[HOURS]
         head = ["process", "MiB at half time", "MiB at the end", "MiB an hour"]
@@ -102,7 +99,7 @@ def report(out: Path, rows: dict[str, Any], console: Console) -> None:
         facts = (f"{r['cores']:.2f} cores used; sessions began {r['late_p99_ms']:.0f} ms late at P99; an answer took "
                  f"{r['answer_median_s']:.1f} s of the device's (median; P99 {r['answer_p99_s']:.0f} s)")
         console.print(facts, highlight=False)
-        md += f"\n{markdown(head, memory_cells(r))}\n{facts}\n"
+        md += f"\n{markdown(head, memory_cells(r))}\n\n{facts}\n"
     (out / "soak.md").write_text(md)
 
 

@@ -11,8 +11,9 @@ from saga_rl.experiments.cell import Result
 from saga_rl.experiments.intervals import paired_ratio, sound
 from saga_rl.learn.own.cells import FIGURES
 from saga_rl.learn.own.rule import FOUND, STOCK, Choice, choose, named
+from saga_rl.policies.parameters import DEFAULT_PRESET
 
-INFINITE, BARE, EAGER = "infinite memory", "stock, no tier", "auto, vLLM's tier"
+INFINITE, BARE, EAGER = "infinite memory", "stock, no tier", f"{DEFAULT_PRESET}, vLLM's tier"
 MEASURES = {"tct_mean_s": "mean completion", "tct_p95_s": "P95 of completion",
             "ttft_mean_s": "mean time to first token",
             "ttft_p95_s": "P95 of time to first token", "throughput_sessions_per_min": "throughput"}

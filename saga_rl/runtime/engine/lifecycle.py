@@ -211,8 +211,6 @@ class RequestLife(Scheduler):
         """At most so many blocks are what `allocate_slots` can ask for, for so many tokens and what it is told of."""
         tokens += kwargs.get("num_lookahead_tokens", 0)
         spare = kwargs.get("reserved_blocks", 0) + getattr(self.kv_cache_manager, "watermark_blocks", 0)
-        if len(self.block_queue.groups.tokens) == 1:
-            return float(-(-tokens // self.block_queue.groups.tokens[0]) + 2 + spare)
         return float((np.ceil(tokens / self.block_queue.groups.tokens) + 2).sum()) + spare
 
     def _begins(self, request: Request, served: Served, found_tokens: int) -> None:

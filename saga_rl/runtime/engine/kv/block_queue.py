@@ -67,8 +67,6 @@ class PolicyBlockQueue:
         self._mark: tuple | None = None
         """What the last ranking was made of; None: it does not hold any more."""
         self._fell_back = False
-        self._going: tuple[Run, str, int] | None = None
-        """The run that was taken from last and is still the first, what its chain was doing, and when that was said."""
         self._touched: tuple[Run, KVCacheBlock] | None = None
         self._touched_since = False
         """Since the last ranking."""
@@ -131,7 +129,7 @@ class PolicyBlockQueue:
         out: list[KVCacheBlock] = []
         if n <= self.empty.num_free_blocks:
             out = self.empty.popleft_n(n)
-        elif not self._go_on(n, out):
+        else:
             self._make_room(n, out)
         self._free = self.num_free_blocks = self._free - n
         return out
@@ -317,15 +315,13 @@ class PolicyBlockQueue:
             if v.drift is not None and not self._fell_back and not run.stale:
                 self._watch(run)
             taken = self._pop(run, most if broken else min(most, spare.get(run.tenant, most)), out)
-            cause = self._cause(run)
-            self.evicted[cause] += taken
+            self.evicted[self._cause(run)] += taken
             if run.tenant in spare:
                 spare[run.tenant] -= taken
             if broken and self.floors is not None:
                 self.floors.breaks += taken
             if self.victims.policy.whole_chain and self.floors is None and not run.stale:
                 self._take_whole(run, base)
-            self._going = run, cause, v.tracker.version
             if not self._let_in_freed():
                 self._mark = None
                 self._rank()
@@ -336,27 +332,6 @@ class PolicyBlockQueue:
             return "left behind" if run.stale else "shared"
         row = self.victims.tracker.chains[run.chain]
         return "ended" if row[ch.ENDED] > 0 else "waiting" if row[ch.WAITING] == 1 else "idle"
-
-    def _go_on(self, n: int, out: list[KVCacheBlock]) -> bool:
-        """Take n blocks of the run that was taken from last, if that is what `_make_room` would do: the ranking holds,
-        and nothing was put into it since. In a full pool a step asks for a block a dozen times."""
-        going, v, runs, mark = self._going, self.victims, self.runs, self._mark
-        if (going is None or mark is None or mark[0] != runs.seq or mark[2] != self.now or self.empty.num_free_blocks
-                or self.floors is not None or v.drift is not None or v.policy.memory or v.policy.whole_chain):
-            return False
-        run, cause, said = going
-        if run.num_free_blocks < n or not run.queued or runs.blocked(run):
-            return False
-        if said != v.tracker.version:
-            cause = self._cause(run)
-            self._going = run, cause, v.tracker.version
-        taken = self._pop(run, n, out)
-        self.evicted[cause] += taken
-        if self._freed and not self._let_in_freed():
-            self._mark = None
-        if taken < n:
-            self._make_room(n, out)
-        return True
 
     def _watch(self, victim: Run) -> None:
         """Compare whom the network chose with one that it ranks far behind."""
@@ -419,7 +394,7 @@ class PolicyBlockQueue:
             if last[1] == mark[1] and p.steady and math.isinf(p.steady_idle_s):
                 self._mark = mark
                 return
-        self._mark, self._touched_since, self._going = mark, False, None
+        self._mark, self._touched_since = mark, False
         slots = runs.slots()
         if p.oldest_first:
             keys = np.zeros(len(slots))
@@ -464,9 +439,7 @@ class PolicyBlockQueue:
                 run.key = -float(v.scores(self.runs, np.array([run.slot]), self.now)[0])
                 mixed |= (v.guard.fallbacks.total() > before) != self._fell_back
             self._line(run).push(run)
-        if self._freed:
-            self._freed.clear()
-            self._going = None  # another may be ahead of it
+        self._freed.clear()
         return not mixed
 
     def _pop(self, run: Run, most: int, out: list[KVCacheBlock]) -> int:

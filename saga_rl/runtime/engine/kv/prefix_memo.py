@@ -8,7 +8,7 @@ block that was missing, so both are watched and the rest is kept. The result is 
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from typing import Any
 
 MOST = 8
@@ -36,8 +36,6 @@ class PrefixMemo:
         coordinator = manager.coordinator
         self.pool, self.block = coordinator.block_pool, coordinator.block_size
         self._known: OrderedDict[int, _Found] = OrderedDict()
-        self._in: Counter[int] = Counter()
-        """In how many of these a block is, by its id: a block that goes is mostly in none."""
         self._map = self.pool.cached_block_hash_to_block
         self._evict = self.pool._maybe_evict_cached_block
         self.walked = 0
@@ -46,7 +44,7 @@ class PrefixMemo:
     def evict(self, block: Any) -> Any:
         """`BlockPool._maybe_evict_cached_block`, noted."""
         gone = self._evict(block)
-        if gone and block.block_id in self._in:
+        if gone:
             for found in self._known.values():
                 place = found.at.get(block.block_id)
                 if place is not None and place < found.valid:
@@ -57,7 +55,6 @@ class PrefixMemo:
         """The longest cached prefix of at most so many tokens: (blocks of each group, tokens, 0)."""
         if self._map is not self.pool.cached_block_hash_to_block:  # the cache was reset
             self._known.clear()
-            self._in.clear()
             self._map = self.pool.cached_block_hash_to_block
         most = min(max_cache_hit_length // self.block, len(block_hashes))
         found = self._of(block_hashes)
@@ -65,7 +62,6 @@ class PrefixMemo:
         if found.valid < len(blocks):
             for block in blocks[found.valid:]:
                 del at[block.block_id]
-                self._leave(block.block_id)
             del blocks[found.valid:]
         for i in range(len(blocks), most):
             self.walked += 1
@@ -73,7 +69,6 @@ class PrefixMemo:
             if not here:
                 break
             at[here[0].block_id] = len(blocks)
-            self._in[here[0].block_id] += 1
             blocks.append(here[0])
         found.valid = len(blocks)
         out = blocks[:most]
@@ -82,24 +77,12 @@ class PrefixMemo:
     def _of(self, block_hashes: Any) -> _Found:
         key = id(block_hashes)
         found = self._known.pop(key, None)
-        if found is not None and found.hashes is not block_hashes:
-            self._forget(found)
-            found = None
-        found = found or _Found(block_hashes)
+        if found is None or found.hashes is not block_hashes:
+            found = _Found(block_hashes)
         self._known[key] = found
         if len(self._known) > MOST:
-            self._forget(self._known.popitem(last=False)[1])
+            self._known.popitem(last=False)
         return found
-
-    def _forget(self, found: _Found) -> None:
-        for number in found.at:
-            self._leave(number)
-
-    def _leave(self, number: int) -> None:
-        if self._in[number] == 1:
-            del self._in[number]
-        else:
-            self._in[number] -= 1
 
 
 def install(manager: Any) -> PrefixMemo | None:

@@ -94,17 +94,11 @@ class Service:
         """`_charge_output` of all that fly, in one pass: this is done in each step in which somebody comes. (Reads
         vLLM's list of answer tokens itself: its property costs as much as all else here.)"""
         news: dict[int, int] = {}
-        one, total = len(self.tracker.tenants.codes) == 1, 0
         for request, served in self.flying.values():
             n, had = len(request._output_token_ids), served.charged
             if n != had:
                 served.charged = n
-                if one:
-                    total += n - had if n > had else n
-                else:
-                    news[served.tenant] = news.get(served.tenant, 0) + (n - had if n > had else n)
-        if total:
-            news = {0: total}
+                news[served.tenant] = news.get(served.tenant, 0) + (n - had if n > had else n)
         for tenant, new in news.items():
             self._counters[W, tenant, sv.COUNTER] += sv.OUTPUT * new
 
