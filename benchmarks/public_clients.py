@@ -31,6 +31,7 @@ from saga_rl.files import write_json
 from saga_rl.learn.script import check_range, run_script
 from saga_rl.processes import free_port
 from saga_rl.provenance import provenance
+from saga_rl.report.tables import markdown
 from saga_rl.runtime.emulate.shapes import PROFILE_OF, write_model
 
 SHAPE, MODEL, WINDOW = "llama3.1-8b", "bench", 16_384
@@ -192,8 +193,7 @@ def main(
     for line in lines:
         shown.add_row(*line)
     console.print(shown)
-    (out / "public-clients.md").write_text(
-        "\n".join(f"| {' | '.join(r)} |" for r in [head, ["---"] * len(head), *lines]) + "\n")
+    (out / "public-clients.md").write_text(markdown(head, lines) + "\n")
 
 
 if __name__ == "__main__":
